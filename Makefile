@@ -1,0 +1,73 @@
+# Every target stands on `setup`, which builds .venv once and is instant until pyproject.toml changes.
+# Name another Python with PYTHON=..., another torch by installing it into .venv before `make setup`.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+STAMP := $(VENV)/.installed
+
+REPORT_ARGS ?=
+TEST_WORKERS ?= 2
+TEST_ARGS ?=
+LAB_ARGS ?=
+NOTEBOOKS_OUT ?= reports/notebooks
+BENCH_ARGS ?= tiny-skewed --batch 1,16,64
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup report test lab notebooks bench lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+
+setup: $(STAMP) ## only the environment, in .venv
+
+CHECK_PYTHON = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+
+$(STAMP): pyproject.toml
+	@if ! $(PIP) --version >/dev/null 2>&1 || ! $(BIN)/python -c '$(CHECK_PYTHON)' >/dev/null 2>&1; then \
+	  if ! $(PYTHON) -c '$(CHECK_PYTHON)' >/dev/null 2>&1; then \
+	    echo "specmoe needs Python 3.10 or newer with venv and ensurepip (Debian and Ubuntu: install python3-venv)," \
+	      "and '$(PYTHON)' is not one: name one with 'make setup PYTHON=python3.12'." >&2; exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv $(VENV); \
+	fi
+	@if ! $(BIN)/python -c 'import torch' >/dev/null 2>&1; then \
+	  echo "Installing $(TORCH) (the largest download; some minutes)"; \
+	  $(PIP) install --quiet --disable-pip-version-check '$(TORCH)'; \
+	fi
+	@echo "Installing specmoe with its notebooks and tests"
+	@$(PIP) install --quiet --disable-pip-version-check -e '.[notebooks,dev]'
+	@touch $@
+
+report: setup ## run the main report and print the path of its HTML
+	@$(BIN)/specmoe report run report --out reports/$$(date +%Y-%m-%d_%H%M%S) $(REPORT_ARGS)
+
+# One thread per worker: two workers with two threads each would only take turns on two cores.
+test: setup ## all tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(TEST_ARGS)
+
+lab: setup ## JupyterLab on the notebooks
+	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(LAB_ARGS)
+
+notebooks: setup ## execute all notebooks (NOTEBOOKS_OUT=notebooks: in place, to commit them)
+	@mkdir -p $(NOTEBOOKS_OUT)
+	@set -e; for notebook in notebooks/*.ipynb; do \
+	  test -e "$$notebook" || { echo "There is no notebook in notebooks/." >&2; exit 1; }; \
+	  $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
+	done
+
+bench: setup ## every method on a shipped checkpoint
+	@$(BIN)/specmoe bench $(BENCH_ARGS)
+
+lint: setup ## ruff: rules and format, notebooks included
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean: ## remove caches and build leftovers; .venv and reports/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

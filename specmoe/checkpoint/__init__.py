@@ -1,0 +1,29 @@
+"""From a Hugging Face checkpoint to a model without experts and a folder with one record per expert.
+
+Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives the transformers model with
+its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which ``expert_store`` reads next.
+
+files     safetensors files and their headers, read without mmap; what is no safe checkpoint is refused there
+recipes   transformers' own conversion mapping: which checkpoint tensors make which tensor of the model
+model     the model on meta, its experts modules, the loading of everything that is not an expert
+layout    how a record is laid out; a packed folder, opened and checked
+plan      where in the checkpoint every expert lies, checked by shape before a byte is read; widening
+packing   writing the records: atomic, resumable, one expert in memory at a time
+"""
+
+from .files import resolve
+from .layout import ExpertLayout, PackedExperts, open_packed, verify_packed
+from .model import build_model, expert_modules
+from .packing import cache_folder, pack
+
+__all__ = [
+    "ExpertLayout",
+    "PackedExperts",
+    "build_model",
+    "cache_folder",
+    "expert_modules",
+    "open_packed",
+    "pack",
+    "resolve",
+    "verify_packed",
+]

@@ -1,0 +1,260 @@
+"""A checkpoint's files: safetensors headers, single tensors, and what makes a copy of it recognisable.
+
+Comes in: a name, folder or hub id. Goes out: a ``Checkpoint`` whose headers agree with its file sizes, for
+``recipes`` and ``model``. Tensors are read with plain reads: a mapped file that shrinks kills the process,
+and mapped pages count as memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import torch
+
+from ..errors import CheckpointError
+
+logger = logging.getLogger("specmoe")
+
+SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "BOOL": torch.bool,
+}  # fmt: skip
+QUANTISED = {"U8": "packed integers, as in MXFP4 or int4", "I8": "int8", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+SAMPLE_BYTES, NUM_SAMPLES = 64 * 1024, 64  # what identity() hashes of a large shard
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies: ``start`` is its first byte in ``file``."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: headers read and checked, no weights in memory."""
+
+    folder: Path
+    config: dict[str, Any]
+    shards: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+
+    def read(self, key: str, first: int | None = None) -> torch.Tensor:
+        """The tensor ``key``; with ``first`` only that index of its leading dimension: ``[1, ...]``."""
+        info = self.tensors[key]
+        shape = info.shape if first is None else (1, *info.shape[1:])
+        tensor = torch.empty(shape, dtype=info.dtype)
+        num_bytes = tensor.numel() * tensor.element_size()
+        if num_bytes:
+            start = info.start + (first or 0) * num_bytes
+            _read_into(info.file, start, tensor.reshape(-1).view(torch.uint8).numpy())
+        return tensor
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this checkpoint from another, wherever it lies: names, sizes and hashes, no times."""
+        config = hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
+        shards = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sample_hash(f)} for f in self.shards]
+        return {"name": display_name(self.folder), "config_sha256": config, "shards": shards}
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder of a shipped model, of a local checkpoint, or of a hub id (downloaded: weights, tokenizer).
+
+    In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped name.
+    """
+    name = str(name_or_path)
+    if name_or_path == name and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
+        return SHIPPED / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if isinstance(name_or_path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return _download(name)
+    shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
+    what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
+    raise CheckpointError(
+        f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})"
+    )
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read and check config, index and headers of the checkpoint in ``folder``."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: not a Hugging Face checkpoint folder")
+    config = _read_json(folder / "config.json")
+    _refuse_quantised_config(folder, config)
+    shards, shard_of = _find_shards(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for key, info in _read_header(shard).items():
+            if shard_of is None or shard_of.get(key) == shard:
+                tensors[key] = info
+    if shard_of is not None and (lost := sorted(shard_of.keys() - tensors.keys())):
+        raise CheckpointError(
+            f"{shard_of[lost[0]]} lacks the tensor {lost[0]!r} that the index of {folder} promises"
+            f" ({len(lost)} in all): download the checkpoint again"
+        )
+    return Checkpoint(folder, config, shards, tensors)
+
+
+def display_name(folder: Path) -> str:
+    """A readable name: the folder's, or the repository's for a folder in the hub's download cache."""
+    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Subfolders and "consolidated" files hold second copies of the weights in other formats.
+        folder = snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"])
+    except Exception as error:  # the hub has a dozen error classes; each one means: not here
+        reason = str(error).strip().split("\n")[0] or "no answer"
+        raise CheckpointError(
+            f"{name!r} is no local folder, and the hub did not give it ({type(error).__name__}: {reason}):"
+            " check the name and the connection, log in for a gated model, or give a local folder"
+        ) from error
+    return Path(folder)
+
+
+def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None]:
+    """The weight files, and with an index the file of each tensor; one file first, as transformers does."""
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",), None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _read_index(index)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds pickled weights ({pickles[0]}), which can run any code when opened, and specmoe"
+            " reads safetensors only: if you trust it, convert it with transformers' from_pretrained(...) and"
+            " save_pretrained(...)"
+        )
+    raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+
+
+def _read_index(index: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map: download the checkpoint again")
+    names = sorted({_safe_name(index, name) for name in weight_map.values()})
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of {len(names)} shards, first {missing[0]!r}:"
+            " download the checkpoint again"
+        )
+    return tuple(index.parent / name for name in names), {k: index.parent / v for k, v in weight_map.items()}
+
+
+def _safe_name(index: Path, name: object) -> str:
+    """``name``, if it names a safetensors file inside the folder of the index."""
+    posix, windows = PurePosixPath(str(name)), PureWindowsPath(str(name))
+    leaves = posix.is_absolute() or windows.anchor or ".." in windows.parts
+    if not isinstance(name, str) or leaves or posix.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{index} names {name!r}, which is no .safetensors file inside its folder: do not trust this checkpoint"
+        )
+    return name
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file; the size of the file must be what its header says."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or 8 + length > size:
+            raise CheckpointError(f"{file} is cut short inside its header ({size} bytes): download it again")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{file} has no readable safetensors header: download it again") from error
+    expected = 8 + length + max((entry[4] for entry in entries), default=0)
+    if size != expected:
+        raise CheckpointError(
+            f"{file} has {size} bytes, its header says {expected}: cut short or altered, download it again"
+        )
+    return {key: _tensor_info(file, 8 + length, key, *entry) for key, *entry in entries}
+
+
+def _tensor_info(file: Path, data: int, key: str, dtype: str, shape: tuple, *ends: int) -> TensorInfo:
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"tensor {key!r} in {file} has the quantised format {dtype}"
+            f" ({QUANTISED.get(dtype, 'not known')}): specmoe runs weights as they are; use an unquantised checkpoint (bf16, fp16, fp32)"
+        )
+    begin, end = ends
+    if not (0 <= begin <= end and end - begin == math.prod(shape) * DTYPES[dtype].itemsize):
+        raise CheckpointError(f"tensor {key!r} in {file} has a size unlike its shape: download it again")
+    return TensorInfo(file, DTYPES[dtype], shape, data + begin)
+
+
+def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        quantised = part.get("quantization_config") or part.get("compression_config")
+        if quantised:
+            method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+            raise CheckpointError(
+                f"{folder} is quantised ({method}, says its config.json): specmoe runs weights as they are;"
+                " use an unquantised checkpoint (bf16, fp16, fp32)"
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object: download it again")
+    return content
+
+
+def _read_into(file: Path, start: int, buffer: Any) -> None:
+    view = memoryview(buffer)
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(start)
+            while len(view):
+                count = stream.readinto(view)
+                if not count:
+                    raise CheckpointError(f"{file} ended {len(view)} bytes early: cut short while it was read")
+                view = view[count:]
+    except OSError as error:
+        raise CheckpointError(f"{file} could not be read ({error})") from error
+
+
+def _sample_hash(file: Path) -> str:
+    """SHA-256 of all of a small file; of a large one, of its header and evenly spread samples."""
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        for start in _sample_starts(size):
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _sample_starts(size: int) -> Iterable[int]:
+    if size <= SAMPLE_BYTES * NUM_SAMPLES * 4:
+        return range(0, size, SAMPLE_BYTES)
+    return [(size - SAMPLE_BYTES) * i // (NUM_SAMPLES - 1) for i in range(NUM_SAMPLES)]

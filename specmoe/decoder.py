@@ -1,0 +1,113 @@
+"""One forward pass of a transformers model over ragged rows.
+
+Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each row. Goes out: logits
+``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model it drives. An encoder-decoder is another
+class with the same four verbs: ``prefill``, ``enter``, ``step``, ``leave``.
+
+    B rows, T tokens of a block, V vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from .errors import SpecMoEError, UnsupportedModelError
+from .kv_cache import RaggedKVCache, attention_windows
+
+
+class CausalDecoder:
+    """A decoder-only model. State: the KV cache of the rows in flight (rows 0 .. B-1)."""
+
+    def __init__(self, model: PreTrainedModel):
+        check_rollback(model)
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        self.windows = attention_windows(self.config)
+        self.eager = self.config._attn_implementation == "eager"
+        self.num_layers = self.config.num_hidden_layers
+        self.kv_cache: RaggedKVCache | None = None
+
+    @property
+    def max_positions(self) -> int | None:
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_input_embeddings().num_embeddings
+
+    def open(self, num_rows: int, num_positions: int) -> None:
+        """Make room for ``num_rows`` rows of ``num_positions`` tokens."""
+        self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
+
+    def close(self) -> None:
+        self.kv_cache = None
+
+    def prefill(self, prompts: list[list[int]]) -> list:
+        """Run prompts (all but their last token, which the first round feeds) -> one state per prompt for ``enter``."""
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        longest = max(lengths)
+        if longest == 0:
+            return [None] * len(prompts)
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : lengths[row]] = torch.tensor(prompt[:-1])
+        kv_cache = RaggedKVCache(self.num_layers, len(prompts), longest, self.model.device)
+        self._forward(kv_cache, tokens, torch.zeros(len(prompts), dtype=torch.long), logits_to_keep=1)
+        return [kv_cache.take_row(row, length) for row, length in enumerate(lengths)]
+
+    def enter(self, row: int, state) -> None:
+        """A prefilled prompt becomes row ``row``."""
+        if state is not None:
+            self.kv_cache.put_row(row, state)
+
+    def leave(self, row: int, last: int) -> None:
+        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay together."""
+        if row != last:
+            self.kv_cache.move_row(last, row)
+
+    def step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T, V]``."""
+        return self._forward(self.kv_cache, tokens, starts)
+
+    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, **kwargs) -> torch.Tensor:
+        positions = kv_cache.place(starts, tokens.shape[1])
+        output = self.model(
+            input_ids=tokens.to(self.model.device),
+            position_ids=positions,
+            attention_mask=self._masks(kv_cache),
+            past_key_values=kv_cache,
+            use_cache=True,
+            **kwargs,
+        )
+        return output.logits
+
+    def _masks(self, kv_cache: RaggedKVCache):
+        """One 4-D mask, or one per kind of attention for a model that mixes them."""
+        masks = {kind: self._as_bias(kv_cache.mask(kind, window)) for kind, window in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _as_bias(self, visible: torch.Tensor) -> torch.Tensor:
+        """Scaled-dot-product attention takes the bool mask; eager attention adds a bias."""
+        if not self.eager:
+            return visible
+        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return bias.masked_fill_(~visible, torch.finfo(bias.dtype).min)
+
+
+def check_rollback(model: PreTrainedModel) -> None:
+    """Refuse models whose state cannot be rolled back to an earlier token."""
+    if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
+        raise UnsupportedModelError(
+            f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when drafted tokens are "
+            "rejected; use a model with attention layers only"
+        )
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Refuse to decode from NaN logits."""
+    if torch.isnan(logits).any():
+        raise SpecMoEError(
+            "the model's logits are NaN: the checkpoint holds NaN or overflows in this dtype; try dtype='float32' "
+            "or check the weights"
+        )

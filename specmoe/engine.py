@@ -1,0 +1,242 @@
+"""What a user holds: a model whose experts lie in slow memory.
+
+``load`` puts the rooms together (checkpoint -> store -> pool -> experts function -> decoder); ``Engine.generate`` sends one
+job through ``speculate.decode`` and gives back tokens, texts, stats and a trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+
+from . import checkpoint
+from .affinity import expert_distances
+from .config import GenerateOptions, LoadOptions, from_kwargs, torch_dtype
+from .decoder import CausalDecoder
+from .errors import SpecMoEError
+from .exactness import ExactReport, compare_methods
+from .experts import OffloadedExperts
+from .expert_store import open_store
+from .kernels import ExpertKernel
+from .memory import plan_memory
+from .methods import Method, make_method
+from .output import Output, make_stats
+from .progress import Watcher
+from .prompts import check_lengths, read_prompts
+from .resident_pool import ResidentPool, allocate_slots
+from .sampling import Sampler
+from .speculate import Job, Row, decode
+from .trace import Trace
+
+DEFAULT_BATCH_SIZE = 64
+CALIBRATION = {"num_prompts": 8, "max_new_tokens": 24}
+
+
+def load(model: str, **options) -> Engine:
+    """Load ``model`` (a shipped name, a local Hugging Face folder, or a hub id) with its experts in slow memory.
+
+    Options are those of ``config.LoadOptions``; an unknown one raises ``OptionError``. Raises ``CheckpointError``,
+    ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing is left open then.
+    """
+    return Engine(model, from_kwargs(LoadOptions, options))
+
+
+class Engine:
+    """A loaded model. ``generate`` may be called any number of times, one at a time; each call starts with an empty
+    pool, so no call depends on earlier ones. ``close`` (or leaving the ``with`` block) ends every thread and frees files
+    and buffers."""
+
+    def __init__(self, model: str, options: LoadOptions):
+        self.name, self.options = str(model), options
+        path = checkpoint.resolve(model)
+        self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
+        self.decoder = CausalDecoder(self.model)
+        modules = checkpoint.expert_modules(self.model)
+        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes)
+        self.tokenizer = _tokenizer(path)
+        self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
+        layout = self.packed.layout
+        self.memory = plan_memory(
+            record_bytes=layout.record_bytes,
+            scratch_bytes=ExpertKernel.scratch_bytes(layout, self.model.dtype),
+            num_layers=len(self.packed.layers), num_experts=self.packed.num_experts,
+            draft_experts=options.draft_experts, fast_memory=options.fast_memory, num_readers=options.num_readers,
+        )  # fmt: skip
+        distances = expert_distances(self.packed)
+        kernel = ExpertKernel(layout, self.model.dtype, options.device, options.compile)
+        self.experts = OffloadedExperts(self.model, modules, kernel, distances)
+        self.store = open_store(
+            options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers
+        )
+        try:
+            self._slots = allocate_slots(self.memory.num_slots, self.store)
+            self.experts.install()
+        except BaseException:
+            self.store.close()
+            raise
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Output:
+        """Continue ``prompts`` (texts, lists of ids, or ids [B, T] with ``attention_mask``) -> ``Output``.
+
+        Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding; sampled output has
+        the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
+        (the engine can be used again).
+        """
+        options = from_kwargs(GenerateOptions, options)
+        tokens = self._read(prompts, attention_mask, options.max_new_tokens)
+        method = make_method(options, self.memory, self.packed, self._hotness_for(options, tokens))
+        batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(tokens))
+        trace = Trace(enabled=self.options.trace)
+        pool = self._pool(method, trace)
+        job = self._job(method, options, tokens, batch_size, trace)
+        watcher = Watcher(options, tokens)
+        try:
+            self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
+            self._preload(pool, method)
+            self.decoder.open(batch_size, max(row.limit for row in job.queue))
+            seconds = self._run(job, watcher)
+        finally:
+            watcher.close()
+            pool.reset_reads()
+            self.decoder.close()
+        stats = make_stats(
+            options.method, batch_size, job.totals, pool.counts, seconds,
+            pool.num_bytes + self.memory.scratch_bytes, kept_full=len(tokens) > batch_size,
+        )  # fmt: skip
+        return self._output(watcher.finished, stats, trace)
+
+    def _run(self, job: Job, watcher: Watcher) -> float:
+        """Decode to the end; returns seconds without prefill."""
+        job.trace.restart()
+        began_s = time.perf_counter()
+        for rows in decode(job):
+            watcher.see(rows)
+        return time.perf_counter() - began_s - job.totals.prefill_s
+
+    def _read(self, prompts, attention_mask, max_new_tokens: int) -> list[list[int]]:
+        if self.store is None:
+            raise SpecMoEError("the engine is closed: load it again")
+        tokens = read_prompts(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size)
+        check_lengths(tokens, max_new_tokens, self.decoder.max_positions)
+        return tokens
+
+    def _job(self, method: Method, options: GenerateOptions, tokens, batch_size: int, trace: Trace) -> Job:
+        rows = [Row(index, list(row), len(row) + options.max_new_tokens) for index, row in enumerate(tokens)]
+        return Job(
+            decoder=self.decoder, experts=self.experts, sampler=Sampler(options), planner=method.planner,
+            queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=trace,
+        )  # fmt: skip
+
+    def _eos(self, options: GenerateOptions) -> frozenset[int]:
+        eos = options.eos_token_id
+        if eos is None:
+            eos = self.model.generation_config.eos_token_id
+        if eos is None:
+            eos = self.decoder.config.eos_token_id
+        return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+    def _pool(self, method: Method, trace: Trace) -> ResidentPool:
+        slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
+        return ResidentPool(self.store, slots, method.num_kept, trace, **method.pool_options)
+
+    def _preload(self, pool: ResidentPool, method: Method) -> None:
+        """Fixed sets are fetched before decoding begins, and not counted."""
+        for layer, experts in enumerate(method.preload or []):
+            pool.fetch(layer, experts)
+        pool.forget_counts()
+
+    def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
+        sequences = [torch.tensor(row.tokens) for row in rows]
+        new = [row.tokens[row.num_prompt :] for row in rows]
+        return Output(sequences, self._texts(sequences), self._texts(new), [row.num_prompt for row in rows], stats, trace)
+
+    def _texts(self, sequences: list) -> list[str]:
+        if self.tokenizer is None:
+            return []
+        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in sequences]
+
+    # ---- calibration and self-check -----------------------------------------------------------------------------
+
+    def calibrate(self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"]) -> list[list[int]]:
+        """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on it."""
+        self.generate(prompts, method="cached", eviction="temporal", max_new_tokens=max_new_tokens, eos_token_id=[])
+        self.hotness = [list(total) for total in self.experts.totals]
+        return self.hotness
+
+    def _hotness_for(self, options: GenerateOptions, tokens: list[list[int]]) -> list[list[int]] | None:
+        """Calibrates on the job's first prompts when a method needs it and nobody has."""
+        static = options.method == "cached" and options.eviction == "static"
+        hot_global = options.method in ("specmoe", "auto") and options.draft_set == "hot_global"
+        if (static or hot_global) and self.hotness is None:
+            room = (self.decoder.max_positions or 1 << 30) - max(map(len, tokens))
+            first = tokens[: CALIBRATION["num_prompts"]]
+            self.calibrate(first, max_new_tokens=min(CALIBRATION["max_new_tokens"], room))
+        return self.hotness
+
+    def check_exact(self, prompts, max_new_tokens: int = 64, **options) -> ExactReport:
+        """Plain decoding against every method; the first divergence, if any, with its logit gap."""
+        return compare_methods(self, prompts, max_new_tokens, **options)
+
+    @torch.inference_mode()
+    def next_logits(self, tokens: list[int]) -> torch.Tensor:
+        """The full model's logits [V] for the token after ``tokens``."""
+        options = GenerateOptions(method="on_demand")
+        method = make_method(options, self.memory, self.packed, None)
+        pool = self._pool(method, Trace(enabled=False))
+        self.experts.begin_run(pool, method.policy, pool.trace, **method.experts_options)
+        try:
+            self.decoder.open(1, len(tokens) + 1)
+            return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
+        finally:
+            pool.reset_reads()
+            self.decoder.close()
+
+    # ---- facts and the end -----------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> dict:
+        """What was loaded."""
+        layout, memory = self.packed.layout, self.memory
+        return {
+            "name": Path(self.name).name, "architecture": self.model.config.model_type,
+            "layers": len(self.packed.layers), "experts": self.packed.num_experts,
+            "top_k": getattr(self.decoder.config, "num_experts_per_tok", None),
+            "expert_bytes": layout.payload_bytes, "record_bytes": layout.record_bytes,
+            "widened_from": self.packed.widened_from, "expert_dtype": str(layout.dtype).removeprefix("torch."),
+            "dtype": str(self.model.dtype).removeprefix("torch."), "device": str(self.options.device),
+            "draft_experts": memory.draft_experts, "fast_memory_bytes": memory.fast_memory_bytes,
+            "used_bytes": memory.used_bytes, "slots": memory.num_slots, "cached_experts": memory.cached_experts,
+            "trunk_bytes": sum(p.nbytes for p in self.model.parameters() if not p.is_meta),
+        }  # fmt: skip
+
+    @property
+    def store_info(self) -> dict:
+        return self.store.info()
+
+    def close(self) -> None:
+        """End every thread, close files, free buffers. Calling it twice is fine."""
+        if self.store is not None:
+            self.experts.uninstall()
+            self.store.close()
+            self.store = self._slots = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _tokenizer(path: Path):
+    """The checkpoint's tokenizer, or None when it brings none."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return None
+    return AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,149 @@
+"""Which experts of a layer stay in fast memory after a step. No torch.
+
+Comes in, when a layer's router has spoken: how many live tokens went to each expert of the layer, and which experts
+are resident. Goes out: the set to keep, at most ``num_kept`` of them. Everything else may be overwritten as soon as it
+has been computed. The choice is made once per layer and step, for the whole coalesced request; so "least recently used"
+means least recently *requested*, ties broken by the token count of that request. ``resident_pool`` acts on the choice;
+``draft_sets`` makes the same kind of choice for the draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KeepPolicy:
+    """Base: keep nothing (on-demand). ``keep`` may update the policy's own memory of past requests."""
+
+    def __init__(self, num_layers: int, num_experts: int, num_kept: int):
+        self.num_layers, self.num_experts, self.num_kept = num_layers, num_experts, num_kept
+
+    def keep(self, layer: int, counts: Sequence[int], resident: set[int]) -> set[int]:
+        """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most ``num_kept``."""
+        return set()
+
+    def best(self, layer: int, candidates: set[int]) -> set[int]:
+        """The at most ``num_kept`` of ``candidates`` that this policy would rather keep; observes nothing."""
+        return set(sorted(candidates)[: self.num_kept])
+
+
+class _Ranked(KeepPolicy):
+    """Keep the ``num_kept`` candidates (needed now or resident) with the highest ``_rank``."""
+
+    def keep(self, layer, counts, resident):
+        self._observe(layer, counts)
+        return self.best(layer, {expert for expert, count in enumerate(counts) if count} | resident)
+
+    def best(self, layer, candidates):
+        ranked = sorted(candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True)
+        return set(ranked[: self.num_kept])
+
+    def _observe(self, layer: int, counts: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def _rank(self, layer: int, expert: int):
+        raise NotImplementedError
+
+
+class LRU(_Ranked):
+    """Keep the most recently requested."""
+
+    def __init__(self, num_layers, num_experts, num_kept):
+        super().__init__(num_layers, num_experts, num_kept)
+        self._step = [0] * num_layers
+        self._last = [[(-1, 0)] * num_experts for _ in range(num_layers)]  # (step, tokens) of the last request
+
+    def _observe(self, layer, counts):
+        self._step[layer] += 1
+        for expert, count in enumerate(counts):
+            if count:
+                self._last[layer][expert] = (self._step[layer], count)
+
+    def _rank(self, layer, expert):
+        return self._last[layer][expert]
+
+
+class LFU(_Ranked):
+    """Keep the most frequently requested since the run began (tokens, not steps)."""
+
+    def __init__(self, num_layers, num_experts, num_kept):
+        super().__init__(num_layers, num_experts, num_kept)
+        self._total = [[0] * num_experts for _ in range(num_layers)]
+
+    def _observe(self, layer, counts):
+        total = self._total[layer]
+        for expert, count in enumerate(counts):
+            total[expert] += count
+
+    def _rank(self, layer, expert):
+        return self._total[layer][expert]
+
+
+class Temporal(_Ranked):
+    """Keep the most used in this step; experts not used now follow in their earlier order."""
+
+    def __init__(self, num_layers, num_experts, num_kept):
+        super().__init__(num_layers, num_experts, num_kept)
+        self._score = [[0.0] * num_experts for _ in range(num_layers)]
+
+    def _observe(self, layer, counts):
+        # earlier use is squeezed below one token, so that it only breaks ties and orders the unused
+        highest = max(self._score[layer], default=0.0) + 1.0
+        self._score[layer] = [
+            count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)
+        ]
+
+    def _rank(self, layer, expert):
+        return self._score[layer][expert]
+
+
+class Static(KeepPolicy):
+    """Keep a fixed set per layer: the hottest of a calibration run (``totals`` [layers][E] tokens)."""
+
+    def __init__(self, num_layers, num_experts, num_kept, totals: Sequence[Sequence[float]]):
+        super().__init__(num_layers, num_experts, num_kept)
+        self.fixed = [
+            set(sorted(range(num_experts), key=lambda expert: (-total[expert], expert))[:num_kept]) for total in totals
+        ]
+
+    def keep(self, layer, counts, resident):
+        return set(self.fixed[layer])
+
+
+class Belady(KeepPolicy):
+    """The bound: keep those needed again soonest. Sees the future ``requests`` [layer][step] -> experts, so only a
+    replay can use it (Belady 1966)."""
+
+    def __init__(self, num_layers, num_experts, num_kept, requests: Sequence[Sequence[set[int]]]):
+        super().__init__(num_layers, num_experts, num_kept)
+        self._requests = requests
+        self._step = [0] * num_layers
+
+    def keep(self, layer, counts, resident):
+        self._step[layer] += 1
+        future = self._requests[layer][self._step[layer] :]
+        candidates = {expert for expert, count in enumerate(counts) if count} | resident
+
+        def next_use(expert: int) -> int:
+            return next((step for step, needed in enumerate(future) if expert in needed), len(future))
+
+        return set(sorted(candidates, key=lambda expert: (next_use(expert), expert))[: self.num_kept])
+
+
+def make_policy(name: str, num_layers: int, num_experts: int, num_kept: int, totals=None) -> KeepPolicy:
+    """The eviction called ``name`` (lru, lfu, temporal, static); "static" needs calibration ``totals`` [layers][E]."""
+    if name == "static":
+        return Static(num_layers, num_experts, num_kept, totals)
+    return {"lru": LRU, "lfu": LFU, "temporal": Temporal}[name](num_layers, num_experts, num_kept)
+
+
+def replay(requests: Sequence[Sequence[int]], policy: KeepPolicy, layer: int = 0) -> tuple[int, int]:
+    """(hits, misses) of one layer's requests ([step] -> counts [E]) under ``policy``, starting empty."""
+    resident: set[int] = set()
+    hits = misses = 0
+    for counts in requests:
+        needed = {expert for expert, count in enumerate(counts) if count}
+        hits += len(needed & resident)
+        misses += len(needed - resident)
+        resident = policy.keep(layer, counts, resident) & (needed | resident)
+    return hits, misses

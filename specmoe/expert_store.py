@@ -1,0 +1,333 @@
+"""The slow tier: where expert records lie until somebody asks for them. Read-only; one verb: read.
+
+Comes in: a ``PackedExperts`` folder (``checkpoint.pack``). Goes out: ``Read`` tickets, each of which fills one buffer
+with one record. ``resident_pool`` calls next. A few reader threads serve demand reads before prefetches; reads of the
+disk go around the page cache (direct I/O), so that what is measured is the disk. ``link_bytes_per_s`` slows any store
+to a link of your choice, in wall-clock time and over all readers together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import itertools
+import mmap
+import os
+import sys
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .checkpoint import PackedExperts
+from .errors import OptionError, StoreError
+
+DEMAND, PREFETCH = 0, 1  # priorities: what compute waits for goes first
+STALL_S = 120.0  # a read that takes longer is reported, not waited for
+
+
+class ExpertKey(NamedTuple):
+    """One expert: ``layer`` counts MoE layers from 0."""
+
+    layer: int
+    expert: int
+
+
+def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
+    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it for CUDA copies."""
+    if pin:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
+
+
+def _memory_of(buffer: torch.Tensor) -> memoryview:
+    """The bytes of a CPU tensor as something ``os.preadv`` can write into."""
+    raw = (ctypes.c_char * buffer.numel()).from_address(buffer.data_ptr())
+    return memoryview(raw).cast("B")
+
+
+class Link:
+    """A shared link of ``bytes_per_s``: one transfer after the other, honoured in wall-clock time."""
+
+    def __init__(self, bytes_per_s: float | None):
+        if bytes_per_s is not None and not bytes_per_s > 0:
+            raise OptionError(f"link_bytes_per_s={bytes_per_s!r} must be above zero")
+        self.bytes_per_s = bytes_per_s
+        self._free_at_s = 0.0
+        self._lock = threading.Lock()
+
+    def reserve(self, num_bytes: int) -> float:
+        """Book the link for ``num_bytes``; returns the clock time at which they will have crossed."""
+        if self.bytes_per_s is None:
+            return 0.0
+        with self._lock:
+            start_s = max(time.perf_counter(), self._free_at_s)
+            self._free_at_s = start_s + num_bytes / self.bytes_per_s
+            return self._free_at_s
+
+    @staticmethod
+    def wait_until(clock_s: float) -> None:
+        left_s = clock_s - time.perf_counter()
+        if left_s > 0:
+            time.sleep(left_s)
+
+
+@dataclass(eq=False)
+class Read:
+    """A ticket for one record on its way into ``buffer``. ``seconds`` is the read's own duration once done."""
+
+    key: ExpertKey
+    buffer: torch.Tensor
+    after: object = None  # CUDA event: the buffer's last use, which the copy has to wait for
+    number: int = 0  # order of submission
+    seconds: float = 0.0
+    error: Exception | None = None
+    started: bool = False
+    cancelled: bool = False
+
+    def __post_init__(self):
+        self._finished = threading.Event()
+
+    def done(self) -> bool:
+        return self._finished.is_set()
+
+    def finish(self, error: Exception | None = None) -> None:
+        self.error = error
+        self._finished.set()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Block until the record is in the buffer; ``StoreError`` naming the record if it failed or stalled."""
+        timeout_s = STALL_S if timeout_s is None else timeout_s
+        if not self._finished.wait(timeout_s):
+            raise StoreError(
+                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for {timeout_s:.0f} s: "
+                "is the disk still there?"
+            )
+        if self.error is not None:
+            raise self.error
+
+    def settle(self) -> None:
+        """Block until the reader lets go of the buffer, whatever became of the read."""
+        self._finished.wait(STALL_S)
+
+
+class ExpertStore:
+    """Base of the stores: reader threads around ``_copy``. ``submit`` queues a read, ``close`` ends the threads."""
+
+    kind = "abstract"
+    how = ""
+
+    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
+        self.packed, self.layout = packed, packed.layout
+        self.record_bytes = packed.layout.record_bytes
+        self.device = torch.device(device)
+        self.link = Link(link_bytes_per_s)
+        self.num_readers = num_readers
+        self._checked = [[False] * packed.num_experts for _ in packed.layers]
+        self._queue: list[tuple[int, int, Read]] = []
+        self._order = itertools.count()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"specmoe-reader-{i}", daemon=True) for i in range(num_readers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, key: ExpertKey, buffer: torch.Tensor, priority: int = DEMAND, after=None) -> Read:
+        """Queue one record for ``buffer`` (uint8 ``[record_bytes]``); returns its ticket at once."""
+        read = Read(key, buffer, after, next(self._order))
+        with self._wake:
+            if self._closed:
+                raise StoreError("the expert store is closed: load the engine again")
+            heapq.heappush(self._queue, (priority, read.number, read))
+            self._wake.notify()
+        return read
+
+    def cancel(self, read: Read) -> bool:
+        """Take back a read nobody started; True when it will not happen."""
+        with self._wake:
+            if read.started:
+                return False
+            read.cancelled = True
+        read.finish()
+        return True
+
+    def hasten(self, read: Read) -> None:
+        """Compute waits for this prefetch now: move it before all other prefetches."""
+        with self._wake:
+            if not read.started and not read.cancelled:
+                heapq.heappush(self._queue, (DEMAND, next(self._order), read))
+
+    def close(self) -> None:
+        """End the reader threads and release files and memory. Calling it twice is fine."""
+        with self._wake:
+            self._closed = True
+            pending, self._queue = self._queue, []
+            self._wake.notify_all()
+        for _, _, read in pending:
+            if not read.started:
+                read.finish(StoreError("the expert store was closed"))
+        for thread in self._threads:
+            thread.join()
+        self._release()
+
+    def info(self) -> dict:
+        """What was measured: the kind of store and how it reads."""
+        rate = self.link.bytes_per_s
+        return {"store": self.kind, "reads": self.how, "num_readers": self.num_readers, "link_bytes_per_s": rate}
+
+    def _next_read(self) -> Read | None:
+        with self._wake:
+            while True:
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    return None
+                read = heapq.heappop(self._queue)[2]
+                if not read.started and not read.cancelled:
+                    read.started = True
+                    return read
+
+    def _serve(self) -> None:
+        reader = self._make_reader()
+        while (read := self._next_read()) is not None:
+            began_s = time.perf_counter()
+            try:
+                crossed_s = self.link.reserve(self.record_bytes)
+                self._copy(read, reader)
+                self.link.wait_until(crossed_s)
+                error = None
+            except Exception as failure:  # handed to whoever waits for the record
+                error = self._explain(read.key, failure)
+            read.seconds = time.perf_counter() - began_s
+            read.finish(error)
+
+    def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:
+        if isinstance(failure, StoreError):
+            return failure
+        return StoreError(
+            f"cannot read expert {key.expert} of MoE layer {key.layer} from {self.packed.data_file}: {failure}"
+        )
+
+    def _check(self, key: ExpertKey, memory) -> None:
+        """Compare a record with its checksum, once, the first time it is read."""
+        if self._checked[key.layer][key.expert]:
+            return
+        if zlib.crc32(memory) != self.packed.checksums[key.layer][key.expert]:
+            raise StoreError(
+                f"expert {key.expert} of MoE layer {key.layer} in {self.packed.data_file} is altered (checksum differs): "
+                "delete the folder and pack the checkpoint again"
+            )
+        self._checked[key.layer][key.expert] = True
+
+    def _make_reader(self):
+        return None
+
+    def _copy(self, read: Read, reader) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        pass
+
+
+class _CudaLane:
+    """One reader's own copy stream; the host waits for its copy, so a finished read is a filled buffer."""
+
+    def __init__(self, device: torch.device, bounce_bytes: int = 0):
+        self.stream = torch.cuda.Stream(device)
+        self.bounce = aligned_bytes(bounce_bytes, pin=True) if bounce_bytes else None
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after) -> None:
+        with torch.cuda.stream(self.stream):
+            if after is not None:
+                self.stream.wait_event(after)
+            target.copy_(source, non_blocking=True)
+        self.stream.synchronize()
+
+
+class DiskStore(ExpertStore):
+    """Records in a file, read with direct I/O where the file system allows it."""
+
+    kind = "disk"
+
+    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
+        self._file, self.how = _open_around_page_cache(packed.data_file)
+        super().__init__(packed, device, link_bytes_per_s, num_readers)
+
+    def _make_reader(self):
+        return _CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
+
+    def _copy(self, read: Read, lane: _CudaLane | None) -> None:
+        memory = _memory_of(read.buffer if lane is None else lane.bounce)
+        offset, filled = self.packed.offset(*read.key), 0
+        while filled < self.record_bytes:
+            num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
+            if num_bytes == 0:
+                raise StoreError(f"{self.packed.data_file} ends inside expert {read.key.expert} of MoE layer "
+                                 f"{read.key.layer}: pack the checkpoint again")  # fmt: skip
+            filled += num_bytes
+        if self.how != "direct":
+            os.posix_fadvise(self._file, offset, self.record_bytes, os.POSIX_FADV_DONTNEED)
+        self._check(read.key, memory)
+        if lane is not None:
+            lane.copy(read.buffer, lane.bounce, read.after)
+
+    def _release(self) -> None:
+        os.close(self._file)
+
+
+def _open_around_page_cache(path) -> tuple[int, str]:
+    """A file descriptor and how it reads: "direct", or "page cache dropped" after every read."""
+    try:
+        if hasattr(os, "O_DIRECT"):
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            try:
+                os.preadv(file, [_memory_of(aligned_bytes(4096))], 0)
+                return file, "direct"
+            except OSError:  # tmpfs and some network file systems open, but do not read
+                os.close(file)
+    except OSError:
+        pass
+    if not hasattr(os, "posix_fadvise"):
+        raise StoreError(f"no way to read {path} around the page cache on {sys.platform}: use store='memory'")
+    return os.open(path, os.O_RDONLY), "page cache dropped"
+
+
+class MemoryStore(ExpertStore):
+    """Records in host memory; page-locked when the device is CUDA. The whole file is read once, when opened."""
+
+    kind = "memory"
+
+    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
+        pin = torch.device(device).type == "cuda"
+        self.how = "pinned host memory" if pin else "host memory"
+        num_records = len(packed.layers) * packed.num_experts
+        self._records = aligned_bytes(num_records * packed.layout.record_bytes, pin).view(num_records, -1)
+        with open(packed.data_file, "rb") as file:
+            file.readinto(_memory_of(self._records.view(-1)))
+        super().__init__(packed, device, link_bytes_per_s, num_readers)
+
+    def _make_reader(self):
+        return _CudaLane(self.device) if self.device.type == "cuda" else None
+
+    def _copy(self, read: Read, lane: _CudaLane | None) -> None:
+        record = self._records[read.key.layer * self.packed.num_experts + read.key.expert]
+        self._check(read.key, _memory_of(record))
+        if lane is None:
+            read.buffer.copy_(record)
+        else:
+            lane.copy(read.buffer, record, read.after)
+
+    def _release(self) -> None:
+        self._records = None
+
+
+def open_store(kind: str, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None,
+               num_readers: int = 4) -> ExpertStore:  # fmt: skip
+    """The store named ``kind`` ("disk" or "memory") over ``packed``."""
+    stores = {"disk": DiskStore, "memory": MemoryStore}
+    return stores[kind](packed, device, link_bytes_per_s, num_readers)

@@ -1,0 +1,265 @@
+"""The experts function: what runs in place of every MoE layer's experts, for every model on transformers' registry.
+
+Comes in, after the model's own router: ``hidden`` [T, D], ``top_k_index`` [T, K], ``top_k_weights`` [T, K]. Goes out:
+[T, D]. In *target* mode every distinct expert that a live token needs is fetched once and computed (coalesced); in
+*draft* mode only the resident draft experts are computed, and a stand-in replaces what is not there. ``decoder`` runs the
+model around it.
+
+    T tokens of the block, K top_k, D hidden, E experts, L MoE layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from . import affinity
+from .errors import UnsupportedModelError
+from .eviction import KeepPolicy
+from .expert_store import ExpertKey
+from .kernels import ExpertKernel
+from .resident_pool import ResidentPool
+from .trace import Trace
+
+NAME = "specmoe"  # in the registry, and so in config._experts_implementation
+
+
+def dispatch(index: torch.Tensor, num_experts: int, live: torch.Tensor | None) -> tuple[list[int], torch.Tensor]:
+    """Sort token-expert pairs by expert: ``index`` [T, K] -> (tokens per expert [E], pair numbers in that order).
+
+    Pair p is token p // K's choice p % K. Pairs of dead tokens (``live`` [T] False) and of expert E ("none") come last
+    and are in no count.
+    """
+    pairs = index.reshape(-1)
+    if live is not None:
+        pairs = pairs.masked_fill(~live.repeat_interleave(index.shape[1]), num_experts)
+    order = torch.argsort(pairs, stable=True)
+    counts = torch.bincount(pairs, minlength=num_experts + 1)[:num_experts]
+    return counts.tolist(), order
+
+
+def groups(counts: list[int], order: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Expert -> its pair numbers, for experts with tokens."""
+    chunks, begin = {}, 0
+    for expert, count in enumerate(counts):
+        if count:
+            chunks[expert] = order[begin : begin + count]
+            begin += count
+    return chunks
+
+
+class OffloadedExperts:
+    """All MoE layers of one model, served from one pool. ``target()`` and ``draft()`` switch the mode.
+
+    State: the mode, the live tokens of the block, counts of the last step per layer and their totals, the votes of
+    the draft's routers since the last verification. Nothing here outlives ``uninstall``.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: dict[str, nn.Module], kernel: ExpertKernel, distances=None):
+        self.model, self.modules, self.kernel = model, list(modules.values()), kernel
+        self.num_layers, self.num_experts = len(self.modules), self.modules[0].num_experts
+        self.routers = [_router_of(model, name) for name in modules]
+        self.distances = distances  # [L, E, E]
+        self.router_logits: list[torch.Tensor | None] = [None] * self.num_layers
+        self._hooks: list = []
+        self.drafting = False
+        self.live: torch.Tensor | None = None
+
+    def install(self) -> None:
+        """Register the experts function and point this model at it."""
+        ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
+        for layer, module in enumerate(self.modules):
+            module._specmoe_forward = partial(self._forward, layer)
+        for module in self.model.modules():
+            if hasattr(module, "config"):
+                module.config._experts_implementation = NAME
+        for layer, router in enumerate(self.routers):
+            if router is not None:
+                self._hooks.append(router.register_forward_hook(partial(self._remember_logits, layer)))
+
+    def uninstall(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for module in self.modules:
+            del module._specmoe_forward
+        self.pool = None
+
+    def begin_run(self, pool: ResidentPool, policy: KeepPolicy, trace: Trace, *, substitute: str = "affinity",
+                  prefetch: bool = False, guess_next: bool = False, seed: int = 0) -> None:  # fmt: skip
+        """A new run: everything remembered about earlier ones is forgotten."""
+        if (substitute == "router" or guess_next) and None in self.routers:
+            what = "substitute='router'" if substitute == "router" else "method='overlapped'"
+            raise UnsupportedModelError(f"{what} needs the router's scores, and {self.model.config.model_type} hides them")
+        self.pool, self.policy, self.trace = pool, policy, trace
+        self.substitute, self.prefetch, self.guess_next = substitute, prefetch, guess_next
+        self.generator = torch.Generator().manual_seed(seed)
+        self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
+        self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
+        self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]
+        self.started = self.keep_as_is = False
+        self.target(None)
+
+    # ---- modes -------------------------------------------------------------------------------------------------
+
+    def target(self, live: torch.Tensor | None) -> None:
+        """The next forward pass is the full model's; only ``live`` tokens (bool, any shape of T) fetch and count."""
+        self.drafting = False
+        self._set_live(live)
+
+    def draft(self, live: torch.Tensor | None) -> None:
+        """The next forward passes are the draft's: resident experts only, no fetch."""
+        self.drafting = True
+        self._set_live(live)
+
+    def prefill(self, run, live: torch.Tensor):
+        """Run ``run()`` as the full model over prompt tokens. The first prefill finds the first residents; later ones
+        (refills while decoding) leave every layer's kept set as the last verification chose it."""
+        self.target(live)
+        self.keep_as_is = self.started
+        self.started = True
+        result = run()
+        self.keep_as_is = False
+        return result
+
+    def _set_live(self, live: torch.Tensor | None) -> None:
+        self.live = None if live is None else live.reshape(-1).to(self.model.device)
+
+    def prepare_draft(self) -> bool:
+        """Before a round drafts: the draft set is what every layer keeps. Fetches what a fixed or own set names and is
+        not here; builds the stand-in tables. False when a layer has no draft expert yet (a cold start)."""
+        for layer in range(self.num_layers):
+            missing = self.pool.kept[layer] - self.pool.resident_experts(layer)
+            if missing:
+                self.pool.fetch(layer, self.pool.kept[layer])
+        self.draft_residents = [sorted(kept) for kept in self.pool.kept]
+        if not all(self.draft_residents):
+            return False
+        self.stand_ins = [self._stand_ins(layer).to(self.model.device) for layer in range(self.num_layers)]
+        self.votes = [[0] * self.num_experts for _ in range(self.num_layers)]
+        return True
+
+    def _stand_ins(self, layer: int) -> torch.Tensor:
+        residents = self.draft_residents[layer]
+        if self.substitute == "random":
+            return affinity.random_resident(self.num_experts, residents, self.generator)
+        if self.substitute == "affinity":
+            return affinity.nearest_resident(self.distances[layer], residents)
+        return affinity.no_substitute(self.num_experts, residents)
+
+    # ---- the experts function ------------------------------------------------------------------------------------
+
+    def _forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        run = self._draft_layer if self.drafting else self._target_layer
+        return run(layer, hidden, index, weights).to(hidden.dtype)
+
+    def _target_layer(self, layer, hidden, index, weights):
+        counts, order = dispatch(index, self.num_experts, self.live)
+        chunks = groups(counts, order)
+        self._count(layer, counts)
+        if self.keep_as_is:
+            keep = self.pool.kept[layer]
+        else:
+            keep = self.policy.keep(layer, counts, self.pool.resident_experts(layer))
+        arrivals = self.pool.request(layer, chunks, keep)
+        self._guess_next_layer(layer, hidden, index.shape[1])
+        return self._compute(layer, hidden, weights, chunks, arrivals, self.kernel.target)
+
+    def _draft_layer(self, layer, hidden, index, weights):
+        if self.prefetch:
+            self._vote(layer, index)
+        if self.substitute == "no_experts":
+            return torch.zeros_like(hidden)
+        mapped = self.stand_ins[layer][index]  # [T, K]
+        if self.substitute == "router":
+            mapped = self._route_among_residents(layer, index, mapped)
+        counts, order = dispatch(mapped, self.num_experts, self.live)
+        chunks = groups(counts, order)
+        residents = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in chunks)
+        return self._compute(layer, hidden, weights, chunks, residents, self.kernel.draft)
+
+    def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, chunks: dict[int, torch.Tensor],
+                 records: Iterator, kernel) -> torch.Tensor:  # fmt: skip
+        """Every pair's output into its own row, then one weighted sum: the result cannot depend on arrival order."""
+        num_tokens, top_k = weights.shape
+        pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1])  # [T * K, D]
+        for expert, record in records:
+            rows = chunks[expert]
+            pairs[rows] = kernel(self.modules[layer], record, hidden[rows // top_k])
+        return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
+
+    def _count(self, layer: int, counts: list[int]) -> None:
+        self.counts[layer] = counts
+        totals = self.totals[layer]
+        for expert, count in enumerate(counts):
+            if count:
+                totals[expert] += count
+                self.trace.add("route", layer, expert, count=count)
+
+    # ---- reading ahead -------------------------------------------------------------------------------------------
+
+    def _vote(self, layer: int, index: torch.Tensor) -> None:
+        """The draft's router names experts, before substitution: read those it asks for often enough."""
+        counts, _ = dispatch(index, self.num_experts, self.live)
+        threshold = 1 if index.shape[0] == 1 else 2
+        votes = self.votes[layer]
+        for expert, count in enumerate(counts):
+            if count:
+                votes[expert] += count
+                if votes[expert] >= threshold:
+                    self.pool.prefetch(ExpertKey(layer, expert))
+
+    def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
+        """Overlapped: the next layer's router, asked about this layer's input, names what to read meanwhile."""
+        if not self.guess_next or layer + 1 >= self.num_layers:
+            return
+        tokens = hidden if self.live is None else hidden[self.live]
+        if len(tokens):
+            logits = _logits_of(self.routers[layer + 1](tokens))
+            for expert in logits.topk(top_k, dim=-1).indices.unique().tolist():
+                self.pool.prefetch(ExpertKey(layer + 1, expert))
+
+    def _remember_logits(self, layer: int, router: nn.Module, args, output) -> None:
+        self.router_logits[layer] = _logits_of(output)
+
+    def _route_among_residents(self, layer: int, index: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
+        """substitute="router": a choice that is not here goes to the resident the router likes best and has not used."""
+        scores = self.router_logits[layer].float()  # [T, E]
+        here = torch.zeros(self.num_experts, dtype=torch.bool, device=scores.device)
+        here[self.draft_residents[layer]] = True
+        scores = scores.masked_fill(~here, float("-inf")).scatter(1, index, float("-inf"))
+        mapped = mapped.clone()
+        for k in range(index.shape[1]):
+            best = scores.max(dim=1)
+            missing = (mapped[:, k] == self.num_experts) & (best.values > float("-inf"))
+            mapped[missing, k] = best.indices[missing]
+            taken = torch.where(missing, float("-inf"), best.values)
+            scores = scores.scatter(1, best.indices[:, None], taken[:, None])
+        return mapped
+
+
+def _experts_forward(module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
+                     top_k_weights: torch.Tensor) -> torch.Tensor:  # fmt: skip
+    """What transformers' registry calls: [T, D], [T, K], [T, K] -> [T, D]."""
+    return module._specmoe_forward(hidden_states, top_k_index, top_k_weights)
+
+
+def _logits_of(output) -> torch.Tensor:
+    """A router returns its logits [T, E] alone, or first in a tuple."""
+    logits = output[0] if isinstance(output, tuple) else output
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def _router_of(model: PreTrainedModel, experts_name: str) -> nn.Module | None:
+    """The router beside an experts module: the class the model records router logits from, or a child so named."""
+    block = model.get_submodule(experts_name.rpartition(".")[0])
+    for name, child in block.named_children():
+        recorder = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+        target = getattr(recorder, "target_class", recorder)
+        if (isinstance(target, type) and isinstance(child, target)) or name in ("gate", "router"):
+            return child
+    return None

@@ -1,0 +1,96 @@
+"""The arithmetic of one expert: ``y = down(act(gate(x)) * up(x))``, whatever layout the model family uses.
+
+Comes in: the fused experts module (for its flags and activation), one record, token rows ``x`` [n, D]. Goes out:
+``y`` [n, D]. ``experts`` calls this. Plain PyTorch; ``compile=True`` sends the same function through ``torch.compile``
+on padded token counts, so that few shapes are ever compiled.
+
+The verification's arithmetic is exact-friendly: a bf16 record is widened to the model's dtype, one expert at a time, in
+one bounded scratch buffer. Drafting computes in the record's own dtype: only the verification decides tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .checkpoint import ExpertLayout
+
+logger = logging.getLogger("specmoe")
+SMALLEST_BUCKET = 16
+
+
+def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]."""
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    hidden = _linear(x, weights, up, module.is_transposed)  # [n, 2F] or [n, F]
+    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)  # [n, F]
+    y = _linear(hidden, weights, "down_proj", module.is_transposed)  # [n, D]
+    return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
+
+
+def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool) -> torch.Tensor:
+    weight = weights[name].T if transposed else weights[name]
+    return F.linear(x, weight, weights.get(f"{name}_bias"))
+
+
+def bucket(num_tokens: int) -> int:
+    """The next power of two: how many rows a compiled kernel gets for ``num_tokens``."""
+    return max(SMALLEST_BUCKET, 1 << (num_tokens - 1).bit_length())
+
+
+class ExpertKernel:
+    """Computes records. Owns the scratch in which an expert is widened to ``dtype``."""
+
+    def __init__(self, layout: ExpertLayout, dtype: torch.dtype, device="cpu", compile: bool = False):
+        self.layout, self.dtype = layout, dtype
+        widen = layout.dtype != dtype
+        self.scratch = (
+            {name: torch.empty(shape, dtype=dtype, device=device)
+             for name, shape in zip(layout.names, layout.shapes, strict=True)}
+            if widen else None
+        )  # fmt: skip
+        self._forward = expert_forward
+        self.compiled = compile and self._try_compile()
+
+    @staticmethod
+    def scratch_bytes(layout: ExpertLayout, dtype: torch.dtype) -> int:
+        """Bytes that widening one expert to ``dtype`` takes (0 when it needs none)."""
+        if layout.dtype == dtype:
+            return 0
+        elements = sum(torch.Size(shape).numel() for shape in layout.shapes)
+        return elements * torch.empty((), dtype=dtype).element_size()
+
+    def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
+        weights = self.layout.views(record)
+        if self.scratch is not None:
+            for name, weight in weights.items():
+                self.scratch[name].copy_(weight)
+            weights = self.scratch
+        return self._run(module, weights, x)
+
+    def draft(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype."""
+        return self._run(module, self.layout.views(record), x.to(self.layout.dtype)).to(x.dtype)
+
+    def _run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        if not self.compiled:
+            return self._forward(module, weights, x)
+        padded = F.pad(x, (0, 0, 0, bucket(len(x)) - len(x)))
+        return self._forward(module, weights, padded)[: len(x)]
+
+    def _try_compile(self) -> bool:
+        """Compile, or say once why not and keep the plain path."""
+        try:
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
+            if self.scratch is None or next(iter(self.scratch.values())).device.type == "cpu":
+                get_cpp_compiler()
+            self._forward = torch.compile(expert_forward, dynamic=False)
+        except Exception as failure:
+            logger.warning("compile=True: no working compiler here (%s); using the plain path", failure)
+            return False
+        return True

@@ -1,0 +1,130 @@
+"""A ragged KV cache: every row has its own length, and rejected tokens are forgotten by arithmetic.
+
+Comes in: keys and values of a block of T tokens per row, written at the row's own positions. Goes out: the whole
+preallocated ``[B, H, L, D]`` buffers, and a mask ``kv_position <= query_position`` that hides what is stale. Nothing is
+copied when tokens are rejected: the next block simply overwrites them. ``decoder`` calls next.
+
+    B rows, T tokens of a block, H heads, L positions, D head size
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .errors import UnsupportedModelError
+
+ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one attention layer, ``[B, H, L, D]``; allocated at the first write (H and D may differ
+    between keys and values, as in multi-head latent attention)."""
+
+    def __init__(self, cache: RaggedKVCache):
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states, value_states):
+        self.keys = self._buffer(key_states)
+        self.values = self._buffer(value_states)
+        self.is_initialized = True
+
+    def _buffer(self, states: torch.Tensor) -> torch.Tensor:
+        _, heads, _, size = states.shape
+        # zeros, not empty: a masked NaN would still poison the weighted sum
+        return torch.zeros(self.cache.num_rows, heads, self.cache.num_positions, size, dtype=states.dtype,
+                           device=states.device)  # fmt: skip
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Write ``[B, H, T, D]`` at the cache's ``positions`` [B, T]; returns buffers up to the longest row in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, positions, length = self.cache.rows, self.cache.positions, self.cache.length
+        self.keys[rows, :, positions] = key_states.transpose(1, 2)  # [B, T, H, D]
+        self.values[rows, :, positions] = value_states.transpose(1, 2)
+        num_rows = positions.shape[0]
+        return self.keys[:num_rows, :, :length], self.values[:num_rows, :, :length]
+
+    def get_mask_sizes(self, query_length):
+        return self.cache.length, 0
+
+    def get_seq_length(self):
+        return self.cache.length - self.cache.positions.shape[1]
+
+    def get_max_length(self):
+        return self.cache.num_positions
+
+
+class RaggedKVCache(Cache):
+    """KV cache of ``num_rows`` rows x ``num_positions``; rows in use are always 0 .. B-1.
+
+    ``place(starts, T)`` says where the next block goes; a model's forward pass then writes there. ``move_row`` and
+    ``take_row`` / ``put_row`` keep the rows in use together when one finishes or enters.
+    """
+
+    def __init__(self, num_layers: int, num_rows: int, num_positions: int, device="cpu"):
+        super().__init__(layers=[RaggedLayer(self) for _ in range(num_layers)])
+        self.num_rows, self.num_positions = num_rows, num_positions
+        self.device = torch.device(device)
+        self.place(torch.zeros(1, dtype=torch.long), 1)
+
+    def place(self, starts: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions [B, T].
+
+        Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one.
+        """
+        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=self.num_positions - 1)
+        self.length = int(positions.max()) + 1
+        self.positions = positions.to(self.device, non_blocking=True)
+        self.rows = torch.arange(len(starts), device=self.device)[:, None]  # [B, 1]
+        return self.positions
+
+    def mask(self, attention: str = "full_attention", window: int | None = None) -> torch.Tensor:
+        """bool ``[B, 1, T, L]``: may this query see this key? ``window`` positions for sliding, or chunk size."""
+        query = self.positions[:, None, :, None]  # [B, 1, T, 1]
+        key = torch.arange(self.length, device=self.device)  # [L]
+        visible = key <= query
+        if attention == "sliding_attention":
+            visible &= key > query - window
+        elif attention == "chunked_attention":
+            visible &= key // window == query // window
+        return visible
+
+    def move_row(self, source: int, target: int) -> None:
+        """Row ``source`` takes the place of row ``target``."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[target] = layer.keys[source]
+                layer.values[target] = layer.values[source]
+
+    def take_row(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and values)."""
+        return [
+            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
+            for layer in self.layers
+            if layer.is_initialized
+        ]
+
+    def put_row(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Write what ``take_row`` gave (of any cache of this model) into ``row``."""
+        for layer, (keys, values) in zip(self.layers, states, strict=False):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            layer.keys[row, :, : keys.shape[1]] = keys
+            layer.values[row, :, : values.shape[1]] = values
+
+
+def attention_windows(config) -> dict[str, int | None]:
+    """The kinds of attention a decoder config mixes -> window (None for full), or ``UnsupportedModelError``."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if not kinds:
+        kinds = {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
+    strange = sorted(kind for kind in kinds if kind not in ATTENTIONS)
+    if strange:
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers of type {', '.join(strange)}: such state cannot be rolled back when drafted "
+            "tokens are rejected; use a model with attention layers only"
+        )
+    windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    return {kind: getattr(config, windows[kind]) if kind in windows else None for kind in sorted(kinds)}

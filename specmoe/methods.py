@@ -1,0 +1,73 @@
+"""Every method as settings of the same parts: how the pool keeps experts, who plans gamma, what is read ahead.
+
+Comes in: the options of a run and the memory plan. Goes out: a ``Method`` that ``engine`` puts into a job.
+
+===========  ==========================================================================================================
+on_demand    nothing is kept: a wave of experts is read, computed, dropped (synchronous; the paper's MoE-OnDemand)
+overlapped   the same, but reads go on while experts are computed, and the next layer's experts are guessed
+cached       the pool keeps experts by an eviction policy (the paper's MoE-Caching)
+specmoe      draft experts are kept, gamma tokens are drafted with them, one verification fetches for all
+auto         specmoe with a planner that may choose gamma = 0
+resident     everything in fast memory: the ceiling, outside the budget
+===========  ==========================================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .checkpoint import PackedExperts
+from .config import GenerateOptions
+from .draft_sets import make_draft_set
+from .eviction import KeepPolicy, Static, make_policy
+from .memory import MemoryPlan
+from .planner import CANDIDATES, CostPlanner, FixedGamma
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of one run. ``num_slots`` None: the engine's own slots; ``preload``: experts per layer to fetch first."""
+
+    policy: KeepPolicy
+    num_kept: int
+    planner: FixedGamma | CostPlanner
+    num_slots: int | None = None
+    preload: list[set[int]] | None = None
+    pool_options: dict = field(default_factory=dict)
+    experts_options: dict = field(default_factory=dict)
+
+
+def make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
+    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration."""
+    size = (len(packed.layers), packed.num_experts)
+    plain = FixedGamma(0)
+    if options.method == "resident":
+        everything = Static(*size, packed.num_experts, [[0] * packed.num_experts] * len(packed.layers))
+        slots = size[0] * size[1] + 1
+        return Method(everything, size[1], plain, num_slots=slots, preload=everything.fixed)
+    if options.method == "on_demand":
+        return Method(KeepPolicy(*size, 0), 0, plain, pool_options={"linger": False, "synchronous": True})
+    if options.method == "overlapped":
+        read_ahead = {"guess_next": True}
+        return Method(KeepPolicy(*size, 0), 0, plain, pool_options={"linger": False}, experts_options=read_ahead)
+    if options.method == "cached":
+        policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
+        return Method(policy, memory.cached_experts, plain, preload=getattr(policy, "fixed", None))
+    return _speculative(options, memory, size, hotness)
+
+
+def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, int], hotness) -> Method:
+    policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
+    read_ahead = {"prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0}
+    return Method(
+        policy, memory.draft_experts, _planner(options),
+        preload=getattr(policy, "fixed", None), experts_options=read_ahead,
+    )  # fmt: skip
+
+
+def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner:
+    if options.method == "auto":
+        return CostPlanner(CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma})))
+    if options.gamma is not None:
+        return FixedGamma(options.gamma)
+    return CostPlanner(CANDIDATES[1:])

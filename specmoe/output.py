@@ -1,0 +1,114 @@
+"""What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show themselves in a notebook.
+
+Comes in: the totals of ``speculate`` and the pool's counts. Goes out: frozen ``Stats``; all of it is of decoding, prefill
+stands apart in ``prefill_s`` and ``prefill_bytes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from dataclasses import dataclass, field
+
+import torch
+
+from .resident_pool import PoolCounts
+from .speculate import Totals
+from .trace import Trace
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Numbers of one run. Seconds are wall clock; bytes are whole expert records moved from slow to fast memory."""
+
+    method: str
+    gamma: float  # mean drafted tokens asked for per round
+    batch_size: int
+    num_new_tokens: int
+    seconds: float  # decoding, without prefill
+    tokens_per_second: float
+    num_rounds: int
+    tokens_per_round: float  # new tokens per row and round
+    acceptance_rate: float  # accepted / drafted
+    fetched_bytes: int
+    num_fetches: int
+    num_hits: int
+    num_misses: int
+    prefetch_recall: float  # misses whose read was already under way / misses
+    prefetch_precision: float  # prefetches that were used / prefetches
+    wait_s: float  # compute stood still for a read
+    draft_s: float
+    verify_s: float
+    prefill_s: float
+    prefill_bytes: int
+    peak_fast_expert_bytes: int
+    kept_full: bool  # were finished rows replaced from a queue of prompts
+
+    @property
+    def fetched_bytes_per_token(self) -> float:
+        return self.fetched_bytes / max(1, self.num_new_tokens)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{name}</td><td style='text-align:right'>{html.escape(show(value))}</td></tr>"
+            for name, value in dataclasses.asdict(self).items()
+        )
+        return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def show(value) -> str:
+    """A number for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Result of ``Engine.generate``, in the order of the prompts."""
+
+    sequences: list[torch.Tensor]  # prompt + new tokens (encoder-decoder: the decoder's tokens, start included)
+    texts: list[str]  # decoded sequences; empty without a tokenizer
+    new_texts: list[str]  # only what was generated
+    num_prompt_tokens: list[int]
+    stats: Stats
+    trace: Trace = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        shown = list(zip(self.texts or [s.tolist() for s in self.sequences], self.num_prompt_tokens, strict=True))[:8]
+        rows = "".join(f"<tr><td>{i}</td><td style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"
+                       for i, (text, _) in enumerate(shown))  # fmt: skip
+        more = f"<p>... and {len(self.sequences) - len(shown)} more</p>" if len(self.sequences) > len(shown) else ""
+        return f"<table><thead><tr><th>prompt</th><th>text</th></tr></thead><tbody>{rows}</tbody></table>{more}" + (
+            self.stats._repr_html_()
+        )
+
+
+def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, seconds: float, peak_bytes: int,
+               kept_full: bool) -> Stats:  # fmt: skip
+    """``pool`` counts of the whole run; prefill's share is taken off here."""
+    moved = pool.minus(totals.prefill)
+    return Stats(
+        method=method,
+        gamma=sum(totals.gammas) / max(1, len(totals.gammas)),
+        batch_size=batch_size,
+        num_new_tokens=totals.num_new_tokens,
+        seconds=seconds,
+        tokens_per_second=totals.num_new_tokens / seconds if seconds > 0 else float("nan"),
+        num_rounds=totals.num_rounds,
+        tokens_per_round=totals.num_new_tokens / max(1, totals.row_rounds),
+        acceptance_rate=totals.num_accepted / totals.num_drafted if totals.num_drafted else 0.0,
+        fetched_bytes=moved.fetched_bytes,
+        num_fetches=moved.num_fetches,
+        num_hits=moved.num_hits,
+        num_misses=moved.num_misses,
+        prefetch_recall=moved.prefetch_used / moved.num_misses if moved.num_misses else 0.0,
+        prefetch_precision=moved.prefetch_used / moved.num_prefetches if moved.num_prefetches else 0.0,
+        wait_s=moved.wait_s,
+        draft_s=totals.draft_s,
+        verify_s=totals.verify_s,
+        prefill_s=totals.prefill_s,
+        prefill_bytes=totals.prefill.fetched_bytes,
+        peak_fast_expert_bytes=peak_bytes,
+        kept_full=kept_full,
+    )

@@ -1,0 +1,114 @@
+"""How many tokens to draft in the next round; gamma = 0 is plain decoding.
+
+Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one, the value with the
+fewest expected seconds per committed token. ``speculate`` asks once per round.
+
+    seconds(gamma) = gamma * draft_step + verify(gamma)          tokens(gamma) = 1 + sum_i prod_{j<=i} acceptance_j
+
+A draft step, a verification at each gamma tried, and the acceptance at each position are measured while decoding and
+averaged over recent rounds; verifications at other gammas are interpolated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+PROBES = (0, 5, 0, 5, 2, 10, 2, 10)  # tried first, twice each: the first time of anything is slow
+RECENT = 0.25  # weight of the newest round in a running mean
+LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """What a round cost: seconds of all its draft steps and of its verification; per row drafted and accepted."""
+
+    gamma: int
+    draft_s: float
+    verify_s: float
+    drafted: list[int]
+    accepted: list[int]
+
+
+class FixedGamma:
+    """Always the same gamma."""
+
+    def __init__(self, gamma: int):
+        self.gamma = gamma
+
+    def choose(self) -> int:
+        return self.gamma
+
+    def observe(self, cost: RoundCost) -> None:
+        pass
+
+
+class CostPlanner:
+    """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
+
+    def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
+        self.candidates = candidates
+        self._probes = [gamma for gamma in PROBES if gamma in candidates]
+        self.draft_step_s: float | None = None
+        self.verify_s: dict[int, float] = {}
+        self.reached = np.zeros(max(candidates))  # rows whose draft came as far as this position
+        self.agreed = np.zeros(max(candidates))  # of them, rows whose token there was accepted
+        self._seen: set[int] = set()
+        self._num_rounds = 0
+
+    def choose(self) -> int:
+        self._num_rounds += 1
+        if self._probes:
+            return self._probes.pop(0)
+        ranked = sorted(self.candidates, key=self.seconds_per_token)
+        if self._num_rounds % LOOK_AGAIN == 0 and len(ranked) > 1:
+            return ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
+        return ranked[0]
+
+    def observe(self, cost: RoundCost) -> None:
+        if cost.gamma not in self._seen:  # the first round of a kind warms caches up
+            self._seen.add(cost.gamma)
+            if self._probes:
+                return
+        self.verify_s[cost.gamma] = _mean(self.verify_s.get(cost.gamma), cost.verify_s)
+        if cost.gamma:
+            self.draft_step_s = _mean(self.draft_step_s, cost.draft_s / cost.gamma)
+            self._count(cost)
+
+    def _count(self, cost: RoundCost) -> None:
+        self.reached *= 0.9
+        self.agreed *= 0.9
+        for drafted, accepted in zip(cost.drafted, cost.accepted, strict=True):
+            self.agreed[:accepted] += 1
+            self.reached[: min(drafted, accepted + 1)] += 1
+
+    def acceptance(self) -> np.ndarray:
+        """[G] chance that the token at a drafted position is accepted, given that all before it were."""
+        # two imagined rows, one accepted: an empty position counts as even odds
+        return (self.agreed + 1) / (self.reached + 2)
+
+    def tokens(self, gamma: int) -> float:
+        """Expected tokens per row of a round that drafts ``gamma``."""
+        return 1.0 + float(np.cumprod(self.acceptance()[:gamma]).sum())
+
+    def seconds(self, gamma: int) -> float:
+        """Expected seconds of such a round."""
+        if not self.verify_s:
+            return 1.0 + gamma
+        known = sorted(self.verify_s)
+        verify_s = float(np.interp(gamma, known, [self.verify_s[g] for g in known]))
+        if gamma > known[-1] and len(known) > 1:  # beyond what was tried: go on at the last slope
+            low, high = known[-2:]
+            slope = (self.verify_s[high] - self.verify_s[low]) / (high - low)
+            verify_s = self.verify_s[high] + max(slope, 0.0) * (gamma - high)
+        return verify_s + gamma * (self.draft_step_s or 0.0)
+
+    def seconds_per_token(self, gamma: int) -> float:
+        """What is minimised."""
+        return self.seconds(gamma) / self.tokens(gamma)
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else (1 - RECENT) * old + RECENT * new

@@ -1,0 +1,193 @@
+"""Short measurements of this machine: disk, arithmetic, copies.
+
+Comes in: where to measure, how much, for how long. Goes out: plain dicts of rates. ``doctor`` calls them, and turns
+a failure of one into a line of its report.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to this
+
+
+class RawFile:
+    """One reader of a file, around the page cache; ``how`` says which way: "direct" or "page cache dropped"."""
+
+    def __init__(self, path: str | os.PathLike, block_bytes: int):
+        self.buffer = mmap.mmap(-1, block_bytes)  # page-aligned, as direct I/O needs it
+        self.memory = memoryview(self.buffer)
+        self.file, self.how = self._open_direct(path)
+        if self.file is None:
+            self.file, self.how = self._open_dropping(path)
+
+    def _open_direct(self, path) -> tuple[int | None, str]:
+        if not hasattr(os, "O_DIRECT"):
+            return None, ""
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError:
+            return None, ""
+        try:
+            os.preadv(file, [self.memory[:PAGE_BYTES]], 0)
+        except OSError:  # tmpfs and some network file systems open, but do not read
+            os.close(file)
+            return None, ""
+        return file, "direct"
+
+    @staticmethod
+    def _open_dropping(path) -> tuple[int, str]:
+        how = "page cache dropped" if hasattr(os, "posix_fadvise") else "through the page cache"
+        return os.open(path, os.O_RDONLY), how
+
+    def read(self, offset: int, num_bytes: int) -> int:
+        """Read ``num_bytes`` at ``offset`` into the buffer; returns how many came."""
+        if self.how == "page cache dropped":
+            os.posix_fadvise(self.file, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+        return os.preadv(self.file, [self.memory[:num_bytes]], offset)
+
+    def close(self) -> None:
+        os.close(self.file)
+
+
+def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=(1, 2, 4)) -> dict:
+    """Bytes per second of sequential and record-sized random reads, and the latency of one page.
+
+    Writes a temporary file of ``file_bytes`` into ``folder`` and removes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < 2 * file_bytes:
+        raise OSError(f"{free_bytes} bytes free in {folder}, the probe wants {2 * file_bytes}")
+    record_bytes = min(-(-record_bytes // PAGE_BYTES) * PAGE_BYTES, file_bytes)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="specmoe-doctor-") as file:
+        written_bytes_per_s = _fill(file, file_bytes)
+        path = file.name
+        rates = {str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"] for n in readers}
+        page = _random_rate(path, file_bytes, PAGE_BYTES, seconds / 3, 1)
+        return {
+            "folder": str(folder),
+            "reads": page["how"],
+            "sequential_bytes_per_s": _sequential_rate(path, file_bytes, seconds),
+            "record_bytes": record_bytes,
+            "random_bytes_per_s": rates,
+            "page_latency_s": page["seconds"] / max(page["num_reads"], 1),
+            "written_bytes_per_s": written_bytes_per_s,
+        }
+
+
+def _fill(file, num_bytes: int) -> float:
+    """Write random bytes and force them to the disk; returns bytes per second."""
+    block = os.urandom(min(num_bytes, 2**23))
+    began_s = time.perf_counter()
+    for start in range(0, num_bytes, len(block)):
+        file.write(block[: num_bytes - start])
+    file.flush()
+    os.fsync(file.fileno())
+    return num_bytes / (time.perf_counter() - began_s)
+
+
+def _sequential_rate(path: str, file_bytes: int, seconds: float, block_bytes: int = 2**22) -> float:
+    block_bytes = min(block_bytes, file_bytes)
+    reader, offset, num_bytes = RawFile(path, block_bytes), 0, 0
+    began_s = time.perf_counter()
+    while time.perf_counter() - began_s < seconds:
+        num_bytes += reader.read(offset, block_bytes)
+        offset = offset + block_bytes if offset + 2 * block_bytes <= file_bytes else 0
+    rate = num_bytes / (time.perf_counter() - began_s)
+    reader.close()
+    return rate
+
+
+def _random_rate(path: str, file_bytes: int, record_bytes: int, seconds: float, num_readers: int) -> dict:
+    """``num_readers`` threads read records at random places for ``seconds``: all bytes over the time it took."""
+    num_reads, hows = [0] * num_readers, [""] * num_readers
+    failures: list[OSError] = []
+    began_s = time.perf_counter()
+
+    def serve(index: int) -> None:
+        try:
+            reader = RawFile(path, record_bytes)
+            hows[index] = reader.how
+            places = random.Random(index)
+            while time.perf_counter() - began_s < seconds:
+                reader.read(places.randrange(file_bytes // record_bytes) * record_bytes, record_bytes)
+                num_reads[index] += 1
+            reader.close()
+        except OSError as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=serve, args=(index,)) for index in range(num_readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    spent_s = time.perf_counter() - began_s
+    total = sum(num_reads)
+    return {
+        "bytes_per_s": total * record_bytes / spent_s,
+        "num_reads": total,
+        "seconds": spent_s,
+        "how": hows[0],
+    }
+
+
+# Arithmetic and copies
+
+
+def _best_s(work: Callable, seconds: float, synchronize: Callable = lambda: None) -> float:
+    """The shortest time one call of ``work`` took, over ``seconds`` of calls after a first one."""
+    work()
+    synchronize()
+    best_s, until_s = float("inf"), time.perf_counter() + seconds
+    while best_s == float("inf") or time.perf_counter() < until_s:
+        began_s = time.perf_counter()
+        work()
+        synchronize()
+        best_s = min(best_s, time.perf_counter() - began_s)
+    return best_s
+
+
+def compute_rates(seconds: float, device: str = "cpu", size: int = 1024) -> dict:
+    """FLOP per second of square matrix products in fp32 and bf16."""
+    import torch
+
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(size, size, device=device).to(dtype)  # [size, size]
+        best_s = _best_s(lambda a=a: a @ a, seconds, synchronize)
+        rates[f"{name}_flop_per_s"] = 2 * size**3 / best_s
+    return rates
+
+
+def memory_copy_rate(seconds: float, num_bytes: int = 2**26) -> dict:
+    """Bytes copied per second from memory to memory (each byte is read once and written once)."""
+    import torch
+
+    source = torch.zeros(num_bytes, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return {"bytes_per_s": num_bytes / _best_s(lambda: target.copy_(source), seconds)}
+
+
+def cuda_copy_rates(seconds: float, num_bytes: int = 2**28) -> dict:
+    """Bytes per second from host memory to the GPU, page-locked and pageable."""
+    import torch
+
+    target = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+    rates = {}
+    for name, pin in (("pinned", True), ("pageable", False)):
+        source = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=pin)
+        best_s = _best_s(lambda source=source: target.copy_(source, non_blocking=True), seconds, torch.cuda.synchronize)
+        rates[f"{name}_bytes_per_s"] = num_bytes / best_s
+    return rates

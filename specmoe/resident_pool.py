@@ -1,0 +1,349 @@
+"""The fast tier: a fixed number of slots that hold expert records.
+
+Comes in: an ``ExpertStore``, the number of slots, and per layer and step the experts that the router named and the set
+to keep (``eviction``, ``draft_sets``). Goes out: records, hits first, then misses as they arrive. ``experts`` calls next.
+
+A slot is free, being filled, or resident. A resident expert is *kept* (protected: chosen to stay), *needed* (protected
+until the layer has computed it), *prefetched and unclaimed* (it waits for its layer), or it *lingers*: nobody chose it,
+and it stays until somebody wants its slot. The pool never holds more bytes than its slots, whatever is asked of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .errors import FastMemoryError
+from .expert_store import DEMAND, PREFETCH, ExpertKey, ExpertStore, Read, aligned_bytes
+from .trace import Trace
+
+
+@dataclass
+class PoolCounts:
+    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss was not (even if a
+    prefetch was already under way, which makes it a ``prefetch_used``)."""
+
+    num_hits: int = 0
+    num_misses: int = 0
+    num_fetches: int = 0  # every read: demand and prefetch
+    fetched_bytes: int = 0
+    num_prefetches: int = 0
+    prefetch_used: int = 0
+    wait_s: float = 0.0  # compute stood still for a read
+    read_s: float = 0.0  # sum over reads of their own duration
+
+    def copy(self) -> PoolCounts:
+        return PoolCounts(**vars(self))
+
+    def plus(self, other: PoolCounts) -> PoolCounts:
+        return PoolCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def minus(self, other: PoolCounts) -> PoolCounts:
+        return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass
+class _Loading:
+    slot: int
+    read: Read
+    prefetch: bool
+
+
+class ResidentPool:
+    """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
+    ``num_layers * num_kept`` carry everything else through. ``linger=False`` drops an expert once computed (on-demand);
+    ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
+
+    def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
+                 linger: bool = True, synchronous: bool = False, poison: bool = False):  # fmt: skip
+        self.store, self.trace = store, trace or Trace(enabled=False)
+        self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
+        num_slots = len(slots)
+        needed_slots = min_slots(self.num_layers, num_kept)
+        if num_slots < needed_slots:
+            raise FastMemoryError(
+                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers} MoE layers and read one "
+                f"more: {needed_slots} slots of {store.record_bytes} bytes are needed"
+            )
+        self.num_slots, self.num_kept = num_slots, num_kept
+        self.linger, self.synchronous, self.poison = linger, synchronous, poison
+        self.slots = slots  # [slots, record_bytes] uint8, from allocate_slots
+        self.num_reserved = min(2, num_slots - self.num_layers * num_kept)  # slots that prefetches never take
+        self.counts = PoolCounts()
+        self._empty()
+
+    def _empty(self) -> None:
+        self.resident: dict[ExpertKey, int] = {}  # key -> slot; insertion order = least recently used first
+        self.loading: dict[ExpertKey, _Loading] = {}
+        self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
+        self.needed: set[ExpertKey] = set()  # asked for by the layer that is being computed
+        self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
+        self.free: list[int] = list(range(self.num_slots))[::-1]
+        self._last_use = [None] * self.num_slots  # CUDA events
+        if self.poison:
+            self.slots.fill_(0xFF)
+
+    # ---- questions ----------------------------------------------------------------------------------------------
+
+    def resident_experts(self, layer: int) -> set[int]:
+        """Experts of ``layer`` that can be computed right now."""
+        return {key.expert for key in self.resident if key.layer == layer}
+
+    def holds(self, key: ExpertKey) -> bool:
+        """Resident, or on its way."""
+        return key in self.resident or key in self.loading
+
+    def record(self, key: ExpertKey) -> torch.Tensor:
+        """The record of a resident expert, uint8 ``[record_bytes]``; valid while the expert is protected."""
+        return self.slots[self.resident[key]]
+
+    @property
+    def prefetch_room(self) -> int:
+        """How many more experts may be prefetched now."""
+        return self.num_slots - self.num_layers * self.num_kept - self.num_reserved - len(self.unclaimed)
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
+        used = list(self.resident.values()) + [loading.slot for loading in self.loading.values()] + self.free
+        assert sorted(used) == list(range(self.num_slots)), f"slots lost or used twice: {sorted(used)}"
+        assert not (self.resident.keys() & self.loading.keys()), "an expert is both resident and loading"
+        assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
+        assert all(self.holds(key) for key in self.needed), "a needed expert has been lost"
+        assert all(len(kept) <= self.num_kept for kept in self.kept), "more kept than allowed"
+        assert all(loading.prefetch or key in self.needed for key, loading in self.loading.items())
+
+    # ---- the target's request: every distinct expert once ---------------------------------------------------------
+
+    def request(self, layer: int, experts: Iterable[int], keep: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Start reading what is missing of ``experts`` now; returns an iterator of (expert, record), hits first, then
+        misses as they arrive. A record is valid until the next one is taken. From here on exactly ``keep`` is
+        protected in ``layer``. Changes: residents, counts, trace; evicts whatever neither is kept nor needed."""
+        assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
+        self.kept[layer] = set(keep)
+        keys = [ExpertKey(layer, expert) for expert in experts]
+        self._give_up_unclaimed(layer, keys)
+        hits = [key for key in keys if key in self.resident and key not in self.unclaimed]
+        misses = [key for key in keys if key not in set(hits)]
+        self.needed = set(hits) | {key for key in misses if self.holds(key)}
+        self._count_request(hits, misses)
+        ahead = [key for key in misses if self.holds(key)]
+        queue = deque(key for key in misses if not self.holds(key))
+        for key in ahead:
+            if key in self.loading:
+                self.store.hasten(self.loading[key].read)
+        if not self.synchronous:
+            self._start_reads(queue)
+        return self._arrivals(hits, ahead, queue)
+
+    def _arrivals(self, hits: list, ahead: list, queue: deque) -> Iterator[tuple[int, torch.Tensor]]:
+        try:
+            for key in hits + [key for key in ahead if key in self.resident]:
+                yield key.expert, self.record(key)
+                self._computed(key, queue)
+            while self.needed or queue:
+                self._start_reads(queue)
+                assert self.needed, "no slot can be freed for a needed expert"
+                for key in self._land():
+                    yield key.expert, self.record(key)
+                    self._computed(key, queue)
+        finally:
+            self.needed.clear()
+
+    def _count_request(self, hits: list, misses: list) -> None:
+        self.counts.num_hits += len(hits)
+        self.counts.num_misses += len(misses)
+        for key in hits:
+            self.trace.add("hit", key.layer, key.expert)
+        for key in misses:
+            if key in self.unclaimed:
+                self.unclaimed.discard(key)
+                self.counts.prefetch_used += 1
+
+    def _start_reads(self, queue: deque) -> None:
+        """Start queued reads while slots can be had; synchronous pools start one wave at a time."""
+        if self.synchronous and any(key in self.needed for key in self.loading):
+            return
+        wave = self.store.num_readers if self.synchronous else len(queue)
+        for _ in range(min(wave, len(queue))):
+            slot = self._take_slot()
+            if slot is None:
+                return
+            self._load(queue.popleft(), slot, DEMAND)
+
+    def _land(self) -> list[ExpertKey]:
+        """The needed experts that have arrived; waits for one (synchronous: for all of them) when none has."""
+        self.settle_landed()
+        arrived = [key for key in self.needed if key in self.resident]
+        on_the_way = [key for key in self.needed if key in self.loading]
+        if on_the_way and (self.synchronous or not arrived):
+            awaited = on_the_way if self.synchronous else [min(on_the_way, key=lambda k: self.loading[k].read.number)]
+            began_s = time.perf_counter()
+            for key in awaited:
+                self._settle(key)
+            self._count_wait(awaited[0], time.perf_counter() - began_s)
+            arrived += awaited
+        return arrived
+
+    def _count_wait(self, key: ExpertKey, seconds: float) -> None:
+        self.counts.wait_s += seconds
+        self.trace.add("wait", key.layer, key.expert, seconds=seconds)
+
+    def _computed(self, key: ExpertKey, queue: deque) -> None:
+        """``key`` has been used: it may go now unless it is kept. Its slot may carry the next miss."""
+        self.needed.discard(key)
+        slot = self.resident.pop(key)
+        if self.store.device.type == "cuda":
+            self._last_use[slot] = torch.cuda.current_stream(self.store.device).record_event()
+        self.resident[key] = slot  # now the most recently used
+        if not self.linger and key.expert not in self.kept[key.layer]:
+            self._evict(key)
+        if not self.synchronous:
+            self._start_reads(queue)
+
+    # ---- reads ahead of the router ---------------------------------------------------------------------------------
+
+    def prefetch(self, key: ExpertKey) -> bool:
+        """Start reading ``key`` before its router asks, if there is room; True when a read was started."""
+        if self.holds(key) or self.prefetch_room <= 0:
+            return False
+        slot = self._take_slot(for_prefetch=True)
+        if slot is None:
+            return False
+        self._load(key, slot, PREFETCH)
+        self.unclaimed.add(key)
+        self.counts.num_prefetches += 1
+        return True
+
+    def fetch(self, layer: int, experts: Iterable[int]) -> None:
+        """Make ``experts`` resident and keep them, waiting for the reads (for fixed draft sets, before decoding)."""
+        experts = set(experts)
+        missing = [expert for expert in experts if ExpertKey(layer, expert) not in self.resident]
+        kept = experts | (self.kept[layer] & self.resident_experts(layer) if len(experts) < self.num_kept else set())
+        for _ in self.request(layer, missing, set(sorted(kept, key=lambda e: e not in experts)[: self.num_kept])):
+            pass
+
+    def cancel_prefetches(self) -> None:
+        """Give up every prefetch nobody has claimed: queued reads never happen, landed experts linger."""
+        self._give_up_unclaimed(None, [])
+
+    def _give_up_unclaimed(self, layer: int | None, wanted: list[ExpertKey]) -> None:
+        for key in [k for k in self.unclaimed if (layer is None or k.layer == layer) and k not in wanted]:
+            loading = self.loading.get(key)
+            if loading is None:
+                self.unclaimed.discard(key)
+                if not self.linger and key.expert not in self.kept[key.layer]:
+                    self._evict(key)
+            elif self.store.cancel(loading.read):
+                self._forget(key)
+
+    def _forget(self, key: ExpertKey) -> None:
+        """A read that never happened: its slot is free again and its bytes were never moved."""
+        self.free.append(self.loading.pop(key).slot)
+        self.unclaimed.discard(key)
+        self.counts.num_prefetches -= 1
+        self.counts.num_fetches -= 1
+        self.counts.fetched_bytes -= self.store.record_bytes
+
+    # ---- slots -------------------------------------------------------------------------------------------------------
+
+    def _load(self, key: ExpertKey, slot: int, priority: int) -> None:
+        read = self.store.submit(key, self.slots[slot], priority, after=self._last_use[slot])
+        self.loading[key] = _Loading(slot, read, priority == PREFETCH)
+        if priority == DEMAND:
+            self.needed.add(key)
+        self.counts.num_fetches += 1
+        self.counts.fetched_bytes += self.store.record_bytes
+
+    def _settle(self, key: ExpertKey) -> None:
+        """A read has landed: loading -> resident."""
+        loading = self.loading[key]
+        loading.read.wait()
+        del self.loading[key]
+        self.resident[key] = loading.slot
+        self.counts.read_s += loading.read.seconds
+        kind = "prefetch" if loading.prefetch else "fetch"
+        self.trace.add(kind, key.layer, key.expert, size=self.store.record_bytes, seconds=loading.read.seconds)
+
+    def settle_landed(self) -> None:
+        """Make resident what has arrived meanwhile."""
+        for key in [key for key, loading in self.loading.items() if loading.read.done()]:
+            self._settle(key)
+
+    def _take_slot(self, for_prefetch: bool = False) -> int | None:
+        """A slot to read into: a free one, a lingering expert's, or (never for a prefetch) an unclaimed prefetch's."""
+        self.settle_landed()
+        if self.free:
+            return self.free.pop()
+        key = next((key for key in self.resident if self._lingers(key)), None)
+        if key is None and not for_prefetch:
+            key = self._sacrifice_prefetch()
+        if key is not None:
+            self._evict(key)
+        return self.free.pop() if self.free else None
+
+    def _lingers(self, key: ExpertKey) -> bool:
+        return key.expert not in self.kept[key.layer] and key not in self.needed and key not in self.unclaimed
+
+    def _sacrifice_prefetch(self) -> ExpertKey | None:
+        """Demand goes before guesses: take back the newest queued prefetch, else wait for one and use its slot."""
+        unclaimed = [key for key in self.loading if key in self.unclaimed]
+        for key in reversed(unclaimed):
+            if self.store.cancel(self.loading[key].read):
+                self._forget(key)
+                return None
+        landed = next((key for key in self.resident if key in self.unclaimed and key not in self.needed), None)
+        key = landed or next(iter(unclaimed), None)
+        if key is None:
+            return None
+        if landed is None:
+            self.loading[key].read.wait()
+            self._settle(key)
+        self.unclaimed.discard(key)
+        return key
+
+    def _evict(self, key: ExpertKey) -> None:
+        slot = self.resident.pop(key)
+        self.unclaimed.discard(key)
+        self.free.append(slot)
+        if self.poison:
+            self.slots[slot].fill_(0xFF)  # NaN in every floating-point format: a stale read cannot go unnoticed
+        self.trace.add("evict", key.layer, key.expert)
+
+    def reset_reads(self) -> None:
+        """Give up all reads and wait for those under way, so that nothing writes into the slots any more."""
+        for key, loading in list(self.loading.items()):
+            if not self.store.cancel(loading.read):
+                loading.read.settle()
+            self.free.append(self.loading.pop(key).slot)
+        self.unclaimed &= self.resident.keys()
+        self.needed.clear()
+
+    def forget_counts(self) -> None:
+        """Start counting from zero."""
+        self.counts = PoolCounts()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_slots * self.store.record_bytes
+
+
+def min_slots(num_layers: int, num_kept: int) -> int:
+    """Slots that a step needs when every layer keeps ``num_kept``: those, and one to carry the others through."""
+    return num_layers * num_kept + 1
+
+
+def allocate_slots(num_slots: int, store: ExpertStore) -> torch.Tensor:
+    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
+    if store.device.type == "cpu":
+        return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
+    try:
+        return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
+    except torch.cuda.OutOfMemoryError as failure:
+        raise FastMemoryError(
+            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: lower fast_memory "
+            f"or draft_experts ({failure})"
+        ) from None

@@ -1,0 +1,248 @@
+"""The round: draft, verify, accept, replace. The paper's decode cycle over ragged rows, and nothing else.
+
+Comes in: a ``Job`` (decoder, experts, sampler, planner, the queue of prompts). Goes out: finished rows, one after the
+other. ``engine`` calls ``decode``. Plain decoding is the same loop with gamma = 0.
+
+Every row always has exactly one token that is not in the KV cache yet: its last. A round feeds that token and the
+drafted ones; the KV of rejected tokens is simply overwritten by the next round.
+
+    B rows, G drafted tokens, V vocabulary
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from .decoder import CausalDecoder, check_finite
+from .experts import OffloadedExperts
+from .planner import CostPlanner, FixedGamma, RoundCost
+from .resident_pool import PoolCounts
+from .sampling import Sampler, Verdict
+from .trace import Trace
+
+PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
+
+
+@dataclass
+class Row:
+    """One prompt being continued. ``limit`` is its longest total length."""
+
+    prompt: int  # index in the job
+    tokens: list[int]
+    limit: int
+    num_prompt: int = 0
+    finished: bool = False
+
+    def __post_init__(self):
+        self.num_prompt = len(self.tokens)
+
+    @property
+    def start(self) -> int:
+        """Where its last token, which the next block begins with, will stand in the KV cache."""
+        return len(self.tokens) - 1
+
+    @property
+    def room(self) -> int:
+        """New tokens it may still get."""
+        return self.limit - len(self.tokens)
+
+
+class Drafted(NamedTuple):
+    """What was drafted: tokens [B, G], how many of them count [B], their distributions q [B, G, V] when sampling."""
+
+    tokens: torch.Tensor
+    num: list[int]
+    q: torch.Tensor | None = None
+
+
+@dataclass
+class Totals:
+    """Sums over a run. Decoding and prefill stand apart."""
+
+    num_rounds: int = 0
+    row_rounds: int = 0  # sum over rounds of the rows in flight
+    num_new_tokens: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    prefill_s: float = 0.0
+    prefill: PoolCounts = field(default_factory=PoolCounts)
+    gammas: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Job:
+    """Everything a run needs, passed in: nothing is global."""
+
+    decoder: CausalDecoder
+    experts: OffloadedExperts
+    sampler: Sampler
+    planner: FixedGamma | CostPlanner
+    queue: deque[Row]
+    batch_size: int
+    eos: frozenset[int]
+    trace: Trace
+    waiting: deque[tuple[Row, object]] = field(default_factory=deque)  # prefilled, not yet in flight
+    totals: Totals = field(default_factory=Totals)
+
+
+def decode(job: Job) -> Iterator[list[Row]]:
+    """Run the job; after every round yields the rows in flight (finished ones included, for the last time)."""
+    rows: list[Row] = []
+    refill(job, rows)
+    while rows:
+        began_s = time.perf_counter()
+        job.trace.round = job.totals.num_rounds
+        gamma = job.planner.choose()
+        drafted = draft(job, rows, gamma)  # resident experts only: no fetch
+        drafted_s = time.perf_counter()
+        logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays
+        verdicts = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
+        account(job, rows, drafted, verdicts, began_s, drafted_s)
+        yield rows
+        retire(job, rows)
+        refill(job, rows)  # waiting prompts enter
+
+
+def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
+    """Up to ``gamma`` tokens per row from the model restricted to its resident experts (paper, step 1)."""
+    limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])  # the last token is the target's own
+    gamma = int(limits.max())
+    if gamma == 0 or not job.experts.prepare_draft():
+        return Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
+    job.trace.phase, began_s = "draft", time.perf_counter()
+    prompts, starts, tokens = _prompts(rows), _starts(rows), _last_tokens(rows)
+    num, alive = torch.zeros(len(rows), dtype=torch.long), limits > 0
+    drafted, distributions = [], []
+    for step in range(gamma):
+        job.experts.draft(alive)
+        logits = job.decoder.step(tokens, starts + step)[:, -1]  # [B, V]
+        picked, q = job.sampler.draft(logits, prompts, (starts + step + 1).tolist())
+        tokens = picked.cpu()[:, None]  # [B, 1]
+        drafted.append(tokens)
+        distributions.append(q)
+        num += alive
+        alive = alive & (step + 1 < limits) & ~_is_eos(picked.cpu(), job.eos)
+        if not alive.any():
+            break
+    job.trace.add("draft", count=int(num.sum()), size=len(rows), seconds=time.perf_counter() - began_s)
+    q = None if distributions[0] is None else torch.stack(distributions, dim=1)
+    return Drafted(torch.cat(drafted, dim=1), num.tolist(), q)
+
+
+def verify(job: Job, rows: list[Row], drafted: Drafted) -> torch.Tensor:
+    """The full model, once, over every row's last token and drafted tokens (paper, step 2) -> logits [B, G + 1, V].
+
+    While it runs, the pool keeps each layer's next draft set from the moment the layer's router has spoken (step 3).
+    """
+    job.trace.phase = "verify"
+    block = torch.cat([_last_tokens(rows), drafted.tokens], dim=1)  # [B, G + 1]
+    live = torch.arange(block.shape[1]) <= torch.tensor(drafted.num)[:, None]  # nobody fetches for what will not count
+    began_s = time.perf_counter()
+    job.experts.target(live)
+    logits = job.decoder.step(block, _starts(rows))
+    check_finite(logits)
+    job.trace.add("verify", count=int(live.sum()), size=len(rows), seconds=time.perf_counter() - began_s)
+    return logits
+
+
+def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) -> list[Verdict]:
+    """Commit each row's accepted tokens and one of the target's own; a row ends at its first EOS or at its limit."""
+    job.trace.phase = "accept"
+    positions = (_starts(rows) + 1).tolist()
+    tokens = drafted.tokens.to(logits.device)
+    verdicts = job.sampler.verify(logits, tokens, drafted.num, drafted.q, _prompts(rows), positions)
+    for row, verdict, drafts, num in zip(rows, verdicts, drafted.tokens.tolist(), drafted.num, strict=True):
+        before = len(row.tokens)
+        for token in [*drafts[: verdict.accepted], verdict.token]:
+            row.tokens.append(token)
+            row.finished = token in job.eos or row.room == 0
+            if row.finished:
+                break
+        job.totals.num_new_tokens += len(row.tokens) - before
+        job.trace.add("accept", row=row.prompt, count=verdict.accepted, size=num)
+    return verdicts
+
+
+def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict], began_s: float, drafted_s: float):
+    """Add the round to the totals and tell the planner what it cost."""
+    now_s, totals = time.perf_counter(), job.totals
+    accepted = [verdict.accepted for verdict in verdicts]
+    totals.num_rounds += 1
+    totals.row_rounds += len(rows)
+    totals.num_drafted += sum(drafted.num)
+    totals.num_accepted += sum(accepted)
+    totals.draft_s += drafted_s - began_s
+    totals.verify_s += now_s - drafted_s
+    totals.gammas.append(drafted.tokens.shape[1])
+    job.trace.add("round", count=sum(accepted) + len(rows), size=len(rows), seconds=now_s - began_s)
+    cost = RoundCost(drafted.tokens.shape[1], drafted_s - began_s, now_s - drafted_s, drafted.num, accepted)
+    job.planner.observe(cost)
+
+
+def retire(job: Job, rows: list[Row]) -> None:
+    """Finished rows leave: they neither fetch nor count as hot from now on."""
+    for index in reversed(range(len(rows))):
+        if rows[index].finished:
+            job.decoder.leave(index, len(rows) - 1)
+            rows[index] = rows[-1]
+            rows.pop()
+
+
+def refill(job: Job, rows: list[Row]) -> None:
+    """Prompts from the queue take the free places, prefilled a chunk at a time."""
+    while len(rows) < job.batch_size and (job.waiting or job.queue):
+        if not job.waiting:
+            prefill(job)
+        row, state = job.waiting.popleft()
+        job.decoder.enter(len(rows), state)
+        rows.append(row)
+
+
+def prefill(job: Job) -> None:
+    """Run the next chunk of prompts (as many as a batch holds), each distinct expert fetched once per layer."""
+    chunk = [job.queue.popleft()]
+    longest = len(chunk[0].tokens)
+    while job.queue and len(chunk) < job.batch_size:
+        longest = max(longest, len(job.queue[0].tokens))
+        if longest * (len(chunk) + 1) > PREFILL_TOKENS:
+            break
+        chunk.append(job.queue.popleft())
+    began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
+    job.trace.phase = "prefill"
+    states = job.experts.prefill(lambda: job.decoder.prefill([row.tokens for row in chunk]), _prompt_mask(chunk))
+    job.waiting.extend(zip(chunk, states, strict=True))
+    seconds = time.perf_counter() - began_s
+    job.totals.prefill_s += seconds
+    job.totals.prefill = job.totals.prefill.plus(job.experts.pool.counts.minus(before))
+    job.trace.add("prefill", count=sum(row.num_prompt - 1 for row in chunk), size=len(chunk), seconds=seconds)
+    job.trace.phase = phase
+
+
+def _prompts(rows: list[Row]) -> list[int]:
+    return [row.prompt for row in rows]
+
+
+def _starts(rows: list[Row]) -> torch.Tensor:
+    return torch.tensor([row.start for row in rows])  # [B]
+
+
+def _last_tokens(rows: list[Row]) -> torch.Tensor:
+    return torch.tensor([[row.tokens[-1]] for row in rows])  # [B, 1]
+
+
+def _is_eos(tokens: torch.Tensor, eos: frozenset[int]) -> torch.Tensor:
+    return torch.isin(tokens, torch.tensor(sorted(eos), dtype=tokens.dtype))
+
+
+def _prompt_mask(chunk: list[Row]) -> torch.Tensor:
+    """bool [C, T - 1]: which positions of the right-padded prompts (less their last token) are real."""
+    lengths = torch.tensor([row.num_prompt - 1 for row in chunk])
+    return torch.arange(int(lengths.max())) < lengths[:, None]

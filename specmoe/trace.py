@@ -1,0 +1,75 @@
+"""What happened in a run: a list of events, and a pandas frame made from it.
+
+Comes in: one call per event from the pool, the experts function and the round. Goes out: ``to_frame()``, which
+``metrics``, ``figures``, ``simulate`` and the widgets read. No torch here.
+
+One event is one row:
+
+==========  =====================================================================================================
+column      meaning
+==========  =====================================================================================================
+time_s      seconds since the run began (when the event ended)
+round       number of the round, from 0; -1 during prefill
+phase       "prefill" | "draft" | "verify" | "accept" | "replace" | "idle"
+kind        "fetch" (slow -> fast copy the router asked for), "prefetch" (the same before it asked), "hit" (needed and
+            resident), "evict", "wait" (compute stood still for a read), "route" (tokens of one expert in one layer),
+            "draft" | "verify" | "prefill" | "accept" (one step or one row's verdict), "round" (a whole round)
+layer       MoE layer, from 0; -1 where none
+expert      expert of that layer; -1 where none
+row         prompt index of the row; -1 where none
+count       tokens (route: tokens sent to the expert; draft, verify, prefill: tokens in the step;
+            accept: accepted draft tokens; round: new tokens committed)
+size        accept: drafted tokens of the row; draft, verify, round: rows in flight; fetch, prefetch: bytes moved
+seconds     duration (fetch, prefetch: of the read itself; wait, draft, verify, prefill, round: wall clock)
+==========  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("time_s", "round", "phase", "kind", "layer", "expert", "row", "count", "size", "seconds")
+KINDS = ("fetch", "prefetch", "hit", "evict", "wait", "route", "draft", "verify", "prefill", "accept", "round")
+PHASES = ("idle", "prefill", "draft", "verify", "accept", "replace")
+
+
+class Trace:
+    """Events of one run, in order. ``add`` appends one row and changes nothing else.
+
+    ``phase`` and ``round`` are set by the round and stamped on every event. ``enabled=False`` keeps nothing;
+    the totals in ``stats`` do not depend on it.
+    """
+
+    def __init__(self, enabled: bool = True, clock=time.perf_counter):
+        self.enabled = enabled
+        self.phase = "idle"
+        self.round = -1
+        self.clock = clock
+        self.began_s = clock()
+        self.events: list[tuple] = []
+
+    def add(self, kind: str, layer: int = -1, expert: int = -1, row: int = -1, count: int = 0, size: int = 0,
+            seconds: float = 0.0) -> None:  # fmt: skip
+        if self.enabled:
+            self.events.append(
+                (self.clock() - self.began_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
+            )
+
+    def restart(self) -> None:
+        """The run begins now: earlier events (preloading) are dropped, the clock starts at zero."""
+        self.events.clear()
+        self.began_s = self.clock()
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per event, columns as in the table at the top of this module."""
+        import pandas as pd
+
+        frame = pd.DataFrame.from_records(self.events, columns=list(COLUMNS))
+        return frame.astype({"phase": "category", "kind": "category"})
