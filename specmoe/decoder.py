@@ -9,11 +9,16 @@ class with the same four verbs: ``prefill``, ``enter``, ``step``, ``leave``.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from transformers import PreTrainedModel
 
 from .errors import SpecMoEError, UnsupportedModelError
+from .kernels import MOST_SHAPES
 from .kv_cache import RaggedKVCache, attention_windows
+
+logger = logging.getLogger("specmoe")
 
 
 class CausalDecoder:
@@ -27,6 +32,7 @@ class CausalDecoder:
         self.eager = self.config._attn_implementation == "eager"
         self.num_layers = self.config.num_hidden_layers
         self.kv_cache: RaggedKVCache | None = None
+        self._compiled = None
 
     @property
     def max_positions(self) -> int | None:
@@ -70,9 +76,28 @@ class CausalDecoder:
         """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T, V]``."""
         return self._forward(self.kv_cache, tokens, starts)
 
-    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, **kwargs) -> torch.Tensor:
-        positions = kv_cache.place(starts, tokens.shape[1])
-        output = self.model(
+    def compile(self) -> None:
+        """Send draft steps through torch.compile."""
+        self._compiled = torch.compile(self.model.forward, dynamic=False)
+
+    def draft_step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        """``step`` for one token per row; compiled on static shapes [num_rows, 1] if ``compile`` was called."""
+        if self._compiled is None:
+            return self.step(tokens, starts)
+        num_rows, idle = len(starts), self.kv_cache.num_rows - len(starts)  # idle rows write where nobody looks
+        tokens = torch.nn.functional.pad(tokens, (0, 0, 0, idle))
+        starts = torch.nn.functional.pad(starts, (0, idle))
+        try:
+            with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+                return self._forward(self.kv_cache, tokens, starts, self._compiled)[:num_rows]
+        except torch._dynamo.exc.TorchDynamoException as failure:
+            logger.warning("compile=True: %s cannot be compiled (%s); using the plain path", self.config.model_type, failure)
+            self._compiled = None
+            return self.step(tokens[:num_rows], starts[:num_rows])
+
+    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, compiled=None, **kwargs):
+        positions = kv_cache.place(starts, tokens.shape[1], static=compiled is not None)
+        output = (compiled or self.model)(
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
             attention_mask=self._masks(kv_cache),

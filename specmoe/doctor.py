@@ -64,8 +64,8 @@ def describe() -> dict:
     }
     for package in ("specmoe", "torch", "transformers"):
         found[package] = _try(lambda name=package: importlib.metadata.version(name))
-    devices = _try(devices_and_threads)
-    return {**found, "devices": [{"device": "cpu"}], **devices}
+    seen = _try(devices_and_threads)
+    return {**found, **({"threads": seen, "devices": [{"device": "cpu"}]} if "failed" in seen else seen)}
 
 
 def _try(probe: Callable):

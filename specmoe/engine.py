@@ -20,7 +20,7 @@ from .errors import SpecMoEError
 from .exactness import ExactReport, compare_methods
 from .experts import OffloadedExperts
 from .expert_store import open_store
-from .kernels import ExpertKernel
+from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
 from .output import Output, make_stats
@@ -66,7 +66,8 @@ class Engine:
             draft_experts=options.draft_experts, fast_memory=options.fast_memory, num_readers=options.num_readers,
         )  # fmt: skip
         distances = expert_distances(self.packed)
-        kernel = ExpertKernel(layout, self.model.dtype, options.device, options.compile)
+        self.compiled = options.compile and compiler_works(options.device)
+        kernel = ExpertKernel(layout, self.model.dtype, options.device, self.compiled)
         self.experts = OffloadedExperts(self.model, modules, kernel, distances)
         self.store = open_store(
             options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers
@@ -74,6 +75,8 @@ class Engine:
         try:
             self._slots = allocate_slots(self.memory.num_slots, self.store)
             self.experts.install()
+            if self.compiled:
+                self.decoder.compile()
         except BaseException:
             self.store.close()
             raise
@@ -100,6 +103,8 @@ class Engine:
             self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
             self._preload(pool, method)
             self.decoder.open(batch_size, max(row.limit for row in job.queue))
+            if self.compiled:
+                self.experts.use_static_shapes(batch_size, self.decoder.config.num_experts_per_tok)
             seconds = self._run(job, watcher)
         finally:
             watcher.close()

@@ -44,7 +44,7 @@ def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
 
 
 def _memory_of(buffer: torch.Tensor) -> memoryview:
-    """The bytes of a CPU tensor as something ``os.preadv`` can write into."""
+    """The bytes of a CPU tensor as something ``os.preadv`` can write into; does not keep the tensor alive."""
     raw = (ctypes.c_char * buffer.numel()).from_address(buffer.data_ptr())
     return memoryview(raw).cast("B")
 
@@ -285,8 +285,9 @@ def _open_around_page_cache(path) -> tuple[int, str]:
     try:
         if hasattr(os, "O_DIRECT"):
             file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            page = aligned_bytes(4096)
             try:
-                os.preadv(file, [_memory_of(aligned_bytes(4096))], 0)
+                os.preadv(file, [_memory_of(page)], 0)
                 return file, "direct"
             except OSError:  # tmpfs and some network file systems open, but do not read
                 os.close(file)

@@ -22,7 +22,7 @@ from . import affinity
 from .errors import UnsupportedModelError
 from .eviction import KeepPolicy
 from .expert_store import ExpertKey
-from .kernels import ExpertKernel
+from .kernels import ExpertKernel, expert_forward
 from .resident_pool import ResidentPool
 from .trace import Trace
 
@@ -67,7 +67,7 @@ class OffloadedExperts:
         self.distances = distances  # [L, E, E]
         self.router_logits: list[torch.Tensor | None] = [None] * self.num_layers
         self._hooks: list = []
-        self.drafting = False
+        self.drafting = self.static = False
         self.live: torch.Tensor | None = None
 
     def install(self) -> None:
@@ -101,7 +101,7 @@ class OffloadedExperts:
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]
-        self.started = self.keep_as_is = False
+        self.started = self.keep_as_is = self.static = False
         self.target(None)
 
     # ---- modes -------------------------------------------------------------------------------------------------
@@ -141,7 +141,32 @@ class OffloadedExperts:
             return False
         self.stand_ins = [self._stand_ins(layer).to(self.model.device) for layer in range(self.num_layers)]
         self.votes = [[0] * self.num_experts for _ in range(self.num_layers)]
+        if self.static:
+            self._prepare_static()
         return True
+
+    def _prepare_static(self) -> None:
+        """Draft experts as lists of exactly N weights per layer (the last repeats where fewer are here)."""
+        num_draft = self.policy.num_kept
+        self.columns, self.draft_weights = [], []
+        for layer, residents in enumerate(self.draft_residents):
+            place = torch.full((self.num_experts + 1,), num_draft)
+            place[residents] = torch.arange(len(residents))
+            self.columns.append(place.to(self.model.device)[self.stand_ins[layer]])  # [E + 1]
+            padded = residents + residents[-1:] * (num_draft - len(residents))
+            records = [self.pool.record(ExpertKey(layer, expert)) for expert in padded]
+            self.draft_weights.append([self.kernel.layout.views(record) for record in records])
+
+    def use_static_shapes(self, num_rows: int, top_k: int) -> None:
+        """Draft steps of this run have ``num_rows`` rows, always (for torch.compile)."""
+        self.static = self.substitute in ("affinity", "random", "drop")
+        self.named = torch.zeros(self.num_layers, num_rows, top_k, dtype=torch.long, device=self.model.device)
+
+    def after_draft_step(self) -> None:
+        """What a compiled step cannot do inside: count the votes of its routers."""
+        if self.static and self.prefetch:
+            for layer in range(self.num_layers):
+                self._vote(layer, self.named[layer, : len(self.live)])
 
     def _stand_ins(self, layer: int) -> torch.Tensor:
         residents = self.draft_residents[layer]
@@ -170,6 +195,8 @@ class OffloadedExperts:
         return self._compute(layer, hidden, weights, chunks, arrivals, self.kernel.target)
 
     def _draft_layer(self, layer, hidden, index, weights):
+        if self.static:
+            return self._draft_layer_static(layer, hidden, index, weights)
         if self.prefetch:
             self._vote(layer, index)
         if self.substitute == "no_experts":
@@ -181,6 +208,16 @@ class OffloadedExperts:
         chunks = groups(counts, order)
         residents = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in chunks)
         return self._compute(layer, hidden, weights, chunks, residents, self.kernel.draft)
+
+    def _draft_layer_static(self, layer, hidden, index, weights):
+        """The same on static shapes, for torch.compile: every draft expert computes every token, unused ones weigh 0."""
+        self.named[layer].copy_(index)  # votes are counted after the step
+        columns = self.columns[layer][index]  # [T, K] place among the draft experts, N for none
+        shares = hidden.new_zeros(len(hidden), self.policy.num_kept + 1).scatter_add(1, columns, weights.to(hidden.dtype))
+        x, out = hidden.to(self.kernel.layout.dtype), torch.zeros_like(hidden)
+        for place, expert_weights in enumerate(self.draft_weights[layer]):
+            out += shares[:, place : place + 1] * expert_forward(self.modules[layer], expert_weights, x).to(out.dtype)
+        return out
 
     def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, chunks: dict[int, torch.Tensor],
                  records: Iterator, kernel) -> torch.Tensor:  # fmt: skip

@@ -83,7 +83,7 @@ def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     table["label"] = table["method"]
     cached = table["method"] == "cached"
     if "eviction" in table and table.loc[cached, "eviction"].nunique() > 1:
-        table.loc[cached, "label"] = "cached, " + table.loc[cached, "eviction"].astype(str)
+        table.loc[cached, "label"] = "cached:" + table.loc[cached, "eviction"].astype(str)
     table["_order"] = table["method"].map(ORDER.index)
     table = table.sort_values(["batch", "_order"], kind="stable", ignore_index=True)
     return table.drop(columns="_order")
@@ -91,7 +91,7 @@ def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
 
 def _labels(table: pd.DataFrame) -> list[str]:
     """Labels of a table, top to bottom; a batch may lack some."""
-    return list(dict.fromkeys(sorted(table["label"], key=lambda label: ORDER.index(label.split(",")[0]))))
+    return list(dict.fromkeys(sorted(table["label"], key=lambda label: ORDER.index(label.split(":")[0]))))
 
 
 def caption(rows, model: str | None = None) -> str:
@@ -102,7 +102,7 @@ def caption(rows, model: str | None = None) -> str:
     said = [model] if model else []
     if fast := _values(offloaded, "fast_memory_bytes"):
         said.append(f"{' or '.join(show_bytes(size) for size in fast)} of fast memory for experts")
-    settings = {"N": _values(drafting, "draft_experts"), _GAMMA: _values(drafting, "gamma")}
+    settings = {"N": _values(drafting, "draft_experts"), _GAMMA: _values(drafting.round({"gamma": 0}), "gamma")}
     named = [f"{word} = {' or '.join(f'{v:.3g}' for v in values)}" for word, values in settings.items() if values]
     said += [f"specmoe: {', '.join(named)}"] if named else []
     if "kept_full" in table:
@@ -172,7 +172,7 @@ def _bars(table: pd.DataFrame, value: str, xlabel: str, title: str, compare, ax)
     labels = _labels(table)
     for panel, batch in zip(panels, batches):
         part = table[table["batch"] == batch].drop_duplicates("label").set_index("label")[value].reindex(labels)
-        colors = [METHOD_COLORS[label.split(",")[0]] for label in labels]
+        colors = [METHOD_COLORS[label.split(":")[0]] for label in labels]
         bars = panel.barh(range(len(labels)), part.fillna(0), color=colors, height=0.72)
         for bar, label in zip(bars, labels):
             bar.set_hatch("//" if label == "resident" else None)

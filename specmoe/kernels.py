@@ -20,6 +20,7 @@ from .checkpoint import ExpertLayout
 
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
+MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
 def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -52,8 +53,8 @@ class ExpertKernel:
              for name, shape in zip(layout.names, layout.shapes, strict=True)}
             if widen else None
         )  # fmt: skip
-        self._forward = expert_forward
-        self.compiled = compile and self._try_compile()
+        self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
+        self.compiled = compile
 
     @staticmethod
     def scratch_bytes(layout: ExpertLayout, dtype: torch.dtype) -> int:
@@ -78,19 +79,18 @@ class ExpertKernel:
 
     def _run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
-            return self._forward(module, weights, x)
+            return expert_forward(module, weights, x)
         padded = F.pad(x, (0, 0, 0, bucket(len(x)) - len(x)))
-        return self._forward(module, weights, padded)[: len(x)]
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            return self._forward(module, weights, padded)[: len(x)]
 
-    def _try_compile(self) -> bool:
-        """Compile, or say once why not and keep the plain path."""
-        try:
-            from torch._inductor.cpp_builder import get_cpp_compiler
 
-            if self.scratch is None or next(iter(self.scratch.values())).device.type == "cpu":
-                get_cpp_compiler()
-            self._forward = torch.compile(expert_forward, dynamic=False)
-        except Exception as failure:
-            logger.warning("compile=True: no working compiler here (%s); using the plain path", failure)
-            return False
-        return True
+def compiler_works(device="cpu") -> bool:
+    """Does ``torch.compile`` work here? One warning when it does not."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as failure:
+        first = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
+        logger.warning("compile=True: torch.compile does not work here (%s); using the plain path", first)
+        return False
+    return True

@@ -69,13 +69,14 @@ class RaggedKVCache(Cache):
         self.device = torch.device(device)
         self.place(torch.zeros(1, dtype=torch.long), 1)
 
-    def place(self, starts: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    def place(self, starts: torch.Tensor, num_tokens: int, static: bool = False) -> torch.Tensor:
         """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions [B, T].
 
         Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one.
+        ``static`` shows the whole buffer instead of its used part, so that shapes never change (torch.compile).
         """
         positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=self.num_positions - 1)
-        self.length = int(positions.max()) + 1
+        self.length = self.num_positions if static else int(positions.max()) + 1
         self.positions = positions.to(self.device, non_blocking=True)
         self.rows = torch.arange(len(starts), device=self.device)[:, None]  # [B, 1]
         return self.positions

@@ -222,7 +222,9 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def table(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """``summary`` of each trace of a bench, one row per (method, batch)."""
-    return pd.DataFrame(
-        [{"method": method, "batch": batch} | summary(frame) for (method, batch), frame in traces.items()]
-    )
+    """``summary`` of each trace of a bench, one row per (label, batch); a label is "specmoe" or "cached:lru"."""
+    rows = []
+    for (label, batch), frame in traces.items():
+        method, _, eviction = label.partition(":")
+        rows.append({"method": method, "eviction": eviction or None, "batch": batch} | summary(frame))
+    return pd.DataFrame(rows)

@@ -109,37 +109,39 @@ def _sequential_rate(path: str, file_bytes: int, seconds: float, block_bytes: in
 
 def _random_rate(path: str, file_bytes: int, record_bytes: int, seconds: float, num_readers: int) -> dict:
     """``num_readers`` threads read records at random places for ``seconds``: all bytes over the time it took."""
-    num_reads, hows = [0] * num_readers, [""] * num_readers
-    failures: list[OSError] = []
+    done: list[tuple[int, str] | OSError] = []
     began_s = time.perf_counter()
 
-    def serve(index: int) -> None:
+    def serve(seed: int) -> None:
         try:
-            reader = RawFile(path, record_bytes)
-            hows[index] = reader.how
-            places = random.Random(index)
-            while time.perf_counter() - began_s < seconds:
-                reader.read(places.randrange(file_bytes // record_bytes) * record_bytes, record_bytes)
-                num_reads[index] += 1
-            reader.close()
-        except OSError as failure:
-            failures.append(failure)
+            done.append(_read_until(path, file_bytes, record_bytes, began_s + seconds, seed))
+        except OSError as failure:  # handed to whoever asked for the rate
+            done.append(failure)
 
-    threads = [threading.Thread(target=serve, args=(index,)) for index in range(num_readers)]
+    threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(num_readers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if failures:
-        raise failures[0]
     spent_s = time.perf_counter() - began_s
-    total = sum(num_reads)
-    return {
-        "bytes_per_s": total * record_bytes / spent_s,
-        "num_reads": total,
-        "seconds": spent_s,
-        "how": hows[0],
-    }
+    for result in done:
+        if isinstance(result, OSError):
+            raise result
+    num_reads = sum(num for num, _ in done)
+    rate = num_reads * record_bytes / spent_s
+    return {"bytes_per_s": rate, "num_reads": num_reads, "seconds": spent_s, "how": done[0][1]}
+
+
+def _read_until(path: str, file_bytes: int, record_bytes: int, clock_s: float, seed: int) -> tuple[int, str]:
+    """Read records at random places until the clock says ``clock_s``; how many, and how."""
+    reader, places, num_reads = RawFile(path, record_bytes), random.Random(seed), 0
+    try:
+        while num_reads == 0 or time.perf_counter() < clock_s:
+            reader.read(places.randrange(file_bytes // record_bytes) * record_bytes, record_bytes)
+            num_reads += 1
+    finally:
+        reader.close()
+    return num_reads, reader.how
 
 
 # Arithmetic and copies

@@ -123,7 +123,8 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
     drafted, distributions = [], []
     for step in range(gamma):
         job.experts.draft(alive)
-        logits = job.decoder.step(tokens, starts + step)[:, -1]  # [B, V]
+        logits = job.decoder.draft_step(tokens, starts + step)[:, -1]  # [B, V]
+        job.experts.after_draft_step()
         picked, q = job.sampler.draft(logits, prompts, (starts + step + 1).tolist())
         tokens = picked.cpu()[:, None]  # [B, 1]
         drafted.append(tokens)

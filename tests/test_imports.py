@@ -18,7 +18,7 @@ PACKAGE = ROOT / "specmoe"
 ORDER = """
     errors config trace checkpoint expert_store eviction resident_pool affinity draft_sets kernels experts
     adapters kv_cache decoder sampling planner speculate metrics tiny memory prompts output methods progress
-    exactness engine simulate figures widgets report probes doctor bench sweep jobs cli
+    exactness engine simulate figures widgets report probes doctor bench sweep jobs commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.
 RANK = {name: rank for rank, name in enumerate([*ORDER, "__init__", "__main__"])}

@@ -84,9 +84,7 @@ def randomise_(model: PreTrainedModel, generator: torch.Generator) -> None:
 
     A fresh transformers model has std 0.02, whose logits are so flat that a wrong expert may go unnoticed.
     """
-    buffers = {
-        name: b for name, b in model.named_buffers() if name.endswith("bias")
-    }  # router score corrections
+    buffers = {name: b for name, b in model.named_buffers() if name.endswith("bias")}  # router score corrections
     for name, tensor in [*model.named_parameters(), *buffers.items()]:
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
         if name.endswith(("bias", "sinks")):
@@ -98,9 +96,7 @@ def randomise_(model: PreTrainedModel, generator: torch.Generator) -> None:
         tensor.copy_(noise)
 
 
-def make_model(
-    architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides
-) -> PreTrainedModel:
+def make_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides) -> PreTrainedModel:
     """A random model in memory, in eval mode. Same arguments, same weights."""
     config = make_config(architecture, **overrides)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -7,7 +7,8 @@ files     safetensors files and their headers, read without mmap; what is no saf
 recipes   transformers' own conversion mapping: which checkpoint tensors make which tensor of the model
 model     the model on meta, its experts modules, the loading of everything that is not an expert
 layout    how a record is laid out; a packed folder, opened and checked
-plan      where in the checkpoint every expert lies, checked by shape before a byte is read; widening
+plan      where in the checkpoint every expert lies, checked by shapes before weights are read
+widening  zero FFN columns, so that small experts cost what large ones do
 packing   writing the records: atomic, resumable, one expert in memory at a time
 """
 

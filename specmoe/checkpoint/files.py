@@ -200,7 +200,8 @@ def _tensor_info(file: Path, data: int, key: str, dtype: str, shape: tuple, *end
     if dtype not in DTYPES:
         raise CheckpointError(
             f"tensor {key!r} in {file} has the quantised format {dtype}"
-            f" ({QUANTISED.get(dtype, 'not known')}): specmoe runs weights as they are; use an unquantised checkpoint (bf16, fp16, fp32)"
+            f" ({QUANTISED.get(dtype, 'not known')}): specmoe runs weights as they are; use an unquantised"
+            " checkpoint (bf16, fp16, fp32)"
         )
     begin, end = ends
     if not (0 <= begin <= end and end - begin == math.prod(shape) * DTYPES[dtype].itemsize):

@@ -130,7 +130,7 @@ def open_packed(directory: str | Path) -> PackedExperts:
     """Open a packed folder: manifest and file size are checked, no weights are read."""
     directory = Path(directory)
     if not (directory / "manifest.json").is_file():
-        what = "holds no packed experts (no manifest.json)" if directory.is_dir() else "does not exist"
+        what = "holds no packed experts (no manifest.json)" if directory.is_dir() else "is no folder"
         raise CheckpointError(f"{directory} {what}: make it with `specmoe pack CHECKPOINT {directory}`")
     again = f"delete {directory} and pack the checkpoint again"
     packed = _unseal(directory / "manifest.json", again)

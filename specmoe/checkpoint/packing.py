@@ -49,17 +49,23 @@ def pack(
     else:
         folder = Path(directory).expanduser().absolute()
     partial = folder.with_name(folder.name + ".partial")
-    if _is_free(folder):
-        _check_space(plan, partial)
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            with _locked(partial):
-                if _is_free(folder):  # it is not, if another process packed while this one waited
-                    _write(plan, source, partial, progress)
-                    _publish(partial, folder)
-        except OSError as error:
-            raise _store_error(error, partial) from error
+    try:
+        if _is_free(folder):
+            _pack_into(folder, partial, plan, source, progress)
+    except OSError as error:
+        raise _store_error(error, partial) from error
     return _checked(open_packed(folder), source, plan)
+
+
+def _pack_into(folder: Path, partial: Path, plan: ExpertPlan, source: dict[str, Any], progress: Progress) -> None:
+    _check_space(plan, partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        if _is_free(folder):
+            _write(plan, source, partial, progress)
+            _publish(partial, folder)
+        else:  # another process packed while this one waited
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def cache_folder() -> Path:
@@ -110,6 +116,7 @@ def _write(plan: ExpertPlan, source: dict[str, Any], partial: Path, progress: Pr
         open(packed.data_file, "ab") as data,
         open(partial / "journal", "a", encoding="utf-8") as journal,
         reporting(progress, packed.data_bytes, "packing") as report,
+        _one_thread(),
     ):
         _append_records(plan, data, journal, done, report)
     rows = [done[i : i + plan.num_experts] for i in range(0, len(done), plan.num_experts)]
@@ -123,7 +130,7 @@ def _append_records(
     plan: ExpertPlan, data: BinaryIO, journal: TextIO, done: list[int], report: Callable[[int], None]
 ) -> None:
     """Append the missing records; ``done`` gets their checksums. The journal never runs ahead of the data."""
-    record = torch.empty(plan.layout.record_bytes, dtype=torch.uint8)
+    record = torch.zeros(plan.layout.record_bytes, dtype=torch.uint8)  # what no expert fills stays zero
     waiting: list[int] = []
     for index in range(len(done), plan.num_records):
         plan.fill(record, *divmod(index, plan.num_experts))
@@ -195,6 +202,17 @@ def _publish(partial: Path, folder: Path) -> None:
 def _force(stream) -> None:
     stream.flush()
     os.fsync(stream.fileno())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Packing is copying: more threads gain nothing, and on a busy machine they wait for each other (2x slower)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

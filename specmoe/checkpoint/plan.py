@@ -1,4 +1,4 @@
-"""Where in the checkpoint every expert lies, and how it is widened; checked before weights are read.
+"""Where in the checkpoint every expert lies; checked by names and shapes, before any weights are read.
 
 Comes in: an opened checkpoint. Goes out: an ``ExpertPlan``, which fills one record at a time for ``packing``.
 """
@@ -13,20 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, OptionError, UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError
 from .files import Checkpoint
 from .layout import ExpertLayout
 from .model import expert_modules, expert_parameters, meta_model, read_config
 from .recipes import Recipe, Tensors, recipes
-
-
-@dataclass(frozen=True)
-class FfnAxis:
-    """Where a tensor of one expert counts FFN columns: along ``dim``, ``width`` entries each, in ``halves``."""
-
-    dim: int
-    halves: int = 1
-    width: int = 1
+from .widening import FfnAxis, ffn_axes, place, widen
 
 
 class OneExpert:
@@ -65,14 +57,13 @@ class ExpertPlan:
         return None if self.layout == self.native else self.native.payload_bytes
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> None:
-        """Write one expert into ``record`` (uint8 ``[record_bytes]``); all other bytes become zero."""
-        record.zero_()
+        """Write one expert into ``record`` (uint8 ``[record_bytes]``); padding and widening stay as they are."""
         views = self.layout.views(record)
         for recipe in self.recipes[layer]:
             made = recipe.convert(self._read(recipe, expert), self.model)
             for name, tensor in made.items():
                 leaf = name.removeprefix(self.layers[layer] + ".")
-                _place(views[leaf], tensor[0], self.axes.get(leaf))
+                place(views[leaf], tensor[0], self.axes.get(leaf))
 
     def _read(self, recipe: Recipe, expert: int) -> Tensors:
         """Of each source pattern the tensor of ``expert`` alone; of a fused ``[E, ...]`` its ``[1, ...]``."""
@@ -98,8 +89,8 @@ def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> Exp
             " specmoe needs the same shapes in all layers"
         )
     native = ExpertLayout.of(shapes[0], _common_dtype(checkpoint, by_layer))
-    axes = _ffn_axes(modules[layers[0]])
-    layout = _widen(native, axes, expert_bytes) if expert_bytes is not None else native
+    axes = ffn_axes(modules[layers[0]])
+    layout = widen(native, axes, expert_bytes) if expert_bytes is not None else native
     ordered = tuple(tuple(by_layer[name]) for name in layers)
     return ExpertPlan(checkpoint, view, layers, num_experts, ordered, native, layout, axes)
 
@@ -120,11 +111,20 @@ def _recipes_by_layer(model: nn.Module, checkpoint: Checkpoint, num_experts: int
     by_layer: dict[str, list[Recipe]] = {name: [] for name in expert_modules(model)}
     for recipe in recipes(model, checkpoint.tensors):
         if recipe.target in experts:
-            for pattern, keys in recipe.sources.items():
-                check = _check_fused if _is_fused(pattern, keys) else _check_one_each
-                check(checkpoint, recipe.target, keys, num_experts)
+            _check_sources(checkpoint, recipe, num_experts)
             by_layer[experts[recipe.target][0]].append(recipe)
     return by_layer
+
+
+def _check_sources(checkpoint: Checkpoint, recipe: Recipe, num_experts: int) -> None:
+    for pattern in recipe.converter.source_patterns if recipe.converter else ():
+        if pattern not in recipe.sources:
+            raise CheckpointError(
+                f"{checkpoint.folder} has no tensors like {pattern!r} for {recipe.target}: download it again"
+            )
+    for pattern, keys in recipe.sources.items():
+        check = _check_fused if _is_fused(pattern, keys) else _check_one_each
+        check(checkpoint, recipe.target, keys, num_experts)
 
 
 def _is_fused(pattern: str, keys: list[str]) -> bool:
@@ -207,53 +207,3 @@ def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> 
                 f"expert tensor {key!r} in {checkpoint.folder} is quantised ({dtype}): use an unquantised checkpoint"
             )
     return functools.reduce(torch.promote_types, dtypes)
-
-
-def _ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
-    """The FFN dimension of each tensor of an expert; tensors without one are left out."""
-    gated = getattr(module, "has_gate", True)
-    first = "gate_up_proj" if gated else "up_proj"
-    width = 2 if gated else 1
-    halves = 2 if gated and getattr(module, "is_concatenated", True) else 1
-    turned = module.is_transposed  # [D, 2F] and [F, D] instead of [2F, D] and [D, F]
-    return {
-        first: FfnAxis(1 if turned else 0, halves, width),
-        f"{first}_bias": FfnAxis(0, halves, width),
-        "down_proj": FfnAxis(0 if turned else 1),
-    }
-
-
-def _widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
-    """The layout with as many zero FFN columns as bring the payload to at least ``expert_bytes``."""
-    shapes = dict(zip(native.names, native.shapes))
-    if expert_bytes < native.payload_bytes:
-        raise OptionError(
-            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert of this"
-            " model has: experts can only be widened"
-        )
-    if expert_bytes == native.payload_bytes:
-        return native
-    if not {"down_proj"} < (shapes.keys() & axes.keys()):
-        raise OptionError(f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened")
-    num_columns = shapes["down_proj"][axes["down_proj"].dim]
-    column_bytes = sum(
-        native.dtype.itemsize * axes[name].width * torch.Size(shape).numel() // shape[axes[name].dim]
-        for name, shape in shapes.items()
-        if name in axes
-    )
-    num_columns += -(-(expert_bytes - native.payload_bytes) // column_bytes)
-    for name, axis in axes.items():
-        if name in shapes:
-            shape = list(shapes[name])
-            shape[axis.dim] = axis.width * num_columns
-            shapes[name] = tuple(shape)
-    return ExpertLayout.of(shapes, native.dtype)
-
-
-def _place(view: torch.Tensor, tensor: torch.Tensor, axis: FfnAxis | None) -> None:
-    """Copy ``tensor`` into ``view``; where ``view`` is wider, each half fills the start of its half."""
-    if axis is None or view.shape == tensor.shape:
-        view.copy_(tensor)
-        return
-    for to, part in zip(view.chunk(axis.halves, axis.dim), tensor.chunk(axis.halves, axis.dim)):
-        to.narrow(axis.dim, 0, part.shape[axis.dim]).copy_(part)

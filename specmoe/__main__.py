@@ -1,0 +1,5 @@
+"""``python -m specmoe``: the same as ``specmoe``."""
+
+from .cli import main
+
+raise SystemExit(main())

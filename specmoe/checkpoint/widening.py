@@ -1,0 +1,74 @@
+"""Widening: experts get zero FFN columns, so that small models cost what large ones do. Outputs stay the same.
+
+Comes in: an experts module and the layout of its experts. Goes out: where each tensor has its FFN columns, and
+the wider layout, for ``plan``. What the new columns compute meets a zero column of the down projection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..errors import OptionError
+from .layout import ExpertLayout
+
+
+@dataclass(frozen=True)
+class FfnAxis:
+    """Where a tensor of one expert counts FFN columns: along ``dim``, ``width`` entries each, in ``halves``."""
+
+    dim: int
+    halves: int = 1
+    width: int = 1
+
+
+def ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
+    """The FFN dimension of each tensor of an expert; tensors without one are left out."""
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    width = 2 if module.has_gate else 1
+    halves = 2 if module.has_gate and module.is_concatenated else 1  # [gate; up], or one pair after the other
+    turned = module.is_transposed  # [D, 2F] and [F, D] instead of [2F, D] and [D, F]
+    return {
+        first: FfnAxis(1 if turned else 0, halves, width),
+        f"{first}_bias": FfnAxis(0, halves, width),
+        "down_proj": FfnAxis(0 if turned else 1),
+    }
+
+
+def widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
+    """The layout with as many zero FFN columns as bring the payload to at least ``expert_bytes``."""
+    shapes = dict(zip(native.names, native.shapes))
+    if expert_bytes < native.payload_bytes:
+        raise OptionError(
+            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert of this"
+            " model has: experts can only be widened"
+        )
+    if expert_bytes == native.payload_bytes:
+        return native
+    if "down_proj" not in shapes or len(shapes.keys() & axes.keys()) < 2:
+        raise OptionError(f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened")
+    num_columns = shapes["down_proj"][axes["down_proj"].dim]
+    column_bytes = sum(
+        native.dtype.itemsize * axes[name].width * math.prod(shape) // shape[axes[name].dim]
+        for name, shape in shapes.items()
+        if name in axes
+    )
+    num_columns += -(-(expert_bytes - native.payload_bytes) // column_bytes)
+    for name, axis in axes.items():
+        if name in shapes:
+            shape = list(shapes[name])
+            shape[axis.dim] = axis.width * num_columns
+            shapes[name] = tuple(shape)
+    return ExpertLayout.of(shapes, native.dtype)
+
+
+def place(view: torch.Tensor, tensor: torch.Tensor, axis: FfnAxis | None) -> None:
+    """Copy ``tensor`` into ``view``; where ``view`` is wider, each half fills the start of its half."""
+    if axis is None or view.shape == tensor.shape:
+        view.copy_(tensor)
+        return
+    for to, part in zip(view.chunk(axis.halves, axis.dim), tensor.chunk(axis.halves, axis.dim)):
+        to.narrow(axis.dim, 0, part.shape[axis.dim]).copy_(part)

@@ -1,0 +1,31 @@
+"""Reports: notebooks run with your parameters, as HTML that opens with no network.
+
+Comes in: the name of a notebook in ``notebooks/`` with a cell tagged ``parameters``, and values for them. Goes out: a
+folder with the executed notebook, its HTML and the ``metrics.json`` it wrote. ``cli`` and ``make report`` call this.
+"""
+
+from __future__ import annotations
+
+from .page import external_loads, offline_html
+from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
+from .run import run_report, widget_errors
+from .sentences import number_table, save_metrics, say_bytes, say_rounds, say_same_tokens, say_speed, say_time, say_use
+
+__all__ = [
+    "external_loads",
+    "list_reports",
+    "notebooks_dir",
+    "number_table",
+    "offline_html",
+    "report_parameters",
+    "run_report",
+    "save_metrics",
+    "say_bytes",
+    "say_rounds",
+    "say_same_tokens",
+    "say_speed",
+    "say_time",
+    "say_use",
+    "typed_parameters",
+    "widget_errors",
+]

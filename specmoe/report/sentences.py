@@ -1,0 +1,204 @@
+"""What a report concludes, in sentences that follow the numbers.
+
+Comes in: the rows of a bench, or counts of ``metrics``. Goes out: Markdown for the notebook, a table for people and the
+``metrics.json`` for programs. Nothing here knows which method ought to win.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..figures import as_table, show_bytes, show_number
+from ..metrics import PARTS, dead_experts, skewness, top_share
+
+LEVEL = 1.1  # speeds nearer than this are called level: repeated runs on a shared machine differ by as much
+_NAMES = {
+    "label": "method",
+    "batch": "batch",
+    "gamma": "gamma",
+    "tokens_per_second": "tokens/s",
+    "speedup_over_on_demand": "times on_demand",
+    "fetched_bytes_per_token": "KiB read per token",
+    "tokens_per_round": "tokens per round",
+    "acceptance_rate": "accepted / drafted",
+    "wait_share": "waiting (share)",
+    "prefetch_recall": "prefetch recall",
+    "prefetch_precision": "prefetch precision",
+    "prefill_s": "prefill (s)",
+    "same_tokens_as_plain": "same tokens",
+}
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _of(part: pd.DataFrame, label: str, column: str) -> float:
+    """The value of one method in a batch; nan where it was not run."""
+    found = part.loc[part["label"] == label, column]
+    return float(found.iloc[0]) if len(found) else math.nan
+
+
+def say_same_tokens(rows) -> str:
+    """Did every run give the tokens of plain decoding?"""
+    table = as_table(rows)
+    wrong = table[table["same_tokens_as_plain"] == False]  # noqa: E712 - None means: not compared
+    checked = table["same_tokens_as_plain"].notna()
+    if len(wrong):
+        names = ", ".join(f"{label} at batch {batch}" for label, batch in zip(wrong["label"], wrong["batch"]))
+        return f"**Different tokens** from plain decoding: {names}. Its speed means nothing until that is explained."
+    if not checked.all():
+        return f"{checked.sum()} of {len(table)} runs were compared with plain decoding, and gave the same tokens."
+    return f"All {len(table)} runs gave exactly the tokens of plain decoding."
+
+
+def say_speed(rows) -> str:
+    """Who is fastest under the budget at each batch, and where specmoe stands."""
+    table = as_table(rows)
+    lines = []
+    for batch, part in table[table["method"] != "resident"].groupby("batch"):
+        part = part.sort_values("tokens_per_second", ascending=False)
+        best = part.iloc[0]
+        level = part[part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]]["label"].tolist()
+        base = _of(part, "on_demand", "tokens_per_second")
+        names = " and ".join(f"`{label}`" for label in level)
+        lines.append(
+            f"batch {batch}: {names} {'are level in front' if len(level) > 1 else 'is fastest'}, "
+            f"{show_number(best['tokens_per_second'])} tokens/s{_times(best['tokens_per_second'], base)}"
+            + _others(part, level, base)
+        )
+    return _bullets(lines)
+
+
+def _times(value: float, base: float) -> str:
+    return f", {value / base:.2f} times `on_demand`" if base > 0 and value != base else ""
+
+
+def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
+    """Where specmoe stands when it is not in front, or what it leaves behind when it is."""
+    speed = _of(part, "specmoe", "tokens_per_second")
+    if math.isnan(speed):
+        return "."
+    if "specmoe" not in level:
+        return f"; `specmoe` gets {show_number(speed)}{_times(speed, base)}."
+    behind = part[~part["label"].isin(level)]
+    return (
+        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}."
+        if len(behind)
+        else "."
+    )
+
+
+def say_bytes(rows) -> str:
+    """How much less specmoe moves than each other method, and how the bytes grow with the batch."""
+    table = as_table(rows)
+    table = table[table["method"] != "resident"]
+    column = "fetched_bytes_per_token"
+    lines = []
+    for batch, part in table.groupby("batch"):
+        ours = _of(part, "specmoe", column)
+        others = part[(part["label"] != "specmoe") & (part["label"] != "auto")]
+        if math.isnan(ours) or not len(others):
+            continue
+        against = [_change(ours, value, label) for label, value in zip(others["label"], others[column])]
+        lines.append(f"batch {batch}: `specmoe` reads {show_bytes(ours)} per token, {', '.join(against)}.")
+    growth = _growth(table, column)
+    return _bullets(lines + ([growth] if growth else []))
+
+
+def _change(ours: float, other: float, label: str) -> str:
+    if not other:
+        return f"`{label}` nothing" if ours else f"as little as `{label}`"
+    return f"{abs(100 * (ours / other - 1)):.0f} % {'less' if ours <= other else 'more'} than `{label}`"
+
+
+def _growth(table: pd.DataFrame, column: str) -> str:
+    """Bytes for one new token of every row: the paper's measure of how traffic grows with the batch."""
+    small, large = table["batch"].min(), table["batch"].max()
+    if small == large:
+        return ""
+    work = table.assign(work=table[column] * table["batch"]).pivot_table(index="label", columns="batch", values="work")
+    ratios = (work[large] / work[small]).dropna()
+    said = ", ".join(f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio))
+    return f"From batch {small} to {large} the bytes for one token of every row grow: {said}."
+
+
+def say_rounds(rows) -> str:
+    """What a round of drafting and verifying brings."""
+    table = as_table(rows)
+    lines = []
+    for _, row in table[table["method"].isin(["specmoe", "auto"])].iterrows():
+        line = f"`{row['label']}` at batch {row['batch']}: {row['tokens_per_round']:.2f} tokens per row and round"
+        if row.get("gamma", 0) > 0 and not math.isnan(row.get("acceptance_rate") or math.nan):
+            line += f" (gamma {row['gamma']:.3g}, {100 * row['acceptance_rate']:.0f} % of the drafted tokens accepted)"
+        lines.append(line + ".")
+    return _bullets(lines)
+
+
+def say_time(shares) -> str:
+    """What each method spends most of its time on, at the largest batch. ``shares``: ``metrics.table``."""
+    table = as_table(shares)
+    part = table[table["batch"] == table["batch"].max()]
+    names = {"draft": "drafting", "verify": "computing the full model", "wait": "waiting for reads", "rest": "the rest"}
+    lines = []
+    for _, row in part.iterrows():
+        most = max(PARTS, key=lambda name: row[f"{name}_share"])
+        line = f"`{row['label']}`: {100 * row['wait_share']:.0f} % waiting for reads"
+        lines.append(
+            line + ("." if most == "wait" else f"; most goes into {names[most]} ({100 * row[most + '_share']:.0f} %).")
+        )
+    return f"At batch {part['batch'].iloc[0]}:\n\n{_bullets(lines)}"
+
+
+def say_use(counts: pd.DataFrame, num: int) -> str:
+    """How uneven the use of experts is, and what the ``num`` hottest would cover."""
+    num_experts = counts.shape[1]
+    unused = dead_experts(counts).sum() / counts.size
+    return (
+        f"Mean Gini of expert use: **{skewness(counts):.2f}** (0 is even use, {1 - 1 / num_experts:.2f} one expert for "
+        f"everything). The {num} most used of {num_experts} experts take {100 * top_share(counts, num):.0f} % of a "
+        f"layer's expert calls ({100 * num / num_experts:.0f} % if use were even); {100 * unused:.0f} % of all experts "
+        "were not called at all."
+    )
+
+
+def number_table(rows) -> pd.DataFrame:
+    """All numbers of the rows for people: named columns, bytes in KiB."""
+    table = as_table(rows)
+    table["fetched_bytes_per_token"] = table["fetched_bytes_per_token"] / 2**10
+    table = table[[name for name in _NAMES if name in table]].rename(columns=_NAMES)
+    return table.map(_cell).set_index(["batch", "method"])
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return show_number(value) if isinstance(value, float) else value
+
+
+def save_metrics(out_dir: str | Path | None, numbers: Mapping[str, Any]) -> None:
+    """Write ``metrics.json`` into ``out_dir``; nothing where a notebook runs by hand (``None``)."""
+    if out_dir is None:
+        return
+    text = json.dumps(_plain(numbers), indent=1, allow_nan=False)
+    Path(out_dir, "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; nan and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, pd.DataFrame):
+        return [_plain(row) for row in value.to_dict("records")]
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,343 @@
+"""Reports: strict parameters, one failing cell named, HTML that needs no network, sentences that follow the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from specmoe import report
+from specmoe.errors import OptionError, SpecMoEError
+
+PARAMETERS = """\
+from typing import List, Optional
+
+model: str = "tiny"  # shipped name or folder
+batch_sizes: List[int] = [1, 16]  # rows in flight
+gamma: Optional[int] = None  # null lets the planner choose
+rate: Optional[float] = 2.5e8
+sizes: Optional[List[float]] = None
+strict: bool = True
+label = "none given"
+out_dir: Optional[str] = None"""
+
+SMALL = """\
+import json, pathlib
+pathlib.Path(out_dir, "metrics.json").write_text(json.dumps([model, batch_sizes, gamma, rate, strict]))"""
+
+
+def write(folder: Path, name: str, *cells, tag: bool = True) -> None:
+    cells = list(cells)
+    if tag:
+        cells.insert(1, new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}))
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A notebooks folder of our own, with braces in its name, which papermill would take for parameters."""
+    folder = tmp_path / "note{books}"
+    folder.mkdir()
+    monkeypatch.setenv("SPECMOE_NOTEBOOKS", str(folder))
+    write(folder, "small", new_markdown_cell("Intro\n\n# A small report"), new_code_cell(SMALL))
+    write(folder, "plain", new_markdown_cell("# No parameters"), tag=False)
+    return folder
+
+
+# ---- which there are, and what they take ------------------------------------------------------------------------------
+
+
+def test_reports_are_the_notebooks_with_parameters(folder):
+    listed = report.list_reports()
+    assert listed == [{"name": "small", "title": "A small report", "path": str(folder / "small.ipynb")}]
+
+
+def test_parameters_with_type_default_and_help(folder):
+    found = report.report_parameters("small")
+    assert found["model"] == {"type": "str", "default": "tiny", "help": "shipped name or folder"}
+    assert found["batch_sizes"] == {"type": "List[int]", "default": [1, 16], "help": "rows in flight"}
+    assert found["gamma"]["type"] == "Optional[int]" and found["gamma"]["default"] is None
+    assert found["sizes"]["type"] == "Optional[List[float]]"
+    assert found["label"]["type"] == "str"
+    assert "out_dir" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("gamma", "5", 5),
+        ("gamma", "null", None),
+        ("gamma", None, None),
+        ("gamma", "1e3", 1000),
+        ("rate", "7e10", 7e10),
+        ("rate", 3, 3.0),
+        ("model", "7e10", "7e10"),
+        ("model", " a b ", "a b"),
+        ("batch_sizes", "1,16,64", [1, 16, 64]),
+        ("batch_sizes", "[4, 8]", [4, 8]),
+        ("batch_sizes", "7", [7]),
+        ("batch_sizes", (1, 2), [1, 2]),
+        ("sizes", "0.5,2", [0.5, 2.0]),
+        ("sizes", "None", None),
+        ("strict", "false", False),
+    ],
+)
+def test_values_become_the_declared_type(folder, name, given, expected):
+    typed = report.typed_parameters("small", {name: given})[name]
+    assert typed == expected and type(typed) is type(expected)
+    if isinstance(expected, list):
+        assert [type(item) for item in typed] == [type(item) for item in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("gamma", "five", r"gamma='five' is not a whole number \(or null\)"),
+        ("gamma", "2.5", "gamma='2.5'"),
+        ("gamma", True, "gamma=True"),
+        ("gamma", [5], r"gamma=\[5\]"),
+        ("model", 5, "model=5 is not a text"),
+        ("model", "null", "model='null' is not a text"),
+        ("rate", "inf", "rate='inf' is not a number"),
+        ("rate", math.nan, "rate=nan"),
+        ("batch_sizes", "1,,2", "batch_sizes='1,,2' is not a list such as 1,16,64"),
+        ("batch_sizes", "[1, 2.5]", "batch_sizes"),
+        ("batch_sizes", [], r"batch_sizes=\[\]"),
+        ("batch_sizes", "[1, 2", "batch_sizes"),
+        ("strict", "maybe", "strict='maybe' is not true or false"),
+        ("strict", 1, "strict=1"),
+    ],
+)
+def test_a_wrong_type_names_parameter_value_and_type(folder, name, given, words):
+    with pytest.raises(OptionError, match=words):
+        report.typed_parameters("small", {name: given})
+
+
+def test_unknown_names_get_the_nearest(folder):
+    with pytest.raises(OptionError, match="no parameter 'gama'.*did you mean 'gamma'"):
+        report.typed_parameters("small", {"gama": 3})
+    with pytest.raises(OptionError, match="report 'smal' is unknown.*did you mean 'small'"):
+        report.report_parameters("smal")
+    with pytest.raises(OptionError, match="report 'plain' is unknown"):
+        report.report_parameters("plain")
+    with pytest.raises(OptionError, match="--out"):
+        report.typed_parameters("small", {"out_dir": "here"})
+
+
+def test_a_type_that_papermill_cannot_read_is_named(folder):
+    cell = new_code_cell("x: dict = {}", metadata={"tags": ["parameters"]})
+    write(folder, "odd", new_markdown_cell("# Odd"), cell, tag=False)
+    with pytest.raises(OptionError, match="parameter x is declared as 'dict'"):
+        report.report_parameters("odd")
+
+
+def test_a_missing_folder_and_a_broken_notebook_are_named(folder, monkeypatch):
+    (folder / "broken.ipynb").write_text("{")
+    with pytest.raises(OptionError, match="broken.ipynb is not a notebook"):
+        report.list_reports()
+    monkeypatch.setenv("SPECMOE_NOTEBOOKS", str(folder / "nowhere"))
+    with pytest.raises(OptionError, match="nowhere.*SPECMOE_NOTEBOOKS"):
+        report.list_reports()
+
+
+# ---- running ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(folder, tmp_path):
+    out = tmp_path / "out{1}"
+    page = report.run_report("small", {"gamma": "3", "batch_sizes": "2,4"}, out)
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "small.html", "small.ipynb"]
+    assert json.loads((out / "metrics.json").read_text()) == ["tiny", [2, 4], 3, 2.5e8, True]
+    assert page == out / "small.html" and "A small report" in page.read_text()
+    assert "write_text" not in page.read_text()  # readers see no code; the notebook beside it has it
+    with pytest.raises(OptionError, match="small.ipynb exists already"):
+        report.run_report("small", {"gamma": "4"}, out)
+    assert json.loads((out / "metrics.json").read_text())[2] == 3
+    report.run_report("small", {"gamma": "4"}, out, overwrite=True)
+    assert json.loads((out / "metrics.json").read_text())[2] == 4
+
+
+@pytest.mark.parametrize("parameters", [{"gama": 3}, {"gamma": "x"}])
+def test_bad_parameters_leave_nothing_behind(folder, tmp_path, parameters):
+    with pytest.raises(OptionError):
+        report.run_report("small", parameters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_folders_place_is_refused(folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OptionError, match="is a file"):
+        report.run_report("small", out_dir=tmp_path / "out")
+
+
+def test_a_failing_cell_is_named_with_its_error_and_gives_no_html(folder, tmp_path):
+    code = "# what comes next fails\nvalue = int('seven')\nprint(value)"
+    write(folder, "fails", new_markdown_cell("# Fails"), new_code_cell("1 + 1"), new_code_cell(code))
+    with pytest.raises(SpecMoEError) as caught:
+        report.run_report("fails", out_dir=tmp_path / "out")
+    message = str(caught.value)
+    assert "fails.ipynb failed in cell [" in message and "`value = int('seven')`" in message
+    assert "ValueError: invalid literal for int() with base 10: 'seven'" in message
+    assert "\n" not in message and type(caught.value) is SpecMoEError
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fails.failed.ipynb"]
+
+
+def test_an_error_inside_a_widget_callback_is_a_failure_too(folder, tmp_path):
+    pytest.importorskip("ipywidgets")
+    code = (
+        "import ipywidgets\n"
+        "def show(x):\n"
+        "    raise ValueError('the slider broke')\n"
+        "ipywidgets.interactive_output(show, {'x': ipywidgets.IntSlider()})"
+    )
+    write(folder, "widget", new_markdown_cell("# Widget"), new_code_cell(code))
+    with pytest.raises(SpecMoEError, match="inside a widget: ValueError: the slider broke"):
+        report.run_report("widget", out_dir=tmp_path / "out")
+    assert not (tmp_path / "out" / "widget.html").exists()
+
+
+def test_a_kernel_without_the_package_is_told_apart():
+    from specmoe.report.run import _hint
+
+    assert "another Python" in _hint("ModuleNotFoundError", "No module named 'specmoe'")
+    assert _hint("ModuleNotFoundError", "No module named 'foo'") == ""
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------------
+
+
+def bundle(**data) -> dict:
+    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/"): v for k, v in data.items()}}
+
+
+def test_the_page_loads_nothing_where_the_stock_page_does():
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1", "version_major": 2, "version_minor": 0}}
+    output = bundle(image_png="aGVsbG8=", text_plain="a figure")
+    output["data"] |= widget
+    cell = new_code_cell("figure", outputs=[output])
+    state = {"application/vnd.jupyter.widget-state+json": {"version_major": 2, "version_minor": 0, "state": {}}}
+    link = new_markdown_cell("[the paper](https://arxiv.org/abs/2604.10152) and $x$")
+    notebook = nbformat.from_dict(new_notebook(cells=[link, cell], metadata={"widgets": state}))
+    page = report.offline_html(notebook)
+    assert report.external_loads(page) == []
+    assert "aGVsbG8=" in page and "arxiv.org" in page
+    stock, _ = HTMLExporter().from_notebook_node(notebook)
+    assert len(report.external_loads(stock)) >= 3
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<script async src='//cdn.example/x.js'>",
+        "<link rel=stylesheet href=http://example.org/a.css>",
+        '<img alt="a" src="http://example.org/a.png">',
+        "<style>@import url(https://fonts.example/f);</style>",
+        "<style>a{background:url('//example.org/a.png')}</style>",
+        "<script type=module>import mermaid from 'https://cdn.example/m.mjs'</script>",
+        "<script>script.src = 'https://unpkg.com/a.js'</script>",
+        "<iframe src=https://example.org></iframe>",
+    ],
+)
+def test_every_way_to_load_is_seen(html):
+    assert len(report.external_loads(html)) == 1
+
+
+@pytest.mark.parametrize(
+    "html", ['<a href="https://example.org">x</a>', '<img src="data:image/png;base64,aa">', "see https://example.org"]
+)
+def test_a_link_is_no_load(html):
+    assert report.external_loads(html) == []
+
+
+# ---- the sentences ----------------------------------------------------------------------------------------------------------
+
+
+def row(method: str, batch: int, speed: float, moved: float, **more) -> dict:
+    fields = {"method": method, "batch": batch, "tokens_per_second": speed, "fetched_bytes_per_token": moved}
+    fields |= {"tokens_per_round": 4.0 if method == "specmoe" else 1.0, "gamma": 5.0, "acceptance_rate": 0.625}
+    return fields | {"same_tokens_as_plain": True, "eviction": None} | more
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    return [
+        row("on_demand", 1, 10, 4096), row("cached", 1, 20, 1024), row("specmoe", 1, 15, 2048),
+        row("on_demand", 16, 50, 1024), row("cached", 16, 60, 512), row("specmoe", 16, 100, 256),
+        row("resident", 16, 900, 0),
+    ]  # fmt: skip
+
+
+def test_the_verdict_on_speed_follows_the_numbers(rows):
+    first, second = report.say_speed(rows).splitlines()
+    assert first == (
+        "- batch 1: `cached` is fastest, 20 tokens/s, 2.00 times `on_demand`; `specmoe` gets 15, 1.50 times `on_demand`."
+    )
+    assert second == (
+        "- batch 16: `specmoe` is fastest, 100 tokens/s, 2.00 times `on_demand`; next is `cached`, 1.20 times `on_demand`."
+    )
+    rows[1]["tokens_per_second"] = 14.5
+    assert "`specmoe` and `cached` are level in front, 15 tokens/s" in report.say_speed(rows)
+
+
+def test_the_verdict_on_tokens_names_the_one_that_differs(rows):
+    assert report.say_same_tokens(rows) == "All 7 runs gave exactly the tokens of plain decoding."
+    rows[4]["same_tokens_as_plain"] = False
+    assert report.say_same_tokens(rows).startswith("**Different tokens** from plain decoding: cached at batch 16.")
+    rows[4]["same_tokens_as_plain"] = None
+    assert report.say_same_tokens(rows).startswith("6 of 7 runs were compared")
+
+
+def test_the_verdict_on_bytes_says_less_or_more_and_the_growth(rows):
+    first, second, growth = report.say_bytes(rows).splitlines()
+    assert first == "- batch 1: `specmoe` reads 2 KiB per token, 50 % less than `on_demand`, 100 % more than `cached`."
+    assert second == "- batch 16: `specmoe` reads 256 B per token, 75 % less than `on_demand`, 50 % less than `cached`."
+    assert "From batch 1 to 16" in growth and "`on_demand` 4.0 times" in growth and "`specmoe` 2.0 times" in growth
+
+
+def test_rounds_time_and_use_in_words(rows):
+    assert "`specmoe` at batch 1: 4.00 tokens per row and round (gamma 5, 62 %" in report.say_rounds(rows)
+    shares = [
+        {
+            "method": "on_demand",
+            "batch": 4,
+            "draft_share": 0,
+            "verify_share": 0.2,
+            "wait_share": 0.7,
+            "rest_share": 0.1,
+        },
+        {"method": "specmoe", "batch": 4, "draft_share": 0.6, "verify_share": 0.3, "wait_share": 0, "rest_share": 0.1},
+    ]
+    said = report.say_time(shares)
+    assert "`on_demand`: 70 % waiting for reads." in said
+    assert "`specmoe`: 0 % waiting for reads; most goes into drafting (60 %)." in said
+    said = report.say_use(pd.DataFrame([[6, 2, 0, 0]]), 1)
+    assert "**0.62**" in said and "1 most used of 4 experts take 75 %" in said and "50 % of all experts" in said
+
+
+def test_the_table_keeps_every_row_and_empties_what_is_missing(rows):
+    rows[0]["gamma"] = None
+    table = report.number_table(rows)
+    assert len(table) == 7
+    assert table.loc[(1, "on_demand"), "gamma"] == ""
+    assert table.loc[(1, "on_demand"), "KiB read per token"] == "4"
+    assert table.loc[(16, "specmoe"), "tokens/s"] == "100"
+
+
+def test_metrics_are_plain_json_whatever_is_in_them(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": [0.5, math.nan]})
+    report.save_metrics(tmp_path, {"frame": frame, "inf": math.inf, "deep": {1: (frame["a"].sum(),)}})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "frame": [{"a": 1, "b": 0.5}, {"a": 2, "b": None}],
+        "inf": None,
+        "deep": {"1": [3]},
+    }
+    report.save_metrics(None, {})

@@ -1,0 +1,198 @@
+"""The shipped checkpoints, their data and their recipe: split, records, opening them, a training run of seconds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from specmoe.errors import OptionError
+from specmoe.tiny import SHIPPED, list_models, shipped_path
+from specmoe.tiny.counting import number_words
+from specmoe.tiny.data import DOMAINS, documents, held_out_prompts, is_held_out, prompts
+from specmoe.tiny.recipe import recipe_of
+
+LIMITS = {"tiny-skewed": 14e6, "tiny-balanced": 6e6}
+present = [name for name in SHIPPED if (shipped_path(name) / "config.json").exists()]
+
+
+def take(domain: str, n: int, seed: int = 0, held_out: bool = False):
+    return list(itertools.islice(documents(domain, seed, held_out), n))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_documents_repeat_by_seed_and_differ_between_seeds(domain):
+    assert take(domain, 5) == take(domain, 5)
+    assert take(domain, 5) != take(domain, 5, seed=1)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_no_fact_stands_on_both_sides_of_the_split(domain):
+    train = {key for document in take(domain, 300) for key in document.keys}
+    held_out = [document.keys for document in take(domain, 60, held_out=True)]
+    assert not any(map(is_held_out, train))
+    assert all(any(map(is_held_out, keys)) for keys in held_out)
+    assert all(set(keys) - train for keys in held_out)
+
+
+def test_prompts_have_the_completion_of_their_document():
+    for domain in DOMAINS:
+        found = prompts(domain, 7, seed=3)
+        assert len({prompt.text for prompt in found}) == 7
+        assert all((prompt.expected is None) == (domain == "python") for prompt in found)
+        assert all(prompt.domain == domain and prompt.text == prompt.text.rstrip() for prompt in found)
+
+
+def test_held_out_prompts_mix_all_domains():
+    mixed = held_out_prompts(len(DOMAINS) * 2 + 1, seed=5)
+    assert len(mixed) == len(DOMAINS) * 2 + 1
+    assert mixed[: len(DOMAINS)] == [prompts(domain, 1, seed=5)[0].text for domain in DOMAINS]
+    assert mixed == held_out_prompts(len(DOMAINS) * 2 + 1, seed=5)
+
+
+def test_number_words():
+    words = {
+        0: "zero",
+        17: "seventeen",
+        40: "forty",
+        412: "four hundred and twelve",
+        1000: "one thousand",
+        1007: "one thousand and seven",
+        9999: "nine thousand nine hundred and ninety nine",
+    }
+    assert {number: number_words(number) for number in words} == words
+
+
+def test_unknown_names_raise_with_the_nearest_one():
+    with pytest.raises(OptionError, match="tiny-skewed"):
+        shipped_path("tiny-skewd")
+    with pytest.raises(OptionError, match="tiny-balanced"):
+        recipe_of("tiny-balance")
+    with pytest.raises(OptionError, match="json"):
+        next(documents("jsn", 0))
+
+
+def test_importing_the_names_imports_nothing_heavy():
+    code = (
+        "import sys, importlib.util as u; import specmoe.errors; before = set(sys.modules); import specmoe.tiny; "
+        "new = set(sys.modules) - before; assert not new & {'torch', 'transformers', 'tokenizers'}, new"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_every_shipped_model_is_listed():
+    rows = {row["name"]: row for row in list_models()}
+    assert set(rows) == set(SHIPPED)
+    for name, row in rows.items():
+        assert row["bytes"] <= LIMITS[name]
+        assert row["experts"] == recipe_of(name).shape.num_experts and row["top_k"] == 2 and row["layers"] == 4
+
+
+@pytest.mark.parametrize("name", present)
+def test_the_checkpoint_opens_in_transformers(name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shipped_path(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert model.dtype == torch.bfloat16 and model.config.model_type == "mixtral"
+    ids = tokenizer("412 ->")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id == model.config.bos_token_id
+    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "412 ->"
+    text = "def f(x):\n    return  [x, 12]  # é\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("name", present)
+def test_the_tokens_of_prompt_and_completion_join(name):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shipped_path(name))
+    for domain in DOMAINS:
+        for document in take(domain, 20, held_out=True):
+            whole, prompt = tokenizer(document.text)["input_ids"], tokenizer(document.prompt)["input_ids"]
+            assert whole[: len(prompt)] == prompt, document
+
+
+@pytest.mark.parametrize("name", present)
+def test_record_and_card_agree(name):
+    from specmoe.tiny.card import card_text
+
+    folder = shipped_path(name)
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert record["name"] == record["recipe"]["name"] == name
+    assert record["recipe"]["shape"]["num_experts"] == recipe_of(name).shape.num_experts
+    assert record["phases"]["dense"]["loss_curve"] and record["phases"]["upcycled"]["loss_curve"]
+    assert (folder / "README.md").read_text(encoding="utf-8") == card_text(record)
+    assert "apache-2.0" in card_text(record)
+
+
+def test_gini():
+    from specmoe.tiny.evaluate import gini
+
+    assert gini([5, 5, 5, 5]) == pytest.approx(0.0)
+    assert gini([0, 0, 0, 9]) == pytest.approx(0.75)
+    assert gini([0, 0]) == 0.0
+
+
+def test_sorted_dispatch_equals_the_eager_experts():
+    from specmoe.tiny.model import new_model, sorted_dispatch
+
+    torch.manual_seed(0)
+    model = new_model(recipe_of("tiny-balanced").shape, 8).double()
+    experts = model.model.layers[0].mlp.experts
+    experts.config._experts_implementation = "eager"
+    hidden = torch.randn(11, 128, dtype=torch.float64)
+    weights, picks = torch.rand(11, 8, dtype=torch.float64).topk(2)
+    torch.testing.assert_close(sorted_dispatch(experts, hidden, picks, weights), experts(hidden, picks, weights))
+
+
+def test_upcycling_keeps_the_function_of_the_dense_model():
+    from dataclasses import replace
+
+    from specmoe.tiny.model import new_model, upcycle
+
+    recipe = replace(recipe_of("tiny-balanced"), expert_noise=0.0)
+    dense, tokens = new_model(recipe.shape, 1).eval(), torch.arange(20)[None]
+    with torch.no_grad():
+        sparse = upcycle(dense, recipe).eval()
+        torch.testing.assert_close(sparse(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_reference_rounds_are_whole_when_every_expert_drafts():
+    from specmoe.tiny.model import new_model
+    from specmoe.tiny.rounds import tokens_per_round
+
+    torch.manual_seed(0)
+    model = new_model(recipe_of("tiny-balanced").shape, 8)
+    rounds = tokens_per_round(model, [[0, 5, 9], [0, 7]], num_draft=8, gamma=3, batch=1, max_new=8, eos=-1)
+    assert [sum(row) for row in rounds] == [8, 8] and all(n == 4 for row in rounds for n in row)
+
+
+def test_training_runs_end_to_end(tmp_path, monkeypatch):
+    from specmoe.tiny import recipe, train
+
+    small = recipe.Recipe(
+        "tiny-balanced",
+        recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400),
+        recipe.Phase(1, 1e-3),
+        recipe.Phase(1, 1e-3),
+        balance=0.01,
+        batch_tokens=512,
+        sequence_tokens=128,
+    )
+    monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
+    monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)
+    heard = []
+    folder = train.train(
+        "tiny-balanced", tmp_path / "out", steps=8, progress=lambda *x: heard.append(x), num_eval_prompts=1
+    )
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert record["phases"]["dense"]["steps"] == record["phases"]["upcycled"]["steps"] == 4
+    assert [phase for phase, _, _ in heard] == ["dense", "upcycled"]
+    assert (folder / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
