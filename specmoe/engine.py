@@ -32,6 +32,7 @@ from .speculate import Job, Row, decode
 from .trace import Trace
 
 DEFAULT_BATCH_SIZE = 64
+LONG_PACK_BYTES = 2**28
 CALIBRATION = {"num_prompts": 8, "max_new_tokens": 24}
 
 
@@ -55,7 +56,7 @@ class Engine:
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
         self.decoder = CausalDecoder(self.model)
         modules = checkpoint.expert_modules(self.model)
-        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes)
+        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
         self.tokenizer = _tokenizer(path)
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         layout = self.packed.layout
@@ -132,7 +133,10 @@ class Engine:
         return tokens
 
     def _job(self, method: Method, options: GenerateOptions, tokens, batch_size: int, trace: Trace) -> Job:
-        rows = [Row(index, list(row), len(row) + options.max_new_tokens) for index, row in enumerate(tokens)]
+        rows = [
+            Row(options.first_prompt + index, list(row), len(row) + options.max_new_tokens)
+            for index, row in enumerate(tokens)
+        ]
         return Job(
             decoder=self.decoder, experts=self.experts, sampler=Sampler(options), planner=method.planner,
             queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=trace,
@@ -157,7 +161,8 @@ class Engine:
         pool.forget_counts()
 
     def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
-        sequences = [torch.tensor(row.tokens) for row in rows]
+        with torch.inference_mode(False):  # tensors that a user may change or train on
+            sequences = [torch.tensor(row.tokens) for row in rows]
         new = [row.tokens[row.num_prompt :] for row in rows]
         return Output(sequences, self._texts(sequences), self._texts(new), [row.num_prompt for row in rows], stats, trace)
 
@@ -236,6 +241,24 @@ class Engine:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+class _PackingBar:
+    """A progress bar for packing, but only where it takes long enough to wonder."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None:
+        if bytes_total < LONG_PACK_BYTES:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=bytes_total, desc="packing experts", unit="B", unit_scale=True)
+        self._bar.update(bytes_done - self._bar.n)
+        if bytes_done >= bytes_total:
+            self._bar.close()
 
 
 def _tokenizer(path: Path):

@@ -228,3 +228,10 @@ def table(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
         method, _, eviction = label.partition(":")
         rows.append({"method": method, "eviction": eviction or None, "batch": batch} | summary(frame))
     return pd.DataFrame(rows)
+
+
+def plainest(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """The trace of a bench to count expert use on: of a method that sends no rejected token to any expert, if one was
+    run (on_demand before the others), at the largest batch."""
+    order = ("on_demand", "resident", "overlapped", "cached", "auto", "specmoe")
+    return traces[min(traces, key=lambda key: (order.index(key[0].partition(":")[0]), -key[1]))]

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from .errors import FastMemoryError
-from .expert_store import DEMAND, PREFETCH, ExpertKey, ExpertStore, Read, aligned_bytes
+from .expert_store import DEMAND, PREFETCH, ExpertStore
 from .trace import Trace
+from .transfers import ExpertKey, Read, aligned_bytes
 
 
 @dataclass
@@ -60,7 +61,8 @@ class ResidentPool:
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
                  linger: bool = True, synchronous: bool = False, poison: bool = False):  # fmt: skip
-        self.store, self.trace = store, trace or Trace(enabled=False)
+        self.store = store
+        self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
         needed_slots = min_slots(self.num_layers, num_kept)
@@ -243,8 +245,8 @@ class ResidentPool:
     def _forget(self, key: ExpertKey) -> None:
         """A read that never happened: its slot is free again and its bytes were never moved."""
         self.free.append(self.loading.pop(key).slot)
+        self.counts.num_prefetches -= key in self.unclaimed
         self.unclaimed.discard(key)
-        self.counts.num_prefetches -= 1
         self.counts.num_fetches -= 1
         self.counts.fetched_bytes -= self.store.record_bytes
 
@@ -264,6 +266,9 @@ class ResidentPool:
         loading.read.wait()
         del self.loading[key]
         self.resident[key] = loading.slot
+        self._trace_read(key, loading)
+
+    def _trace_read(self, key: ExpertKey, loading: _Loading) -> None:
         self.counts.read_s += loading.read.seconds
         kind = "prefetch" if loading.prefetch else "fetch"
         self.trace.add(kind, key.layer, key.expert, size=self.store.record_bytes, seconds=loading.read.seconds)
@@ -316,9 +321,13 @@ class ResidentPool:
     def reset_reads(self) -> None:
         """Give up all reads and wait for those under way, so that nothing writes into the slots any more."""
         for key, loading in list(self.loading.items()):
-            if not self.store.cancel(loading.read):
-                loading.read.settle()
+            if self.store.cancel(loading.read):
+                self._forget(key)
+                continue
+            loading.read.settle()
             self.free.append(self.loading.pop(key).slot)
+            if loading.read.error is None:
+                self._trace_read(key, loading)
         self.unclaimed &= self.resident.keys()
         self.needed.clear()
 

@@ -167,6 +167,15 @@ def test_table_has_one_row_per_trace(frame, nothing):
     assert table[["method", "batch"]].to_numpy().tolist() == [["specmoe", 2], ["on_demand", 1]]
     assert table.loc[0, "fetched_bytes"] == 300
     assert table.loc[0, "wait_share"] == pytest.approx(0.5 / 3)
+    named = metrics.table({("cached:lru", 1): nothing}).loc[0]
+    assert (named["method"], named["eviction"]) == ("cached", "lru")
+
+
+def test_expert_use_is_counted_on_a_plain_method_at_the_largest_batch():
+    traces = {("specmoe", 64): "a", ("cached:lru", 64): "b", ("cached:lru", 1): "c", ("on_demand", 1): "d"}
+    assert metrics.plainest(traces) == "d"
+    assert metrics.plainest({key: traces[key] for key in list(traces)[:3]}) == "b"
+    assert metrics.plainest({("specmoe", 1): "x", ("specmoe", 4): "y"}) == "y"
 
 
 def test_an_unknown_phase_and_a_foreign_frame_are_refused(frame):

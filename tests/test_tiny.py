@@ -152,6 +152,14 @@ def test_sorted_dispatch_equals_the_eager_experts():
     torch.testing.assert_close(sorted_dispatch(experts, hidden, picks, weights), experts(hidden, picks, weights))
 
 
+def test_balancing_turns_round_at_the_target():
+    from specmoe.tiny.train import pull
+
+    even, one = torch.arange(8).repeat(4), torch.zeros(32, dtype=torch.long)
+    assert pull(one, 8, None) == pull(one, 8, 0.5) == 1.0
+    assert pull(even, 8, 0.5) == -1.0 and pull(even, 8, 0.05) == pytest.approx(-0.5)
+
+
 def test_upcycling_keeps_the_function_of_the_dense_model():
     from dataclasses import replace
 
@@ -177,22 +185,16 @@ def test_reference_rounds_are_whole_when_every_expert_drafts():
 def test_training_runs_end_to_end(tmp_path, monkeypatch):
     from specmoe.tiny import recipe, train
 
-    small = recipe.Recipe(
-        "tiny-balanced",
-        recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400),
-        recipe.Phase(1, 1e-3),
-        recipe.Phase(1, 1e-3),
-        balance=0.01,
-        batch_tokens=512,
-        sequence_tokens=128,
-    )
+    shape = recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400)
+    phases = [recipe.Phase(1, 1e-3), recipe.Phase(1, 1e-3, 0.01), recipe.Phase(1, 1e-3, 0.01, target_gini=0.5)]
+    small = recipe.Recipe("tiny-balanced", shape, *phases, batch_tokens=512, sequence_tokens=128)
     monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
     monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)
     heard = []
     folder = train.train(
-        "tiny-balanced", tmp_path / "out", steps=8, progress=lambda *x: heard.append(x), num_eval_prompts=1
+        "tiny-balanced", tmp_path / "out", steps=9, progress=lambda *x: heard.append(x), num_eval_prompts=1
     )
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert record["phases"]["dense"]["steps"] == record["phases"]["upcycled"]["steps"] == 4
-    assert [phase for phase, _, _ in heard] == ["dense", "upcycled"]
+    assert [run["steps"] for run in record["phases"].values()] == [3, 3, 3]
+    assert [phase for phase, _, _ in heard] == ["dense", "upcycled", "steered"]
     assert (folder / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
