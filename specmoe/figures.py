@@ -66,11 +66,14 @@ def compact_png(axes, dots_per_inch: int = 144) -> bytes:
 
 
 def show(axes) -> None:
-    """In a notebook: display the figure of ``axes`` as ``compact_png`` and close it."""
+    """In a notebook: display the figure of ``axes`` as ``compact_png``, titled for those who cannot see it; close it."""
     from IPython.display import Image, display
 
-    display(Image(compact_png(axes), width=int(72 * np.atleast_1d(axes)[0].figure.get_figwidth())))
-    plt.close(np.atleast_1d(axes)[0].figure)
+    figure = np.atleast_1d(axes)[0].figure
+    title = figure.get_suptitle() or np.atleast_1d(axes)[0].get_title(loc="left")
+    said = ". ".join(words for words in (title, figure.get_supxlabel()) if words)
+    display(Image(compact_png(axes), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
+    plt.close(figure)
 
 
 # ---- words -------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ def test_shown_figures_are_small_sharp_and_closed(rows, monkeypatch):
     figures.show(figures.throughput(rows))
     assert plt.get_fignums() == []
     data = seen[0].data
+    assert seen[0].alt.startswith("Figure: Decoding speed") and "batch kept full" in seen[0].alt
     assert len(data) < 60_000
     assert matplotlib.image.imread(io.BytesIO(data)).shape[1] > 1.5 * seen[0].width
 
