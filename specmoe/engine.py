@@ -18,8 +18,8 @@ from .config import GenerateOptions, LoadOptions, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
 from .errors import SpecMoEError
 from .exactness import ExactReport, compare_methods
-from .experts import OffloadedExperts
 from .expert_store import open_store
+from .experts import OffloadedExperts
 from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
@@ -126,11 +126,14 @@ class Engine:
         return time.perf_counter() - began_s - job.totals.prefill_s
 
     def _read(self, prompts, attention_mask, max_new_tokens: int) -> list[list[int]]:
-        if self.store is None:
-            raise SpecMoEError("the engine is closed: load it again")
+        self._check_open()
         tokens = read_prompts(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size)
         check_lengths(tokens, max_new_tokens, self.decoder.max_positions)
         return tokens
+
+    def _check_open(self) -> None:
+        if self.store is None:
+            raise SpecMoEError("the engine is closed: load it again")
 
     def _job(self, method: Method, options: GenerateOptions, tokens, batch_size: int, trace: Trace) -> Job:
         rows = [
@@ -196,6 +199,7 @@ class Engine:
     @torch.inference_mode()
     def next_logits(self, tokens: list[int]) -> torch.Tensor:
         """The full model's logits [V] for the token after ``tokens``."""
+        self._check_open()
         options = GenerateOptions(method="on_demand")
         method = make_method(options, self.memory, self.packed, None)
         pool = self._pool(method, Trace(enabled=False))

@@ -114,7 +114,8 @@ class ExpertStore:
                 error = None
             except Exception as failure:  # handed to whoever waits for the record
                 error = self._explain(read.key, failure)
-            read.seconds = time.perf_counter() - began_s
+            read.ended_s = time.perf_counter()
+            read.seconds = read.ended_s - began_s
             read.finish(error)
 
     def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:

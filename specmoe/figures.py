@@ -66,7 +66,7 @@ def compact_png(axes, dots_per_inch: int = 144) -> bytes:
 
 
 def show(axes) -> None:
-    """In a notebook: display the figure of ``axes`` as ``compact_png``, titled for those who cannot see it; close it."""
+    """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as alternative text; close it."""
     from IPython.display import Image, display
 
     figure = np.atleast_1d(axes)[0].figure
@@ -205,7 +205,8 @@ def _bars(table: pd.DataFrame, value: str, xlabel: str, title: str, compare, ax)
         base = part.get("on_demand", np.nan)
         words = [_bar_words(label, part[label], base, compare) for label in labels]
         panel.bar_label(bars, words, padding=4, fontsize="small")
-        panel.set_xlim(0, 1.5 * (np.nanmax(part.to_numpy(dtype=float)) or 1))
+        ends = part.fillna(0).to_numpy(dtype=float) + (0 if reach is None else reach[1])
+        panel.set_xlim(0, 1.5 * (ends.max() or 1))
     _dress(panels, batches, labels, xlabel)
     return _note(panels, ax is None, title, caption(table))
 
@@ -252,13 +253,14 @@ def bytes_per_token(rows, ax=None):
     table = table[table["method"] != "resident"]
     if not len(table):
         raise OptionError("method='resident' reads nothing while decoding: run another one too")
-    unit, name = size_unit(float(table["fetched_bytes_per_token"].max()))
+    moved = table["fetched_bytes_per_token"]
+    unit, name = size_unit(float(moved[moved > 0].min()) if moved.any() else 1)  # no bar below 1 of its unit
     title = "Expert bytes read from slow memory (in brackets: against on_demand)"
 
     def change(value, base):
         return f"{100 * (value / base - 1):+.0f} %".replace("-", _MINUS)
 
-    table = table.assign(moved=table["fetched_bytes_per_token"] / unit)
+    table = table.assign(moved=moved / unit)
     return _bars(table, "moved", f"{name} per new token", title, change, ax)
 
 

@@ -54,9 +54,7 @@ def expert_use(
     While speculating, rejected tokens count too; a plain method's trace counts each token of the text once.
     """
     routes = _part(frame, phase, "route")
-    use = routes.pivot_table(
-        index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True
-    )
+    use = routes.pivot_table(index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True)
     layers = range(num_layers or int(frame["layer"].max() + 1 if len(frame) else 0))
     experts = range(num_experts or int(frame["expert"].max() + 1 if len(frame) else 0))
     use = use.reindex(index=layers, columns=experts, fill_value=0).fillna(0).astype(int)

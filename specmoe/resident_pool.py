@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -82,7 +83,7 @@ class ResidentPool:
         self.resident: dict[ExpertKey, int] = {}  # key -> slot; insertion order = least recently used first
         self.loading: dict[ExpertKey, _Loading] = {}
         self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
-        self.needed: set[ExpertKey] = set()  # asked for by the layer that is being computed
+        self.needed: dict[ExpertKey, None] = {}  # asked for by the layer that is being computed, in the order of reads
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
         self.free: list[int] = list(range(self.num_slots))[::-1]
         self._last_use = [None] * self.num_slots  # CUDA events
@@ -130,7 +131,7 @@ class ResidentPool:
         self._give_up_unclaimed(layer, keys)
         hits = [key for key in keys if key in self.resident and key not in self.unclaimed]
         misses = [key for key in keys if key not in set(hits)]
-        self.needed = set(hits) | {key for key in misses if self.holds(key)}
+        self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
         queue = deque(key for key in misses if not self.holds(key))
@@ -177,12 +178,13 @@ class ResidentPool:
             self._load(queue.popleft(), slot, DEMAND)
 
     def _land(self) -> list[ExpertKey]:
-        """The needed experts that have arrived; waits for one (synchronous: for all of them) when none has."""
+        """The next needed experts that have arrived, in the order of their reads, so that a run repeats itself; waits for
+        one (synchronous: for all of them) when none has."""
         self.settle_landed()
-        arrived = [key for key in self.needed if key in self.resident]
+        arrived = list(takewhile(lambda key: key in self.resident, self.needed))
         on_the_way = [key for key in self.needed if key in self.loading]
         if on_the_way and (self.synchronous or not arrived):
-            awaited = on_the_way if self.synchronous else [min(on_the_way, key=lambda k: self.loading[k].read.number)]
+            awaited = on_the_way if self.synchronous else on_the_way[:1]
             began_s = time.perf_counter()
             for key in awaited:
                 self._settle(key)
@@ -196,7 +198,7 @@ class ResidentPool:
 
     def _computed(self, key: ExpertKey, queue: deque) -> None:
         """``key`` has been used: it may go now unless it is kept. Its slot may carry the next miss."""
-        self.needed.discard(key)
+        self.needed.pop(key, None)
         slot = self.resident.pop(key)
         if self.store.device.type == "cuda":
             self._last_use[slot] = torch.cuda.current_stream(self.store.device).record_event()
@@ -256,7 +258,7 @@ class ResidentPool:
         read = self.store.submit(key, self.slots[slot], priority, after=self._last_use[slot])
         self.loading[key] = _Loading(slot, read, priority == PREFETCH)
         if priority == DEMAND:
-            self.needed.add(key)
+            self.needed[key] = None
         self.counts.num_fetches += 1
         self.counts.fetched_bytes += self.store.record_bytes
 
@@ -271,7 +273,9 @@ class ResidentPool:
     def _trace_read(self, key: ExpertKey, loading: _Loading) -> None:
         self.counts.read_s += loading.read.seconds
         kind = "prefetch" if loading.prefetch else "fetch"
-        self.trace.add(kind, key.layer, key.expert, size=self.store.record_bytes, seconds=loading.read.seconds)
+        read = loading.read
+        size = self.store.record_bytes
+        self.trace.add(kind, key.layer, key.expert, size=size, seconds=read.seconds, ended_s=read.ended_s)
 
     def settle_landed(self) -> None:
         """Make resident what has arrived meanwhile."""

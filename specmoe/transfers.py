@@ -75,6 +75,7 @@ class Read:
     after: object = None  # CUDA event: the buffer's last use, which the copy has to wait for
     number: int = 0  # order of submission
     seconds: float = 0.0
+    ended_s: float = 0.0  # time.perf_counter()
     error: Exception | None = None
     started: bool = False
     cancelled: bool = False

@@ -33,7 +33,7 @@ def counted(stats) -> dict:
     return {name: value for name, value in dataclasses.asdict(stats).items() if name not in TIMES}
 
 
-# ---- trace and stats -------------------------------------------------------------------------------------------------
+# ---- trace and stats ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
@@ -108,8 +108,8 @@ def test_the_frame_has_the_promised_columns(open_engine):
 
 def test_stats_are_frozen_and_hold_the_promised_fields(open_engine):
     stats = run(open_engine("mixtral")).stats
-    promised = """num_new_tokens seconds tokens_per_second num_rounds tokens_per_round acceptance_rate fetched_bytes num_fetches
-        num_hits num_misses prefetch_recall prefetch_precision wait_s draft_s verify_s prefill_s prefill_bytes
+    promised = """num_new_tokens seconds tokens_per_second num_rounds tokens_per_round acceptance_rate fetched_bytes
+        num_fetches num_hits num_misses prefetch_recall prefetch_precision wait_s draft_s verify_s prefill_s prefill_bytes
         peak_fast_expert_bytes method gamma batch_size kept_full""".split()
     assert set(promised) <= {field.name for field in dataclasses.fields(stats)}
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -144,7 +144,7 @@ def test_sequences_are_plain_tensors_in_the_order_of_the_prompts(open_engine):
         assert not sequence.is_inference()
 
 
-# ---- the budget ---------------------------------------------------------------------------------------------------------
+# ---- the budget -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype, spare", [("float64", 0), ("float32", 0), ("float32", 70_000)])
@@ -174,12 +174,13 @@ def test_expert_weights_are_never_in_the_model(open_engine):
     assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.is_meta} == {"gate_up_proj", "down_proj"}
 
 
-# ---- runs know nothing of each other -------------------------------------------------------------------------------------
+# ---- runs know nothing of each other --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [
     {"method": "on_demand"}, {"method": "cached", "eviction": "lfu"}, {"method": "cached", "eviction": "lru"},
-    {"prefetch": False}, {"prefetch": False, "substitute": "random", "seed": 3}, {"prefetch": False, "do_sample": True, "seed": 3},
+    {"prefetch": False}, {"prefetch": False, "substitute": "random", "seed": 3},
+    {"prefetch": False, "do_sample": True, "seed": 3},
 ], ids=str)  # fmt: skip
 def test_a_second_run_equals_that_of_a_fresh_engine(options, tiny):
     with specmoe.load(tiny("mixtral"), dtype="float64", draft_experts=3) as fresh:
@@ -226,7 +227,7 @@ def test_calibration_is_done_once_and_only_when_needed(tiny):
         assert engine.hotness is hotness and counted(first.stats) == counted(second.stats)
 
 
-# ---- failures in the middle, and the end --------------------------------------------------------------------------------
+# ---- failures in the middle, and the end ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["on_demand", "overlapped", "cached", "specmoe"])
@@ -307,7 +308,7 @@ def test_nan_in_a_weight_is_reported_and_the_engine_goes_on(method, tiny, plain)
         assert tokens_of(run(engine, method=method, max_new_tokens=16)) == plain("mixtral")
 
 
-# ---- watching ---------------------------------------------------------------------------------------------------------------
+# ---- watching -------------------------------------------------------------------------------------------------
 
 
 class Streamer:

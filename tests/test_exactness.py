@@ -112,7 +112,7 @@ def test_many_rows_give_what_one_row_gives(open_engine):
         assert generate(engine, prompts, batch_size=batch_size) == alone
 
 
-# ---- a perfect draft: nothing may ever be rejected ----------------------------------------------------------------
+# ---- a perfect draft: nothing may ever be rejected ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "deepseek_v3", "gpt_oss"])
@@ -126,7 +126,7 @@ def test_a_draft_with_all_experts_is_accepted_in_every_round(architecture, open_
     assert output.stats.acceptance_rate == 1.0
 
 
-# ---- EOS, lengths and padding ---------------------------------------------------------------------------------------
+# ---- EOS, lengths and padding ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", range(7))
@@ -185,7 +185,7 @@ def test_eos_ends_rows_as_transformers_does(open_engine, tiny):
         assert generate(engine, prompts, method=method, max_new_tokens=20, eos_token_id=eos, batch_size=4) == want
 
 
-# ---- rounding ---------------------------------------------------------------------------------------------------------
+# ---- rounding -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
@@ -233,7 +233,7 @@ def test_the_first_divergence_is_named_with_its_logit_gap(open_engine):
     assert "cached: prompt 2, position 11" in str(report)
 
 
-# ---- stale buffers ----------------------------------------------------------------------------------------------------
+# ---- stale buffers --------------------------------------------------------------------------------------------
 
 
 class ShuffledPool(ResidentPool):

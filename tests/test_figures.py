@@ -135,9 +135,7 @@ def test_time_shares_are_stacked_to_a_hundred(rows):
 
 
 def test_time_shares_of_traces_take_their_caption_from_the_bench(rows):
-    shares = [
-        {name: value for name, value in r.items() if name in ("method", "batch") or "share" in name} for r in rows
-    ]
+    shares = [{name: value for name, value in r.items() if name in ("method", "batch") or "share" in name} for r in rows]
     assert "kept full" not in panels(figures.time_shares(shares))[0].figure.get_supxlabel()
     assert "kept full" in panels(figures.time_shares(shares, about=rows))[0].figure.get_supxlabel()
 

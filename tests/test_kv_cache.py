@@ -106,7 +106,7 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     torch.testing.assert_close(got, want[12:], rtol=0, atol=1e-10)
 
 
-# ---- models that are refused ------------------------------------------------------------------------------------------------
+# ---- models that are refused ----------------------------------------------------------------------------------
 
 SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False)  # fmt: skip

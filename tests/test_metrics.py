@@ -120,9 +120,7 @@ def test_acceptance_over_drafted_and_by_position(frame):
 
 def test_time_shares_add_up_and_waits_are_taken_out_of_the_step_they_were_in(frame):
     shares = metrics.time_shares(frame)
-    assert shares == pytest.approx(
-        {"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3}
-    )
+    assert shares == pytest.approx({"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3})
     assert sum(shares.values()) == pytest.approx(1)
     assert metrics.decode_seconds(frame) == pytest.approx(3.0)
 

@@ -281,15 +281,19 @@ def rows() -> list[dict]:
 def test_the_verdict_on_speed_follows_the_numbers(rows):
     first, second = report.say_speed(rows).splitlines()
     assert first == (
-        "- batch 1: `cached` is fastest, 20 tokens/s, 2.00 times `on_demand`; "
-        "`specmoe` gets 15, 1.50 times `on_demand`."
+        "- batch 1: `cached` is fastest, 20 tokens/s, 2.00 times `on_demand`; `specmoe` gets 15, 1.50 times `on_demand`."
     )
     assert second == (
-        "- batch 16: `specmoe` is fastest, 100 tokens/s, 2.00 times `on_demand`; "
-        "next is `cached`, 1.20 times `on_demand`."
+        "- batch 16: `specmoe` is fastest, 100 tokens/s, 2.00 times `on_demand`; next is `cached`, 1.20 times `on_demand`."
     )
     rows[1]["tokens_per_second"] = 14.5
     assert "`specmoe` and `cached` are level in front, 15 tokens/s" in report.say_speed(rows)
+    reach = {("cached", 16): (50, 110), ("specmoe", 16): (55, 120), ("on_demand", 16): (49, 100)}
+    for each in rows:
+        speed = each["tokens_per_second"]
+        low, high = reach.get((each["method"], each["batch"]), (speed, speed))
+        each |= {"tokens_per_second_min": low, "tokens_per_second_max": high}
+    assert "batch 16: `specmoe` and `cached` are level in front" in report.say_speed(rows)
 
 
 def test_the_verdict_on_tokens_names_the_one_that_differs(rows):

@@ -58,7 +58,7 @@ def test_the_chi_square_itself_is_right():
     assert chi_square_p(torch.tensor([500, 1]), torch.tensor([1.0, 0.0])) == 0.0
 
 
-# ---- the accept functions --------------------------------------------------------------------------------------------
+# ---- the accept functions -------------------------------------------------------------------------------------
 
 
 class EqualOrAgain(Sampler):
@@ -180,7 +180,7 @@ def test_probabilities_are_those_of_transformers_warpers(warp):
     torch.testing.assert_close(got[:, 0], scores.softmax(dim=-1))
 
 
-# ---- end to end -----------------------------------------------------------------------------------------------------------
+# ---- end to end -----------------------------------------------------------------------------------------------
 
 SMALL_VOCAB, PROMPT, SAMPLES = 7, [5, 3, 6], 2500
 
@@ -209,8 +209,8 @@ def text_probabilities(tiny):
 
 def sampled_texts(engine, seed: int = 11, **options) -> torch.Tensor:
     """How often every text of three tokens came out, [V, V, V]."""
-    output = engine.generate([PROMPT] * SAMPLES, method="specmoe", gamma=2, substitute="drop", max_new_tokens=3,
-                             batch_size=500, do_sample=True, seed=seed, eos_token_id=[], prefetch=False, **options)  # fmt: skip
+    options = {"substitute": "drop", "prefetch": False, "do_sample": True, "seed": seed, "eos_token_id": [], **options}
+    output = engine.generate([PROMPT] * SAMPLES, method="specmoe", gamma=2, max_new_tokens=3, batch_size=500, **options)
     new = torch.stack(output.sequences)[:, -3:]
     cells = (new * torch.tensor([SMALL_VOCAB**2, SMALL_VOCAB, 1])).sum(dim=1)
     return torch.bincount(cells, minlength=SMALL_VOCAB**3).view(*[SMALL_VOCAB] * 3)
@@ -244,7 +244,7 @@ def test_prompts_and_positions_draw_independently(small_engine, text_probabiliti
         assert chi_square_p(pairs, p[:, None] * p[None, :]) > ODDS
 
 
-# ---- what a sampled text hangs on ------------------------------------------------------------------------------------
+# ---- what a sampled text hangs on -----------------------------------------------------------------------------
 
 JOB = [[5, 6, 7, 8], [3], [20, 21, 22], [1, 2, 3, 4, 5], [9, 9]]
 

@@ -123,7 +123,7 @@ def test_a_queued_read_can_be_taken_back_and_a_started_one_cannot(opened, monkey
     assert gate.order == [keys[0], keys[2]] and (queued.buffer == 7).all()
 
 
-# ---- the link -----------------------------------------------------------------------------------------------------------
+# ---- the link -------------------------------------------------------------------------------------------------
 
 
 def seconds_for(store, num_rounds: int = 2) -> float:
@@ -159,7 +159,7 @@ def test_a_link_needs_a_rate_above_zero(rate):
         Link(rate)
 
 
-# ---- things that go wrong --------------------------------------------------------------------------------------------------
+# ---- things that go wrong -------------------------------------------------------------------------------------
 
 
 def alter(packed, layer: int, expert: int) -> None:
@@ -201,7 +201,7 @@ def test_a_stalled_read_is_reported():
         read.wait(0.01)
 
 
-# ---- the end -----------------------------------------------------------------------------------------------------------------
+# ---- the end --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

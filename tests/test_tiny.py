@@ -132,6 +132,16 @@ def test_record_and_card_agree(name):
     assert "apache-2.0" in card_text(record)
 
 
+@pytest.mark.parametrize(("name", "low", "high"), [("tiny-skewed", 0.6, 0.8), ("tiny-balanced", 0.0, 0.35)])
+def test_expert_use_is_what_the_name_says(name, low, high):
+    from specmoe.tiny.evaluate import gini
+
+    use = json.loads((shipped_path(name) / "training.json").read_text(encoding="utf-8"))["expert_use"]
+    assert low <= use["mean_gini"] <= high
+    assert use["gini_per_layer"] == [round(gini(counts), 4) for counts in use["counts"]]
+    assert all(dead <= len(counts) / 4 for dead, counts in zip(use["dead_per_layer"], use["counts"], strict=True))
+
+
 def test_gini():
     from specmoe.tiny.evaluate import gini
 
@@ -191,9 +201,7 @@ def test_training_runs_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
     monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)
     heard = []
-    folder = train.train(
-        "tiny-balanced", tmp_path / "out", steps=9, progress=lambda *x: heard.append(x), num_eval_prompts=1
-    )
+    folder = train.train("tiny-balanced", tmp_path / "out", steps=9, progress=lambda *x: heard.append(x), num_eval_prompts=1)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert [run["steps"] for run in record["phases"].values()] == [3, 3, 3]
     assert [phase for phase, _, _ in heard] == ["dense", "upcycled", "steered"]

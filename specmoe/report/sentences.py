@@ -17,7 +17,7 @@ import pandas as pd
 from ..figures import as_table, show_bytes, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
 
-LEVEL = 1.1  # speeds nearer than this are called level: repeated runs on a shared machine differ by as much
+LEVEL = 1.1  # speeds nearer than this are level, and so are those whose repeats reach each other's median
 _NAMES = {
     "label": "method",
     "batch": "batch",
@@ -72,9 +72,7 @@ def _expert_words(model: Mapping[str, Any]) -> str:
     words = f"{show_bytes(model['expert_bytes'])} of {model['expert_dtype']}"
     if not model.get("widened_from"):
         return words
-    return (
-        f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, the cost of a larger one"
-    )
+    return f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, the cost of a larger one"
 
 
 def _store_words(store: Mapping[str, Any]) -> str:
@@ -112,7 +110,7 @@ def say_speed(rows) -> str:
     for batch, part in table[table["method"] != "resident"].groupby("batch"):
         part = part.sort_values("tokens_per_second", ascending=False)
         best = part.iloc[0]
-        level = part[part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]]["label"].tolist()
+        level = part[_level(part, best)]["label"].tolist()
         base = _of(part, "on_demand", "tokens_per_second")
         names = " and ".join(f"`{label}`" for label in level)
         lines.append(
@@ -121,6 +119,15 @@ def say_speed(rows) -> str:
             + _others(part, level, base)
         )
     return _bullets(lines)
+
+
+def _level(part: pd.DataFrame, best: pd.Series) -> pd.Series:
+    """Which methods of a batch cannot be told from the best one."""
+    level = part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]
+    if {"tokens_per_second_min", "tokens_per_second_max"} <= set(part.columns):
+        up = part["tokens_per_second_max"] >= best["tokens_per_second"]
+        level |= up & (best["tokens_per_second_min"] <= part["tokens_per_second"])
+    return level
 
 
 def _times(value: float, base: float) -> str:
@@ -136,9 +143,7 @@ def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
         return f"; `specmoe` gets {show_number(speed)}{_times(speed, base)}."
     behind = part[~part["label"].isin(level)]
     return (
-        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}."
-        if len(behind)
-        else "."
+        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}." if len(behind) else "."
     )
 
 
