@@ -354,6 +354,14 @@ def test_rounds_time_and_use_in_words(rows):
     assert report.say_use(pd.DataFrame([[6, 2], [1, 1]]), 1).endswith("; every expert was called.")
 
 
+def test_the_oracle_of_overlapping_is_marked_as_computed():
+    share = {"method": "overlapped", "batch": 4, "oracle_overlap_seconds": 0.9, "rest_share": 0.05}
+    share |= {"decode_seconds": 2.0, "new_tokens": 100}
+    said = report.say_oracle([share])
+    assert "**computed**" in said and said.endswith("- batch 4: 100 tokens/s, 50 measured.")
+    assert report.say_oracle([share | {"method": "cached"}]) == ""
+
+
 def test_the_table_keeps_every_row_and_empties_what_is_missing(rows):
     rows[0]["gamma"] = None
     table = report.number_table(rows)

@@ -208,6 +208,20 @@ def say_time(shares) -> str:
     return f"At batch {part['batch'].iloc[0]}:\n\n{_bullets(lines)}"
 
 
+def say_oracle(shares) -> str:
+    """What `overlapped` could reach at best: computed from its own reads and computing, not measured."""
+    table = as_table(shares)
+    lines = []
+    for _, row in table[table["method"] == "overlapped"].iterrows():
+        seconds = row["oracle_overlap_seconds"] + row["rest_share"] * row["decode_seconds"]
+        if not seconds > 0:
+            continue
+        best, real = (row["new_tokens"] / each for each in (seconds, row["decode_seconds"]))
+        lines.append(f"batch {row['batch']}: {show_number(best)} tokens/s, {show_number(real)} measured.")
+    said = "If `overlapped` hid every read as far as computing allows, guessing nothing wrong (**computed**, not measured):"
+    return f"{said}\n\n{_bullets(lines)}" if lines else ""
+
+
 def say_use(counts: pd.DataFrame, num: int) -> str:
     """How uneven the use of experts is, and what the ``num`` hottest would cover."""
     num_experts = counts.shape[1]
