@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import reference_model
@@ -9,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import specmoe
 from specmoe import UnsupportedModelError
+from specmoe.decoder import check_rollback
 from specmoe.kv_cache import RaggedKVCache, attention_windows
 
 
@@ -145,3 +148,10 @@ def test_an_unknown_kind_of_attention_is_refused_by_name():
     config.layer_types = ["full_attention", "mamba"]
     with pytest.raises(UnsupportedModelError, match="mamba"):
         attention_windows(config)
+
+
+@pytest.mark.parametrize("sign", [{"_is_stateful": True}, {"is_hybrid": True}], ids=str)
+def test_every_sign_of_recurrent_state_is_enough(sign):
+    config = SimpleNamespace(model_type="strange", is_hybrid=sign.get("is_hybrid", False))
+    with pytest.raises(UnsupportedModelError, match="strange keeps recurrent state"):
+        check_rollback(SimpleNamespace(config=config, _is_stateful=sign.get("_is_stateful", False)))

@@ -425,7 +425,8 @@ def test_the_main_report_end_to_end(tmp_path):
         row = rows[share["method"], share["batch"]]
         assert share["bytes_per_token"] == pytest.approx(row["fetched_bytes_per_token"], rel=0.1)
         assert share["tokens_per_round"] == pytest.approx(row["tokens_per_round"], rel=0.1)
-        assert (share["wait_share"] > 0) == (share["method"] != "resident")
+        if share["method"] in ("on_demand", "resident"):  # the others may find every read done in time
+            assert (share["wait_share"] > 0) == (share["method"] == "on_demand")
     assert 0 < numbers["skewness"] < 1
     assert report.external_loads(page.read_text(encoding="utf-8")) == []
     pictures = re.findall(r'<img[^>]* alt="Figure: ([^"]*)"', page.read_text(encoding="utf-8"))

@@ -124,6 +124,7 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
     tokens = {}
     for in_flight in decode(job):
         assert len(in_flight) <= batch_size
+        assert job.totals.num_rounds < 1000, "rows that have finished stay in flight"
         tokens.update({row.prompt: list(row.tokens) for row in in_flight if row.finished})
     return [tokens[i] for i in range(len(prompts))], job, model
 
