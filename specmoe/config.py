@@ -48,6 +48,17 @@ def torch_dtype(dtype):
     return found
 
 
+def check_device(device) -> None:
+    """``OptionError`` unless torch has ``device`` here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as failure:
+        reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+        raise OptionError(f"device={device!r} cannot be used here ({reason}): try device='cpu'") from None
+
+
 def _check_at_least(options: object, least: dict[str, float]) -> None:
     for name, bound in least.items():
         value = getattr(options, name)

@@ -14,7 +14,7 @@ import torch
 
 from . import checkpoint
 from .affinity import expert_distances
-from .config import GenerateOptions, LoadOptions, from_kwargs, torch_dtype
+from .config import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
 from .errors import SpecMoEError
 from .exactness import ExactReport, compare_methods
@@ -52,6 +52,7 @@ class Engine:
 
     def __init__(self, model: str, options: LoadOptions):
         self.name, self.options = str(model), options
+        check_device(options.device)
         path = checkpoint.resolve(model)
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
         self.decoder = CausalDecoder(self.model)

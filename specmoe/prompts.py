@@ -20,6 +20,8 @@ def read_prompts(prompts, attention_mask, tokenizer, vocab_size: int) -> list[li
         prompts = prompts["input_ids"]
     if isinstance(prompts, str):
         raise OptionError("prompts is one string: pass a list, [prompt]")
+    if not isinstance(prompts, torch.Tensor | Sequence):
+        raise OptionError(f"prompts is a {type(prompts).__name__}: pass a list of texts or of token ids, or ids [B, T]")
     if isinstance(prompts, torch.Tensor):
         rows = _from_tensor(prompts, attention_mask)
     else:

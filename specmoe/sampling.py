@@ -21,6 +21,7 @@ Two rules keep the target's distribution when sampling:
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,8 +30,6 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from .config import GenerateOptions
-
-_STREAMS = {"token": 0, "draft": 1, "accept": 2, "residual": 3}  # independent noise for independent purposes
 
 
 class Verdict(NamedTuple):
@@ -99,9 +98,9 @@ class Sampler:
         return verdicts
 
     def _seeded(self, prompt: int, position: int, stream: str) -> torch.Generator:
-        # a mixed 63-bit seed: one generator per (seed, prompt, position, purpose)
-        mixed = hash((self.seed, prompt, position, _STREAMS[stream])) & (2**63 - 1)
-        return self._generator.manual_seed(mixed)
+        """One generator per (seed, prompt, position, purpose); the digest is the same on every Python."""
+        key = f"{self.seed}/{prompt}/{position}/{stream}".encode()
+        return self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
 
     def _noise(self, prompts, positions, like: torch.Tensor, stream: str) -> torch.Tensor:
         """Exponential noise, [B, V], drawn on the CPU so that it is the same on every device."""

@@ -185,3 +185,14 @@ def test_options_are_frozen():
 
 def test_dtypes_by_name_or_as_they_are():
     assert torch_dtype("bfloat16") is torch_dtype(torch.bfloat16) is torch.bfloat16 and torch_dtype(None) is None
+
+
+def test_a_device_that_is_not_here_is_named(tiny):
+    with pytest.raises(OptionError, match="device='nowhere'.*device='cpu'"):
+        specmoe.load(str(tiny("mixtral")), device="nowhere")
+
+
+@pytest.mark.parametrize("prompts", [None, 7])
+def test_prompts_of_no_known_form_are_named(open_engine, prompts):
+    with pytest.raises(OptionError, match="pass a list of texts"):
+        open_engine("mixtral").generate(prompts)

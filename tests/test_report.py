@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,17 @@ def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(fo
     assert json.loads((out / "metrics.json").read_text())[2] == 3
     report.run_report("small", {"gamma": "4"}, out, overwrite=True)
     assert json.loads((out / "metrics.json").read_text())[2] == 4
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_kernels_get_threads_that_sleep_unless_told_otherwise(folder, tmp_path, monkeypatch, own):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    write(folder, "env", new_markdown_cell("# Env"), new_code_cell("import os\nos.environ['OMP_WAIT_POLICY']"))
+    page = report.run_report("env", out_dir=tmp_path / "out")
+    assert (own or "PASSIVE") in page.read_text(encoding="utf-8")
+    assert os.environ.get("OMP_WAIT_POLICY") == own
 
 
 @pytest.mark.parametrize("parameters", [{"gama": 3}, {"gamma": "x"}])
