@@ -53,34 +53,34 @@ def test_every_method_gives_the_reference_tokens_with_ragged_prompts_and_refills
     _, model, engine = family
     prompts = ragged_prompts()
     gamma = 4 if method == "specmoe" else None
-    assert generated(engine, prompts, method=method, gamma=gamma) == plain_greedy(model, prompts, NEW, eos_token_id=-1)
+    assert generated(engine, prompts, method=method, gamma=gamma) == plain_greedy(model, prompts, NEW)
 
 
 @pytest.mark.parametrize("options", [{"gamma": 1}, {"gamma": 7}, {"substitute": "router"}, {"substitute": "random"},
                                      {"substitute": "no_experts"}, {"draft_set": "hot_global"}, {"draft_set": "random"}])  # fmt: skip
 def test_no_way_of_drafting_changes_a_token(family, options):
     _, model, engine = family
-    prompts = ragged_prompts(seed=2)
-    expected = plain_greedy(model, prompts, NEW, eos_token_id=-1)
+    prompts = ragged_prompts(seed=1)
+    expected = plain_greedy(model, prompts, NEW)
     assert generated(engine, prompts, method="specmoe", **{"gamma": 4, **options}) == expected
 
 
 def test_rows_end_at_their_end_of_sequence_wherever_it_falls_in_a_block(family):
     _, model, engine = family
     prompts = ragged_prompts(seed=3)
-    free = plain_greedy(model, prompts, NEW, eos_token_id=-1)
-    for position in range(2, 8):
+    free = plain_greedy(model, prompts, NEW)
+    for position in range(2, 7):
         eos = free[0][-NEW + position]
         expected = plain_greedy(model, prompts, NEW, eos_token_id=eos)
-        assert any(len(short) < len(long) for short, long in zip(expected, free))
+        assert any(len(short) < len(long) for short, long in zip(expected, free, strict=True))
         assert generated(engine, prompts, method="specmoe", gamma=4, eos_token_id=eos) == expected
 
 
 def test_the_output_does_not_depend_on_the_batch_or_on_earlier_runs(family):
     _, _, engine = family
-    prompts = ragged_prompts(seed=4)
+    prompts = ragged_prompts((5, 1, 11, 7))
     alone = [generated(engine, [prompt], method="specmoe", gamma=3)[0] for prompt in prompts]
-    for batch_size in (2, 3, 6):
+    for batch_size in (2, 3):
         assert generated(engine, prompts, method="specmoe", gamma=3, batch_size=batch_size) == alone
 
 
@@ -116,7 +116,7 @@ def test_next_logits_are_those_of_the_reference(family):
 def test_settings_of_the_config_are_followed(name, overrides, tmp_path):
     folder = make_family(name, tmp_path, **overrides)
     prompts = ragged_prompts((3, 12, 6, 9), seed=5)
-    expected = plain_greedy(reference_model(name, folder), prompts, NEW, eos_token_id=-1)
+    expected = plain_greedy(reference_model(name, folder), prompts, NEW)
     with load(folder) as engine:
         for method in ("on_demand", "overlapped", "specmoe"):
             gamma = 4 if method == "specmoe" else None
@@ -314,7 +314,7 @@ def rewrite(folder, rename, config=None) -> None:
 def test_the_language_part_of_a_multimodal_llama4_checkpoint_is_loaded(tmp_path):
     folder = make_family("llama4_text", tmp_path)
     prompts = ragged_prompts((4, 7))
-    expected = plain_greedy(reference_model("llama4_text", folder), prompts, NEW, eos_token_id=-1)
+    expected = plain_greedy(reference_model("llama4_text", folder), prompts, NEW)
     text = json.loads((folder / "config.json").read_text())
     config = {"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"], "text_config": text,
               "vision_config": {"model_type": "llama4_vision_model"}}  # fmt: skip
@@ -329,7 +329,7 @@ def test_the_language_part_of_a_multimodal_llama4_checkpoint_is_loaded(tmp_path)
 def test_llama4_with_one_tensor_per_expert_is_the_same_model(tmp_path):
     folder = make_family("llama4_text", tmp_path)
     prompts = ragged_prompts((4, 7))
-    expected = plain_greedy(reference_model("llama4_text", folder), prompts, NEW, eos_token_id=-1)
+    expected = plain_greedy(reference_model("llama4_text", folder), prompts, NEW)
 
     def split(key, tensor):
         if not key.endswith((".experts.gate_up_proj", ".experts.down_proj")):
@@ -354,9 +354,9 @@ def test_llama4_with_one_tensor_per_expert_is_the_same_model(tmp_path):
         ("nllb-moe", {"vocab_size": 256206, "d_model": 2048, "max_position_embeddings": 1024, "num_experts": 128,
                       "encoder_layers": 24, "encoder_ffn_dim": 8192, "encoder_attention_heads": 16,
                       "decoder_layers": 24, "decoder_ffn_dim": 8192, "decoder_attention_heads": 16,
-                      "encoder_sparse_step": 4, "decoder_sparse_step": 4},
+                      "encoder_sparse_step": 4, "decoder_sparse_step": 4, "tie_word_embeddings": True},
          12, 128, {"up_proj": (8192, 2048), "up_proj_bias": (8192,), "down_proj": (2048, 8192), "down_proj_bias": (2048,)},
-         (51.0, 55.0)),
+         (54.0, 55.0)),
         # google/switch-base-8
         ("switch_transformers", {"vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_heads": 12,
                                  "num_layers": 12, "num_decoder_layers": 12, "num_sparse_encoder_layers": 6,
@@ -408,7 +408,7 @@ def test_the_target_language_is_forced_and_the_source_language_marks_the_source(
     tokenizer.src_lang = "deu_Latn"
     forced = tokenizer.convert_tokens_to_ids("fra_Latn")
     for text in texts:
-        expected += plain_greedy(model, [tokenizer(text)["input_ids"]], NEW, forced_bos_token_id=forced, eos_token_id=-1)
+        expected += plain_greedy(model, [tokenizer(text)["input_ids"]], NEW, forced_bos_token_id=forced)
     languages = {"source_lang": "deu_Latn", "target_lang": "fra_Latn"}
     for method in ("on_demand", "specmoe"):
         assert generated(engine, texts, method=method, **languages) == expected
