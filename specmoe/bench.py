@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import doctor
+from . import doctor, metrics
 from .config import EVICTIONS, METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
 from .errors import OptionError
 
@@ -282,7 +282,14 @@ def _row(engine, plan, variant, batch, runs: _Runs, base, plain_tokens, num_prom
         "fast_memory_bytes": None if variant.method == "resident" else engine.info.get("fast_memory_bytes"),
         "num_prompts": num_prompts, "repeats": plan.repeats, "warm_up_s": runs.warm_up_s,
         "temperature": plan.decode.get("temperature", 0.0), "same_tokens_as_plain": same,
+        "oracle_tokens_per_second": _oracle(runs) if variant.method == "overlapped" else None,
     }  # fmt: skip
+
+
+def _oracle(runs: _Runs) -> float | None:
+    """Tokens/s if the last repeat's reads and computing had overlapped perfectly (measured parts, computed sum)."""
+    seconds = metrics.oracle_overlap_seconds(runs.trace.to_frame()) if runs.trace else 0.0
+    return runs.stats[-1].num_new_tokens / seconds if seconds > 0 else None
 
 
 def _name_of(draft_set) -> str:

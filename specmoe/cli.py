@@ -182,7 +182,8 @@ def _report(parser: _Parser) -> None:
     parser.add_argument("action", metavar="list|params|run", choices=("list", "params", "run"))
     parser.add_argument("name", metavar="NAME", nargs="?", default=None, help="of the report, for params and run")
     parser.add_argument("-p", "--parameter", action="append", metavar="K=V", help="a parameter, for run")
-    parser.add_argument("--out", metavar="DIR", help="where the report goes, for run")
+    parser.add_argument("--out", metavar="DIR", help="where the report goes (reports/NAME-TIME), for run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there, for run")
 
 
 def _train(parser: _Parser) -> None:

@@ -145,8 +145,8 @@ def verify(args: Namespace) -> int:
 
 
 def report(args: Namespace) -> int:
-    if args.action != "run" and {"parameter", "out"} & set(vars(args)):
-        raise OptionError(f"-p and --out belong to `specmoe report run`, not to {args.action}")
+    if args.action != "run" and {"parameter", "out", "overwrite"} & set(vars(args)):
+        raise OptionError(f"-p, --out and --overwrite belong to `specmoe report run`, not to {args.action}")
     if args.action != "list" and args.name is None:
         raise OptionError(f"`specmoe report {args.action}` needs the NAME of a report: see `specmoe report list`")
     from . import report as reports
@@ -158,10 +158,10 @@ def report(args: Namespace) -> int:
         found = reports.report_parameters(args.name)
         _emit(args, {"name": args.name, "parameters": found}, lambda: _parameters_text(found))
     else:
-        if "out" not in vars(args):
-            raise OptionError("`specmoe report run` needs --out DIR, the folder that the report goes to")
         parameters = _parameters(getattr(args, "parameter", []))
-        path = reports.run_report(args.name, parameters, args.out)
+        path = reports.run_report(
+            args.name, parameters, getattr(args, "out", None), overwrite=getattr(args, "overwrite", False)
+        )
         _emit(args, {"name": args.name, "report": str(path)}, lambda: str(path))
     return 0
 
@@ -175,7 +175,10 @@ def _parameters(given: list[str]) -> dict[str, str]:
 
 def _parameters_text(found: dict) -> str:
     width = max(map(len, found), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in found.items())
+    return "\n".join(
+        f"{name:<{width}}  {one['type']} = {one['default']!r}" + (f"  ({one['help']})" if one.get("help") else "")
+        for name, one in found.items()
+    )
 
 
 def train(args: Namespace) -> int:

@@ -27,7 +27,7 @@ def parse_bytes(option: str, value: int | float | str | None) -> int | None:
     """Bytes from ``4096``, ``"2GiB"`` or ``"1.5 MB"``; ``None`` stays ``None``."""
     if value is None:
         return None
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?i?)b?\s*", str(value).lower())
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?|\.\d+)\s*([kmgt]?i?)b?\s*", str(value).lower())
     if not match or match[2] not in _UNITS:
         raise OptionError(f"{option}={value!r} is not a size: write bytes or e.g. '2GiB', '500MB'")
     num_bytes = int(float(match[1]) * _UNITS[match[2]])
@@ -51,7 +51,7 @@ def torch_dtype(dtype):
 def _check_at_least(options: object, least: dict[str, float]) -> None:
     for name, bound in least.items():
         value = getattr(options, name)
-        if value is None:
+        if value is None and type(options).__dataclass_fields__[name].default is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise OptionError(f"{name}={value!r} must be a number")
@@ -117,6 +117,7 @@ class GenerateOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    first_prompt: int = 0  # number of the first prompt in a longer job: sampling noise depends on it
     accept_rule: str = "coupled"
     eos_token_id: int | list[int] | None = None
     source_lang: str | None = None
@@ -131,8 +132,8 @@ class GenerateOptions:
         check_choice("accept_rule", self.accept_rule, ACCEPT_RULES)
         if not callable(self.draft_set):
             check_choice("draft_set", self.draft_set, DRAFT_SETS)
-        _check_integers(self, "max_new_tokens", "gamma", "batch_size", "top_k", "seed")
-        _check_at_least(self, {"max_new_tokens": 1, "gamma": 0, "batch_size": 1, "top_k": 0, "seed": 0})
+        _check_integers(self, "max_new_tokens", "gamma", "batch_size", "top_k", "seed", "first_prompt")
+        _check_at_least(self, {"max_new_tokens": 1, "gamma": 0, "batch_size": 1, "top_k": 0, "seed": 0, "first_prompt": 0})
         _check_at_least(self, {"temperature": 0, "top_p": 0})
         if self.do_sample and self.temperature == 0:
             raise OptionError("temperature=0 with do_sample=True: use do_sample=False for greedy decoding")

@@ -18,8 +18,8 @@ from .config import GenerateOptions, LoadOptions, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
 from .errors import SpecMoEError
 from .exactness import ExactReport, compare_methods
-from .experts import OffloadedExperts
 from .expert_store import open_store
+from .experts import OffloadedExperts
 from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
@@ -34,6 +34,7 @@ from .trace import Trace
 from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 
 DEFAULT_BATCH_SIZE = 64
+LONG_PACK_BYTES = 2**28
 CALIBRATION = {"num_prompts": 8, "max_new_tokens": 24}
 
 
@@ -59,7 +60,7 @@ class Engine:
         self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
         modules = checkpoint.expert_modules(self.model)
         num_encoder_layers = sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
-        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes)
+        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
         self.tokenizer = _tokenizer(path)
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         layout = self.packed.layout
@@ -130,14 +131,14 @@ class Engine:
         return time.perf_counter() - began_s - job.totals.prefill_s
 
     def _read(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
-        if self.store is None:
-            raise SpecMoEError("the engine is closed: load it again")
+        self._check_open()
         if self.is_translation:
             return self._read_sources(prompts, attention_mask, options)
         refuse_languages(options.source_lang, options.target_lang, self.model.config.model_type)
         tokens = read_prompts(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size)
         check_lengths(tokens, options.max_new_tokens, self.decoder.max_positions)
-        return [Row(index, list(row), len(row) + options.max_new_tokens) for index, row in enumerate(tokens)]
+        new, first = options.max_new_tokens, options.first_prompt
+        return [Row(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)]
 
     def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
         """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the start token."""
@@ -145,7 +146,12 @@ class Engine:
         forced = self.model.generation_config.forced_bos_token_id
         start = decoder_prompt(self.decoder.start_token, forced, self.tokenizer, options.target_lang)
         check_source_lengths(sources, len(start), options.max_new_tokens, self.decoder.max_positions)
-        return [Row(index, list(start), 1 + options.max_new_tokens, source=s) for index, s in enumerate(sources)]
+        limit, first = 1 + options.max_new_tokens, options.first_prompt
+        return [Row(first + index, list(start), limit, source=source) for index, source in enumerate(sources)]
+
+    def _check_open(self) -> None:
+        if self.store is None:
+            raise SpecMoEError("the engine is closed: load it again")
 
     def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, trace: Trace) -> Job:
         return Job(
@@ -173,7 +179,8 @@ class Engine:
         pool.forget_counts()
 
     def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
-        sequences = [torch.tensor(row.tokens) for row in rows]
+        with torch.inference_mode(False):  # tensors that a user may change or train on
+            sequences = [torch.tensor(row.tokens) for row in rows]
         new = [row.tokens[row.num_prompt :] for row in rows]
         lengths, sources = [row.num_prompt for row in rows], [row.source for row in rows]
         return Output(sequences, self._texts(sequences), self._texts(new), lengths, stats, trace, sources)
@@ -210,6 +217,7 @@ class Engine:
     @torch.inference_mode()
     def next_logits(self, tokens: list[int], source: list[int] | None = None) -> torch.Tensor:
         """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the decoder's, given ``source``)."""
+        self._check_open()
         options = GenerateOptions(method="on_demand")
         method = make_method(options, self.memory, self.packed, None)
         pool = self._pool(method, Trace(enabled=False))
@@ -259,6 +267,24 @@ class Engine:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+class _PackingBar:
+    """A progress bar for packing, but only where it takes long enough to wonder."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None:
+        if bytes_total < LONG_PACK_BYTES:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=bytes_total, desc="packing experts", unit="B", unit_scale=True)
+        self._bar.update(bytes_done - self._bar.n)
+        if bytes_done >= bytes_total:
+            self._bar.close()
 
 
 def _tokenizer(path: Path):

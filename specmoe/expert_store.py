@@ -8,110 +8,21 @@ to a link of your choice, in wall-clock time and over all readers together.
 
 from __future__ import annotations
 
-import ctypes
 import heapq
 import itertools
-import mmap
 import os
 import sys
 import threading
 import time
 import zlib
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from .checkpoint import PackedExperts
-from .errors import OptionError, StoreError
+from .errors import StoreError
+from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
 DEMAND, PREFETCH = 0, 1  # priorities: what compute waits for goes first
-STALL_S = 120.0  # a read that takes longer is reported, not waited for
-
-
-class ExpertKey(NamedTuple):
-    """One expert: ``layer`` counts MoE layers from 0."""
-
-    layer: int
-    expert: int
-
-
-def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
-    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it for CUDA copies."""
-    if pin:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
-
-
-def _memory_of(buffer: torch.Tensor) -> memoryview:
-    """The bytes of a CPU tensor as something ``os.preadv`` can write into; does not keep the tensor alive."""
-    raw = (ctypes.c_char * buffer.numel()).from_address(buffer.data_ptr())
-    return memoryview(raw).cast("B")
-
-
-class Link:
-    """A shared link of ``bytes_per_s``: one transfer after the other, honoured in wall-clock time."""
-
-    def __init__(self, bytes_per_s: float | None):
-        if bytes_per_s is not None and not bytes_per_s > 0:
-            raise OptionError(f"link_bytes_per_s={bytes_per_s!r} must be above zero")
-        self.bytes_per_s = bytes_per_s
-        self._free_at_s = 0.0
-        self._lock = threading.Lock()
-
-    def reserve(self, num_bytes: int) -> float:
-        """Book the link for ``num_bytes``; returns the clock time at which they will have crossed."""
-        if self.bytes_per_s is None:
-            return 0.0
-        with self._lock:
-            start_s = max(time.perf_counter(), self._free_at_s)
-            self._free_at_s = start_s + num_bytes / self.bytes_per_s
-            return self._free_at_s
-
-    @staticmethod
-    def wait_until(clock_s: float) -> None:
-        left_s = clock_s - time.perf_counter()
-        if left_s > 0:
-            time.sleep(left_s)
-
-
-@dataclass(eq=False)
-class Read:
-    """A ticket for one record on its way into ``buffer``. ``seconds`` is the read's own duration once done."""
-
-    key: ExpertKey
-    buffer: torch.Tensor
-    after: object = None  # CUDA event: the buffer's last use, which the copy has to wait for
-    number: int = 0  # order of submission
-    seconds: float = 0.0
-    error: Exception | None = None
-    started: bool = False
-    cancelled: bool = False
-
-    def __post_init__(self):
-        self._finished = threading.Event()
-
-    def done(self) -> bool:
-        return self._finished.is_set()
-
-    def finish(self, error: Exception | None = None) -> None:
-        self.error = error
-        self._finished.set()
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Block until the record is in the buffer; ``StoreError`` naming the record if it failed or stalled."""
-        timeout_s = STALL_S if timeout_s is None else timeout_s
-        if not self._finished.wait(timeout_s):
-            raise StoreError(
-                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for {timeout_s:.0f} s: "
-                "is the disk still there?"
-            )
-        if self.error is not None:
-            raise self.error
-
-    def settle(self) -> None:
-        """Block until the reader lets go of the buffer, whatever became of the read."""
-        self._finished.wait(STALL_S)
 
 
 class ExpertStore:
@@ -203,7 +114,8 @@ class ExpertStore:
                 error = None
             except Exception as failure:  # handed to whoever waits for the record
                 error = self._explain(read.key, failure)
-            read.seconds = time.perf_counter() - began_s
+            read.ended_s = time.perf_counter()
+            read.seconds = read.ended_s - began_s
             read.finish(error)
 
     def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:
@@ -262,7 +174,7 @@ class DiskStore(ExpertStore):
         return _CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
 
     def _copy(self, read: Read, lane: _CudaLane | None) -> None:
-        memory = _memory_of(read.buffer if lane is None else lane.bounce)
+        memory = memory_of(read.buffer if lane is None else lane.bounce)
         offset, filled = self.packed.offset(*read.key), 0
         while filled < self.record_bytes:
             num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
@@ -287,7 +199,7 @@ def _open_around_page_cache(path) -> tuple[int, str]:
             file = os.open(path, os.O_RDONLY | os.O_DIRECT)
             page = aligned_bytes(4096)
             try:
-                os.preadv(file, [_memory_of(page)], 0)
+                os.preadv(file, [memory_of(page)], 0)
                 return file, "direct"
             except OSError:  # tmpfs and some network file systems open, but do not read
                 os.close(file)
@@ -309,7 +221,7 @@ class MemoryStore(ExpertStore):
         num_records = len(packed.layers) * packed.num_experts
         self._records = aligned_bytes(num_records * packed.layout.record_bytes, pin).view(num_records, -1)
         with open(packed.data_file, "rb") as file:
-            file.readinto(_memory_of(self._records.view(-1)))
+            file.readinto(memory_of(self._records.view(-1)))
         super().__init__(packed, device, link_bytes_per_s, num_readers)
 
     def _make_reader(self):
@@ -317,7 +229,7 @@ class MemoryStore(ExpertStore):
 
     def _copy(self, read: Read, lane: _CudaLane | None) -> None:
         record = self._records[read.key.layer * self.packed.num_experts + read.key.expert]
-        self._check(read.key, _memory_of(record))
+        self._check(read.key, memory_of(record))
         if lane is None:
             read.buffer.copy_(record)
         else:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -21,10 +22,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from . import affinity
 from .errors import UnsupportedModelError
 from .eviction import KeepPolicy
-from .expert_store import ExpertKey
 from .kernels import ExpertKernel, expert_forward
 from .resident_pool import ResidentPool
 from .trace import Trace
+from .transfers import ExpertKey
 
 NAME = "specmoe"  # in the registry, and so in config._experts_implementation
 
@@ -181,6 +182,11 @@ class OffloadedExperts:
     # ---- the experts function ------------------------------------------------------------------------------------
 
     def _forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if weights.shape != index.shape:
+            raise UnsupportedModelError(
+                f"the router of {self.model.config.model_type} in transformers {transformers.__version__} gives weights"
+                f" {list(weights.shape)} for experts {list(index.shape)}: a newer transformers may give one for each"
+            )
         run = self._draft_layer if self.drafting else self._target_layer
         return run(layer, hidden, index, weights).to(hidden.dtype)
 
@@ -260,12 +266,12 @@ class OffloadedExperts:
             return
         tokens = hidden if self.live is None else hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
         if len(tokens):
-            logits = _logits_of(self.routers[layer + 1](tokens))
+            logits = _logits_of(self.routers[layer + 1](tokens), self.num_experts)
             for expert in logits.topk(top_k, dim=-1).indices.unique().tolist():
                 self.pool.prefetch(ExpertKey(layer + 1, expert))
 
     def _remember_logits(self, layer: int, router: nn.Module, args, output) -> None:
-        self.router_logits[layer] = _logits_of(output)
+        self.router_logits[layer] = _logits_of(output, self.num_experts)
 
     def _route_among_residents(self, layer: int, index: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
         """substitute="router": a choice that is not here goes to the resident the router likes best and has not used."""
@@ -289,9 +295,11 @@ def _experts_forward(module: nn.Module, hidden_states: torch.Tensor, top_k_index
     return module._specmoe_forward(hidden_states, top_k_index, top_k_weights)
 
 
-def _logits_of(output) -> torch.Tensor:
-    """A router returns its logits [T, E] alone, or first in a tuple."""
-    logits = output[0] if isinstance(output, tuple) else output
+def _logits_of(output, num_experts: int) -> torch.Tensor:
+    """A router returns its logits [T, E] alone or in a tuple: first, or (some models of older transformers) last."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    tensors = [x for x in outputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    logits = next((x for x in tensors if x.shape[-1] == num_experts), outputs[0])
     return logits.reshape(-1, logits.shape[-1])
 
 

@@ -11,6 +11,7 @@ of magnitude and methods do not: give ``ax`` one ``Axes`` per batch to draw into
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
@@ -51,6 +52,28 @@ def _styled(draw):
             return draw(*args, **kwargs)
 
     return styled
+
+
+def compact_png(axes, dots_per_inch: int = 144) -> bytes:
+    """The figure of ``axes`` as a PNG of 128 colours: sharp on a projector, small in a notebook."""
+    from PIL import Image
+
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    np.atleast_1d(axes)[0].figure.savefig(drawn, format="png", dpi=dots_per_inch, bbox_inches="tight")
+    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(packed, format="png", optimize=True)
+    return packed.getvalue()
+
+
+def show(axes) -> None:
+    """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as alternative text; close it."""
+    from IPython.display import Image, display
+
+    figure = np.atleast_1d(axes)[0].figure
+    title = figure.get_suptitle() or np.atleast_1d(axes)[0].get_title(loc="left")
+    said = ". ".join(words for words in (title, figure.get_supxlabel()) if words)
+    display(Image(compact_png(axes), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
+    plt.close(figure)
 
 
 # ---- words -------------------------------------------------------------------------------------------------
@@ -102,8 +125,10 @@ def caption(rows, model: str | None = None) -> str:
     said = [model] if model else []
     if fast := _values(offloaded, "fast_memory_bytes"):
         said.append(f"{' or '.join(show_bytes(size) for size in fast)} of fast memory for experts")
-    settings = {"N": _values(drafting, "draft_experts"), _GAMMA: _values(drafting.round({"gamma": 0}), "gamma")}
-    named = [f"{word} = {' or '.join(f'{v:.3g}' for v in values)}" for word, values in settings.items() if values]
+    named = [f"N = {' or '.join(f'{n:g}' for n in num)}"] if (num := _values(drafting, "draft_experts")) else []
+    if drafted := _values(drafting.round({"gamma": 1}), "gamma"):
+        span = f" = {drafted[0]:g}" if len(drafted) == 1 else f" {drafted[0]:g} to {drafted[-1]:g} on average"
+        named.append(_GAMMA + span)
     said += [f"specmoe: {', '.join(named)}"] if named else []
     if "kept_full" in table:
         said.append(_fullness(offloaded if len(offloaded) else table))
@@ -131,7 +156,7 @@ def _panels(table: pd.DataFrame, ax) -> tuple[list[Axes], list[int]]:
     """One ``Axes`` per batch: those given, or those of a new figure."""
     batches = sorted(table["batch"].unique().tolist())
     if ax is None:
-        size = (2.4 + 3.8 * len(batches), 1.9 + 0.46 * table["label"].nunique())
+        size = (2.0 + 3.2 * len(batches), 1.8 + 0.42 * table["label"].nunique())
         _, axes = plt.subplots(1, len(batches), figsize=size, squeeze=False, layout="constrained")
         return list(axes[0]), batches
     axes = list(np.atleast_1d(ax))
@@ -173,15 +198,27 @@ def _bars(table: pd.DataFrame, value: str, xlabel: str, title: str, compare, ax)
     for panel, batch in zip(panels, batches):
         part = table[table["batch"] == batch].drop_duplicates("label").set_index("label")[value].reindex(labels)
         colors = [METHOD_COLORS[label.split(":")[0]] for label in labels]
-        bars = panel.barh(range(len(labels)), part.fillna(0), color=colors, height=0.72)
+        reach = _reach(table[table["batch"] == batch], value, labels)
+        bars = panel.barh(range(len(labels)), part.fillna(0), 0.72, color=colors, xerr=reach, ecolor=_GREY)
         for bar, label in zip(bars, labels):
             bar.set_hatch("//" if label == "resident" else None)
         base = part.get("on_demand", np.nan)
         words = [_bar_words(label, part[label], base, compare) for label in labels]
         panel.bar_label(bars, words, padding=4, fontsize="small")
-        panel.set_xlim(0, 1.5 * (np.nanmax(part.to_numpy(dtype=float)) or 1))
+        ends = part.fillna(0).to_numpy(dtype=float) + (0 if reach is None else reach[1])
+        panel.set_xlim(0, 1.5 * (ends.max() or 1))
     _dress(panels, batches, labels, xlabel)
     return _note(panels, ax is None, title, caption(table))
+
+
+def _reach(part: pd.DataFrame, value: str, labels: list[str]) -> np.ndarray | None:
+    """How far the repeats lie below and above each median; None where the rows do not say, or did not repeat."""
+    ends = [f"{value}_min", f"{value}_max"]
+    if not set(ends) <= set(part.columns):
+        return None
+    part = part.drop_duplicates("label").set_index("label").reindex(labels).fillna(dict.fromkeys([value, *ends], 0))
+    reach = np.array([part[value] - part[ends[0]], part[ends[1]] - part[value]], dtype=float).clip(min=0)
+    return reach if reach.any() else None
 
 
 def _bar_words(label: str, value: float, base: float, compare) -> str:
@@ -196,7 +233,8 @@ def _bar_words(label: str, value: float, base: float, compare) -> str:
 
 @_styled
 def throughput(rows, ax=None):
-    """Decoding speed by method and batch (tokens per second), with the ratio to on_demand at the same batch."""
+    """Decoding speed by method and batch (tokens per second), with the ratio to on_demand at the same batch. Lines at
+    the bars' ends reach from the slowest to the fastest repeat."""
     table = as_table(rows)
     _need(table, "tokens_per_second")
     title = "Decoding speed (in brackets: times on_demand)"
@@ -215,13 +253,14 @@ def bytes_per_token(rows, ax=None):
     table = table[table["method"] != "resident"]
     if not len(table):
         raise OptionError("method='resident' reads nothing while decoding: run another one too")
-    unit, name = size_unit(float(table["fetched_bytes_per_token"].max()))
+    moved = table["fetched_bytes_per_token"]
+    unit, name = size_unit(float(moved[moved > 0].min()) if moved.any() else 1)  # no bar below 1 of its unit
     title = "Expert bytes read from slow memory (in brackets: against on_demand)"
 
     def change(value, base):
         return f"{100 * (value / base - 1):+.0f} %".replace("-", _MINUS)
 
-    table = table.assign(moved=table["fetched_bytes_per_token"] / unit)
+    table = table.assign(moved=moved / unit)
     return _bars(table, "moved", f"{name} per new token", title, change, ax)
 
 
@@ -235,25 +274,26 @@ def tokens_per_round(rows, ax=None):
         raise OptionError("no row of a method that drafts (specmoe, auto), so there are no rounds to show")
     own = ax is None
     if own:
-        _, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
+        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     x, y = "batch", "tokens_per_round"
     sns.barplot(drafting, x=x, y=y, hue="label", palette=METHOD_COLORS, saturation=1, errorbar=None, ax=ax)
     for bars in ax.containers:
         ax.bar_label(bars, fmt="%.2f", padding=3)
     ax.axhline(1, color=_GREY, linestyle="--", linewidth=1.2)
-    ax.set(xlabel="batch (rows in flight)", ylabel="new tokens per row and round")
+    ax.set(xlabel="batch (rows in flight)", ylabel="tokens per row and round")
     ax.set_ylim(0, max(1.2, drafting[y].max()) * 1.15)
     ax.legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return _note([ax], own, "Tokens per round (dashed: without drafting)", caption(drafting))
 
 
 @_styled
-def time_shares(rows, ax=None):
+def time_shares(shares, ax=None, about=None):
     """Where the decoding time goes (%): stacked by method and batch.
 
-    ``rows`` have draft_share, verify_share (computing only), wait_share and rest_share, as ``metrics.table`` gives.
+    ``shares`` have draft_share, verify_share (computing only), wait_share and rest_share, as ``metrics.table`` gives
+    them; ``about`` are the bench's rows, for the caption.
     """
-    table = as_table(rows)
+    table = as_table(shares)
     _need(table, *(f"{part}_share" for part in PARTS))
     panels, batches = _panels(table, ax)
     labels = _labels(table)
@@ -267,7 +307,7 @@ def time_shares(rows, ax=None):
         panels[0].figure.legend(handles, names, loc="outside right upper", frameon=False)
     else:
         panels[-1].legend(handles, names, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return _note(panels, ax is None, "Where the time goes", caption(table))
+    return _note(panels, ax is None, "Where the time goes", caption(table if about is None else about))
 
 
 def _stack(panel: Axes, part: pd.DataFrame) -> None:
@@ -288,7 +328,7 @@ def expert_use(counts: pd.DataFrame, ax=None):
     if not len(counts) or not counts.to_numpy().sum():
         raise OptionError("the counts are empty: no token was sent to any expert (was the trace on?)")
     if ax is None:
-        _, ax = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+        _, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     dead = dead_experts(counts)
     rank = np.arange(1, counts.shape[1] + 1)
     for color, (layer, use) in zip(sns.color_palette("viridis", len(counts)), counts.iterrows()):

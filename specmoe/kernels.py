@@ -25,9 +25,9 @@ MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and 
 
 def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]."""
-    up = "gate_up_proj" if module.has_gate else "up_proj"
-    hidden = _linear(x, weights, up, module.is_transposed)  # [n, 2F] or [n, F]
-    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)  # [n, F]
+    gated = "gate_up_proj" in weights
+    hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed)  # [n, 2F] or [n, F]
+    hidden = module._apply_gate(hidden) if gated else module.act_fn(hidden)  # [n, F]
     y = _linear(hidden, weights, "down_proj", module.is_transposed)  # [n, D]
     return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
 

@@ -55,6 +55,8 @@ class RaggedLayer(CacheLayerMixin):
     def get_max_length(self):
         return self.cache.num_positions
 
+    get_max_cache_shape = get_max_length  # its name in older transformers
+
 
 class RaggedKVCache(Cache):
     """KV cache of ``num_rows`` rows x ``num_positions``; rows in use are always 0 .. B-1.

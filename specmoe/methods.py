@@ -67,10 +67,10 @@ def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExp
 def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, int], hotness) -> Method:
     policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
     read_ahead = {"prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0}
-    return Method(
-        policy, memory.draft_experts, _planner(options),
-        preload=getattr(policy, "fixed", None), experts_options=read_ahead,
-    )  # fmt: skip
+    preload = getattr(policy, "fixed", None)
+    if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
+        preload = [set(range(size[1]))] * size[0]
+    return Method(policy, memory.draft_experts, _planner(options), preload=preload, experts_options=read_ahead)
 
 
 def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner:

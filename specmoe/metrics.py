@@ -54,9 +54,7 @@ def expert_use(
     While speculating, rejected tokens count too; a plain method's trace counts each token of the text once.
     """
     routes = _part(frame, phase, "route")
-    use = routes.pivot_table(
-        index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True
-    )
+    use = routes.pivot_table(index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True)
     layers = range(num_layers or int(frame["layer"].max() + 1 if len(frame) else 0))
     experts = range(num_experts or int(frame["expert"].max() + 1 if len(frame) else 0))
     use = use.reindex(index=layers, columns=experts, fill_value=0).fillna(0).astype(int)
@@ -228,3 +226,10 @@ def table(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
         method, _, eviction = label.partition(":")
         rows.append({"method": method, "eviction": eviction or None, "batch": batch} | summary(frame))
     return pd.DataFrame(rows)
+
+
+def plainest(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """The trace of a bench to count expert use on: of a method that sends no rejected token to any expert, if one was
+    run (on_demand before the others), at the largest batch."""
+    order = ("on_demand", "resident", "overlapped", "cached", "auto", "specmoe")
+    return traces[min(traces, key=lambda key: (order.index(key[0].partition(":")[0]), -key[1]))]

@@ -14,12 +14,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
 from .errors import FastMemoryError
-from .expert_store import DEMAND, PREFETCH, ExpertKey, ExpertStore, Read, aligned_bytes
+from .expert_store import DEMAND, PREFETCH, ExpertStore
 from .trace import Trace
+from .transfers import ExpertKey, Read, aligned_bytes
 
 
 @dataclass
@@ -55,12 +57,14 @@ class _Loading:
 
 class ResidentPool:
     """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
-    ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none. ``linger=False`` drops an expert once computed (on-demand);
+    ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
+    ``linger=False`` drops an expert once computed (on-demand);
     ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
                  linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0):  # fmt: skip
-        self.store, self.trace = store, trace or Trace(enabled=False)
+        self.store = store
+        self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
         self.first_kept = first_kept
@@ -68,8 +72,8 @@ class ResidentPool:
         needed_slots = self.num_protected + 1
         if num_slots < needed_slots:
             raise FastMemoryError(
-                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers - first_kept} MoE layers and read one "
-                f"more: {needed_slots} slots of {store.record_bytes} bytes are needed"
+                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers - first_kept} MoE layers and "
+                f"read one more: {needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept = num_slots, num_kept
         self.linger, self.synchronous, self.poison = linger, synchronous, poison
@@ -82,7 +86,7 @@ class ResidentPool:
         self.resident: dict[ExpertKey, int] = {}  # key -> slot; insertion order = least recently used first
         self.loading: dict[ExpertKey, _Loading] = {}
         self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
-        self.needed: set[ExpertKey] = set()  # asked for by the layer that is being computed
+        self.needed: dict[ExpertKey, None] = {}  # asked for by the layer that is being computed, in the order of reads
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
         self.free: list[int] = list(range(self.num_slots))[::-1]
         self._last_use = [None] * self.num_slots  # CUDA events
@@ -131,7 +135,7 @@ class ResidentPool:
         self._give_up_unclaimed(layer, keys)
         hits = [key for key in keys if key in self.resident and key not in self.unclaimed]
         misses = [key for key in keys if key not in set(hits)]
-        self.needed = set(hits) | {key for key in misses if self.holds(key)}
+        self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
         queue = deque(key for key in misses if not self.holds(key))
@@ -178,12 +182,13 @@ class ResidentPool:
             self._load(queue.popleft(), slot, DEMAND)
 
     def _land(self) -> list[ExpertKey]:
-        """The needed experts that have arrived; waits for one (synchronous: for all of them) when none has."""
+        """The next needed experts that have arrived, in the order of their reads, so that a run repeats itself; waits for
+        one (synchronous: for all of them) when none has."""
         self.settle_landed()
-        arrived = [key for key in self.needed if key in self.resident]
+        arrived = list(takewhile(lambda key: key in self.resident, self.needed))
         on_the_way = [key for key in self.needed if key in self.loading]
         if on_the_way and (self.synchronous or not arrived):
-            awaited = on_the_way if self.synchronous else [min(on_the_way, key=lambda k: self.loading[k].read.number)]
+            awaited = on_the_way if self.synchronous else on_the_way[:1]
             began_s = time.perf_counter()
             for key in awaited:
                 self._settle(key)
@@ -197,7 +202,7 @@ class ResidentPool:
 
     def _computed(self, key: ExpertKey, queue: deque) -> None:
         """``key`` has been used: it may go now unless it is kept. Its slot may carry the next miss."""
-        self.needed.discard(key)
+        self.needed.pop(key, None)
         slot = self.resident.pop(key)
         if self.store.device.type == "cuda":
             self._last_use[slot] = torch.cuda.current_stream(self.store.device).record_event()
@@ -246,8 +251,8 @@ class ResidentPool:
     def _forget(self, key: ExpertKey) -> None:
         """A read that never happened: its slot is free again and its bytes were never moved."""
         self.free.append(self.loading.pop(key).slot)
+        self.counts.num_prefetches -= key in self.unclaimed
         self.unclaimed.discard(key)
-        self.counts.num_prefetches -= 1
         self.counts.num_fetches -= 1
         self.counts.fetched_bytes -= self.store.record_bytes
 
@@ -257,7 +262,7 @@ class ResidentPool:
         read = self.store.submit(key, self.slots[slot], priority, after=self._last_use[slot])
         self.loading[key] = _Loading(slot, read, priority == PREFETCH)
         if priority == DEMAND:
-            self.needed.add(key)
+            self.needed[key] = None
         self.counts.num_fetches += 1
         self.counts.fetched_bytes += self.store.record_bytes
 
@@ -267,9 +272,14 @@ class ResidentPool:
         loading.read.wait()
         del self.loading[key]
         self.resident[key] = loading.slot
+        self._trace_read(key, loading)
+
+    def _trace_read(self, key: ExpertKey, loading: _Loading) -> None:
         self.counts.read_s += loading.read.seconds
         kind = "prefetch" if loading.prefetch else "fetch"
-        self.trace.add(kind, key.layer, key.expert, size=self.store.record_bytes, seconds=loading.read.seconds)
+        read = loading.read
+        size = self.store.record_bytes
+        self.trace.add(kind, key.layer, key.expert, size=size, seconds=read.seconds, ended_s=read.ended_s)
 
     def settle_landed(self) -> None:
         """Make resident what has arrived meanwhile."""
@@ -319,9 +329,13 @@ class ResidentPool:
     def reset_reads(self) -> None:
         """Give up all reads and wait for those under way, so that nothing writes into the slots any more."""
         for key, loading in list(self.loading.items()):
-            if not self.store.cancel(loading.read):
-                loading.read.settle()
+            if self.store.cancel(loading.read):
+                self._forget(key)
+                continue
+            loading.read.settle()
             self.free.append(self.loading.pop(key).slot)
+            if loading.read.error is None:
+                self._trace_read(key, loading)
         self.unclaimed &= self.resident.keys()
         self.needed.clear()
 

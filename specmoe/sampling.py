@@ -130,7 +130,8 @@ def accept_matching(target: torch.Tensor, drafted: torch.Tensor, num_drafted: Se
     ``target`` [B, G + 1] the target's token at each position, ``drafted`` [B, G], ``num_drafted`` [B].
     """
     agree = target[:, :-1] == drafted  # [B, G]
-    within = torch.arange(drafted.shape[1], device=drafted.device) < torch.as_tensor(num_drafted, device=drafted.device)[:, None]
+    num_drafted = torch.as_tensor(num_drafted, device=drafted.device)  # [B]
+    within = torch.arange(drafted.shape[1], device=drafted.device) < num_drafted[:, None]
     accepted = (agree & within).long().cumprod(dim=1).sum(dim=1)  # [B]
     tokens = target.gather(1, accepted[:, None]).squeeze(1)
     return [Verdict(*pair) for pair in zip(accepted.tolist(), tokens.tolist(), strict=True)]

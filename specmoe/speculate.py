@@ -106,14 +106,14 @@ def decode(job: Job) -> Iterator[list[Row]]:
     rows: list[Row] = []
     refill(job, rows)
     while rows:
-        began_s = time.perf_counter()
+        began_s, tokens_before = time.perf_counter(), job.totals.num_new_tokens
         job.trace.round = job.totals.num_rounds
         gamma = job.planner.choose()
         drafted = draft(job, rows, gamma)  # resident experts only: no fetch
         drafted_s = time.perf_counter()
         logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays
         verdicts = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
-        account(job, rows, drafted, verdicts, began_s, drafted_s)
+        account(job, rows, drafted, verdicts, tokens_before, began_s, drafted_s)
         yield rows
         retire(job, rows)
         refill(job, rows)  # waiting prompts enter
@@ -180,7 +180,8 @@ def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) ->
     return verdicts
 
 
-def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict], began_s: float, drafted_s: float):
+def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict], tokens_before: int,
+            began_s: float, drafted_s: float) -> None:  # fmt: skip
     """Add the round to the totals and tell the planner what it cost."""
     now_s, totals = time.perf_counter(), job.totals
     accepted = [verdict.accepted for verdict in verdicts]
@@ -191,7 +192,7 @@ def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict]
     totals.draft_s += drafted_s - began_s
     totals.verify_s += now_s - drafted_s
     totals.gammas.append(drafted.tokens.shape[1])
-    job.trace.add("round", count=sum(accepted) + len(rows), size=len(rows), seconds=now_s - began_s)
+    job.trace.add("round", count=totals.num_new_tokens - tokens_before, size=len(rows), seconds=now_s - began_s)
     cost = RoundCost(drafted.tokens.shape[1], drafted_s - began_s, now_s - drafted_s, drafted.num, accepted)
     job.planner.observe(cost)
 

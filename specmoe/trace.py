@@ -53,10 +53,12 @@ class Trace:
         self.events: list[tuple] = []
 
     def add(self, kind: str, layer: int = -1, expert: int = -1, row: int = -1, count: int = 0, size: int = 0,
-            seconds: float = 0.0) -> None:  # fmt: skip
+            seconds: float = 0.0, ended_s: float | None = None) -> None:  # fmt: skip
+        """``ended_s``: when the event ended on this trace's clock; None: now."""
         if self.enabled:
+            time_s = (self.clock() if ended_s is None else ended_s) - self.began_s
             self.events.append(
-                (self.clock() - self.began_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
+                (time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
             )
 
     def restart(self) -> None:

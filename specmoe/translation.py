@@ -52,15 +52,11 @@ def decoder_prompt(start_token: int, forced_token: int | None, tokenizer, target
         return [start_token, forced_token]
     if codes:
         shown = ", ".join(sorted(codes)[:6])
-        raise OptionError(
-            f"no target language: pass target_lang=, one of the tokenizer's {len(codes)} codes ({shown}, ...)"
-        )
+        raise OptionError(f"no target language: pass target_lang=, one of the tokenizer's {len(codes)} codes ({shown}, ...)")
     return [start_token]
 
 
-def check_source_lengths(
-    sources: list[list[int]], num_start: int, max_new_tokens: int, max_positions: int | None
-) -> None:
+def check_source_lengths(sources: list[list[int]], num_start: int, max_new_tokens: int, max_positions: int | None) -> None:
     """Sources fit the encoder's positions, new tokens the decoder's. ``max_new_tokens`` counts the language token, as in
     transformers, and so must leave room for one more."""
     if max_new_tokens < num_start:
@@ -82,9 +78,7 @@ def refuse_languages(source_lang: str | None, target_lang: str | None, model_typ
     """A decoder-only model has no languages to choose."""
     for option, value in (("source_lang", source_lang), ("target_lang", target_lang)):
         if value is not None:
-            raise OptionError(
-                f"{option}={value!r} is for translation models (encoder-decoder); {model_type} has no encoder"
-            )
+            raise OptionError(f"{option}={value!r} is for translation models (encoder-decoder); {model_type} has no encoder")
 
 
 def _language_id(option: str, code: str, tokenizer) -> int:

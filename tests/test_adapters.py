@@ -1,4 +1,4 @@
-"""NLLB-MoE, Switch Transformers and Llama 4: exact in float64 by every method; loaded from published names; refused clearly."""
+"""NLLB-MoE, Switch Transformers and Llama 4: exact in float64 by every method; published names load; refusals are clear."""
 
 from __future__ import annotations
 
@@ -56,8 +56,18 @@ def test_every_method_gives_the_reference_tokens_with_ragged_prompts_and_refills
     assert generated(engine, prompts, method=method, gamma=gamma) == plain_greedy(model, prompts, NEW)
 
 
-@pytest.mark.parametrize("options", [{"gamma": 1}, {"gamma": 7}, {"substitute": "router"}, {"substitute": "random"},
-                                     {"substitute": "no_experts"}, {"draft_set": "hot_global"}, {"draft_set": "random"}])  # fmt: skip
+WAYS_OF_DRAFTING = [
+    {"gamma": 1},
+    {"gamma": 7},
+    {"substitute": "router"},
+    {"substitute": "random"},
+    {"substitute": "no_experts"},
+    {"draft_set": "hot_global"},
+    {"draft_set": "random"},
+]
+
+
+@pytest.mark.parametrize("options", WAYS_OF_DRAFTING, ids=str)
 def test_no_way_of_drafting_changes_a_token(family, options):
     _, model, engine = family
     prompts = ragged_prompts(seed=1)
@@ -135,7 +145,7 @@ def test_other_dtypes_run_and_widened_experts_change_nothing(name, dtype, tmp_pa
             assert generated(wide, prompts, method="specmoe", gamma=3) == plain
 
 
-# ---- the encoder: chunks, counts, no draft experts ---------------------------------------------------------------------
+# ---- the encoder: chunks, counts, no draft experts -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "top_k"), [("nllb-moe", 2), ("switch_transformers", 1)])
@@ -177,7 +187,7 @@ def test_sequences_are_the_decoders_tokens_start_included(tmp_path):
     assert output.stats.num_new_tokens == 6
 
 
-# ---- routing by hand ---------------------------------------------------------------------------------------------------
+# ---- routing by hand -------------------------------------------------------------------------------------------------
 
 
 class Recorder(nn.Module):
@@ -232,7 +242,9 @@ def test_transformers_own_nllb_experts_are_no_reference():
 def test_switch_by_hand():
     """Expert 1 has room for one token of each row: the row's second one gets no expert."""
     config = make_config("switch_transformers", d_model=3, num_experts=3, expert_capacity=1)
-    block = block_with_identity_router(switch.SparseBlock(switch.theirs.SwitchTransformersTop1Router(config), config), config)
+    block = block_with_identity_router(
+        switch.SparseBlock(switch.theirs.SwitchTransformersTop1Router(config), config), config
+    )
     likes_one, likes_two = [math.log(p) for p in (0.2, 0.7, 0.1)], [math.log(p) for p in (0.2, 0.3, 0.5)]
     x = torch.tensor([[likes_one, likes_one, likes_two], [likes_one, likes_two, likes_two]])
     out = block.eval()(x)
@@ -267,7 +279,7 @@ def test_llama4_by_hand_and_against_the_dense_block(top_k):
     assert block.experts.weights.unique().tolist() == [1.0]
 
 
-# ---- checkpoints at published names --------------------------------------------------------------------------------------
+# ---- checkpoints at published names ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,7 +396,7 @@ def test_shapes_of_the_published_models(name, published, num_layers, num_experts
     assert all(model.get_parameter(name).is_meta for name in expert_parameters(model))
 
 
-# ---- languages -----------------------------------------------------------------------------------------------------------
+# ---- languages -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +461,7 @@ def test_languages_without_a_tokenizer_that_knows_them_or_without_an_encoder_are
             engine.generate([[5, 6]], source_lang="eng_Latn")
 
 
-# ---- refused settings ------------------------------------------------------------------------------------------------------
+# ---- refused settings ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def fake_module(monkeypatch, name: str, **functions) -> None:
         (["bench", "m", "--prompts", "no-such.jsonl"], "no-such.jsonl"),
         (["pack", "m", "d", "--expert-bytes", "0"], "expert_bytes='0'"),
         (["report", "params"], "needs the NAME"),
-        (["report", "run", "r"], "--out"),
+        (["report", "run"], "needs the NAME"),
         (["report", "list", "-p", "a=1"], "belong to"),
         (["report", "run", "r", "--out", "d", "-p", "gamma"], "not K=V"),
         (["train", "tiny-skewd", "--out", "d"], "did you mean 'tiny-skewed'?"),
@@ -306,7 +306,8 @@ def test_bench_flags_become_the_arguments_of_run_bench(specmoe_says, monkeypatch
     monkeypatch.setattr(bench, "run_bench", run_bench)
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     words = """--methods on_demand,specmoe --batch 1,16 --repeats 2 --new-tokens 8 --num-prompts 5
-        --eviction temporal,lru --seed 3 --gamma 5 --draft-set random --substitute drop --no-prefetch --temperature 0 --draft-experts 8
+        --eviction temporal,lru --seed 3 --gamma 5 --draft-set random --substitute drop --no-prefetch --temperature 0
+        --draft-experts 8
         --store disk --link-bytes-per-s 2.5e8 --expert-bytes 3MiB --compile""".split()
     specmoe_says("bench", "m", *words, "--prompts", tmp_path / "in.jsonl")
     assert asked == {
@@ -372,16 +373,20 @@ def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_p
     fake_module(
         monkeypatch, "report",
         list_reports=lambda: [{"name": "main", "summary": "figures"}],
-        report_parameters=lambda name: {"gamma": "int = 5", "name": name},
-        run_report=lambda *arguments: asked.append(arguments) or tmp_path / "r.html",
+        report_parameters=lambda name: {"gamma": {"type": "int", "default": 5, "help": f"of {name}"}},
+        run_report=lambda *arguments, **how: asked.append((*arguments, how)) or tmp_path / "r.html",
     )  # fmt: skip
     assert json.loads(specmoe_says("report", "list", "--json")[1])["reports"][0]["name"] == "main"
     assert "main" in specmoe_says("report", "list")[1]
-    assert json.loads(specmoe_says("report", "params", "main", "--json")[1])["parameters"]["gamma"] == "int = 5"
-    assert "gamma  int = 5" in specmoe_says("report", "params", "main")[1]
+    assert json.loads(specmoe_says("report", "params", "main", "--json")[1])["parameters"]["gamma"]["default"] == 5
+    assert specmoe_says("report", "params", "main")[1] == "gamma  int = 5  (of main)\n"
     words = ["report", "run", "main", "-p", "gamma=5", "-p", "title=a=b", "--out", tmp_path]
     assert specmoe_says(*words)[:2] == (0, f"{tmp_path / 'r.html'}\n")
-    assert asked == [("main", {"gamma": "5", "title": "a=b"}, str(tmp_path))]
+    assert specmoe_says("report", "run", "main", "--overwrite")[0] == 0
+    assert asked == [
+        ("main", {"gamma": "5", "title": "a=b"}, str(tmp_path), {"overwrite": False}),
+        ("main", {}, None, {"overwrite": True}),
+    ]
 
 
 def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import matplotlib
+import matplotlib.image
 
 matplotlib.use("Agg")
 
@@ -82,6 +85,15 @@ def test_throughput_labels_speed_and_ratio_of_the_same_batch(rows):
     assert [bar.get_width() for bar in second.containers[0]] == [160, 320, 480, 1280]
 
 
+def test_repeats_show_as_lines_at_the_bars_ends(rows):
+    assert panels(figures.throughput(rows))[0].containers[0].errorbar is None
+    spread = [r | {"tokens_per_second_min": 8.0, "tokens_per_second_max": 90.0} for r in rows if r["batch"] == 1]
+    ax = figures.throughput(spread)
+    lines = ax.containers[-1].errorbar.lines[2][0].get_segments()
+    assert [segment[:, 0].tolist() for segment in lines] == [[8, 90]] * 4
+    assert words(ax) == ["10", "20  (2.00×)", "30  (3.00×)", "80  (8.00×)"]
+
+
 def test_bytes_leave_out_what_reads_nothing_and_say_the_change(rows):
     ax = panels(figures.bytes_per_token(rows))[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["on_demand", "cached", "specmoe"]
@@ -105,7 +117,7 @@ def test_several_evictions_of_one_method_are_told_apart():
 
 def test_tokens_per_round_shows_only_methods_that_draft(rows):
     ax = figures.tokens_per_round([*rows, row("auto", 1), row("auto", 16)])
-    assert ax.get_ylabel() == "new tokens per row and round"
+    assert ax.get_ylabel() == "tokens per row and round"
     assert sorted(words(ax)) == ["1.00", "1.00", "4.25", "4.25"]
     assert {to_hex(p.get_facecolor()) for c in ax.containers for p in c} == {
         to_hex(figures.METHOD_COLORS[method]) for method in ("specmoe", "auto")
@@ -120,6 +132,12 @@ def test_time_shares_are_stacked_to_a_hundred(rows):
     assert ends == {100}
     assert [len(container) for container in ax.containers] == [4] * 4
     assert words(ax)[:4] == ["25"] * 4 and "5" not in words(ax)  # a sliver has no room for its number
+
+
+def test_time_shares_of_traces_take_their_caption_from_the_bench(rows):
+    shares = [{name: value for name, value in r.items() if name in ("method", "batch") or "share" in name} for r in rows]
+    assert "kept full" not in panels(figures.time_shares(shares))[0].figure.get_supxlabel()
+    assert "kept full" in panels(figures.time_shares(shares, about=rows))[0].figure.get_supxlabel()
 
 
 def test_expert_use_sorts_and_says_gini_and_unused():
@@ -140,7 +158,8 @@ def test_caption_says_memory_settings_and_whether_the_batch_was_kept_full(rows):
         "tiny-skewed; 3 MiB of fast memory for experts; specmoe: N = 4, γ = 5; batch kept full; "
         "resident: all experts in memory"
     )
-    rows = [r | {"kept_full": r["batch"] == 1} for r in rows]
+    rows = [r | {"kept_full": r["batch"] == 1, "gamma": 5 - 0.31 * (r["batch"] == 1)} for r in rows]
+    assert "γ 4.7 to 5 on average" in figures.caption(rows)
     assert "batch kept full except at 16" in figures.caption(rows)
     assert "batch not kept full" in figures.caption([r for r in rows if r["batch"] == 16])
     assert figures.caption([{"method": "cached", "batch": 1}]) == ""
@@ -174,6 +193,17 @@ def test_nobodys_own_style_changes(rows):
     figures.throughput(rows)
     figures.expert_use(pd.DataFrame([[1, 2]]))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_shown_figures_are_small_sharp_and_closed(rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    figures.show(figures.throughput(rows))
+    assert plt.get_fignums() == []
+    data = seen[0].data
+    assert seen[0].alt.startswith("Figure: Decoding speed") and "batch kept full" in seen[0].alt
+    assert len(data) < 60_000
+    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] > 1.5 * seen[0].width
 
 
 def test_rows_that_cannot_be_drawn_are_refused(rows):

@@ -224,6 +224,19 @@ def test_an_interrupted_job_loses_no_finished_chunk_and_goes_on(tmp_path):
     assert out.read_bytes() == (tmp_path / "at once").read_bytes()
 
 
+def test_a_finished_chunk_is_in_the_file_while_the_next_one_runs(tmp_path):
+    engine, seen = FakeEngine(), []
+    generate = engine.generate
+
+    def look_first(prompts, **options):
+        seen.append(len(records(tmp_path / "out")))
+        return generate(prompts, **options)
+
+    engine.generate = look_first
+    run(prompt_file(tmp_path), tmp_path / "out", engine)
+    assert seen == [0, 8]
+
+
 def test_resuming_a_finished_job_needs_no_engine(tmp_path):
     prompts, out = prompt_file(tmp_path), tmp_path / "out"
     run(prompts, out)

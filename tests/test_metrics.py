@@ -120,9 +120,7 @@ def test_acceptance_over_drafted_and_by_position(frame):
 
 def test_time_shares_add_up_and_waits_are_taken_out_of_the_step_they_were_in(frame):
     shares = metrics.time_shares(frame)
-    assert shares == pytest.approx(
-        {"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3}
-    )
+    assert shares == pytest.approx({"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3})
     assert sum(shares.values()) == pytest.approx(1)
     assert metrics.decode_seconds(frame) == pytest.approx(3.0)
 
@@ -167,6 +165,15 @@ def test_table_has_one_row_per_trace(frame, nothing):
     assert table[["method", "batch"]].to_numpy().tolist() == [["specmoe", 2], ["on_demand", 1]]
     assert table.loc[0, "fetched_bytes"] == 300
     assert table.loc[0, "wait_share"] == pytest.approx(0.5 / 3)
+    named = metrics.table({("cached:lru", 1): nothing}).loc[0]
+    assert (named["method"], named["eviction"]) == ("cached", "lru")
+
+
+def test_expert_use_is_counted_on_a_plain_method_at_the_largest_batch():
+    traces = {("specmoe", 64): "a", ("cached:lru", 64): "b", ("cached:lru", 1): "c", ("on_demand", 1): "d"}
+    assert metrics.plainest(traces) == "d"
+    assert metrics.plainest({key: traces[key] for key in list(traces)[:3]}) == "b"
+    assert metrics.plainest({("specmoe", 1): "x", ("specmoe", 4): "y"}) == "y"
 
 
 def test_an_unknown_phase_and_a_foreign_frame_are_refused(frame):

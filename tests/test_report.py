@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -52,7 +54,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-# ---- which there are, and what they take ------------------------------------------------------------------------------
+# ---- which there are, and what they take -------------------------------------------------------------------
 
 
 def test_reports_are_the_notebooks_with_parameters(folder):
@@ -148,7 +150,7 @@ def test_a_missing_folder_and_a_broken_notebook_are_named(folder, monkeypatch):
         report.list_reports()
 
 
-# ---- running ------------------------------------------------------------------------------------------------------------
+# ---- running -----------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(folder, tmp_path):
@@ -211,7 +213,7 @@ def test_a_kernel_without_the_package_is_told_apart():
     assert _hint("ModuleNotFoundError", "No module named 'foo'") == ""
 
 
-# ---- the page -------------------------------------------------------------------------------------------------------------
+# ---- the page ----------------------------------------------------------------------------------------------
 
 
 def bundle(**data) -> dict:
@@ -258,11 +260,11 @@ def test_a_link_is_no_load(html):
     assert report.external_loads(html) == []
 
 
-# ---- the sentences ----------------------------------------------------------------------------------------------------------
+# ---- the sentences -----------------------------------------------------------------------------------------
 
 
 def row(method: str, batch: int, speed: float, moved: float, **more) -> dict:
-    fields = {"method": method, "batch": batch, "tokens_per_second": speed, "fetched_bytes_per_token": moved}
+    fields = {"method": method, "batch": batch, "tokens_per_second": float(speed), "fetched_bytes_per_token": moved}
     fields |= {"tokens_per_round": 4.0 if method == "specmoe" else 1.0, "gamma": 5.0, "acceptance_rate": 0.625}
     return fields | {"same_tokens_as_plain": True, "eviction": None} | more
 
@@ -286,6 +288,12 @@ def test_the_verdict_on_speed_follows_the_numbers(rows):
     )
     rows[1]["tokens_per_second"] = 14.5
     assert "`specmoe` and `cached` are level in front, 15 tokens/s" in report.say_speed(rows)
+    reach = {("cached", 16): (50, 110), ("specmoe", 16): (55, 120), ("on_demand", 16): (49, 100)}
+    for each in rows:
+        speed = each["tokens_per_second"]
+        low, high = reach.get((each["method"], each["batch"]), (speed, speed))
+        each |= {"tokens_per_second_min": low, "tokens_per_second_max": high}
+    assert "batch 16: `specmoe` and `cached` are level in front" in report.say_speed(rows)
 
 
 def test_the_verdict_on_tokens_names_the_one_that_differs(rows):
@@ -301,6 +309,24 @@ def test_the_verdict_on_bytes_says_less_or_more_and_the_growth(rows):
     assert first == "- batch 1: `specmoe` reads 2 KiB per token, 50 % less than `on_demand`, 100 % more than `cached`."
     assert second == "- batch 16: `specmoe` reads 256 B per token, 75 % less than `on_demand`, 50 % less than `cached`."
     assert "From batch 1 to 16" in growth and "`on_demand` 4.0 times" in growth and "`specmoe` 2.0 times" in growth
+
+
+def test_the_setup_names_budget_widening_reads_and_throttle(rows):
+    model = {"name": "m", "layers": 2, "experts": 8, "top_k": 2, "expert_bytes": 2**18, "record_bytes": 2**18}
+    model |= {"expert_dtype": "bfloat16", "widened_from": 2**16, "fast_memory_bytes": 3 * 2**20, "draft_experts": 4}
+    store = {"store": "disk", "reads": "direct", "num_readers": 4, "link_bytes_per_s": 2.5e8}
+    versions = {"specmoe": "1", "torch": "2", "transformers": "5", "python": "3"}
+    machine = {"cpu": "a cpu", "cores": 2, "memory": {"total_bytes": 2**33}, "threads": 1, "store": store} | versions
+    rows = [each | {"num_prompts": 2 * each["batch"], "repeats": 3} for each in rows]
+    said = report.say_setup(SimpleNamespace(machine=machine, model=model, rows=rows))
+    assert "| 3 MiB, the same for every method but resident |" in said
+    assert "256 KiB of bfloat16, widened with zeros from 64 KiB" in said
+    assert "| all experts | 4 MiB |" in said
+    assert "direct I/O (no page cache), throttled to 0.25 GB/s" in said
+    assert "prompts: 2 at batch 1, 32 at batch 16; each method 3 times in turn" in said
+    store |= {"reads": "page cache", "link_bytes_per_s": None}
+    said = report.say_setup(SimpleNamespace(machine=machine, model=model | {"widened_from": None}, rows=rows))
+    assert "(**not** direct I/O), as fast as it is" in said and "widened" not in said
 
 
 def test_rounds_time_and_use_in_words(rows):
@@ -320,7 +346,12 @@ def test_rounds_time_and_use_in_words(rows):
     assert "`on_demand`: 70 % waiting for reads." in said
     assert "`specmoe`: 0 % waiting for reads; most goes into drafting (60 %)." in said
     said = report.say_use(pd.DataFrame([[6, 2, 0, 0]]), 1)
-    assert "**0.62**" in said and "1 most used of 4 experts take 75 %" in said and "50 % of all experts" in said
+    assert (
+        "**0.62**" in said
+        and "1 most used of 4 experts take 75 %" in said
+        and "; 2 of 4 experts were not called at all." in said
+    )
+    assert report.say_use(pd.DataFrame([[6, 2], [1, 1]]), 1).endswith("; every expert was called.")
 
 
 def test_the_table_keeps_every_row_and_empties_what_is_missing(rows):
@@ -341,3 +372,53 @@ def test_metrics_are_plain_json_whatever_is_in_them(tmp_path):
         "deep": {"1": [3]},
     }
     report.save_metrics(None, {})
+
+
+# ---- the main report ----------------------------------------------------------------------------------------
+
+
+def test_the_main_report_is_listed_and_all_its_parameters_are_typed_and_explained():
+    named = {listed["name"]: listed["title"] for listed in report.list_reports()}
+    assert named["report"].startswith("Decoding a Mixture-of-Experts model")
+    parameters = report.report_parameters("report")
+    assert {"model", "methods", "batch_sizes", "gamma", "draft_experts", "fast_memory", "seed"} <= set(parameters)
+    assert parameters["gamma"]["type"] == "Optional[int]"
+    assert [name for name, about in parameters.items() if not about["help"]] == []
+
+
+def test_the_main_report_keeps_to_what_a_page_can_hold():
+    path = report.notebooks_dir() / "report.ipynb"
+    cells = nbformat.read(path, as_version=4)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(len(cell["source"].splitlines()) <= 20 for cell in code)
+    assert all(cell["execution_count"] for cell in code), "run the notebook before committing it"
+    silent = [cell["source"].splitlines()[0].split()[0] for cell in code if not cell["outputs"]]
+    assert silent == ["from", "from"]  # the parameters and the imports
+    outputs = json.dumps([cell["outputs"] for cell in code])
+    assert len(outputs) < 300_000
+    assert "/home/" not in outputs and "/root/" not in outputs and str(path.parent) not in outputs
+
+
+@pytest.mark.slow
+def test_the_main_report_end_to_end(tmp_path):
+    """Bytes and tokens are facts of the method; no time is asserted."""
+    wanted = {"batch_sizes": "1,4", "new_tokens": 8, "repeats": 1, "expert_bytes": "null", "link_bytes_per_s": "null"}
+    page = report.run_report("report", wanted, tmp_path / "out")
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows = {(row["method"], row["batch"]): row for row in numbers["rows"]}
+    assert len(rows) == 6 * 2
+    assert all(row["same_tokens_as_plain"] is True for row in rows.values())
+    assert len({row["fast_memory_bytes"] for row in rows.values() if row["method"] != "resident"}) == 1
+    for batch in (1, 4):
+        moved = {method: rows[method, batch]["fetched_bytes_per_token"] for method in ("on_demand", "specmoe")}
+        assert 0 < moved["specmoe"] < moved["on_demand"]
+        assert rows["on_demand", batch]["tokens_per_round"] == 1 < rows["specmoe", batch]["tokens_per_round"] <= 6
+    for share in numbers["shares"]:  # the trace tells the same story as the counters
+        row = rows[share["method"], share["batch"]]
+        assert share["bytes_per_token"] == pytest.approx(row["fetched_bytes_per_token"], rel=0.1)
+        assert share["tokens_per_round"] == pytest.approx(row["tokens_per_round"], rel=0.1)
+        assert (share["wait_share"] > 0) == (share["method"] != "resident")
+    assert 0 < numbers["skewness"] < 1
+    assert report.external_loads(page.read_text(encoding="utf-8")) == []
+    pictures = re.findall(r'<img[^>]* alt="Figure: ([^"]*)"', page.read_text(encoding="utf-8"))
+    assert len(pictures) == 5 and sum("batch kept full" in said for said in pictures) == 4

@@ -132,6 +132,16 @@ def test_record_and_card_agree(name):
     assert "apache-2.0" in card_text(record)
 
 
+@pytest.mark.parametrize(("name", "low", "high"), [("tiny-skewed", 0.6, 0.8), ("tiny-balanced", 0.0, 0.35)])
+def test_expert_use_is_what_the_name_says(name, low, high):
+    from specmoe.tiny.evaluate import gini
+
+    use = json.loads((shipped_path(name) / "training.json").read_text(encoding="utf-8"))["expert_use"]
+    assert low <= use["mean_gini"] <= high
+    assert use["gini_per_layer"] == [round(gini(counts), 4) for counts in use["counts"]]
+    assert all(dead <= len(counts) / 4 for dead, counts in zip(use["dead_per_layer"], use["counts"], strict=True))
+
+
 def test_gini():
     from specmoe.tiny.evaluate import gini
 
@@ -150,6 +160,14 @@ def test_sorted_dispatch_equals_the_eager_experts():
     hidden = torch.randn(11, 128, dtype=torch.float64)
     weights, picks = torch.rand(11, 8, dtype=torch.float64).topk(2)
     torch.testing.assert_close(sorted_dispatch(experts, hidden, picks, weights), experts(hidden, picks, weights))
+
+
+def test_balancing_turns_round_at_the_target():
+    from specmoe.tiny.train import pull
+
+    even, one = torch.arange(8).repeat(4), torch.zeros(32, dtype=torch.long)
+    assert pull(one, 8, None) == pull(one, 8, 0.5) == 1.0
+    assert pull(even, 8, 0.5) == -1.0 and pull(even, 8, 0.05) == pytest.approx(-0.5)
 
 
 def test_upcycling_keeps_the_function_of_the_dense_model():
@@ -177,22 +195,14 @@ def test_reference_rounds_are_whole_when_every_expert_drafts():
 def test_training_runs_end_to_end(tmp_path, monkeypatch):
     from specmoe.tiny import recipe, train
 
-    small = recipe.Recipe(
-        "tiny-balanced",
-        recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400),
-        recipe.Phase(1, 1e-3),
-        recipe.Phase(1, 1e-3),
-        balance=0.01,
-        batch_tokens=512,
-        sequence_tokens=128,
-    )
+    shape = recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400)
+    phases = [recipe.Phase(1, 1e-3), recipe.Phase(1, 1e-3, 0.01), recipe.Phase(1, 1e-3, 0.01, target_gini=0.5)]
+    small = recipe.Recipe("tiny-balanced", shape, *phases, batch_tokens=512, sequence_tokens=128)
     monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
     monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)
     heard = []
-    folder = train.train(
-        "tiny-balanced", tmp_path / "out", steps=8, progress=lambda *x: heard.append(x), num_eval_prompts=1
-    )
+    folder = train.train("tiny-balanced", tmp_path / "out", steps=9, progress=lambda *x: heard.append(x), num_eval_prompts=1)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert record["phases"]["dense"]["steps"] == record["phases"]["upcycled"]["steps"] == 4
-    assert [phase for phase, _, _ in heard] == ["dense", "upcycled"]
+    assert [run["steps"] for run in record["phases"].values()] == [3, 3, 3]
+    assert [phase for phase, _, _ in heard] == ["dense", "upcycled", "steered"]
     assert (folder / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]

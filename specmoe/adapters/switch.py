@@ -19,7 +19,6 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 from ..errors import OptionError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
-
 TOP_K = 1
 
 
@@ -38,9 +37,7 @@ class SparseBlock(nn.Module):
         super().__init__()
         router.__class__ = Router
         self.router = router
-        self.experts = FusedExperts(
-            config, config.num_experts, config.d_model, config.d_ff, ACT2FN[config.dense_act_fn]
-        )
+        self.experts = FusedExperts(config, config.num_experts, config.d_model, config.d_ff, ACT2FN[config.dense_act_fn])
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         _, chosen, probability = self.router(hidden_states)  # [B, T, E], [B, T, 1]

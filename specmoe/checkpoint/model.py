@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -84,7 +85,8 @@ def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
     if suspects:
         raise UnsupportedModelError(
             f"model_type {kind!r} keeps its experts in {', '.join(suspects)}, outside the experts registry of"
-            " transformers, and specmoe has no adapter for it"
+            f" transformers {transformers.__version__}, and specmoe has no adapter for it: a newer transformers may"
+            " have it in the registry"
         )
     raise UnsupportedModelError(f"model_type {kind!r} is dense: it has no experts to offload")
 

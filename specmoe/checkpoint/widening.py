@@ -27,15 +27,23 @@ class FfnAxis:
 
 def ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
     """The FFN dimension of each tensor of an expert; tensors without one are left out."""
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    width = 2 if module.has_gate else 1
-    halves = 2 if module.has_gate and module.is_concatenated else 1  # [gate; up], or one pair after the other
+    gated = hasattr(module, "gate_up_proj")
+    first, width = ("gate_up_proj", 2) if gated else ("up_proj", 1)
+    halves = 2 if gated and _is_concatenated(module) else 1
     turned = module.is_transposed  # [D, 2F] and [F, D] instead of [2F, D] and [D, F]
     return {
         first: FfnAxis(1 if turned else 0, halves, width),
         f"{first}_bias": FfnAxis(0, halves, width),
         "down_proj": FfnAxis(0 if turned else 1),
     }
+
+
+def _is_concatenated(module: nn.Module) -> bool:
+    """Whether the first projection is [gate; up], not one pair after the other. transformers before 5.7 does not say,
+    so its gate is asked: does the first output hang on the second input?"""
+    if hasattr(module, "is_concatenated"):
+        return module.is_concatenated
+    return not module._apply_gate(torch.tensor([[0.0, torch.nan, 0.0, 0.0]]))[0, 0].isnan()
 
 
 def widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from .page import external_loads, offline_html
 from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
 from .run import run_report, widget_errors
-from .sentences import number_table, save_metrics, say_bytes, say_rounds, say_same_tokens, say_speed, say_time, say_use
+from .sentences import (
+    number_table,
+    save_metrics,
+    say_bytes,
+    say_rounds,
+    say_same_tokens,
+    say_setup,
+    say_speed,
+    say_time,
+    say_use,
+)
 
 __all__ = [
     "external_loads",
@@ -26,6 +36,7 @@ __all__ = [
     "say_speed",
     "say_time",
     "say_use",
+    "say_setup",
     "typed_parameters",
     "widget_errors",
 ]

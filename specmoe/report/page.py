@@ -16,6 +16,12 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{%- block data_png scoped -%}
+{%- set width = output | get_metadata('width', 'image/png') -%}
+{%- set alt = output | get_metadata('alt', 'image/png') or 'figure' -%}
+<div class="jp-RenderedImage jp-OutputArea-output"><img src="data:image/png;base64,{{ output.data['image/png'] }}"
+ alt="{{ alt | escape_html }}"{% if width %} width="{{ width }}"{% endif %}></div>
+{%- endblock -%}
 {%- block html_head_css -%}
 <style>
 main { max-width: 68rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }

@@ -67,7 +67,12 @@ def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         notebook = papermill.execute_notebook(
-            literal(source), literal(target), parameters=values, progress_bar=progress, kernel_name="python3"
+            literal(source),
+            literal(target),
+            parameters=values,
+            progress_bar=progress,
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks are nothing to the reader
         )
     except papermill.exceptions.PapermillExecutionError as failure:
         reason = f"{failure.ename}: {first_line(failure.evalue)}{_hint(failure.ename, failure.evalue)}"

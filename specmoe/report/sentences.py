@@ -17,7 +17,7 @@ import pandas as pd
 from ..figures import as_table, show_bytes, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
 
-LEVEL = 1.1  # speeds nearer than this are called level: repeated runs on a shared machine differ by as much
+LEVEL = 1.1  # speeds nearer than this are level, and so are those whose repeats reach each other's median
 _NAMES = {
     "label": "method",
     "batch": "batch",
@@ -45,6 +45,51 @@ def _of(part: pd.DataFrame, label: str, column: str) -> float:
     return float(found.iloc[0]) if len(found) else math.nan
 
 
+def say_setup(result) -> str:
+    """A table of what was run, where and under which budget; ``result`` is that of a bench."""
+    machine, model = result.machine, result.model
+    facts = {
+        "model": f"{model['name']}: {model['layers']} MoE layers of {model['experts']} experts",
+        "experts per token": f"{model['top_k']} in each MoE layer",
+        "one expert": _expert_words(model),
+        "all experts": show_bytes(model["layers"] * model["experts"] * model["record_bytes"]),
+        "fast memory for experts": f"{show_bytes(model['fast_memory_bytes'])}, the same for every method but resident",
+        "draft experts (N)": f"{model['draft_experts']} in each MoE layer",
+        "slow memory": _store_words(machine["store"]),
+        "machine": _machine_words(machine),
+        "versions": ", ".join(f"{name} {machine[name]}" for name in ("specmoe", "torch", "transformers", "python")),
+        "work": _work_words(as_table(result.rows)),
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())])
+
+
+def _machine_words(machine: Mapping[str, Any]) -> str:
+    memory = show_bytes(machine["memory"]["total_bytes"])
+    return f"{machine['cpu']}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} threads"
+
+
+def _expert_words(model: Mapping[str, Any]) -> str:
+    words = f"{show_bytes(model['expert_bytes'])} of {model['expert_dtype']}"
+    if not model.get("widened_from"):
+        return words
+    return f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, the cost of a larger one"
+
+
+def _store_words(store: Mapping[str, Any]) -> str:
+    words = f"{store['store']}, {store.get('num_readers', 1)} readers"
+    if store["store"] == "disk":
+        direct = store.get("reads") == "direct"
+        words += ", direct I/O (no page cache)" if direct else f", reads: {store.get('reads')} (**not** direct I/O)"
+    rate = store.get("link_bytes_per_s")
+    return words + (f", throttled to {rate / 1e9:.3g} GB/s" if rate else ", as fast as it is")
+
+
+def _work_words(table: pd.DataFrame) -> str:
+    each = table.drop_duplicates("batch")
+    work = ", ".join(f"{num} at batch {batch}" for num, batch in zip(each["num_prompts"], each["batch"]))
+    return f"prompts: {work}; each method {table['repeats'].iloc[0]} times in turn, medians shown"
+
+
 def say_same_tokens(rows) -> str:
     """Did every run give the tokens of plain decoding?"""
     table = as_table(rows)
@@ -65,7 +110,7 @@ def say_speed(rows) -> str:
     for batch, part in table[table["method"] != "resident"].groupby("batch"):
         part = part.sort_values("tokens_per_second", ascending=False)
         best = part.iloc[0]
-        level = part[part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]]["label"].tolist()
+        level = part[_level(part, best)]["label"].tolist()
         base = _of(part, "on_demand", "tokens_per_second")
         names = " and ".join(f"`{label}`" for label in level)
         lines.append(
@@ -74,6 +119,15 @@ def say_speed(rows) -> str:
             + _others(part, level, base)
         )
     return _bullets(lines)
+
+
+def _level(part: pd.DataFrame, best: pd.Series) -> pd.Series:
+    """Which methods of a batch cannot be told from the best one."""
+    level = part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]
+    if {"tokens_per_second_min", "tokens_per_second_max"} <= set(part.columns):
+        up = part["tokens_per_second_max"] >= best["tokens_per_second"]
+        level |= up & (best["tokens_per_second_min"] <= part["tokens_per_second"])
+    return level
 
 
 def _times(value: float, base: float) -> str:
@@ -89,9 +143,7 @@ def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
         return f"; `specmoe` gets {show_number(speed)}{_times(speed, base)}."
     behind = part[~part["label"].isin(level)]
     return (
-        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}."
-        if len(behind)
-        else "."
+        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}." if len(behind) else "."
     )
 
 
@@ -124,7 +176,7 @@ def _growth(table: pd.DataFrame, column: str) -> str:
     if small == large:
         return ""
     work = table.assign(work=table[column] * table["batch"]).pivot_table(index="label", columns="batch", values="work")
-    ratios = (work[large] / work[small]).dropna()
+    ratios = (work[large] / work[small]).reindex(table["label"].unique()).dropna()
     said = ", ".join(f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio))
     return f"From batch {small} to {large} the bytes for one token of every row grow: {said}."
 
@@ -159,12 +211,12 @@ def say_time(shares) -> str:
 def say_use(counts: pd.DataFrame, num: int) -> str:
     """How uneven the use of experts is, and what the ``num`` hottest would cover."""
     num_experts = counts.shape[1]
-    unused = dead_experts(counts).sum() / counts.size
+    unused = int(dead_experts(counts).sum())
+    rest = f"{unused} of {counts.size} experts were not called at all" if unused else "every expert was called"
     return (
         f"Mean Gini of expert use: **{skewness(counts):.2f}** (0 is even use, {1 - 1 / num_experts:.2f} one expert for "
         f"everything). The {num} most used of {num_experts} experts take {100 * top_share(counts, num):.0f} % of a "
-        f"layer's expert calls ({100 * num / num_experts:.0f} % if use were even); {100 * unused:.0f} % of all experts "
-        "were not called at all."
+        f"layer's expert calls ({100 * num / num_experts:.0f} % if use were even); {rest}."
     )
 
 

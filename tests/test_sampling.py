@@ -1,0 +1,291 @@
+"""Sampled text has exactly the target's distribution, and hangs on (seed, prompt index) alone.
+
+The chi-square tests draw thousands of tokens and refuse at p < 1e-6. Seeds are fixed, so a test that passes keeps
+passing; with a fresh seed a correct sampler would fail one of the about 30 tests once in 30,000 runs. Samplers that are
+broken on purpose must fail the same tests by far (p < 1e-12), which shows that the tests can see.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import reference_model, tokens_of
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+import specmoe
+from specmoe import engine as engine_module
+from specmoe.config import GenerateOptions
+from specmoe.sampling import Sampler, Verdict, accept_by_rejection, accept_matching
+
+ODDS = 1e-6
+V, NUM_SAMPLES = 8, 6000
+WARPS = {
+    "plain": {},
+    "temperature": {"temperature": 0.6},
+    "top_k": {"top_k": 4},
+    "top_p": {"top_p": 0.75},
+    "all_three": {"temperature": 1.4, "top_k": 5, "top_p": 0.9},
+}
+
+
+def chi_square_p(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """p-value of counts against a distribution; rare cells are put together so that every cell expects at least 5."""
+    observed, probabilities = observed.double().flatten(), probabilities.double().flatten()
+    if observed[probabilities == 0].sum() > 0:
+        return 0.0  # something impossible happened
+    expected = probabilities / probabilities.sum() * observed.sum()
+    order = expected.argsort(descending=True)
+    rare = expected[order] < 5
+    cells = [torch.cat([x[order][~rare], x[order][rare].sum()[None]]) for x in (observed, expected)]
+    if cells[1][-1] < 5:  # the rest is rare even together: it joins the last cell
+        cells = [torch.cat([x[:-2], x[-2:].sum()[None]]) for x in cells]
+    observed, expected = cells
+    if len(observed) < 2:
+        return 1.0
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2.0).double(), statistic / 2))
+
+
+def test_the_chi_square_itself_is_right():
+    """Known values: 10.83 at one degree of freedom is p = 0.001; 18.47 at four too."""
+    shift = math.sqrt(10.83 / 2 * 50)
+    assert chi_square_p(torch.tensor([50 + shift, 50 - shift]), torch.tensor([0.5, 0.5])) == pytest.approx(0.001, rel=0.02)
+    observed = torch.tensor([100.0] * 5) + torch.tensor([1.0, -1, 0, 0, 0]) * math.sqrt(18.47 / 2 * 100)
+    assert chi_square_p(observed, torch.full((5,), 0.2)) == pytest.approx(0.001, rel=0.02)
+    assert chi_square_p(torch.tensor([500, 1]), torch.tensor([1.0, 0.0])) == 0.0
+
+
+# ---- the accept functions -------------------------------------------------------------------------------------
+
+
+class EqualOrAgain(Sampler):
+    """Broken: independent draws of draft and target; equal ones are accepted, for the others the target draws again."""
+
+    def draft(self, logits, prompts, positions):
+        q = self.probabilities(logits)
+        return (q / self._noise(prompts, positions, q, "draft")).argmax(dim=-1), q
+
+    def verify(self, logits, drafted, num_drafted, q, prompts, positions):
+        p = self.probabilities(logits)
+        verdicts = accept_matching(self._race(p, prompts, positions), drafted, num_drafted)
+        fixed = []
+        for row, verdict in enumerate(verdicts):
+            place = positions[row] + verdict.accepted
+            noise = self._noise([prompts[row]], [place], p, "residual")[0]
+            fixed.append(Verdict(verdict.accepted, int((p[row, verdict.accepted] / noise).argmax())))
+        return fixed
+
+
+class OtherQ(Sampler):
+    """Broken: rejection sampling with a q that the drafted tokens were not drawn from (they are the draft's argmax)."""
+
+    def draft(self, logits, prompts, positions):
+        return logits.argmax(dim=-1), self.probabilities(logits)
+
+
+class UnwarpedQ(Sampler):
+    """Broken: draws from the warped q, but accepts with the unwarped one."""
+
+    def draft(self, logits, prompts, positions):
+        return super().draft(logits, prompts, positions)[0], logits.float().softmax(dim=-1)
+
+
+class NoResidual(Sampler):
+    """Broken: after a rejection it draws from p instead of the residual max(0, p - q)."""
+
+    def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions):
+        verdicts = super()._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
+        noise = [self._noise([prompt], [position + v.accepted], p, "residual")[0]
+                 for prompt, position, v in zip(prompts, positions, verdicts)]  # fmt: skip
+        return [Verdict(v.accepted, int((p[row, v.accepted] / noise[row]).argmax())) for row, v in enumerate(verdicts)]
+
+
+BROKEN = [(EqualOrAgain, "coupled"), (OtherQ, "rejection"), (UnwarpedQ, "rejection"), (NoResidual, "rejection")]
+
+
+def two_positions(sampler_class, **options) -> tuple[float, float, float]:
+    """p-values of the first two tokens of many blocks (G = 2) and the share of accepted tokens."""
+    options = GenerateOptions(do_sample=True, seed=5, **options)
+    sampler, generator = sampler_class(options), torch.Generator().manual_seed(1)
+    target = torch.randn(3, V, generator=generator) * 1.5  # [G + 1, V]
+    draft = target[:2] + torch.randn(2, V, generator=generator)
+    prompts, first = list(range(NUM_SAMPLES)), [4] * NUM_SAMPLES
+    drafted, distributions = zip(*(
+        sampler.draft(draft[i].expand(NUM_SAMPLES, V), prompts, [4 + i] * NUM_SAMPLES) for i in range(2)
+    ))  # fmt: skip
+    drafted, q = torch.stack(drafted, dim=1), torch.stack(distributions, dim=1)
+    logits = target.expand(NUM_SAMPLES, 3, V)
+    verdicts = sampler.verify(logits, drafted, [2] * NUM_SAMPLES, q, prompts, first)
+    texts = [[*row[: v.accepted], v.token] for row, v in zip(drafted.tolist(), verdicts)]
+    p = sampler.probabilities(target)
+    p_values = [
+        chi_square_p(torch.bincount(torch.tensor([t[i] for t in texts if len(t) > i]), minlength=V), p[i]) for i in (0, 1)
+    ]
+    return *p_values, sum(v.accepted for v in verdicts) / (2 * NUM_SAMPLES)
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_tokens_that_come_out_have_the_targets_distribution(rule, warp):
+    first, second, accepted = two_positions(Sampler, accept_rule=rule, **WARPS[warp])
+    assert first > ODDS and second > ODDS
+    assert 0.2 < accepted < 0.95, "drafts are sometimes accepted and sometimes not, so both ways out were tested"
+
+
+@pytest.mark.parametrize("sampler, rule", BROKEN)
+def test_a_broken_sampler_fails_the_same_test(sampler, rule):
+    first, _, _ = two_positions(sampler, accept_rule=rule, temperature=0.6)
+    assert first < 1e-12
+
+
+def test_rejection_accepts_more_often_than_coupling():
+    assert two_positions(Sampler, accept_rule="rejection")[2] > two_positions(Sampler, accept_rule="coupled")[2]
+
+
+def test_equal_distributions_are_always_accepted():
+    p = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.1, 0.9]])
+    for draw in (0.0, 0.5, 0.999):
+        assert accept_by_rejection(p, torch.tensor([0, 1]), p[:2], [draw, draw])[0] == 2
+
+
+def test_the_residual_is_what_the_draft_gave_too_little_of():
+    p, q = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0, 0]]), torch.tensor([[0.1, 0.9, 0.0]])
+    accepted, residual = accept_by_rejection(p, torch.tensor([1]), q, [0.5])  # 0.5 >= 0.3 / 0.9
+    assert accepted == 0
+    torch.testing.assert_close(residual, torch.tensor([0.4, 0.0, 0.2]) / 0.6)
+    assert accept_by_rejection(p, torch.tensor([1]), q, [0.3])[0] == 1
+
+
+def test_only_tokens_that_count_are_accepted():
+    target = torch.tensor([[3, 4, 5], [3, 4, 5], [9, 4, 5]])
+    drafted = torch.tensor([[3, 4], [3, 4], [3, 4]])
+    assert accept_matching(target, drafted, [2, 1, 2]) == [(2, 5), (1, 4), (0, 9)]
+
+
+def test_without_drafts_the_target_decides_alone():
+    assert accept_matching(torch.tensor([[7]]), torch.zeros(1, 0, dtype=torch.long), [0]) == [(0, 7)]
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_probabilities_are_those_of_transformers_warpers(warp):
+    options, logits = WARPS[warp], torch.randn(3, 20)
+    scores = logits
+    for name, warper in (("temperature", TemperatureLogitsWarper), ("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper)):
+        if name in options:
+            scores = warper(options[name])(None, scores)
+    got = Sampler(GenerateOptions(do_sample=True, **options)).probabilities(logits.view(3, 1, 20))
+    torch.testing.assert_close(got[:, 0], scores.softmax(dim=-1))
+
+
+# ---- end to end -----------------------------------------------------------------------------------------------
+
+SMALL_VOCAB, PROMPT, SAMPLES = 7, [5, 3, 6], 2500
+
+
+@pytest.fixture(scope="module")
+def small_engine(tiny):
+    """Seven tokens, so that three positions have 343 texts; one draft expert and no stand-ins: a poor draft."""
+    with specmoe.load(tiny("mixtral", vocab_size=SMALL_VOCAB), dtype="float64", draft_experts=1, trace=False) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def text_probabilities(tiny):
+    """``text_probabilities(**warp)``: exact probability of every text of three tokens, [V, V, V]."""
+    model = reference_model(tiny("mixtral", vocab_size=SMALL_VOCAB))
+    texts = [[*PROMPT, *pair] for pair in itertools.product(range(SMALL_VOCAB), repeat=2)]
+    with torch.inference_mode():
+        logits = model(torch.tensor(texts)).logits[:, len(PROMPT) - 1 :].view(SMALL_VOCAB, SMALL_VOCAB, 3, SMALL_VOCAB)
+
+    def get(**warp):
+        p = Sampler(GenerateOptions(do_sample=True, **warp)).probabilities(logits)
+        return p[0, 0, 0][:, None, None] * p[:, 0, 1][:, :, None] * p[:, :, 2]
+
+    return get
+
+
+def sampled_texts(engine, seed: int = 11, **options) -> torch.Tensor:
+    """How often every text of three tokens came out, [V, V, V]."""
+    options = {"substitute": "drop", "prefetch": False, "do_sample": True, "seed": seed, "eos_token_id": [], **options}
+    output = engine.generate([PROMPT] * SAMPLES, method="specmoe", gamma=2, max_new_tokens=3, batch_size=500, **options)
+    new = torch.stack(output.sequences)[:, -3:]
+    cells = (new * torch.tensor([SMALL_VOCAB**2, SMALL_VOCAB, 1])).sum(dim=1)
+    return torch.bincount(cells, minlength=SMALL_VOCAB**3).view(*[SMALL_VOCAB] * 3)
+
+
+@pytest.mark.parametrize("warp", ["plain", "all_three", "top_p"])
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_texts_of_a_model_have_the_targets_distribution(rule, warp, small_engine, text_probabilities):
+    observed, p = sampled_texts(small_engine, accept_rule=rule, **WARPS[warp]), text_probabilities(**WARPS[warp])
+    assert chi_square_p(observed, p) > ODDS
+    for position in range(3):
+        others = [d for d in range(3) if d != position]
+        assert chi_square_p(observed.sum(dim=others), p.sum(dim=others)) > ODDS
+
+
+@pytest.mark.parametrize("sampler, rule", BROKEN)
+def test_a_broken_sampler_fails_end_to_end(sampler, rule, small_engine, text_probabilities, monkeypatch):
+    monkeypatch.setattr(engine_module, "Sampler", sampler)
+    observed = sampled_texts(small_engine, accept_rule=rule, temperature=0.6)
+    assert chi_square_p(observed, text_probabilities(temperature=0.6)) < 1e-12
+
+
+def test_prompts_and_positions_draw_independently(small_engine, text_probabilities):
+    """Neighbouring prompts with neighbouring seeds: pairs of first tokens are independent."""
+    texts = [small_engine.generate([PROMPT] * SAMPLES, method="on_demand", max_new_tokens=1, batch_size=500, do_sample=True,
+                                   seed=seed, eos_token_id=[]).sequences for seed in (3, 4)]  # fmt: skip
+    first = [torch.stack(t)[:, -1] for t in texts]
+    p = text_probabilities().sum(dim=(1, 2))
+    for a, b in ((first[0][:-1], first[0][1:]), (first[0], first[1])):
+        pairs = torch.bincount(a * SMALL_VOCAB + b, minlength=SMALL_VOCAB**2)
+        assert chi_square_p(pairs, p[:, None] * p[None, :]) > ODDS
+
+
+# ---- what a sampled text hangs on -----------------------------------------------------------------------------
+
+JOB = [[5, 6, 7, 8], [3], [20, 21, 22], [1, 2, 3, 4, 5], [9, 9]]
+
+
+def sample(engine, prompts=JOB, **options) -> list[list[int]]:
+    options = {"method": "specmoe", "gamma": 3, "batch_size": 2, "seed": 1, "temperature": 1.2, "top_k": 30, **options}
+    if options["method"] not in ("specmoe", "auto"):
+        options.pop("gamma")
+    return tokens_of(engine.generate(prompts, max_new_tokens=12, do_sample=True, eos_token_id=[], **options))
+
+
+@pytest.mark.parametrize("options", [
+    *({"method": method} for method in ("on_demand", "cached", "overlapped", "resident", "auto")),
+    *({"batch_size": size} for size in (1, 3, 5)),
+    *({"gamma": gamma} for gamma in (0, 1, 7, None)),
+    *({"draft_set": name} for name in ("random", "hot_global")),
+    {"substitute": "drop"}, {"prefetch": False},
+], ids=str)  # fmt: skip
+def test_no_option_but_the_seed_changes_a_sampled_text(options, open_engine):
+    engine = open_engine("mixtral")
+    assert sample(engine, **options) == sample(engine)
+
+
+def test_seeds_differ_and_repeat(open_engine):
+    engine = open_engine("mixtral")
+    assert sample(engine, seed=1) == sample(engine, seed=1)
+    assert all(a != b for a, b in zip(sample(engine, seed=1), sample(engine, seed=2)))
+    assert sample(engine, seed=None) != sample(engine, seed=None)
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_every_prompt_has_its_own_generator(rule, open_engine):
+    engine = open_engine("mixtral")
+    alike = sample(engine, [[5, 6, 7]] * 4, accept_rule=rule)
+    assert len({tuple(text) for text in alike}) == 4
+    others = sample(engine, [[5, 6, 7], [30, 31], [40]], accept_rule=rule, batch_size=1)
+    assert rule == "rejection" or others[0] == alike[0], "a text does not hang on its neighbours"
+
+
+def test_one_allowed_token_is_greedy(open_engine, plain):
+    engine = open_engine("mixtral")
+    greedy = tokens_of(engine.generate(JOB, method="on_demand", max_new_tokens=12, eos_token_id=[]))
+    assert sample(engine, top_k=1) == greedy
+    assert sample(engine, top_k=1, accept_rule="rejection") == greedy
