@@ -1,7 +1,7 @@
 """Llama 4, text: the router's sigmoid score scales what goes *into* an expert; a shared expert is added.
 
-transformers computes all experts for all tokens, most on zeros. Here only the chosen ones are asked: every pair of a token and
-its expert becomes one token of the registry's function, already scaled, with weight 1. Attention layers without rotary
+transformers computes all experts for all tokens, most on zeros. Here only the chosen ones are asked: every pair of a token
+and its expert becomes one token of the registry's function, already scaled, with weight 1. Attention layers without rotary
 positions scale their queries by position; every row has its own. Of a multimodal checkpoint the language part is loaded.
 """
 

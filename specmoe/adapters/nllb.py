@@ -9,7 +9,7 @@ mask here: padded tokens are told apart outside (they fetch nothing), and nobody
 
 Refused: a second expert that is sampled, and an evaluation capacity that is a fraction of the tokens that happen to run
 together, since no exact verification exists for either. A fixed capacity (``moe_eval_capacity_token_fraction`` <= 0) is
-accepted while a run's blocks cannot exceed it; then batch-prioritised routing, which only says who is dropped, has no effect.
+accepted while a run's blocks cannot exceed it; then batch-prioritised routing, which says who is dropped, has no effect.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def check(config) -> None:
     """Refuse settings without exact verification."""
     if config.second_expert_policy != "all":
         raise UnsupportedModelError(
-            f"nllb-moe with second_expert_policy={config.second_expert_policy!r} draws its second expert at random: no exact "
-            "verification exists; set it to 'all' in config.json"
+            f"nllb-moe with second_expert_policy={config.second_expert_policy!r} draws its second expert at random: no "
+            "exact verification exists; set it to 'all' in config.json"
         )
     fraction = config.moe_eval_capacity_token_fraction
     if 0 < fraction < 1:
         raise UnsupportedModelError(
-            f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on which tokens run together: "
-            "no exact verification exists; set it to 1.0 in config.json"
+            f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on which tokens run "
+            "together: no exact verification exists; set it to 1.0 in config.json"
         )
 
 
