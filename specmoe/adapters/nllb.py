@@ -102,8 +102,8 @@ def adapt(model: PreTrainedModel) -> None:
 
 def conversions() -> list:
     return merged(
-        ("ffn.experts.expert_*.fc1.weight", "ffn.experts.up_proj"),
-        ("ffn.experts.expert_*.fc1.bias", "ffn.experts.up_proj_bias"),
-        ("ffn.experts.expert_*.fc2.weight", "ffn.experts.down_proj"),
-        ("ffn.experts.expert_*.fc2.bias", "ffn.experts.down_proj_bias"),
+        ("ffn.experts.*.fc1.weight", "ffn.experts.up_proj"),
+        ("ffn.experts.*.fc1.bias", "ffn.experts.up_proj_bias"),
+        ("ffn.experts.*.fc2.weight", "ffn.experts.down_proj"),
+        ("ffn.experts.*.fc2.bias", "ffn.experts.down_proj_bias"),
     )

@@ -23,11 +23,14 @@ TOP_K = 1
 
 
 class Router(theirs.SwitchTransformersTop1Router):
-    """The model's router, its logits [B, T, E] first; then the one-hot choice (zeros: dropped) and its probability."""
+    """The model's router, its scores [B, T, E] first; then the one-hot choice [B, T, E] (zeros: dropped) and its
+    probability [B, T, 1]. The order of what it returns has changed between versions of transformers."""
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        chosen, probability, router_logits = super().forward(hidden_states)
-        return router_logits, chosen, probability
+        outputs = super().forward(hidden_states)
+        [chosen] = [x for x in outputs if not x.is_floating_point()]
+        probability, scores = sorted((x for x in outputs if x.is_floating_point()), key=lambda x: x.shape[-1])
+        return scores, chosen.view(scores.shape), probability
 
 
 class SparseBlock(nn.Module):
@@ -50,7 +53,7 @@ class SparseBlock(nn.Module):
 class DecoderAttention(RaggedPositions, theirs.SwitchTransformersAttention):
     """Self-attention whose relative position bias [B, H, T, L] counts from every row's own positions."""
 
-    def compute_bias(self, query_length, key_length, device=None, past_seen_tokens=0) -> torch.Tensor:
+    def compute_bias(self, query_length, key_length, device=None, **past) -> torch.Tensor:
         distance = torch.arange(key_length, device=self.positions.device) - self.positions[:, :, None]  # [B, T, L]
         buckets = self._relative_position_bucket(
             distance, bidirectional=False,
@@ -78,6 +81,6 @@ def adapt(model: PreTrainedModel) -> None:
 
 def conversions() -> list:
     return merged(
-        ("mlp.experts.expert_*.wi.weight", "mlp.experts.up_proj"),
-        ("mlp.experts.expert_*.wo.weight", "mlp.experts.down_proj"),
+        ("mlp.experts.*.wi.weight", "mlp.experts.up_proj"),
+        ("mlp.experts.*.wo.weight", "mlp.experts.down_proj"),
     )
