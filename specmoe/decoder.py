@@ -1,8 +1,8 @@
 """One forward pass of a transformers model over ragged rows.
 
 Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each row. Goes out: logits
-``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model it drives. An encoder-decoder is another
-class with the same four verbs: ``prefill``, ``enter``, ``step``, ``leave``.
+``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model it drives. ``seq2seq`` has the same verbs
+for an encoder-decoder: ``prefill``, ``enter``, ``step``, ``leave``.
 
     B rows, T tokens of a block, V vocabulary
 """
@@ -10,10 +10,12 @@ class with the same four verbs: ``prefill``, ``enter``, ``step``, ``leave``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
+from .adapters import position_modules
 from .errors import SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
 from .kv_cache import RaggedKVCache, attention_windows
@@ -24,6 +26,8 @@ logger = logging.getLogger("specmoe")
 class CausalDecoder:
     """A decoder-only model. State: the KV cache of the rows in flight (rows 0 .. B-1)."""
 
+    can_compile = True
+
     def __init__(self, model: PreTrainedModel):
         check_rollback(model)
         self.model = model
@@ -31,6 +35,7 @@ class CausalDecoder:
         self.windows = attention_windows(self.config)
         self.eager = self.config._attn_implementation == "eager"
         self.num_layers = self.config.num_hidden_layers
+        self.positioned = position_modules(model)
         self.kv_cache: RaggedKVCache | None = None
         self._compiled = None
 
@@ -49,18 +54,19 @@ class CausalDecoder:
     def close(self) -> None:
         self.kv_cache = None
 
-    def prefill(self, prompts: list[list[int]]) -> list:
-        """Run prompts (all but their last token, which the first round feeds) -> one state per prompt for ``enter``."""
-        lengths = [len(prompt) - 1 for prompt in prompts]
-        longest = max(lengths)
-        if longest == 0:
-            return [None] * len(prompts)
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : lengths[row]] = torch.tensor(prompt[:-1])
-        kv_cache = RaggedKVCache(self.num_layers, len(prompts), longest, self.model.device)
-        self._forward(kv_cache, tokens, torch.zeros(len(prompts), dtype=torch.long), logits_to_keep=1)
-        return [kv_cache.take_row(row, length) for row, length in enumerate(lengths)]
+    def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
+        """Blocks of any size are fine: no router of a decoder-only model has a capacity."""
+
+    def prefill(self, rows: list, target: Callable) -> list:
+        """Run the prompts of ``rows`` (all but their last token, which the first round feeds) -> one state per row for
+        ``enter``. ``target(live)`` is told which tokens are real."""
+        tokens, live = pad([row.tokens[:-1] for row in rows])
+        if tokens.shape[1] == 0:
+            return [None] * len(rows)
+        target(live)
+        kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
+        self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), logits_to_keep=1)
+        return [kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())]
 
     def enter(self, row: int, state) -> None:
         """A prefilled prompt becomes row ``row``."""
@@ -97,6 +103,7 @@ class CausalDecoder:
 
     def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, compiled=None, **kwargs):
         positions = kv_cache.place(starts, tokens.shape[1], static=compiled is not None)
+        tell_positions(self.positioned, positions)
         output = (compiled or self.model)(
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
@@ -114,10 +121,28 @@ class CausalDecoder:
 
     def _as_bias(self, visible: torch.Tensor) -> torch.Tensor:
         """Scaled-dot-product attention takes the bool mask; eager attention adds a bias."""
-        if not self.eager:
-            return visible
-        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
-        return bias.masked_fill_(~visible, torch.finfo(bias.dtype).min)
+        return as_bias(visible, self.model.dtype) if self.eager else visible
+
+
+def as_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as what eager attention adds to its scores."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def pad(sequences: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded tokens [B, T] and which of them are real, bool [B, T]."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    live = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.full(live.shape, pad_id, dtype=torch.long)
+    tokens[live] = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
+    return tokens, live
+
+
+def tell_positions(modules: list, positions: torch.Tensor) -> None:
+    """Each row's positions [B, T] for the modules that would assume one length for all rows."""
+    for module in modules:
+        module.positions = positions
 
 
 def check_rollback(model: PreTrainedModel) -> None:

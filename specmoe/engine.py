@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint
+from . import adapters, checkpoint
 from .affinity import expert_distances
 from .config import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
@@ -28,8 +28,10 @@ from .progress import Watcher
 from .prompts import check_lengths, read_prompts
 from .resident_pool import ResidentPool, allocate_slots
 from .sampling import Sampler
+from .seq2seq import Seq2SeqDecoder
 from .speculate import Job, Row, decode
 from .trace import Trace
+from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 
 DEFAULT_BATCH_SIZE = 64
 LONG_PACK_BYTES = 2**28
@@ -55,8 +57,10 @@ class Engine:
         check_device(options.device)
         path = checkpoint.resolve(model)
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-        self.decoder = CausalDecoder(self.model)
+        self.is_translation = bool(self.model.config.is_encoder_decoder)
+        self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
         modules = checkpoint.expert_modules(self.model)
+        num_encoder_layers = sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
         self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
         self.tokenizer = _tokenizer(path)
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
@@ -64,13 +68,13 @@ class Engine:
         self.memory = plan_memory(
             record_bytes=layout.record_bytes,
             scratch_bytes=ExpertKernel.scratch_bytes(layout, self.model.dtype),
-            num_layers=len(self.packed.layers), num_experts=self.packed.num_experts,
+            num_layers=len(self.packed.layers) - num_encoder_layers, num_experts=self.packed.num_experts,
             draft_experts=options.draft_experts, fast_memory=options.fast_memory, num_readers=options.num_readers,
         )  # fmt: skip
         distances = expert_distances(self.packed)
         self.compiled = options.compile and compiler_works(options.device)
         kernel = ExpertKernel(layout, self.model.dtype, options.device, self.compiled)
-        self.experts = OffloadedExperts(self.model, modules, kernel, distances)
+        self.experts = OffloadedExperts(self.model, modules, kernel, distances, num_encoder_layers)
         self.store = open_store(
             options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers
         )
@@ -94,18 +98,19 @@ class Engine:
         (the engine can be used again).
         """
         options = from_kwargs(GenerateOptions, options)
-        tokens = self._read(prompts, attention_mask, options.max_new_tokens)
-        method = make_method(options, self.memory, self.packed, self._hotness_for(options, tokens))
-        batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(tokens))
+        rows = self._read(prompts, attention_mask, options)
+        method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
+        batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
+        self.decoder.check_blocks(rows, batch_size, method.planner.largest)
         trace = Trace(enabled=self.options.trace)
         pool = self._pool(method, trace)
-        job = self._job(method, options, tokens, batch_size, trace)
-        watcher = Watcher(options, tokens)
+        job = self._job(method, options, rows, batch_size, trace)
+        watcher = Watcher(options, [row.tokens for row in rows])
         try:
             self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
             self._preload(pool, method)
             self.decoder.open(batch_size, max(row.limit for row in job.queue))
-            if self.compiled:
+            if self.compiled and self.decoder.can_compile:
                 self.experts.use_static_shapes(batch_size, self.decoder.config.num_experts_per_tok)
             seconds = self._run(job, watcher)
         finally:
@@ -114,7 +119,7 @@ class Engine:
             self.decoder.close()
         stats = make_stats(
             options.method, batch_size, job.totals, pool.counts, seconds,
-            pool.num_bytes + self.memory.scratch_bytes, kept_full=len(tokens) > batch_size,
+            pool.num_bytes + self.memory.scratch_bytes, kept_full=len(rows) > batch_size,
         )  # fmt: skip
         return self._output(watcher.finished, stats, trace)
 
@@ -126,21 +131,30 @@ class Engine:
             watcher.see(rows)
         return time.perf_counter() - began_s - job.totals.prefill_s
 
-    def _read(self, prompts, attention_mask, max_new_tokens: int) -> list[list[int]]:
+    def _read(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
         self._check_open()
+        if self.is_translation:
+            return self._read_sources(prompts, attention_mask, options)
+        refuse_languages(options.source_lang, options.target_lang, self.model.config.model_type)
         tokens = read_prompts(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size)
-        check_lengths(tokens, max_new_tokens, self.decoder.max_positions)
-        return tokens
+        check_lengths(tokens, options.max_new_tokens, self.decoder.max_positions)
+        new, first = options.max_new_tokens, options.first_prompt
+        return [Row(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)]
+
+    def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
+        """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the start token."""
+        sources = read_sources(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size, options.source_lang)
+        forced = self.model.generation_config.forced_bos_token_id
+        start = decoder_prompt(self.decoder.start_token, forced, self.tokenizer, options.target_lang)
+        check_source_lengths(sources, len(start), options.max_new_tokens, self.decoder.max_positions)
+        limit, first = 1 + options.max_new_tokens, options.first_prompt
+        return [Row(first + index, list(start), limit, source=source) for index, source in enumerate(sources)]
 
     def _check_open(self) -> None:
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
 
-    def _job(self, method: Method, options: GenerateOptions, tokens, batch_size: int, trace: Trace) -> Job:
-        rows = [
-            Row(options.first_prompt + index, list(row), len(row) + options.max_new_tokens)
-            for index, row in enumerate(tokens)
-        ]
+    def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, trace: Trace) -> Job:
         return Job(
             decoder=self.decoder, experts=self.experts, sampler=Sampler(options), planner=method.planner,
             queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=trace,
@@ -161,14 +175,16 @@ class Engine:
     def _preload(self, pool: ResidentPool, method: Method) -> None:
         """Fixed sets are fetched before decoding begins, and not counted."""
         for layer, experts in enumerate(method.preload or []):
-            pool.fetch(layer, experts)
+            if layer >= pool.first_kept:
+                pool.fetch(layer, experts)
         pool.forget_counts()
 
     def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on
             sequences = [torch.tensor(row.tokens) for row in rows]
         new = [row.tokens[row.num_prompt :] for row in rows]
-        return Output(sequences, self._texts(sequences), self._texts(new), [row.num_prompt for row in rows], stats, trace)
+        lengths, sources = [row.num_prompt for row in rows], [row.source for row in rows]
+        return Output(sequences, self._texts(sequences), self._texts(new), lengths, stats, trace, sources)
 
     def _texts(self, sequences: list) -> list[str]:
         if self.tokenizer is None:
@@ -177,20 +193,22 @@ class Engine:
 
     # ---- calibration and self-check -----------------------------------------------------------------------------
 
-    def calibrate(self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"]) -> list[list[int]]:
+    def calibrate(self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"], **languages) -> list[list[int]]:
         """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on it."""
-        self.generate(prompts, method="cached", eviction="temporal", max_new_tokens=max_new_tokens, eos_token_id=[])
+        run = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
+        self.generate(prompts, max_new_tokens=max_new_tokens, **run)
         self.hotness = [list(total) for total in self.experts.totals]
         return self.hotness
 
-    def _hotness_for(self, options: GenerateOptions, tokens: list[list[int]]) -> list[list[int]] | None:
+    def _hotness_for(self, options: GenerateOptions, rows: list[Row]) -> list[list[int]] | None:
         """Calibrates on the job's first prompts when a method needs it and nobody has."""
         static = options.method == "cached" and options.eviction == "static"
         hot_global = options.method in ("specmoe", "auto") and options.draft_set == "hot_global"
         if (static or hot_global) and self.hotness is None:
-            room = (self.decoder.max_positions or 1 << 30) - max(map(len, tokens))
-            first = tokens[: CALIBRATION["num_prompts"]]
-            self.calibrate(first, max_new_tokens=min(CALIBRATION["max_new_tokens"], room))
+            room = (self.decoder.max_positions or 1 << 30) - max(row.num_prompt for row in rows)
+            first = [row.source or row.tokens for row in rows[: CALIBRATION["num_prompts"]]]
+            languages = {"target_lang": options.target_lang} if self.is_translation else {}
+            self.calibrate(first, max_new_tokens=min(CALIBRATION["max_new_tokens"], room), **languages)
         return self.hotness
 
     def check_exact(self, prompts, max_new_tokens: int = 64, **options) -> ExactReport:
@@ -198,8 +216,8 @@ class Engine:
         return compare_methods(self, prompts, max_new_tokens, **options)
 
     @torch.inference_mode()
-    def next_logits(self, tokens: list[int]) -> torch.Tensor:
-        """The full model's logits [V] for the token after ``tokens``."""
+    def next_logits(self, tokens: list[int], source: list[int] | None = None) -> torch.Tensor:
+        """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the decoder's, given ``source``)."""
         self._check_open()
         options = GenerateOptions(method="on_demand")
         method = make_method(options, self.memory, self.packed, None)
@@ -207,6 +225,10 @@ class Engine:
         self.experts.begin_run(pool, method.policy, pool.trace, **method.experts_options)
         try:
             self.decoder.open(1, len(tokens) + 1)
+            if source is not None:
+                row = Row(0, tokens[:1], len(tokens), source=source)
+                self.decoder.enter(0, self.experts.prefill(lambda target: self.decoder.prefill([row], target))[0])
+                self.experts.target(None)
             return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
         finally:
             pool.reset_reads()
@@ -221,7 +243,7 @@ class Engine:
         return {
             "name": Path(self.name).name, "architecture": self.model.config.model_type,
             "layers": len(self.packed.layers), "experts": self.packed.num_experts,
-            "top_k": getattr(self.decoder.config, "num_experts_per_tok", None),
+            "top_k": getattr(self.decoder.config, "num_experts_per_tok", None) or adapters.top_k(self.model.config),
             "expert_bytes": layout.payload_bytes, "record_bytes": layout.record_bytes,
             "widened_from": self.packed.widened_from, "expert_dtype": str(layout.dtype).removeprefix("torch."),
             "dtype": str(self.model.dtype).removeprefix("torch."), "device": str(self.options.device),

@@ -35,6 +35,8 @@ def nearest(name: object, choices: Iterable[str]) -> str:
     names = sorted(choices)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > 40:  # a translation model's languages
+        return f"{hint}({len(names)} are known, from {names[0]} to {names[-1]})"
     return f"{hint}(one of: {', '.join(names)})"
 
 

@@ -55,13 +55,14 @@ def compare_methods(engine, prompts, max_new_tokens: int = 64, methods=METHODS, 
         output = engine.generate(prompts, method=method, max_new_tokens=max_new_tokens, **options)
         for prompt, (expected, got) in enumerate(zip(plain.sequences, output.sequences, strict=True)):
             if expected.tolist() != got.tolist():
-                divergences.append(_first_divergence(engine, method, prompt, expected.tolist(), got.tolist()))
+                source = plain.sources[prompt]
+                divergences.append(_first_divergence(engine, method, prompt, expected.tolist(), got.tolist(), source))
     return ExactReport(len(plain.sequences), plain.stats.num_new_tokens, tuple(methods), tuple(divergences))
 
 
-def _first_divergence(engine, method: str, prompt: int, expected: list[int], got: list[int]) -> Divergence:
+def _first_divergence(engine, method: str, prompt: int, expected: list[int], got: list[int], source=None) -> Divergence:
     pairs = zip(expected, got, strict=False)
     position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-    top = engine.next_logits(expected[:position]).float().topk(2).values
+    top = engine.next_logits(expected[:position], source).float().topk(2).values
     at = [tokens[position] if position < len(tokens) else None for tokens in (expected, got)]
     return Divergence(method, prompt, position, at[0], at[1], float(top[0] - top[1]))

@@ -34,11 +34,11 @@ def dispatch(index: torch.Tensor, num_experts: int, live: torch.Tensor | None) -
     """Sort token-expert pairs by expert: ``index`` [T, K] -> (tokens per expert [E], pair numbers in that order).
 
     Pair p is token p // K's choice p % K. Pairs of dead tokens (``live`` [T] False) and of expert E ("none") come last
-    and are in no count.
+    and are in no count. A model may hand in its pairs one by one (T * K, 1): each live flag then counts for K of them.
     """
     pairs = index.reshape(-1)
     if live is not None:
-        pairs = pairs.masked_fill(~live.repeat_interleave(index.shape[1]), num_experts)
+        pairs = pairs.masked_fill(~live.repeat_interleave(len(pairs) // len(live)), num_experts)
     order = torch.argsort(pairs, stable=True)
     counts = torch.bincount(pairs, minlength=num_experts + 1)[:num_experts]
     return counts.tolist(), order
@@ -61,9 +61,11 @@ class OffloadedExperts:
     the draft's routers since the last verification. Nothing here outlives ``uninstall``.
     """
 
-    def __init__(self, model: PreTrainedModel, modules: dict[str, nn.Module], kernel: ExpertKernel, distances=None):
+    def __init__(self, model: PreTrainedModel, modules: dict[str, nn.Module], kernel: ExpertKernel, distances=None,
+                 num_encoder_layers: int = 0):  # fmt: skip
         self.model, self.modules, self.kernel = model, list(modules.values()), kernel
         self.num_layers, self.num_experts = len(self.modules), self.modules[0].num_experts
+        self.draft_layers = range(num_encoder_layers, self.num_layers)  # an encoder's layers, which come first, never draft
         self.routers = [_router_of(model, name) for name in modules]
         self.distances = distances  # [L, E, E]
         self.router_logits: list[torch.Tensor | None] = [None] * self.num_layers
@@ -117,13 +119,13 @@ class OffloadedExperts:
         self.drafting = True
         self._set_live(live)
 
-    def prefill(self, run, live: torch.Tensor):
-        """Run ``run()`` as the full model over prompt tokens. The first prefill finds the first residents; later ones
+    def prefill(self, run):
+        """Run ``run(target)`` as the full model over prompt tokens: it calls ``target(live)`` before each forward pass. The
+        first prefill finds the first residents; later ones
         (refills while decoding) leave every layer's kept set as the last verification chose it."""
-        self.target(live)
         self.keep_as_is = self.started
         self.started = True
-        result = run()
+        result = run(self.target)
         self.keep_as_is = False
         return result
 
@@ -133,14 +135,14 @@ class OffloadedExperts:
     def prepare_draft(self) -> bool:
         """Before a round drafts: the draft set is what every layer keeps. Fetches what a fixed or own set names and is
         not here; builds the stand-in tables. False when a layer has no draft expert yet (a cold start)."""
-        for layer in range(self.num_layers):
+        for layer in self.draft_layers:
             missing = self.pool.kept[layer] - self.pool.resident_experts(layer)
             if missing:
                 self.pool.fetch(layer, self.pool.kept[layer])
         self.draft_residents = [sorted(kept) for kept in self.pool.kept]
-        if not all(self.draft_residents):
+        if not all(self.draft_residents[layer] for layer in self.draft_layers):
             return False
-        self.stand_ins = [self._stand_ins(layer).to(self.model.device) for layer in range(self.num_layers)]
+        self.stand_ins = {layer: self._stand_ins(layer).to(self.model.device) for layer in self.draft_layers}
         self.votes = [[0] * self.num_experts for _ in range(self.num_layers)]
         if self.static:
             self._prepare_static()
@@ -192,7 +194,9 @@ class OffloadedExperts:
         counts, order = dispatch(index, self.num_experts, self.live)
         chunks = groups(counts, order)
         self._count(layer, counts)
-        if self.keep_as_is:
+        if layer < self.pool.first_kept:
+            keep = set()
+        elif self.keep_as_is:
             keep = self.pool.kept[layer]
         else:
             keep = self.policy.keep(layer, counts, self.pool.resident_experts(layer))
@@ -217,7 +221,7 @@ class OffloadedExperts:
 
     def _draft_layer_static(self, layer, hidden, index, weights):
         """The same on static shapes, for torch.compile: every draft expert computes every token, unused ones weigh 0."""
-        self.named[layer].copy_(index)  # votes are counted after the step
+        self.named[layer].copy_(index.view_as(self.named[layer]))  # votes are counted after the step
         columns = self.columns[layer][index]  # [T, K] place among the draft experts, N for none
         shares = hidden.new_zeros(len(hidden), self.policy.num_kept + 1).scatter_add(1, columns, weights.to(hidden.dtype))
         x, out = hidden.to(self.kernel.layout.dtype), torch.zeros_like(hidden)
@@ -258,9 +262,9 @@ class OffloadedExperts:
 
     def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
         """Overlapped: the next layer's router, asked about this layer's input, names what to read meanwhile."""
-        if not self.guess_next or layer + 1 >= self.num_layers:
+        if not self.guess_next or layer + 1 in (self.num_layers, self.draft_layers.start):
             return
-        tokens = hidden if self.live is None else hidden[self.live]
+        tokens = hidden if self.live is None else hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
         if len(tokens):
             logits = _logits_of(self.routers[layer + 1](tokens), self.num_experts)
             for expert in logits.topk(top_k, dim=-1).indices.unique().tolist():

@@ -22,7 +22,7 @@ class MemoryPlan:
     record_bytes: int
     num_slots: int
     draft_experts: int  # N
-    num_layers: int
+    num_layers: int  # MoE layers that keep experts (an encoder's do not)
     num_readers: int
 
     @property

@@ -38,7 +38,15 @@ class Method:
 
 
 def make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
-    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration."""
+    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration. Only
+    ``resident`` keeps experts of an encoder: its layers, the first ones, run once per prompt."""
+    method = _make_method(options, memory, packed, hotness)
+    if options.method != "resident":
+        method.pool_options["first_kept"] = len(packed.layers) - memory.num_layers
+    return method
+
+
+def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
     size = (len(packed.layers), packed.num_experts)
     plain = FixedGamma(0)
     if options.method == "resident":

@@ -36,7 +36,7 @@ class FixedGamma:
     """Always the same gamma."""
 
     def __init__(self, gamma: int):
-        self.gamma = gamma
+        self.gamma = self.largest = gamma
 
     def choose(self) -> int:
         return self.gamma
@@ -49,7 +49,7 @@ class CostPlanner:
     """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
 
     def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
-        self.candidates = candidates
+        self.candidates, self.largest = candidates, max(candidates)
         self._probes = [gamma for gamma in PROBES if gamma in candidates]
         self.draft_step_s: float | None = None
         self.verify_s: dict[int, float] = {}

@@ -57,25 +57,28 @@ class _Loading:
 
 class ResidentPool:
     """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
-    ``num_layers * num_kept`` carry everything else through. ``linger=False`` drops an expert once computed (on-demand);
+    ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
+    ``linger=False`` drops an expert once computed (on-demand);
     ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
-                 linger: bool = True, synchronous: bool = False, poison: bool = False):  # fmt: skip
+                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0):  # fmt: skip
         self.store = store
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
-        needed_slots = min_slots(self.num_layers, num_kept)
+        self.first_kept = first_kept
+        self.num_protected = (self.num_layers - first_kept) * num_kept
+        needed_slots = self.num_protected + 1
         if num_slots < needed_slots:
             raise FastMemoryError(
-                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers} MoE layers and read one "
-                f"more: {needed_slots} slots of {store.record_bytes} bytes are needed"
+                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers - first_kept} MoE layers and "
+                f"read one more: {needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept = num_slots, num_kept
         self.linger, self.synchronous, self.poison = linger, synchronous, poison
         self.slots = slots  # [slots, record_bytes] uint8, from allocate_slots
-        self.num_reserved = min(2, num_slots - self.num_layers * num_kept)  # slots that prefetches never take
+        self.num_reserved = min(2, num_slots - self.num_protected)  # slots that prefetches never take
         self.counts = PoolCounts()
         self._empty()
 
@@ -107,7 +110,7 @@ class ResidentPool:
     @property
     def prefetch_room(self) -> int:
         """How many more experts may be prefetched now."""
-        return self.num_slots - self.num_layers * self.num_kept - self.num_reserved - len(self.unclaimed)
+        return self.num_slots - self.num_protected - self.num_reserved - len(self.unclaimed)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
@@ -117,6 +120,7 @@ class ResidentPool:
         assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
         assert all(self.holds(key) for key in self.needed), "a needed expert has been lost"
         assert all(len(kept) <= self.num_kept for kept in self.kept), "more kept than allowed"
+        assert not any(self.kept[: self.first_kept]), "an encoder's layer keeps experts"
         assert all(loading.prefetch or key in self.needed for key, loading in self.loading.items())
 
     # ---- the target's request: every distinct expert once ---------------------------------------------------------

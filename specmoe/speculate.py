@@ -24,6 +24,7 @@ from .experts import OffloadedExperts
 from .planner import CostPlanner, FixedGamma, RoundCost
 from .resident_pool import PoolCounts
 from .sampling import Sampler, Verdict
+from .seq2seq import Seq2SeqDecoder
 from .trace import Trace
 
 PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
@@ -31,16 +32,23 @@ PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long 
 
 @dataclass
 class Row:
-    """One prompt being continued. ``limit`` is its longest total length."""
+    """One prompt being continued. ``limit`` is its longest total length. ``source``: what an encoder reads; the tokens are
+    then the decoder's."""
 
     prompt: int  # index in the job
     tokens: list[int]
     limit: int
     num_prompt: int = 0
     finished: bool = False
+    source: list[int] | None = None
 
     def __post_init__(self):
         self.num_prompt = len(self.tokens)
+
+    @property
+    def num_prefill(self) -> int:
+        """Tokens that run before the first round."""
+        return self.num_prompt - 1 + len(self.source or [])
 
     @property
     def start(self) -> int:
@@ -81,7 +89,7 @@ class Totals:
 class Job:
     """Everything a run needs, passed in: nothing is global."""
 
-    decoder: CausalDecoder
+    decoder: CausalDecoder | Seq2SeqDecoder
     experts: OffloadedExperts
     sampler: Sampler
     planner: FixedGamma | CostPlanner
@@ -211,20 +219,20 @@ def refill(job: Job, rows: list[Row]) -> None:
 def prefill(job: Job) -> None:
     """Run the next chunk of prompts (as many as a batch holds), each distinct expert fetched once per layer."""
     chunk = [job.queue.popleft()]
-    longest = len(chunk[0].tokens)
+    longest = chunk[0].num_prefill
     while job.queue and len(chunk) < job.batch_size:
-        longest = max(longest, len(job.queue[0].tokens))
+        longest = max(longest, job.queue[0].num_prefill)
         if longest * (len(chunk) + 1) > PREFILL_TOKENS:
             break
         chunk.append(job.queue.popleft())
     began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
     job.trace.phase = "prefill"
-    states = job.experts.prefill(lambda: job.decoder.prefill([row.tokens for row in chunk]), _prompt_mask(chunk))
+    states = job.experts.prefill(lambda target: job.decoder.prefill(chunk, target))
     job.waiting.extend(zip(chunk, states, strict=True))
     seconds = time.perf_counter() - began_s
     job.totals.prefill_s += seconds
     job.totals.prefill = job.totals.prefill.plus(job.experts.pool.counts.minus(before))
-    job.trace.add("prefill", count=sum(row.num_prompt - 1 for row in chunk), size=len(chunk), seconds=seconds)
+    job.trace.add("prefill", count=sum(row.num_prefill for row in chunk), size=len(chunk), seconds=seconds)
     job.trace.phase = phase
 
 
@@ -242,9 +250,3 @@ def _last_tokens(rows: list[Row]) -> torch.Tensor:
 
 def _is_eos(tokens: torch.Tensor, eos: frozenset[int]) -> torch.Tensor:
     return torch.isin(tokens, torch.tensor(sorted(eos), dtype=tokens.dtype))
-
-
-def _prompt_mask(chunk: list[Row]) -> torch.Tensor:
-    """bool [C, T - 1]: which positions of the right-padded prompts (less their last token) are real."""
-    lengths = torch.tensor([row.num_prompt - 1 for row in chunk])
-    return torch.arange(int(lengths.max())) < lengths[:, None]

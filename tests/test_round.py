@@ -58,9 +58,11 @@ class FakeModel:
     pool = type("Pool", (), {"counts": PoolCounts()})()
 
     # the decoder
-    def prefill(self, prompts):
-        states = [FakeRow(self.num_prompts + i, dict(enumerate(prompt[:-1]))) for i, prompt in enumerate(prompts)]
-        self.num_prompts += len(prompts)
+    def prefill(self, rows, target):
+        lengths = torch.tensor([len(row.tokens) - 1 for row in rows])
+        target(torch.arange(int(lengths.max())) < lengths[:, None])
+        states = [FakeRow(self.num_prompts + i, dict(enumerate(row.tokens[:-1]))) for i, row in enumerate(rows)]
+        self.num_prompts += len(rows)
         return states
 
     def enter(self, row, state):
@@ -101,9 +103,8 @@ class FakeModel:
         self.cold -= 1
         return self.cold < 0
 
-    def run_prefill(self, run, live):
-        self.log.append(("prefill", None, None, live.clone()))
-        return run()
+    def run_prefill(self, run):
+        return run(lambda live: self.log.append(("prefill", None, None, live.clone())))
 
 
 class FakeExperts:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .. import adapters
 from ..errors import CheckpointError, UnsupportedModelError
 from .files import Checkpoint, open_checkpoint, resolve
 from .recipes import recipes
@@ -67,9 +68,10 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto.from_config(config, dtype=dtype)
+            model = auto.from_config(config, dtype=dtype)
     except ValueError as error:
         raise UnsupportedModelError(f"model_type {config.model_type!r} generates no text: {error}") from error
+    return adapters.adapt(model)
 
 
 def expert_modules(model: nn.Module) -> dict[str, nn.Module]:

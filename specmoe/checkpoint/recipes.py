@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint make which tensor of the model, by transformers' own conversion mapping.
 
 Comes in: a model on ``meta`` and the names in a checkpoint. Goes out: one ``Recipe`` per tensor to be made;
-``model`` follows those of the trunk, ``plan`` those of the experts. No name is written down here.
+``model`` follows those of the trunk, ``plan`` those of the experts. No name is written down here; those of the few
+families outside transformers' mapping come from ``adapters``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from ..adapters import conversions
 from ..errors import CheckpointError
 
 logger = logging.getLogger("specmoe")
@@ -64,7 +66,7 @@ class Recipe:
 
 def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
     """One recipe for each target that ``keys`` make, grouped as transformers' loader does it."""
-    transforms = get_model_conversion_mapping(model)
+    transforms = [*get_model_conversion_mapping(model), *conversions(model)]
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}

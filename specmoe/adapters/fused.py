@@ -1,0 +1,69 @@
+"""What the families share: the experts of a layer as one module, and modules that know each row's positions.
+
+Comes in: sizes and an activation. Goes out: modules for ``nllb``, ``switch`` and ``llama4`` to put into a model.
+
+    E experts, D hidden, F ffn, T tokens, K top_k, B rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.core_model_loading import MergeModulelist, WeightConverter
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+
+class FusedExperts(nn.Module):
+    """All experts of one MoE layer, with the flags and parameter names of transformers' own fused experts.
+
+    Plain ``[F, D]`` and ``[D, F]`` matrices (``bias``: with biases), or ``gated`` ones in Llama 4's transposed layout,
+    ``[D, 2F]`` = [gate; up] and ``[F, D]``.
+    """
+
+    is_concatenated, has_post_expert_norm, _is_expert_parallel = True, False, False
+
+    def __init__(self, config, num_experts: int, hidden: int, ffn: int, act_fn: Callable, *, bias=False, gated=False):
+        super().__init__()
+        self.config, self.num_experts, self.act_fn = config, num_experts, act_fn
+        self.has_bias, self.has_gate, self.is_transposed = bias, gated, gated
+        if gated:
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, hidden, 2 * ffn))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, ffn, hidden))
+        else:
+            self.up_proj = nn.Parameter(torch.empty(num_experts, ffn, hidden))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, hidden, ffn))
+        if bias:
+            self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn))
+            self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden))
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+        """[T, D], [T, K], [T, K] -> [T, D], by the registered function; index E means "no expert"."""
+        compute = ALL_EXPERTS_FUNCTIONS[self.config._experts_implementation]
+        return compute(self, hidden_states, top_k_index, top_k_weights)
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.act_fn(gate) * up
+
+
+class RaggedPositions:
+    """Mixed into modules that would derive positions from one length for all rows: here every row has its own.
+
+    ``positions`` [B, T] is set by the decoder before each forward pass.
+    """
+
+    positions: torch.Tensor
+
+
+def merged(*names: tuple[str, str]) -> list[WeightConverter]:
+    """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]`` in the model, for each name."""
+    return [WeightConverter(source, target, operations=[MergeModulelist(dim=0)]) for source, target in names]
+
+
+def replace_modules(model: nn.Module, old: type, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Put ``make(module)`` in place of every module of class ``old``."""
+    for name, module in [(name, m) for name, m in model.named_modules() if isinstance(m, old)]:
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, make(module))
