@@ -42,7 +42,7 @@ def engine(open_engine):
     ({"top_p": 1.2}, "top_p=1.2 must be"),
     ({"top_k": -2}, "top_k=-2 must be at least 0"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
-    ({"streamer": object()}, "streamer shows one prompt, and 4 were given"),
+    ({"streamer": "any"}, "streamer shows one prompt, and 4 were given"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_bad_options_of_generate_are_named_with_the_way_out(options, sentence, engine):
     with pytest.raises(OptionError, match=sentence):
