@@ -58,7 +58,7 @@ notebooks: setup ## execute all notebooks (NOTEBOOKS_OUT=notebooks: in place, to
 	@mkdir -p $(NOTEBOOKS_OUT)
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  test -e "$$notebook" || { echo "There is no notebook in notebooks/." >&2; exit 1; }; \
-	  $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
+	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
 	done
 
 bench: setup ## every method on a shipped checkpoint

@@ -1,8 +1,8 @@
 """specmoe: Mixture-of-Experts inference with experts in slow memory, by self-assisted speculative decoding.
 
-    import specmoe
-    engine = specmoe.load("tiny-skewed", store="disk")
-    output = engine.generate(["SELECT name FROM"], max_new_tokens=32)
+import specmoe
+engine = specmoe.load("tiny-skewed", store="disk")
+output = engine.generate(["SELECT name FROM"], max_new_tokens=32)
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ class Engine:
         self.compiled = options.compile and compiler_works(options.device)
         kernel = ExpertKernel(layout, self.model.dtype, options.device, self.compiled)
         self.experts = OffloadedExperts(self.model, modules, kernel, distances, num_encoder_layers)
-        self.store = open_store(
-            options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers
-        )
+        self.store = open_store(options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers)
         try:
             self._slots = allocate_slots(self.memory.num_slots, self.store)
             self.experts.install()

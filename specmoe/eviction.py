@@ -89,9 +89,7 @@ class Temporal(_Ranked):
     def _observe(self, layer, counts):
         # earlier use is squeezed below one token, so that it only breaks ties and orders the unused
         highest = max(self._score[layer], default=0.0) + 1.0
-        self._score[layer] = [
-            count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)
-        ]
+        self._score[layer] = [count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)]
 
     def _rank(self, layer, expert):
         return self._score[layer][expert]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .resident_pool import PoolCounts
 from .speculate import Totals
-from .trace import Trace
+from .trace import PoolCounts, Trace
 
 
 @dataclass(frozen=True)

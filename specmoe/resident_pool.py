@@ -20,32 +20,8 @@ import torch
 
 from .errors import FastMemoryError
 from .expert_store import DEMAND, PREFETCH, ExpertStore
-from .trace import Trace
+from .trace import PoolCounts, Trace
 from .transfers import ExpertKey, Read, aligned_bytes
-
-
-@dataclass
-class PoolCounts:
-    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss was not (even if a
-    prefetch was already under way, which makes it a ``prefetch_used``)."""
-
-    num_hits: int = 0
-    num_misses: int = 0
-    num_fetches: int = 0  # every read: demand and prefetch
-    fetched_bytes: int = 0
-    num_prefetches: int = 0
-    prefetch_used: int = 0
-    wait_s: float = 0.0  # compute stood still for a read
-    read_s: float = 0.0  # sum over reads of their own duration
-
-    def copy(self) -> PoolCounts:
-        return PoolCounts(**vars(self))
-
-    def plus(self, other: PoolCounts) -> PoolCounts:
-        return PoolCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    def minus(self, other: PoolCounts) -> PoolCounts:
-        return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass

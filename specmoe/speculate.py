@@ -22,10 +22,9 @@ import torch
 from .decoder import CausalDecoder, check_finite
 from .experts import OffloadedExperts
 from .planner import CostPlanner, FixedGamma, RoundCost
-from .resident_pool import PoolCounts
 from .sampling import Sampler, Verdict
 from .seq2seq import Seq2SeqDecoder
-from .trace import Trace
+from .trace import PoolCounts, Trace
 
 PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
 

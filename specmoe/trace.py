@@ -1,7 +1,7 @@
 """What happened in a run: a list of events, and a pandas frame made from it.
 
 Comes in: one call per event from the pool, the experts function and the round. Goes out: ``to_frame()``, which
-``metrics``, ``figures``, ``simulate`` and the widgets read. No torch here.
+``metrics``, ``figures`` and the reports read; and ``PoolCounts``, the pool's sums, which do not need a trace. No torch here.
 
 One event is one row:
 
@@ -27,6 +27,7 @@ seconds     duration (fetch, prefetch: of the read itself; wait, draft, verify, 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,30 @@ if TYPE_CHECKING:
 COLUMNS = ("time_s", "round", "phase", "kind", "layer", "expert", "row", "count", "size", "seconds")
 KINDS = ("fetch", "prefetch", "hit", "evict", "wait", "route", "draft", "verify", "prefill", "accept", "round")
 PHASES = ("idle", "prefill", "draft", "verify", "accept", "replace")
+
+
+@dataclass
+class PoolCounts:
+    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss was not (even if a
+    prefetch was already under way, which makes it a ``prefetch_used``)."""
+
+    num_hits: int = 0
+    num_misses: int = 0
+    num_fetches: int = 0  # every read: demand and prefetch
+    fetched_bytes: int = 0
+    num_prefetches: int = 0
+    prefetch_used: int = 0
+    wait_s: float = 0.0  # compute stood still for a read
+    read_s: float = 0.0  # sum over reads of their own duration
+
+    def copy(self) -> PoolCounts:
+        return PoolCounts(**vars(self))
+
+    def plus(self, other: PoolCounts) -> PoolCounts:
+        return PoolCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def minus(self, other: PoolCounts) -> PoolCounts:
+        return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
 class Trace:
@@ -57,9 +82,7 @@ class Trace:
         """``ended_s``: when the event ended on this trace's clock; None: now."""
         if self.enabled:
             time_s = (self.clock() if ended_s is None else ended_s) - self.began_s
-            self.events.append(
-                (time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
-            )
+            self.events.append((time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds))
 
     def restart(self) -> None:
         """The run begins now: earlier events (preloading) are dropped, the clock starts at zero."""

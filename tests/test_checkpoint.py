@@ -507,9 +507,7 @@ def test_an_unknown_model_type(copy, tmp_path):
 
 
 def test_a_dense_model(tmp_path):
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
-    )
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "dense")
     with pytest.raises(UnsupportedModelError, match="'llama' is dense: it has no experts"):

@@ -84,13 +84,14 @@ def test_dropping_really_asks_the_system_to_drop(known_file, monkeypatch):
 
 
 def test_disk_rates_are_of_a_temporary_file_that_is_removed(tmp_path):
+    before = set(threading.enumerate())
     found = probes.disk_rates(tmp_path / "new" / "folder", **SMALL)
     assert found["reads"] in ("direct", "page cache dropped")
     assert set(found["random_bytes_per_s"]) == {"1", "2", "4"}
     assert min([found["sequential_bytes_per_s"], found["page_latency_s"], *found["random_bytes_per_s"].values()]) > 0
     assert found["record_bytes"] == 2**16
     assert list((tmp_path / "new" / "folder").iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    assert set(threading.enumerate()) <= before
 
 
 def test_records_are_rounded_up_to_whole_pages(tmp_path):

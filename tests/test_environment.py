@@ -126,7 +126,5 @@ def test_the_installed_package_is_this_pyproject_and_not_an_older_one():
     assert installed.version == PROJECT["version"], "run make setup"
     assert specmoe.__version__ == PROJECT["version"]
     assert plain == set(core()), "run make setup"
-    scripts = {
-        entry.name: entry.value for entry in installed.entry_points if entry.group == "console_scripts"
-    }
+    scripts = {entry.name: entry.value for entry in installed.entry_points if entry.group == "console_scripts"}
     assert scripts == PROJECT["scripts"], "run make setup"

@@ -68,9 +68,7 @@ def wrong_imports(package: Path) -> list[str]:
         unit = unit_of(package, path)
         for other in sorted(imported_units(package, path) - {unit}):
             if RANK.get(other, len(RANK)) >= RANK.get(unit, -1):
-                wrong.append(
-                    f"{path.relative_to(package)} imports {other}, which is not above {unit} in ORDER"
-                )
+                wrong.append(f"{path.relative_to(package)} imports {other}, which is not above {unit} in ORDER")
     return wrong
 
 
@@ -80,9 +78,7 @@ def unlisted(package: Path) -> list[str]:
 
 def test_every_file_has_a_place_in_the_order():
     names = unlisted(PACKAGE)
-    assert not names, (
-        f"give {names} a place in ORDER in {Path(__file__).name}, and a line in the README's map"
-    )
+    assert not names, f"give {names} a place in ORDER in {Path(__file__).name}, and a line in the README's map"
 
 
 def test_the_readme_map_names_every_file_and_in_this_order():

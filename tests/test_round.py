@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from specmoe.config import GenerateOptions
 from specmoe.errors import SpecMoEError
 from specmoe.planner import FixedGamma
-from specmoe.resident_pool import PoolCounts
+from specmoe.trace import PoolCounts
 from specmoe.sampling import Sampler
 from specmoe.speculate import Job, Row, decode
 from specmoe.trace import Trace

@@ -85,9 +85,7 @@ def resolve(name_or_path: str | Path) -> Path:
         return _download(name)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
-    raise CheckpointError(
-        f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})"
-    )
+    raise CheckpointError(f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

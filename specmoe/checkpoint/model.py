@@ -32,9 +32,7 @@ from .recipes import recipes
 logger = logging.getLogger("specmoe")
 
 
-def build_model(
-    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> PreTrainedModel:
+def build_model(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> PreTrainedModel:
     """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no gradients.
 
     ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere.
@@ -154,9 +152,7 @@ def _tie_and_compute(model: PreTrainedModel, missing: set[str], experts: set[str
     computed = {name for name in missing - tied if any(re.search(pattern, name) for pattern in optional)}
     lost = sorted(missing - tied - computed)
     if lost:
-        raise CheckpointError(
-            f"the checkpoint lacks {len(lost)} tensors of the model, first {lost[0]!r}: download it again"
-        )
+        raise CheckpointError(f"the checkpoint lacks {len(lost)} tensors of the model, first {lost[0]!r}: download it again")
     for name in computed:
         _assign(model, name, torch.empty_like(model.state_dict()[name], device=device), loaded=False)
     for name in experts | (missing & tied):
