@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from specmoe.config import GenerateOptions
 from specmoe.errors import SpecMoEError
 from specmoe.planner import FixedGamma
-from specmoe.trace import PoolCounts
 from specmoe.sampling import Sampler
 from specmoe.speculate import Job, Row, decode
-from specmoe.trace import Trace
+from specmoe.trace import PoolCounts, Trace
 
 VOCAB = 50
 
