@@ -84,9 +84,9 @@ RECIPES = {
         Shape(num_experts=32),
         dense=_DENSE,
         upcycled=Phase(24, 2.5e-3, balance=0.001),
-        steered=Phase(11, 1.4e-3, balance=0.001, target_gini=0.7, weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2}),
+        steered=Phase(19, 1.4e-3, balance=0.001, target_gini=0.7, weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2}),
     ),
-    "tiny-balanced": Recipe("tiny-balanced", Shape(num_experts=8), dense=_DENSE, upcycled=Phase(4.5, 2.5e-3, balance=0.02)),
+    "tiny-balanced": Recipe("tiny-balanced", Shape(num_experts=8), dense=_DENSE, upcycled=Phase(13, 2.5e-3, balance=0.02)),
 }
 
 
