@@ -1,0 +1,39 @@
+"""Figures: a frame in, matplotlib ``Axes`` out.
+
+``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench. Notebooks and reports show them;
+the widgets put sliders in front of them.
+"""
+
+from .base import (
+    METHOD_COLORS,
+    ORDER,
+    PART_COLORS,
+    PART_NAMES,
+    as_table,
+    caption,
+    compact_png,
+    show,
+    show_bytes,
+    show_number,
+    size_unit,
+)
+from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
+
+__all__ = [
+    "METHOD_COLORS",
+    "ORDER",
+    "PART_COLORS",
+    "PART_NAMES",
+    "as_table",
+    "bytes_per_token",
+    "caption",
+    "compact_png",
+    "expert_use",
+    "show",
+    "show_bytes",
+    "show_number",
+    "size_unit",
+    "throughput",
+    "time_shares",
+    "tokens_per_round",
+]
