@@ -17,8 +17,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from .config import METHODS
-from .errors import OptionError, check_choice
+from ..config import METHODS
+from ..errors import OptionError, check_choice
 
 COLORS = sns.color_palette("colorblind")
 METHOD_COLORS = {  # in the order of every figure, top to bottom
