@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
 DRAFTING = ("specmoe", "auto")
 WARM_UP_TOKENS = 8
+# Batches of prompts per run. Sentences end at EOS, each where it does: only a deeper queue keeps their batch full.
+QUEUE_BATCHES, QUEUE_BATCHES_TRANSLATION = 2, 4
 # Figures of ``stats`` that a row carries as their median over repeats, beside the ratios made in ``_figures``.
 MEDIANS = (
     "tokens_per_second", "seconds", "gamma", "tokens_per_round", "acceptance_rate", "prefetch_recall",
@@ -83,13 +85,15 @@ def run_bench(
     fast_memory=None, link_bytes_per_s: float | None = None, expert_bytes=None, eviction="temporal",
     draft_set="hot_temporal", substitute: str = "affinity", temperature: float = 0.0, compile: bool | None = None,
     prefetch: bool = True, prompts: Sequence | None = None, seed: int = 0, num_prompts: int | None = None,
-    progress: Progress | None = None, accept_rule: str = "coupled", **load_options,
+    progress: Progress | None = None, accept_rule: str = "coupled", source_lang: str | None = None,
+    target_lang: str | None = None, **load_options,
 ) -> BenchResult:  # fmt: skip
     """Measure ``methods`` at each ``batch``; ``model`` is a name, or an engine (then load options are its own).
 
     One engine serves all, so every method but ``resident`` has the same fast memory. For each batch: one short
     warm-up per method, then ``repeats`` times every method in turn over the same prompts (default: two batches
     of them, so that finished rows are refilled). ``gamma`` fixes that of ``specmoe``; ``auto`` plans its own.
+    A translation model gets held-out English sentences, four batches of them, because they end at different lengths.
     """
     load_options |= _given(
         store=store, draft_experts=draft_experts, fast_memory=fast_memory, expert_bytes=expert_bytes,
@@ -98,6 +102,7 @@ def run_bench(
     decode = {
         "max_new_tokens": new_tokens, "draft_set": draft_set, "substitute": substitute, "prefetch": prefetch,
         "seed": seed, "accept_rule": accept_rule, **_sampling(temperature),
+        **_given(source_lang=source_lang, target_lang=target_lang),
     }  # fmt: skip
     variants = make_variants(methods, eviction)
     plan = _Plan(variants, _counts("batch", batch), *_counts("repeats", [repeats]), gamma, decode, progress)
@@ -195,7 +200,8 @@ def _engine_of(model, load_options: dict) -> Iterator:
 
 
 class _Prompts:
-    """As many prompts as a batch asks for: the user's, repeated where they are too few, or held-out texts."""
+    """As many prompts as a batch asks for: the user's, repeated where they are too few, or held-out texts of the shipped
+    models (English sentences for an encoder-decoder)."""
 
     def __init__(self, engine, given: Sequence | None, num: int | None, seed: int):
         if given is not None and len(given) == 0:
@@ -205,16 +211,27 @@ class _Prompts:
         self.engine, self.given, self.num, self.seed = engine, given, num, seed
 
     def of(self, batch: int) -> list:
-        num = self.num or max(2 * batch, 4)
+        translates = getattr(self.engine, "is_translation", False)
+        num = self.num or max((QUEUE_BATCHES_TRANSLATION if translates else QUEUE_BATCHES) * batch, 4)
         if self.given is not None:
             return list(itertools.islice(itertools.cycle(self.given), num))
-        from .tiny.data import held_out_prompts
-
-        texts = held_out_prompts(num, self.seed)
+        texts = _held_out_sentences(num, self.seed) if translates else _held_out_texts(num, self.seed)
         if getattr(self.engine, "tokenizer", "") is not None:
             return texts
         vocab_size = self.engine.decoder.vocab_size  # no tokenizer: the texts' bytes serve as token ids
         return [[byte % vocab_size for byte in text.encode()[:32]] for text in texts]
+
+
+def _held_out_texts(num: int, seed: int) -> list[str]:
+    from .tiny.data import held_out_prompts
+
+    return held_out_prompts(num, seed)
+
+
+def _held_out_sentences(num: int, seed: int) -> list[str]:
+    from .tiny.translate_data import held_out_pairs
+
+    return [pair.english for pair in held_out_pairs(num, seed)]
 
 
 def _measure_all(engine, plan: _Plan, prompts: _Prompts) -> BenchResult:

@@ -122,8 +122,7 @@ def _generate(parser: _Parser) -> None:
     add("--seed", type=int, help="of sampling")
     add("--eos-token-id", type=int, metavar="ID", help="the token that ends a text; default: the model's")
     add("--eviction", help="of method cached: temporal (default), lru, lfu or static")
-    add("--source-lang", help="translation models: language of the prompts")
-    add("--target-lang", help="translation models: language to translate into")
+    _languages(parser)
     _speculation(parser)
     _loading(parser)
 
@@ -137,11 +136,18 @@ def _bench(parser: _Parser) -> None:
     add("--repeats", type=int, metavar="R", help="timed runs of each method and batch (3)")
     add("--new-tokens", type=int, metavar="T", help="new tokens per prompt, at most (64)")
     add("--prompts", metavar="IN.jsonl", help="default: held-out prompts of the shipped models")
-    add("--num-prompts", type=int, metavar="P", help="prompts per run (two batches)")
+    add("--num-prompts", type=int, metavar="P", help="prompts per run (two batches; four of sentences to translate)")
     add("--eviction", type=_words, metavar="E,E", help="of method cached: temporal (default), lru, lfu, static")
     add("--seed", type=int, help="of prompts and sampling (0)")
+    _languages(parser)
     _speculation(parser)
     _loading(parser)
+
+
+def _languages(parser: _Parser) -> None:
+    group = parser.add_argument_group("translation models (encoder-decoder)")
+    group.add_argument("--source-lang", metavar="CODE", help="language of the prompts; default: the tokenizer's")
+    group.add_argument("--target-lang", metavar="CODE", help="language to translate into; default: the checkpoint's")
 
 
 def _speculation(parser: _Parser) -> None:

@@ -44,12 +44,12 @@ def generate(args: Namespace) -> int:
 
     with engine.load(args.model, **load) as loaded:
         output = loaded.generate(args.prompt, **decode, progress=sys.stderr.isatty())
-        info = loaded.info
+        info, separator = loaded.info, "\n" if loaded.is_translation else ""
     new = [tokens[start:] for tokens, start in zip(_lists(output.sequences), output.num_prompt_tokens)]
     texts = output.new_texts or [None] * len(new)
     outputs = [{"prompt": p, "text": text, "tokens": t} for p, text, t in zip(args.prompt, texts, new, strict=True)]
     stats = dataclasses.asdict(output.stats)
-    _emit(args, {"model": info, "outputs": outputs, "stats": stats}, lambda: "\n\n".join(_shown(outputs)))
+    _emit(args, {"model": info, "outputs": outputs, "stats": stats}, lambda: "\n\n".join(_shown(outputs, separator)))
     if not args.json:
         print("\n" + _one_line(stats), file=sys.stderr)
     return 0
@@ -88,7 +88,7 @@ def bench(args: Namespace) -> int:
     given = dict(vars(args))
     names = (
         "methods", "batch", "repeats", "new_tokens", "num_prompts", "eviction", "seed", "gamma", "draft_set",
-        "substitute", "prefetch", "temperature",
+        "substitute", "prefetch", "temperature", "source_lang", "target_lang",
     )  # fmt: skip
     options = {name: given[name] for name in names if name in given}
     if "prompts" in given:
@@ -182,16 +182,14 @@ def _parameters_text(found: dict) -> str:
 
 
 def train(args: Namespace) -> int:
-    from .tiny import shipped_path
+    from .tiny import shipped_path, train_shipped
 
     shipped_path(args.name)  # an unknown name is refused before torch is imported
-    from .tiny.train import train as follow
-
     limits = {name: value for name in ("minutes", "steps") if (value := getattr(args, name, None)) is not None}
     for name, value in limits.items():
         if value <= 0:
             raise OptionError(f"--{name} {value} must be above zero")
-    path = follow(args.name, Path(args.out), progress=_training_progress(), **limits)
+    path = train_shipped(args.name, Path(args.out), progress=_training_progress(), **limits)
     _emit(args, {"name": args.name, "checkpoint": str(path)}, lambda: str(path))
     return 0
 
@@ -245,8 +243,9 @@ def _lists(sequences) -> list[list[int]]:
     return [[int(token) for token in sequence] for sequence in sequences]
 
 
-def _shown(outputs: list[dict]) -> list[str]:
-    return [f"{one['prompt']}{one['text']}" if one["text"] is not None else str(one["tokens"]) for one in outputs]
+def _shown(outputs: list[dict], separator: str) -> list[str]:
+    """A text goes on where its prompt ends; a translation stands below its source."""
+    return [f"{one['prompt']}{separator}{one['text']}" if one["text"] is not None else str(one["tokens"]) for one in outputs]
 
 
 def _one_line(found: dict) -> str:

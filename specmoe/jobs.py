@@ -76,11 +76,18 @@ def _read_item(line: int, number: int, raw: bytes) -> Item:
         return Item(line, error='not an object with a "prompt"')
     prompt = found["prompt"]
     is_ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+    if _is_chat(prompt):
+        return Item(line, id=found.get("id"), error='"prompt" holds chat messages: write the text itself')
     if not (isinstance(prompt, str) or is_ids):
         return Item(line, id=found.get("id"), error='"prompt" is neither a text nor a list of token ids')
     if not prompt:
         return Item(line, id=found.get("id"), error='"prompt" is empty')
     return Item(line, number, prompt, found.get("id"))
+
+
+def _is_chat(prompt: object) -> bool:
+    messages = prompt if isinstance(prompt, list) else [prompt]
+    return any(isinstance(message, dict) and "role" in message for message in messages)
 
 
 def read_prompts(path: str | os.PathLike) -> list[str | list[int]]:

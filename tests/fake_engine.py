@@ -19,6 +19,8 @@ class FakeEngine:
     that gives another last token; ``refused`` prompts raise ``OptionError``; ``interrupt_at`` is the call that is
     interrupted."""
 
+    is_translation = False
+
     def __init__(self, seconds=None, wrong=None, refused=(), interrupt_at=None, text=True):
         self.seconds, self.wrong, self.refused = seconds or {}, wrong, refused
         self.interrupt_at, self.tokenizer = interrupt_at, object() if text else None

@@ -307,7 +307,7 @@ def test_bench_flags_become_the_arguments_of_run_bench(specmoe_says, monkeypatch
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     words = """--methods on_demand,specmoe --batch 1,16 --repeats 2 --new-tokens 8 --num-prompts 5
         --eviction temporal,lru --seed 3 --gamma 5 --draft-set random --substitute drop --no-prefetch --temperature 0
-        --draft-experts 8
+        --draft-experts 8 --source-lang eng --target-lang fra
         --store disk --link-bytes-per-s 2.5e8 --expert-bytes 3MiB --compile""".split()
     specmoe_says("bench", "m", *words, "--prompts", tmp_path / "in.jsonl")
     assert asked == {
@@ -315,6 +315,7 @@ def test_bench_flags_become_the_arguments_of_run_bench(specmoe_says, monkeypatch
         "num_prompts": 5, "eviction": ["temporal", "lru"], "seed": 3, "gamma": 5, "draft_set": "random",
         "substitute": "drop", "prefetch": False, "temperature": 0.0, "draft_experts": 8, "store": "disk",
         "link_bytes_per_s": 2.5e8, "expert_bytes": "3MiB", "compile": True, "prompts": ["a", "b"], "progress": None,
+        "source_lang": "eng", "target_lang": "fra",
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ SHIPPED = {
     for model in (
         Shipped("tiny-skewed", "Mixtral class, 32 experts top-2, skewed use"),
         Shipped("tiny-balanced", "Mixtral class, 8 experts top-2, even use"),
+        Shipped("tiny-translate", "NLLB-MoE class, 128 experts top-2, skewed use, English to French"),
     )
 }
 
@@ -44,7 +45,10 @@ def shipped_path(name: str) -> Path:
 
 
 def list_models() -> list[dict]:
-    """What ``specmoe models`` prints: name, bytes, layers, experts, top_k, measured mean Gini of expert use."""
+    """What ``specmoe models`` prints: name, bytes, MoE layers that decode, experts, top_k, measured mean Gini of their use.
+
+    A folder without a checkpoint (not made yet) is left out.
+    """
     rows = []
     for name, model in SHIPPED.items():
         if not (model.folder / "config.json").exists():
@@ -55,11 +59,31 @@ def list_models() -> list[dict]:
             {
                 "name": name,
                 "bytes": sum(file.stat().st_size for file in model.folder.iterdir()),
-                "layers": config["num_hidden_layers"],
-                "experts": config["num_local_experts"],
-                "top_k": config["num_experts_per_tok"],
-                "mean_gini": record["expert_use"]["mean_gini"],
+                **_moe_facts(config, record["expert_use"]),
                 "summary": model.summary,
             }
         )
     return rows
+
+
+def _moe_facts(config: dict, use: dict) -> dict:
+    """Of an encoder-decoder only the decoder counts: there the rounds run."""
+    if config["model_type"] == "nllb-moe":
+        step = config["decoder_sparse_step"]
+        layers, experts, top_k = config["decoder_layers"] // step, config["num_experts"], 2
+        mean_gini = use["mean_gini_decoder"]
+    else:
+        layers, experts, top_k = (config[f"num_{name}"] for name in ("hidden_layers", "local_experts", "experts_per_tok"))
+        mean_gini = use["mean_gini"]
+    return {"layers": layers, "experts": experts, "top_k": top_k, "mean_gini": mean_gini}
+
+
+def train_shipped(name: str, out_dir: Path, **options) -> Path:
+    """Follow the recipe of a shipped model: ``minutes``, ``steps`` and ``progress`` as in ``train.train``."""
+    if name == "tiny-translate":
+        from .translate_train import train_translator
+
+        return train_translator(out_dir, **options)
+    from .train import train
+
+    return train(name, out_dir, **options)
