@@ -182,7 +182,7 @@ class Engine:
             sequences = [torch.tensor(row.tokens) for row in rows]
         new = [row.tokens[row.num_prompt :] for row in rows]
         lengths, sources = [row.num_prompt for row in rows], [row.source for row in rows]
-        return Output(sequences, self._texts(sequences), self._texts(new), lengths, stats, trace, sources)
+        return Output(sequences, self._texts(sequences), self._texts(new), lengths, stats, trace, sources, self.tokenizer)
 
     def _texts(self, sequences: list) -> list[str]:
         if self.tokenizer is None:

@@ -73,6 +73,7 @@ class Output:
     stats: Stats
     trace: Trace = field(repr=False)
     sources: list[list[int] | None] = field(default_factory=list, repr=False)  # encoder-decoder: what the encoder read
+    tokenizer: object = field(default=None, repr=False, compare=False)  # turns single tokens into text, where there is one
 
     def _repr_html_(self) -> str:
         shown = list(zip(self.texts or [s.tolist() for s in self.sequences], self.num_prompt_tokens, strict=True))[:8]

@@ -176,6 +176,7 @@ def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) ->
                 break
         job.totals.num_new_tokens += len(row.tokens) - before
         job.trace.add("accept", row=row.prompt, count=verdict.accepted, size=num)
+        job.trace.add_block(row.prompt, before, drafts[:num], verdict.accepted, row.tokens[before:])
     return verdicts
 
 

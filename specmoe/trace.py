@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,8 +62,19 @@ class PoolCounts:
         return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
+class Block(NamedTuple):
+    """One row in one round: what was drafted and what became of it. Token ids."""
+
+    round: int
+    row: int  # prompt index
+    start: int  # tokens the row had before the round
+    drafted: tuple[int, ...]
+    accepted: int  # drafted tokens that the target agreed with, from the first
+    committed: tuple[int, ...]  # what the row gained: accepted + 1 of the target's own, less where EOS or its limit cut it
+
+
 class Trace:
-    """Events of one run, in order. ``add`` appends one row and changes nothing else.
+    """Events of one run, in order. ``add`` appends one row, ``add_block`` one verdict; they change nothing else.
 
     ``phase`` and ``round`` are set by the round and stamped on every event. ``enabled=False`` keeps nothing;
     the totals in ``stats`` do not depend on it.
@@ -76,6 +87,7 @@ class Trace:
         self.clock = clock
         self.began_s = clock()
         self.events: list[tuple] = []
+        self.blocks: list[Block] = []
 
     def add(self, kind: str, layer: int = -1, expert: int = -1, row: int = -1, count: int = 0, size: int = 0,
             seconds: float = 0.0, ended_s: float | None = None) -> None:  # fmt: skip
@@ -84,9 +96,15 @@ class Trace:
             time_s = (self.clock() if ended_s is None else ended_s) - self.began_s
             self.events.append((time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds))
 
+    def add_block(self, row: int, start: int, drafted: list[int], accepted: int, committed: list[int]) -> None:
+        """What ``row`` drafted in this round and what it gained."""
+        if self.enabled:
+            self.blocks.append(Block(self.round, row, start, tuple(drafted), accepted, tuple(committed)))
+
     def restart(self) -> None:
         """The run begins now: earlier events (preloading) are dropped, the clock starts at zero."""
         self.events.clear()
+        self.blocks.clear()
         self.began_s = self.clock()
 
     def __len__(self) -> int:

@@ -17,13 +17,13 @@ PACKAGE = ROOT / "specmoe"
 # A file imports only from files before it. A folder counts as one file: inside it, imports are free.
 ORDER = """
     errors config trace adapters checkpoint transfers expert_store eviction resident_pool affinity draft_sets kernels
-    experts kv_cache decoder seq2seq sampling planner speculate metrics tiny memory prompts translation output methods
+    experts kv_cache decoder seq2seq sampling planner speculate metrics replay tiny memory prompts translation output methods
     progress
-    exactness engine simulate figures widgets report probes doctor bench sweep jobs commands cli
+    exactness engine routing simulate figures widgets report probes doctor bench sweep jobs commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.
 RANK = {name: rank for rank, name in enumerate([*ORDER, "__init__", "__main__"])}
-WITHOUT_TORCH = ["errors", "trace", "eviction"]
+WITHOUT_TORCH = ["errors", "trace", "eviction", "replay"]
 
 
 def files_of(package: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Figures: a frame in, matplotlib ``Axes`` out.
 
-``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench. Notebooks and reports show them;
-the widgets put sliders in front of them.
+``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``tokens`` and ``mechanisms`` those
+of one run taken apart. Notebooks and reports show them; the widgets put sliders in front of them.
 """
 
 from .base import (
@@ -18,6 +18,8 @@ from .base import (
     size_unit,
 )
 from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
+from .mechanisms import pool_replay, timeline
+from .tokens import round_steps, routing_map
 
 __all__ = [
     "METHOD_COLORS",
@@ -29,11 +31,15 @@ __all__ = [
     "caption",
     "compact_png",
     "expert_use",
+    "pool_replay",
+    "round_steps",
+    "routing_map",
     "show",
     "show_bytes",
     "show_number",
     "size_unit",
     "throughput",
     "time_shares",
+    "timeline",
     "tokens_per_round",
 ]

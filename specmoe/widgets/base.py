@@ -1,0 +1,92 @@
+"""What every widget shares: controls above, a figure of fixed height below, and the figure as a still for pages without
+widgets.
+
+Comes in: ipywidgets controls by name, and a function of their values that draws. Goes out: an ``Explorer`` to display.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Image, display
+
+DOTS_PER_INCH = 96
+WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
+NAMED = {"description_width": "9.5rem"}
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls and the figure they move. ``controls[name].value = ...`` does from code what a hand does.
+
+    ``png`` holds the figure as last drawn. Displayed, it is one bundle of the live widget and that picture: a front end
+    with widgets shows the first, GitHub, nbconvert and a report the second. An error in drawing shows in the output
+    below the controls (and ``report.run`` counts it as a failure).
+    """
+
+    def __init__(self, controls: Mapping[str, ipywidgets.Widget], draw: Callable, about: str, height: int):
+        """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the figure in CSS pixels."""
+        self.controls, self.draw, self.about = dict(controls), draw, about
+        self.png = b""
+        self.output = ipywidgets.interactive_output(self._show, self.controls)
+        self.output.layout.height = f"{height}px"
+        self.output.layout.overflow = "auto"
+        super().__init__([*self.controls.values(), self.output])
+
+    def _show(self, **values) -> None:
+        axes = np.atleast_1d(self.draw(**values)).flat[0]
+        self.png = still(axes.figure)
+        display(Image(self.png, alt=self.about))
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        if not data:
+            return bundle
+        picture = {"image/png": base64.b64encode(self.png).decode(), "text/plain": f"Widget: {self.about}"}
+        return picture | {k: v for k, v in data.items() if k not in picture}, metadata | {"image/png": {"alt": self.about}}
+
+
+def still(figure) -> bytes:
+    """The figure as a small PNG at screen resolution; closes it."""
+    import io
+
+    from PIL import Image as Picture
+
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    packed = io.BytesIO()
+    Picture.fromarray(pixels).convert("RGB").quantize(128, dither=Picture.Dither.NONE).save(packed, format="png")
+    return packed.getvalue()
+
+
+def slider(name: str, least: int, most: int, value: int, unit: str = "") -> ipywidgets.IntSlider:
+    """A whole number that counts when let go."""
+    description = f"{name} ({unit})" if unit else name
+    return ipywidgets.IntSlider(value, least, max(least, most), description=description, continuous_update=False,
+                                style=NAMED, layout=WIDE)  # fmt: skip
+
+
+def choice(name: str, options, value=None) -> ipywidgets.Dropdown:
+    """One of ``options``: values, or (words, value) pairs."""
+    options = list(options)
+    chosen = {} if value is None else {"value": value}
+    return ipywidgets.Dropdown(options=options, description=name, style=NAMED, layout=WIDE, **chosen)
+
+
+def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:
+    """One of ``options`` in their order, on a slider."""
+    options = list(options)
+    chosen = {} if value is None else {"value": value}
+    look = {"style": NAMED, "layout": WIDE, "continuous_update": False}
+    return ipywidgets.SelectionSlider(options=options, description=name, **look, **chosen)
+
+
+def span(name: str, least: int, most: int) -> ipywidgets.IntRangeSlider:
+    """A range of whole numbers, all of it at first."""
+    look = {"style": NAMED, "layout": WIDE, "continuous_update": False}
+    return ipywidgets.IntRangeSlider(value=(least, most), min=least, max=most, description=name, **look)

@@ -1,0 +1,93 @@
+"""Widgets that take a run apart: its routing, its rounds, its pool, its clock.
+
+Comes in: an output with its trace (or a ``Routing``). Goes out: an ``Explorer``. Nothing is run again: a slider replays.
+"""
+
+from __future__ import annotations
+
+from .. import figures, replay
+from ..figures import mechanisms as drawn
+from ..figures import tokens as spelled
+from .base import Explorer, choice, slider, span, steps
+
+
+def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
+    """Tokens x layers coloured by expert; choose a token to have it spelled out (``figures.routing_map``).
+
+    ``routing``: of ``specmoe.routing.record_routing(engine, prompt)``.
+    """
+    spelled.check_routing(routing)
+    positions = sorted(routing.picks["position"].unique().tolist())
+    first_new = min(routing.num_prompt_tokens, positions[-1])
+    token = first_new if token is None else replay.check_number("token", token, positions)
+    words = spelled.words_of(routing.output.tokenizer, routing.tokens)
+    shown = len(spelled.shown_layers(routing, 0))
+    controls = {
+        "token": steps("token", [(f"{p}: {words[p]}", p) for p in positions], token),
+        "step": choice("computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")]),
+    }
+    if shown < routing.num_layers:
+        controls["first_layer"] = slider("first layer", 0, routing.num_layers - shown, 0)
+
+    def draw(**values):
+        return figures.routing_map(routing, num_tokens=num_tokens, **values)
+
+    return Explorer(controls, draw, "experts of one prompt by token and layer", 560)
+
+
+def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None) -> Explorer:
+    """Step through draft, verify, accept on the text itself (``figures.round_steps``)."""
+    replay.as_frame(output)
+    rows = sorted({block.row for block in replay.any_blocks(output.trace)})
+    row = rows[0] if row is None else replay.check_number("row", row, rows)
+    blocks = {row: replay.blocks_of(output.trace, row) for row in rows}
+    longest = max(len(each) for each in blocks.values())
+    acts = [("1 draft", "draft"), ("2 verify", "verify"), ("3 accept", "accept")]
+    controls = {
+        "row": choice("prompt", rows, row),
+        "step": slider("round of the prompt", 0, longest - 1, replay.check_number("step", step, range(len(blocks[row])))),
+        "act": steps("reveal", acts, "accept"),
+    }
+
+    def draw(row, step, act):
+        return figures.round_steps(output, row, min(step, len(blocks[row]) - 1), act, tokenizer)
+
+    return Explorer(controls, draw, "one round on its own text: drafted, verified, accepted", 520)
+
+
+def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Explorer:
+    """One layer's requests under LRU, LFU, temporal and Belady, with a time slider (``figures.pool_replay``)."""
+    frame = replay.as_frame(source)
+    layers = replay.layers_of(frame)
+    layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
+    requests = replay.layer_requests(frame, layer, num_experts)
+    most = len(requests[0].counts)
+    controls = {
+        "layer": choice("layer", layers, layer),
+        "policy": choice("policy drawn", [(drawn.POLICY_NAMES[name], name) for name in replay.REPLAYED], "temporal"),
+        "num_kept": slider("experts kept", 1, most, drawn.default_kept(most)),
+        "step": slider("time", 0, len(requests) - 1, len(requests) - 1, "step"),
+    }
+
+    def draw(step, **values):
+        last = len(replay.layer_requests(frame, values["layer"], most)) - 1
+        return figures.pool_replay(frame, step=min(step, last), num_experts=most, **values)
+
+    return Explorer(controls, draw, "one layer's pool replayed under four policies", 560)
+
+
+def timeline(source, round: int | None = None) -> Explorer:
+    """Who waits for whom in one round, zoomable (``figures.timeline``)."""
+    frame = replay.as_frame(source)
+    rounds = replay.rounds_of(frame)
+    round = rounds[len(rounds) // 2] if round is None else replay.check_number("round", round, rounds)
+    zoom = span("zoom (% of round)", 0, 100)
+    controls = {"round": steps("round", rounds, round), "zoom": zoom}
+
+    def draw(round, zoom):
+        whole = frame[(frame["kind"] == "round") & (frame["round"] == round)]["seconds"].iloc[0] * 1e3
+        begin, end = (zoom[0], max(zoom[1], zoom[0] + 1))
+        return figures.timeline(frame, round, whole * begin / 100, whole * end / 100)
+
+    lanes = max(1, frame["kind"].isin(["fetch", "prefetch"]).any() * 4)
+    return Explorer(controls, draw, "reads and compute of one round on the clock", 330 + 55 * lanes)
