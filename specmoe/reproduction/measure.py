@@ -1,0 +1,194 @@
+"""Measure runs and keep their rows: one JSON file, rewritten after each row, so that an interrupted rerun goes on.
+
+Comes in: a list of ``Run`` and a folder. Goes out: rows in ``<folder>/<model>.json`` with date, machine and versions. Counts
+are taken over rounds with all rows in flight (the batch kept full); seconds are the median of alternating repeats.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from .. import bench, doctor, engine, metrics
+from ..checkpoint import resolve
+from .settings import LINK, Run
+
+WIDENED = "256KiB"  # of timed runs: an expert costs what a larger one would
+QUEUE, TOKENS, REPEATS = 2, 64, 2
+Progress = Callable[[int, int, str], None]
+
+
+def measure(runs: Iterable[Run], folder: Path, seconds: float | None = None, progress: Progress | None = None,
+            paths: dict[str, str] | None = None) -> int:  # fmt: skip
+    """Measure what is missing in ``folder``; stops after ``seconds``; returns the number of runs still missing.
+
+    ``paths``: where a model of another name lies. Options are those of ``Run``; errors are those of ``specmoe.load``.
+    """
+    runs, began_s = list(runs), time.monotonic()
+    files = {name: ResultFile(folder, name, (paths or {}).get(name, name)) for name in dict.fromkeys(r.model for r in runs)}
+    missing = [run for run in runs if run.key not in files[run.model].rows]
+    for (model, *_), group in groupby(sorted(missing, key=_order(missing)), key=_engine_key):
+        with ExitStack() as stack:
+            loaded = None
+            for unit in _units(list(group)):
+                if seconds is not None and time.monotonic() - began_s > seconds:
+                    return sum(run.key not in files[run.model].rows for run in runs)
+                if progress is not None:
+                    progress(sum(run.key in files[run.model].rows for run in runs), len(runs), unit[0].key)
+                loaded = loaded or stack.enter_context(_load(files[model].path, unit[0]))
+                files[model].add(unit, _measure_unit(loaded, unit), loaded)
+    return 0
+
+
+def _engine_key(run: Run) -> tuple:
+    return (run.model, run.regime, run.budget, run.draft_experts)
+
+
+def _order(runs: list[Run]) -> Callable:
+    """Runs that share an engine together, engines in the order in which they first come."""
+    first = {}
+    for place, run in enumerate(runs):
+        first.setdefault(_engine_key(run), place)
+    return lambda run: first[_engine_key(run)]
+
+
+def _units(runs: list[Run]) -> list[list[Run]]:
+    """Counted runs one by one; timed ones that differ only in the method together, so that their repeats alternate."""
+
+    def unit(run: Run):
+        return run.key if run.regime == "count" else (run.batch, run.draft_set, run.substitute, run.temperature)
+
+    return [list(group) for _, group in groupby(sorted(runs, key=lambda run: runs.index(run)), key=unit)]
+
+
+def _load(path: str, run: Run):
+    options: dict = {"draft_experts": run.draft_experts, "store": "memory"}
+    if run.regime != "count":
+        rate = LINK if run.regime == "throttled" else None
+        options |= {"store": "disk", "expert_bytes": WIDENED, "link_bytes_per_s": rate}
+    loaded = engine.load(path, **options)
+    if run.budget == "draft":
+        return loaded
+    memory, num_experts = loaded.memory, loaded.info["experts"]
+    slots = tenth(num_experts) * memory.num_layers + memory.num_readers
+    size = max(slots * memory.record_bytes + memory.scratch_bytes, memory.used_bytes)
+    loaded.close()
+    return engine.load(path, **options | {"draft_experts": memory.draft_experts, "fast_memory": size})
+
+
+def tenth(num_experts: int) -> int:
+    """The experts per layer that the paper's MoE-Caching keeps: 13 of 128."""
+    return max(1, round(0.1 * num_experts))
+
+
+def _measure_unit(loaded, unit: list[Run]) -> list[dict]:
+    return [_count(loaded, unit[0])] if unit[0].regime == "count" else _time(loaded, unit)
+
+
+# ---- counting ----------------------------------------------------------------------------------------------
+
+
+def _count(loaded, run: Run) -> dict:
+    """Tokens per round and bytes per token over the full rounds of one run."""
+    prompts = bench._Prompts(loaded, None, max(QUEUE * run.batch, 12), 100 + run.prompt_set).of(run.batch)
+    options = {"gamma": run.gamma} if run.method == "specmoe" else {}
+    output = loaded.generate(
+        prompts, method=run.method, batch_size=run.batch, max_new_tokens=TOKENS, prefetch=False, seed=run.prompt_set,
+        draft_set=run.draft_set, substitute=run.substitute, eviction=run.eviction, **options,
+    )  # fmt: skip
+    frame = output.trace.to_frame()
+    counts = full_rounds(frame, run.batch) | {"tokens_digest": _digest(output)}
+    return counts | ({"skewness": _skewness(frame, loaded.info["experts"])} if run.method == "on_demand" else {})
+
+
+def _skewness(frame: pd.DataFrame, num_experts: int) -> float:
+    """Mean Gini of expert use over the layers that decode (an encoder's have no rounds)."""
+    use = metrics.expert_use(frame, num_experts=num_experts)
+    return metrics.skewness(use[use.sum(axis=1) > 0])
+
+
+def _digest(output) -> str:
+    """Eight digits of the tokens: equal digits, equal texts."""
+    return hashlib.sha256(str([list(map(int, row)) for row in output.sequences]).encode()).hexdigest()[:8]
+
+
+def full_rounds(frame: pd.DataFrame, batch: int) -> dict:
+    """Counts over the rounds with ``batch`` rows in flight; the tail, in which the queue is empty, is left out."""
+    rounds = frame[frame["kind"] == "round"]
+    full = rounds[rounds["size"] == batch]
+    read = frame["kind"].isin(metrics.READS) & (frame["phase"] != "prefill") & frame["round"].isin(full["round"])
+    tokens, moved = int(full["count"].sum()), int(frame.loc[read, "size"].sum())
+    return {
+        "tokens_per_round": tokens / max(1, int(full["size"].sum())), "fetched_bytes_per_token": moved / max(1, tokens),
+        "full_rounds": len(full), "tokens": tokens,
+    }  # fmt: skip
+
+
+# ---- timing ------------------------------------------------------------------------------------------------
+
+
+def _time(loaded, unit: list[Run]) -> list[dict]:
+    """Runs that differ in the method only, in turn, by ``bench``; a row of it and the shares of time for each."""
+    run = unit[0]
+    result = bench.run_bench(
+        loaded, [each.method for each in unit], [run.batch], REPEATS, TOKENS, run.gamma, draft_set=run.draft_set,
+        substitute=run.substitute, eviction=run.eviction, temperature=run.temperature, seed=100 + run.prompt_set,
+        num_prompts=max(QUEUE * run.batch, 8),
+    )  # fmt: skip
+    shares = {row["method"]: row for row in metrics.table(result.traces).to_dict("records")}
+    rows = {row["method"]: row for row in result.rows}
+    return [rows[each.method] | _shares(shares[each.method]) for each in unit]
+
+
+def _shares(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name.endswith("_share") or name == "decode_seconds"}
+
+
+# ---- the file ----------------------------------------------------------------------------------------------
+
+
+class ResultFile:
+    """Rows of one model by key. ``add`` rewrites the file at once; a row of other weights is never mixed in."""
+
+    def __init__(self, folder: Path, model: str, path: str):
+        self.file, self.path = Path(folder) / f"{Path(model).name}.json", path
+        self.weights = weights_digest(path)
+        found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        kept = found if found.get("weights_sha256") == self.weights else {}
+        self.rows: dict[str, dict] = kept.get("rows", {})
+        self.models: dict = kept.get("model", {})
+
+    def add(self, runs: list[Run], rows: list[dict], loaded) -> None:
+        today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
+        for run, row in zip(runs, rows, strict=True):
+            self.rows[run.key] = row | asdict(run) | {"model": Path(run.model).name, "measured": today}
+        self.models = self.models or dict(loaded.info) | {"name": Path(runs[0].model).name}
+        content = {"model": self.models, "weights_sha256": self.weights, "machine": _machine(), "rows": self.rows}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(bench.plain(content), indent=0) + "\n", encoding="utf-8")
+        os.replace(partial, self.file)
+
+
+def weights_digest(path: str) -> str:
+    """SHA-256 over the checkpoint's safetensors files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(resolve(path)).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _machine() -> dict:
+    found = doctor.examine(quick=True)
+    names = ("cpu", "cores", "memory", "threads", "specmoe", "torch", "transformers", "python")
+    return {name: found[name] for name in names if name in found}

@@ -1,0 +1,73 @@
+"""What the notebook ``paper`` calls: open or measure results, lines for its figures, ``metrics.json``.
+
+Comes in: the notebook's parameters. Goes out: results, frames, a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ..bench import plain
+from ..errors import OptionError, check_choice
+from .facts import Number
+from .measure import measure
+from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
+from .sentences import frame_of
+from .settings import LOW_SKEW, MAIN, RERUNS, plan
+
+
+def open_results(
+    rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None
+) -> dict[str, dict]:
+    """Committed results, or those of a new measurement, kept in ``<out_dir>/results`` so that it can be taken up again.
+
+    Another ``model`` than the shipped translation model is always measured (at least "quick"). ``OptionError`` for an
+    unknown ``rerun``; errors of ``specmoe.load`` for a model that cannot be opened.
+    """
+    check_choice("rerun", rerun, RERUNS)
+    if rerun == "none" and model == MAIN:
+        return load_results()
+    if out_dir is None:
+        raise OptionError(
+            "measuring needs a folder for its results: run it as a report (specmoe report run paper --out DIR)"
+        )
+    folder = Path(out_dir) / "results"
+    how_much = "full" if rerun == "full" else "quick"
+    runs = plan(model, how_much)
+    for other in LOW_SKEW if model == MAIN else ():
+        runs += plan(other, how_much)
+    measure(runs, folder, progress=progress)
+    return load_results(folder)
+
+
+def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
+    """Batch x method for a figure: "speed" or "latency" or "speed-up" throttled, "disk" speed-up, "bytes" (MB)."""
+    check_choice("what", what, ("speed", "latency", "speed-up", "disk", "bytes"))
+    rows = rows_of(results, main_model(results))
+    if what == "bytes":
+        return bytes_by_batch(rows) / 1e6
+    timed = timed_rows(rows, "disk" if what == "disk" else "throttled")
+    if not len(timed):
+        return pd.DataFrame()
+    if what in ("speed-up", "disk"):
+        return speed_ratios(timed)
+    speed = timed.pivot_table(index="batch", columns="method", values="tokens_per_second")
+    return speed if what == "speed" else speed.rdiv(1000.0 * speed.index.to_series(), axis=0)
+
+
+def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:
+    """The numbers of one table, for a figure."""
+    frame = frame_of(numbers)
+    return frame[frame["table"] == table]
+
+
+def export(out_dir: str | Path | None, numbers: list[Number], results: dict[str, dict]) -> None:
+    """``metrics.json``: every number with its kind, and where the measured ones come from."""
+    if out_dir is None:
+        return
+    about = {name: {key: found[key] for key in ("model", "machine", "weights_sha256")} for name, found in results.items()}
+    content = plain({"numbers": [number.to_dict() for number in numbers], "measured_on": about})
+    Path(out_dir, "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,94 @@
+"""What is run for the report, as data: one ``Run`` for each measured row.
+
+Comes in: a model and how much to measure ("quick" or "full"). Goes out: a list of ``Run``, most telling first, for
+``measure``. A run *counts* (tokens per round, bytes: needs no clock) or is *timed*: throttled, or the disk as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from ..config import DRAFT_SETS, SUBSTITUTES
+from ..errors import check_choice
+from .facts import BATCHES
+
+MAIN, LOW_SKEW = "tiny-translate", ("tiny-balanced", "tiny-skewed")
+RERUNS = ("none", "quick", "full")
+LINK = 2.5e8  # bytes per second of the throttled store
+TIMED = ("throttled", "disk")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured row. ``key`` names it in the results file."""
+
+    model: str
+    method: str
+    batch: int
+    regime: str = "count"  # "count" | "throttled" | "disk"
+    budget: str = "draft"  # fast memory: what N draft experts need, or "tenth": what caching a tenth of the experts needs
+    draft_experts: int | None = 4
+    gamma: int = 10
+    draft_set: str = "hot_temporal"
+    substitute: str = "affinity"
+    eviction: str = "static"
+    temperature: float = 0.0
+    prompt_set: int = 0
+
+    @property
+    def key(self) -> str:
+        return "/".join(str(value) for value in asdict(self).values())
+
+
+def plan(model: str = MAIN, how_much: str = "full") -> list[Run]:
+    """Runs for one model, without duplicates. ``how_much``: "quick" (a subset) or "full"."""
+    check_choice("rerun", how_much, RERUNS[1:])
+    full = how_much == "full"
+    low_skew = model in LOW_SKEW
+    base = Run(model, "specmoe", 64, gamma=5 if low_skew else 10, draft_experts=None if low_skew else 4)
+    batches = BATCHES if full else (1, 16, 64)
+    sets = range(5 if full else 2)
+    if low_skew:
+        runs = _timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if full else (16,))
+        return list(dict.fromkeys(runs))
+    large = replace(base, batch=256)
+    runs = [*_counted(base, batches), *_choices(base, sets)]
+    runs += _timed(base, "throttled", (64, 1, 16, 256) if full else (16,))
+    if full:
+        runs += _timed(base, "disk", (16, 1, 64)) + _timed(base, "throttled", BATCHES)
+        runs += [replace(large, regime="throttled", draft_experts=num) for num in (2, 8, 16)]
+        runs += [replace(large, regime="throttled", draft_set=name) for name in DRAFT_SETS]
+        runs += _choices(large, sets)
+    return list(dict.fromkeys(runs))
+
+
+def _counted(base: Run, batches) -> list[Run]:
+    """Bytes against batch: every method that moves any, under both budgets."""
+    runs = []
+    for batch in batches:
+        for budget in ("draft", "tenth"):
+            each = replace(base, batch=batch, budget=budget)
+            runs += [replace(each, method=name) for name in ("on_demand", "overlapped", "specmoe")]
+            runs += [replace(each, method="cached", eviction=name) for name in ("static", "temporal")]
+    return runs
+
+
+def _choices(base: Run, sets) -> list[Run]:
+    """Substitutes, draft sets and N, each over several sets of prompts."""
+    runs = []
+    for number in sets:
+        each = replace(base, prompt_set=number)
+        runs += [replace(each, substitute=name) for name in SUBSTITUTES]
+        runs += [replace(each, draft_set=name) for name in DRAFT_SETS]
+        runs += [replace(each, draft_experts=num) for num in (2, 4, 8, 16)]
+    return runs
+
+
+def _timed(base: Run, regime: str, batches) -> list[Run]:
+    """Every method on the clock at the budget that lets ``cached`` keep a tenth of the experts: equal bytes for all."""
+    runs = []
+    for batch in batches:
+        each = replace(base, batch=batch, regime=regime, budget="tenth")
+        names = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
+        runs += [replace(each, method=name) for name in names]
+    return runs
