@@ -163,11 +163,40 @@ def test_sorted_dispatch_equals_the_eager_experts():
 
 
 def test_balancing_turns_round_at_the_target():
-    from specmoe.tiny.train import pull
+    from specmoe.tiny.training import pull
 
     even, one = torch.arange(8).repeat(4), torch.zeros(32, dtype=torch.long)
     assert pull(one, 8, None) == pull(one, 8, 0.5) == 1.0
     assert pull(even, 8, 0.5) == -1.0 and pull(even, 8, 0.05) == pytest.approx(-0.5)
+
+
+def test_the_learning_rate_warms_up_by_share_or_steps_and_falls_unless_it_is_constant():
+    from specmoe.tiny.recipe import Phase
+    from specmoe.tiny.training import learning_rate
+
+    falling, constant = Phase(1, 2.0, warm_up=0.1, final_share=0.5), Phase(1, 2.0, warm_up_steps=200, final_share=1.0)
+    by_share = [learning_rate(falling, done) for done in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    assert by_share == pytest.approx([0.02, 1.0, 2.0, 1.5, 1.0])
+    by_steps = [learning_rate(constant, step / 1000, step) for step in (0, 99, 199, 500, 1000)]
+    assert by_steps == pytest.approx([0.01, 1.0, 2.0, 2.0, 2.0])
+
+
+def test_a_phase_is_as_long_as_its_steps_unless_told_otherwise():
+    from specmoe.tiny.recipe import Phase, Training
+    from specmoe.tiny.training import run_phases
+
+    class Two(Training):
+        phases = {"dense": Phase(1, 1.0, steps=7), "upcycled": Phase(3, 1.0)}
+
+    def lengths(minutes=None, steps=None):
+        clocks = []
+        model, took = run_phases(Two(), minutes, steps, None, lambda name, model, clock, _: (clocks.append(clock), name))
+        assert took == {"dense": "dense", "upcycled": "upcycled"}
+        return [(clock.seconds, clock.steps) for clock in clocks]
+
+    assert lengths() == [(60, 7), (180, None)]
+    assert lengths(minutes=2) == [(30, None), (90, None)]
+    assert [steps for _, steps in lengths(steps=8)] == [2, 6]
 
 
 def test_upcycling_keeps_the_function_of_the_dense_model():
@@ -196,7 +225,9 @@ def test_training_runs_end_to_end(tmp_path, monkeypatch):
     from specmoe.tiny import recipe, train
 
     shape = recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400)
-    phases = [recipe.Phase(1, 1e-3), recipe.Phase(1, 1e-3, 0.01), recipe.Phase(1, 1e-3, 0.01, target_gini=0.5)]
+    phases = [
+        recipe.TextPhase(1, 1e-3, **options) for options in ({}, {"balance": 0.01}, {"balance": 0.01, "target_gini": 0.5})
+    ]
     small = recipe.Recipe("tiny-balanced", shape, *phases, batch_tokens=512, sequence_tokens=128)
     monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
     monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -11,6 +12,7 @@ import torch
 from specmoe import bench, cli, load, tiny
 from specmoe.bench import run_bench
 from specmoe.errors import OptionError
+from specmoe.tiny.translate_card import translation_card
 from specmoe.tiny.translate_data import held_out_pairs, sentence_pairs
 from specmoe.tiny.translate_model import new_translation_tokenizer, new_translator
 from specmoe.tiny.translate_recipe import TranslationRecipe, TranslationShape
@@ -21,8 +23,6 @@ FRENCH = "fra_Latn"
 
 
 def recipe() -> TranslationRecipe:
-    import dataclasses
-
     return dataclasses.replace(TRANSLATE, shape=SHAPE)
 
 
@@ -178,16 +178,47 @@ def test_the_list_of_models_counts_the_decoder_and_leaves_out_what_is_not_there(
     assert row["mean_gini"] == use["mean_gini_decoder"] and "English to French" in row["summary"]
 
 
+@pytest.mark.skipif(not (tiny.shipped_path("tiny-translate") / "config.json").exists(), reason="not made yet")
+def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
+    folder = tiny.shipped_path("tiny-translate")
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(TRANSLATE)))
+    assert (folder / "README.md").read_text(encoding="utf-8") == translation_card(record)
+    assert record["exact_match"]["share"] >= 0.95 and record["expert_use"]["mean_gini_decoder"] > 0.7
+
+
+@pytest.mark.skipif(not (tiny.shipped_path("tiny-translate") / "config.json").exists(), reason="not made yet")
+def test_the_shipped_model_translates_and_every_method_agrees():
+    pairs, job = held_out_pairs(6, 11), {"gamma": 5, "batch_size": 3}
+    with load("tiny-translate", draft_experts=4) as engine:
+        english = [pair.english for pair in pairs]
+        found = [engine.generate(english, method=m, max_new_tokens=120, **job).new_texts for m in ("on_demand", "specmoe")]
+    assert found[0] == found[1]
+    assert sum(text == pair.french for text, pair in zip(found[1], pairs, strict=True)) >= 5
+
+
 def test_training_leaves_a_checkpoint_that_translates(tmp_path):
     small, heard = recipe(), []
     folder = train_translator(
         tmp_path / "out", steps=4, progress=lambda *x: heard.append(x[0]), num_eval_pairs=2, recipe=small
     )
     record = json.loads((folder / "training.json").read_text())
-    assert sum(run["steps"] for run in record["phases"].values()) == 4 and heard == list(record["phases"])
+    assert [run["steps"] for run in record["phases"].values()] == [1, 4] and heard == ["dense", "upcycled"]
+    assert "more even than a Gini of 0.74" in (folder / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with load(str(folder)) as engine:
         assert len(engine.generate(["I see."], max_new_tokens=4).sequences[0]) > 2
+
+
+def test_the_target_turns_the_balancing_of_a_translator_round(tmp_path):
+    """A target above what any batch reaches turns the term round: use ends less even than with plain balancing."""
+    ginis = {}
+    for target in (None, 1.0):
+        phase = dataclasses.replace(TRANSLATE.upcycled, balance=5.0, peak_learning_rate=0.02, target_gini=target)
+        small = dataclasses.replace(recipe(), upcycled=phase)
+        folder = train_translator(tmp_path / str(target), steps=20, num_eval_pairs=8, recipe=small)
+        ginis[target] = json.loads((folder / "training.json").read_text())["expert_use"]["mean_gini"]
+    assert ginis[1.0] > ginis[None]
 
 
 def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):

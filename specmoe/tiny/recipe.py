@@ -1,4 +1,5 @@
-"""The recipes of the shipped models, as data: shape, texts, phases. No torch here.
+"""The recipes of the shipped models, as data: shape, texts, phases. No torch here. ``translate_recipe`` holds the
+translation model's.
 
 Comes in: a name. Goes out: a frozen ``Recipe`` that ``train`` follows and ``training.json`` records.
 """
@@ -47,46 +48,63 @@ class Phase:
     peak_learning_rate: float
     balance: float = 0.0  # weight of one load-balancing term per layer
     target_gini: float | None = None  # of one batch: the term turns round where a layer's use is more even
-    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     warm_up: float = 0.03  # share of the phase
-    final_share: float = 0.05  # of the peak learning rate
+    warm_up_steps: int | None = None  # instead of a share
+    final_share: float = 0.05  # of the peak learning rate; 1: constant
+    steps: int | None = None  # the phase's length in steps; ``minutes`` is then about what they take
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train ``upcycled``, ``steered``."""
+class TextPhase(Phase):
+    """A phase on a mixture of documents."""
 
-    name: str
-    shape: Shape
-    dense: Phase
-    upcycled: Phase
-    steered: Phase | None = None
+    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every recipe says beside its phases, ``dense``, ``upcycled`` and perhaps ``steered``."""
+
     expert_noise: float = 0.05  # of the standard deviation of the dense FFN's weights
     router_std: float = 0.02
     weight_decay: float = 0.05
+    beta2: float = 0.95  # of AdamW
     clip_norm: float = 1.0
-    batch_tokens: int = 2048
-    sequence_tokens: int = 256  # every eighth step doubles it, so that all positions are trained
-    bare_share: float = 0.1  # documents shown without the line that announces their content
     seed: int = 20261123
 
     @property
     def phases(self) -> dict[str, Phase]:
         """The phases there are, in order."""
-        found = {"dense": self.dense, "upcycled": self.upcycled, "steered": self.steered}
+        found = {name: getattr(self, name, None) for name in ("dense", "upcycled", "steered")}
         return {name: phase for name, phase in found.items() if phase is not None}
 
 
-_DENSE = Phase(21, 4e-3)
+@dataclass(frozen=True)
+class Recipe(Training):
+    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train ``upcycled``, ``steered``."""
+
+    name: str
+    shape: Shape
+    dense: TextPhase
+    upcycled: TextPhase
+    steered: TextPhase | None = None
+    batch_tokens: int = 2048
+    sequence_tokens: int = 256  # every eighth step doubles it, so that all positions are trained
+    bare_share: float = 0.1  # documents shown without the line that announces their content
+
+
+_DENSE = TextPhase(21, 4e-3)
 RECIPES = {
     "tiny-skewed": Recipe(
         "tiny-skewed",
         Shape(num_experts=32),
         dense=_DENSE,
-        upcycled=Phase(24, 2.5e-3, balance=0.001),
-        steered=Phase(19, 1.4e-3, balance=0.001, target_gini=0.7, weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2}),
+        upcycled=TextPhase(24, 2.5e-3, balance=0.001),
+        steered=TextPhase(19, 1.4e-3, balance=0.001, target_gini=0.7, weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2}),
     ),
-    "tiny-balanced": Recipe("tiny-balanced", Shape(num_experts=8), dense=_DENSE, upcycled=Phase(13, 2.5e-3, balance=0.02)),
+    "tiny-balanced": Recipe(
+        "tiny-balanced", Shape(num_experts=8), dense=_DENSE, upcycled=TextPhase(13, 2.5e-3, balance=0.02)
+    ),
 }
 
 

@@ -59,18 +59,31 @@ def _table(head: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
+def _rate_text(phase: dict) -> str:
+    shape = "constant" if phase.get("final_share") == 1 else "cosine"
+    return f"peak learning rate {phase['peak_learning_rate']:g} ({shape})"
+
+
+def _balance_text(phase: dict) -> str:
+    target = phase.get("target_gini")
+    steered = (
+        "" if target is None else f", turned round where a layer's use is more even than a Gini of {target:g} in a batch"
+    )
+    return f"a load-balancing term of {phase['balance']:g} per layer{steered}"
+
+
 def _recipe_text(record: dict) -> str:
     recipe, made = record["recipe"], record["made_with"]
     parts = [
         f"- {name}: {run['steps']} steps of {recipe[f'{name}_pairs']} pairs, {run['target_tokens'] / 1e6:.1f} M target "
-        f"tokens, {run['seconds'] / 60:.1f} minutes, peak learning rate {recipe[name]['peak_learning_rate']:g}, final "
+        f"tokens, {run['seconds'] / 60:.1f} minutes, {_rate_text(recipe[name])}, final "
         f"loss {run['loss_curve'][-1][1]:.4f}"
         for name, run in record["phases"].items()
     ]
     return (
         f"Sparse upcycling on {made['threads']} CPU thread(s), AdamW, float32, seed {recipe['seed']}: train a dense "
         f"model, copy its FFN into every expert with noise of {recipe['expert_noise']:g} of the weights' standard "
-        f"deviation, random routers, train on with a load-balancing term of {recipe['balance']:g} per layer.\n\n"
+        f"deviation, random routers, train on with {_balance_text(recipe['upcycled'])}.\n\n"
         + "\n".join(parts)
         + f"\n\nPython {made['python']}, torch {made['torch']}."
         + (f" {record['note']}" if record.get("note") else "")

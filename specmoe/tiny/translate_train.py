@@ -9,11 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import platform
 import random
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, NllbMoeForConditionalGeneration
 
-from .recipe import Phase
-from .train import Clock, balance_term, learning_rate, rounded_to_bf16
+from .training import Clock, Task, made_with, rounded_to_bf16, run_phase, run_phases, save_whole, say_nothing
 from .translate_card import write_translation_record
 from .translate_data import SentencePair, sentence_pairs
 from .translate_evaluate import evaluate_translation
@@ -40,12 +35,7 @@ from .translate_model import (
 from .translate_recipe import TARGET, TRANSLATE, TranslationRecipe
 
 _TOKENIZER_PAIRS = 8000
-_CURVE_STEPS = 100  # steps averaged into one point of the loss curve
 _IGNORED = -100
-
-
-def _say_nothing(*_: object) -> None:
-    pass
 
 
 def encode(tokenizer, pairs: list[SentencePair]) -> list[tuple[list[int], list[int]]]:
@@ -74,8 +64,9 @@ def batches(recipe: TranslationRecipe, tokenizer, seed: int, num_pairs: int) -> 
             yield padded([source for source, _ in part], PAD), padded([target for _, target in part], _IGNORED)
 
 
-def loss_of(model, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the target [B, T] under teacher forcing, padding left out."""
+def loss_of(model, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of the target [B, T] given the source [B, S], under teacher forcing, padding left out."""
+    source, target = batch
     mask = target != _IGNORED
     inputs = torch.cat([torch.full_like(target[:, :1], EOS), target[:, :-1].masked_fill(~mask[:, :-1], PAD)], dim=1)
     logits = model(
@@ -88,72 +79,35 @@ def loss_of(model, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=_IGNORED)
 
 
-def train_step(model, optimizer, batch: tuple, routed: list[tuple], recipe: TranslationRecipe) -> float:
-    """One optimizer step; ``routed`` is filled by hooks with (logits, picks) per sparse layer. Returns the loss."""
-    routed.clear()
-    loss = loss_of(model, *batch)
-    total = loss + recipe.balance * sum(balance_term(*layer) for layer in routed)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-    optimizer.step()
-    return loss.item()
+def routers(model) -> list[torch.nn.Module]:
+    """Of the sparse layers, encoder first; a dense model has none."""
+    return [layer.router for layer in sparse_layers(model).values() if hasattr(layer, "router")]
 
 
-def routing_hooks(model, routed: list[tuple]) -> list:
-    """Hooks that append (logits [T, E], picks [T, 2]) of every sparse layer that runs."""
-    layers = [layer for layer in sparse_layers(model).values() if hasattr(layer, "router")]
-    return [layer.router.register_forward_hook(lambda _m, _i, out: routed.append((out[0], out[2]))) for layer in layers]
+PAIRS = Task(loss_of, lambda batch: int((batch[1] != _IGNORED).sum()), routers, counted="target_tokens")
 
 
-def run_phase(model, recipe: TranslationRecipe, phase: Phase, data: Iterator[tuple], clock: Clock, tell: Callable) -> dict:
-    """Train until the clock is done -> steps, target tokens, seconds, loss curve. ``tell`` hears (share done, loss)."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-    )
-    routed: list[tuple] = []
-    hooks, curve, recent, num_tokens = routing_hooks(model, routed), [], [], 0
-    start = time.perf_counter()
-    model.train()
-    while clock.done() < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase, clock.done())
-        batch = next(data)
-        recent.append(train_step(model, optimizer, batch, routed, recipe))
-        clock.step += 1
-        num_tokens += int((batch[1] != _IGNORED).sum())
-        if len(recent) == _CURVE_STEPS or clock.done() >= 1:
-            curve.append([clock.step, round(sum(recent) / len(recent), 5)])
-            recent.clear()
-            tell(min(clock.done(), 1.0), curve[-1][1])
-    for hook in hooks:
-        hook.remove()
-    seconds = round(time.perf_counter() - start, 1)
-    return {"steps": clock.step, "target_tokens": num_tokens, "seconds": seconds, "loss_curve": curve}
-
-
-def train_dense(recipe: TranslationRecipe, clock: Clock, tell: Callable = _say_nothing):
-    """The first phase: (dense model, tokenizer, what the phase took)."""
-    torch.manual_seed(recipe.seed)
+def recipe_tokenizer(recipe: TranslationRecipe):
+    """The tokenizer, trained on both sides of the first pairs."""
     pairs = itertools.islice(sentence_pairs(recipe.seed), _TOKENIZER_PAIRS)
-    tokenizer = new_translation_tokenizer((text for p in pairs for text in (p.english, p.french)), recipe.shape)
-    model = new_translator(recipe.shape, sparse=False)
-    data = batches(recipe, tokenizer, recipe.seed + 1, recipe.dense_pairs)
-    return model, tokenizer, run_phase(model, recipe, recipe.dense, data, clock, tell)
+    return new_translation_tokenizer((text for p in pairs for text in (p.english, p.french)), recipe.shape)
 
 
-def train_upcycled(recipe: TranslationRecipe, dense, tokenizer, clock: Clock, tell: Callable = _say_nothing):
-    """The second phase: (sparse model, what the phase took). Its pairs are new ones."""
-    model = upcycle_translator(dense, recipe)
-    data = batches(recipe, tokenizer, recipe.seed + 2, recipe.upcycled_pairs)
-    return model, run_phase(model, recipe, recipe.upcycled, data, clock, tell)
+def train_phase(recipe: TranslationRecipe, name: str, model, tokenizer, clock: Clock, tell: Callable = say_nothing):
+    """Run one phase on what the phase before left (None at first) -> (model, what it took). Its pairs are new ones."""
+    if name == "dense":
+        torch.manual_seed(recipe.seed)
+        model, num_pairs = new_translator(recipe.shape, sparse=False), recipe.dense_pairs
+    else:
+        model, num_pairs = upcycle_translator(model, recipe), recipe.upcycled_pairs
+    data = batches(recipe, tokenizer, recipe.seed + 1 + list(recipe.phases).index(name), num_pairs)
+    return model, run_phase(model, PAIRS, recipe, recipe.phases[name], data, clock, tell)
 
 
 def save_translator(model, tokenizer, folder: Path, recipe: TranslationRecipe, record: dict) -> Path:
-    """Write the checkpoint beside ``folder`` and then rename file by file: a reader never sees half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    """The checkpoint in bf16 under published names, its tokenizer, its record and its card."""
+
+    def write(staging: Path) -> None:
         half = NllbMoeForConditionalGeneration(translation_config(recipe.shape)).to(torch.bfloat16)
         half.load_state_dict(published_state(model))
         half.generation_config = GenerationConfig(
@@ -168,12 +122,8 @@ def save_translator(model, tokenizer, folder: Path, recipe: TranslationRecipe, r
         half.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         write_translation_record(staging, record)
-        for file in sorted(staging.iterdir()):
-            file.chmod(0o644)
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
+
+    return save_whole(folder, write)
 
 
 def finish(recipe: TranslationRecipe, model, tokenizer, phases: dict, out_dir: Path, num_pairs: int) -> Path:
@@ -182,11 +132,7 @@ def finish(recipe: TranslationRecipe, model, tokenizer, phases: dict, out_dir: P
         "name": recipe.name,
         "recipe": dataclasses.asdict(recipe),
         "phases": phases,
-        "made_with": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        },
+        "made_with": made_with(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     record |= evaluate_translation(rounded_to_bf16(model), tokenizer, num_pairs)
@@ -203,16 +149,13 @@ def train_translator(
 ) -> Path:
     """Follow ``recipe`` and leave the checkpoint in ``out_dir``.
 
-    ``minutes`` (default: the recipe's) or ``steps`` is divided between the phases as in the recipe. ``progress``
-    is called with (phase, share done, loss) every 100 steps.
+    ``minutes`` or ``steps`` is divided between the phases as in the recipe; without them each has its own length.
+    ``progress`` is called with (phase, share done, loss) every 50 steps.
     """
-    say, planned = progress or _say_nothing, recipe.dense.minutes + recipe.upcycled.minutes
-    total = planned if minutes is None else minutes
+    tokenizer = recipe_tokenizer(recipe)
 
-    def clock(phase: Phase) -> Clock:
-        share = phase.minutes / planned
-        return Clock(total * share, None if steps is None else max(1, round(steps * share)))
+    def one_phase(name: str, model, clock: Clock, tell: Callable):
+        return train_phase(recipe, name, model, tokenizer, clock, tell)
 
-    dense, tokenizer, first = train_dense(recipe, clock(recipe.dense), lambda *x: say("dense", *x))
-    model, second = train_upcycled(recipe, dense, tokenizer, clock(recipe.upcycled), lambda *x: say("upcycled", *x))
-    return finish(recipe, model, tokenizer, {"dense": first, "upcycled": second}, Path(out_dir), num_eval_pairs)
+    model, took = run_phases(recipe, minutes, steps, progress, one_phase)
+    return finish(recipe, model, tokenizer, took, Path(out_dir), num_eval_pairs)
