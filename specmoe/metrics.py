@@ -55,7 +55,7 @@ def expert_use(
     """
     routes = _part(frame, phase, "route")
     use = routes.pivot_table(index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True)
-    layers = range(num_layers or int(frame["layer"].max() + 1 if len(frame) else 0))
+    layers = range(num_layers) if num_layers else sorted(routes["layer"].unique())  # an encoder's take no part in rounds
     experts = range(num_experts or int(frame["expert"].max() + 1 if len(frame) else 0))
     use = use.reindex(index=layers, columns=experts, fill_value=0).fillna(0).astype(int)
     return use.rename_axis(index="layer", columns="expert")
