@@ -18,6 +18,7 @@ from .base import (
     size_unit,
 )
 from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
+from .choices import knobs, winners_map
 from .mechanisms import pool_replay, timeline
 from .tokens import round_steps, routing_map
 
@@ -31,6 +32,7 @@ __all__ = [
     "caption",
     "compact_png",
     "expert_use",
+    "knobs",
     "pool_replay",
     "round_steps",
     "routing_map",
@@ -42,4 +44,5 @@ __all__ = [
     "time_shares",
     "timeline",
     "tokens_per_round",
+    "winners_map",
 ]

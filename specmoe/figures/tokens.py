@@ -97,7 +97,7 @@ def _map_axes(ax: Axes | None) -> tuple[Axes, Axes | None]:
     if ax is not None:
         return ax, None
     figure = plt.figure(figsize=(WIDTH, 5.6))
-    return figure.add_axes((0.065, 0.25, 0.655, 0.6)), figure.add_axes((0.735, 0.02, 0.26, 0.83))
+    return figure.add_axes((0.06, 0.27, 0.66, 0.62)), figure.add_axes((0.735, 0.02, 0.26, 0.83))
 
 
 def use_ranks(picks: pd.DataFrame) -> dict[tuple[int, int], int]:
@@ -161,16 +161,16 @@ def _spell_token(ax: Axes, routing, token: int, layers: range) -> None:
     """The selected token in words, and what the colours and frames mean."""
     ax.axis("off")
     word = words_of(routing.output.tokenizer, routing.tokens)[token]
-    lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} draft's)"]
+    lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} stand-in)"]
     part = routing.picks[routing.picks["position"] == token].drop_duplicates(["layer", "step", "choice"], keep="last")
     for layer in list(layers)[: 8 // max(1, routing.top_k // 2)]:
         here = part[part["layer"] == layer]
         for pick in here[here["step"] == "target"].itertuples():
             head = f"{layer:>2}" if pick.choice == 0 else "  "
-            drafted = here[(here["step"] == "draft") & (here["choice"] == pick.choice)]
+            drafted = here[(here["step"] == "draft") & (here["expert"] == pick.expert)]
             lines.append(f"{head} {pick.expert:>3} {pick.weight:.2f} {pick.state}{_draft_words(drafted)}")
     words = dict(va="top", fontsize=12, transform=ax.transAxes)
-    ax.text(0, 1.1, "\n".join(lines[:2]), linespacing=1.4, fontweight="bold", **words)
+    ax.text(0, 1.12, "\n".join(lines[:2]), linespacing=1.4, fontweight="bold", **words)
     ax.text(0, 0.95, "\n".join(lines[2:18]), fontfamily="monospace", linespacing=1.35, **words)
     frames = [
         Patch(fc=plt.get_cmap("cividis_r")(1.0), label="expert this text uses most"),

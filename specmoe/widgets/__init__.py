@@ -5,6 +5,7 @@ This folder alone imports ipywidgets (``pip install specmoe[notebooks]``).
 """
 
 from .base import Explorer
+from .choices import knobs, winners_map
 from .mechanisms import pool_replay, round_stepper, routing_explorer, timeline
 
-__all__ = ["Explorer", "pool_replay", "round_stepper", "routing_explorer", "timeline"]
+__all__ = ["Explorer", "knobs", "pool_replay", "round_stepper", "routing_explorer", "timeline", "winners_map"]

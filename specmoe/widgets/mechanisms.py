@@ -32,7 +32,7 @@ def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) ->
     def draw(**values):
         return figures.routing_map(routing, num_tokens=num_tokens, **values)
 
-    return Explorer(controls, draw, "experts of one prompt by token and layer", 560)
+    return Explorer(controls, draw, "experts of one prompt by token and layer", 580)
 
 
 def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None) -> Explorer:
