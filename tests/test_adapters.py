@@ -478,6 +478,15 @@ def test_routing_by_chance_or_by_company_is_refused_when_loading(overrides, mess
         load(folder)
 
 
+def test_switch_on_an_old_transformers_is_refused_by_version(tmp_path, monkeypatch):
+    folder = make_family("switch_transformers", tmp_path)
+    monkeypatch.setattr(switch.transformers, "__version__", "5.17.0")
+    with pytest.raises(UnsupportedModelError, match=r"needs transformers 5.18 or newer \(here: 5.17.0\)"):
+        load(folder)
+    monkeypatch.setattr(switch.transformers, "__version__", "5.18.0")
+    load(folder).close()
+
+
 def test_blocks_that_could_exceed_a_capacity_are_refused_with_numbers(tmp_path):
     fixed = {"moe_eval_capacity_token_fraction": 0.0, "expert_capacity": 20}
     with load(make_family("nllb-moe", tmp_path / "nllb", **fixed)) as engine:

@@ -4,6 +4,8 @@ The capacity counts the tokens of one row in order, whatever runs beside it. So 
 and loses the same ones in every batch: a dropped token gets no expert, and fetches none. In the decoder plain decoding runs
 one token at a time and never drops; a verified block of gamma + 1 tokens must therefore fit the capacity.
 
+Needs transformers 5.18: before, its router threw its scores away and routed flattened tokens, so that no capacity applied.
+
 The bias of the decoder's self-attention depends on the distance between query and key: here every row counts from its own
 position.
 """
@@ -11,15 +13,17 @@ position.
 from __future__ import annotations
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.switch_transformers import modeling_switch_transformers as theirs
 
-from ..errors import OptionError
+from ..errors import OptionError, UnsupportedModelError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
 TOP_K = 1
+OLDEST_TRANSFORMERS = (5, 18)
 
 
 class Router(theirs.SwitchTransformersTop1Router):
@@ -63,7 +67,13 @@ class DecoderAttention(RaggedPositions, theirs.SwitchTransformersAttention):
 
 
 def check(config) -> None:
-    """Every setting has an exact verification, as far as blocks fit the capacity (``check_blocks``)."""
+    """Every setting has an exact verification while blocks fit the capacity (``check_blocks``), but transformers may be too old."""
+    here = transformers.__version__
+    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        raise UnsupportedModelError(
+            f"switch_transformers needs transformers {'.'.join(map(str, OLDEST_TRANSFORMERS))} or newer (here: {here}): the "
+            "router of older ones does not return its scores; upgrade transformers"
+        )
 
 
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:
