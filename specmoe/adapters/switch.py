@@ -67,7 +67,7 @@ class DecoderAttention(RaggedPositions, theirs.SwitchTransformersAttention):
 
 
 def check(config) -> None:
-    """Every setting has an exact verification while blocks fit the capacity (``check_blocks``), but transformers may be too old."""
+    """Settings have an exact verification while blocks fit the capacity (``check_blocks``); transformers may be too old."""
     here = transformers.__version__
     if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TRANSFORMERS:
         raise UnsupportedModelError(
