@@ -329,6 +329,7 @@ def min_slots(num_layers: int, num_kept: int) -> int:
     return num_layers * num_kept + 1
 
 
+@torch.inference_mode(False)  # readers write from threads of their own, which are not in a caller's inference mode
 def allocate_slots(num_slots: int, store: ExpertStore) -> torch.Tensor:
     """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
     if store.device.type == "cpu":

@@ -52,6 +52,12 @@ def test_bytes_of_the_trace_are_the_bytes_of_the_stats(method, prefetch, open_en
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_from_either_store(method, open_engine):
+    disk, memory = (run(open_engine("mixtral", store=store), method=method) for store in ("disk", "memory"))
+    assert tokens_of(disk) == tokens_of(memory)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_hits_and_misses_are_the_distinct_experts_that_were_asked_for(method, open_engine):
     output = run(open_engine("mixtral"), method=method)
     frame, stats = output.trace.to_frame(), output.stats
