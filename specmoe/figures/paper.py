@@ -117,19 +117,19 @@ def map_of_winners(
     panels = list(dict.fromkeys(cells["panel"]))
     axes = [ax] if ax is not None else _map_axes(len(panels))
     methods = [name for name in METHOD_COLORS if name in set(cells["method"])]
-    for place, (axis, panel) in enumerate(zip(axes, panels)):
-        _map_panel(axis, cells[cells["panel"] == panel], methods)
-        axis.set_title(panel)
+    for axis, panel in zip(axes, panels):
+        _map_panel(axis, cells[cells["panel"] == panel], methods, sorted(set(cells["batch"])))
+        axis.set_title(panel, pad=20)
         axis.set_ylabel("batch" if axis.get_subplotspec() is None or axis.get_subplotspec().is_first_col() else "")
-        _mark_machines(axis, machines or {}, names=place < 1)
+        _mark_machines(axis, machines or {})
         if points is not None:
             _mark_points(axis, points[points["panel"] == panel])
-    note = "colour and name: the fastest method; numbers: times on_demand; circles: measured here; rest simulated"
+    note = "colour and name: the fastest method; numbers: times on_demand; circles: measured; rest simulated; overlapped: oracle"
     return titled(list(axes), ax is None, "The map of winners: fastest method at equal fast memory", note)
 
 
 def _map_axes(num: int) -> list:
-    columns = min(num, 3)
+    columns = min(num, 2)
     rows = -(-num // columns)
     size = (2 + 4.8 * columns, 1.6 + 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
@@ -138,10 +138,10 @@ def _map_axes(num: int) -> list:
     return list(axes.flat[:num])
 
 
-def _map_panel(ax, part: pd.DataFrame, methods: list[str]) -> None:
-    winner = part.pivot_table(index="batch", columns="balance", values="method", aggfunc="first")
-    speedup = part.pivot_table(index="batch", columns="balance", values="speedup", aggfunc="first")
-    codes = winner.map(methods.index).to_numpy()
+def _map_panel(ax, part: pd.DataFrame, methods: list[str], batches: list[int]) -> None:
+    winner = part.pivot_table(index="batch", columns="balance", values="method", aggfunc="first").reindex(batches)
+    speedup = part.pivot_table(index="batch", columns="balance", values="speedup", aggfunc="first").reindex(batches)
+    codes = winner.map(methods.index, na_action="ignore").to_numpy(dtype=float)  # nan: not counted
     x = np.log10(winner.columns.to_numpy(dtype=float))
     step = (x[1] - x[0]) if len(x) > 1 else 1
     edges = np.concatenate([x - step / 2, x[-1:] + step / 2])
@@ -151,10 +151,10 @@ def _map_panel(ax, part: pd.DataFrame, methods: list[str]) -> None:
         edges, rows, codes, cmap=colors, vmin=-0.5, vmax=len(methods) - 0.5, alpha=0.8, edgecolor="white", linewidth=0.6
     )
     _name_regions(ax, codes, x, methods)
-    for row, batch in enumerate(winner.index):
-        for column in range(1, len(x), max(1, len(x) // 4)):
-            ax.text(x[column], row - 0.3, f"{speedup.iloc[row, column]:.1f}", ha="center", va="center", fontsize="x-small")
-        del batch
+    for row, column in np.argwhere(np.isfinite(codes)):
+        if column % max(1, len(x) // 4) == 1:
+            words = f"{speedup.iloc[row, column]:.1f}"
+            ax.text(x[column], row - 0.3, words, ha="center", va="center", fontsize="x-small")
     ax.set_yticks(range(len(winner)), [str(batch) for batch in winner.index])
     ticks = range(int(np.ceil(edges[0])), int(edges[-1]) + 1)
     ax.set_xticks(list(ticks), [f"$10^{tick}$" for tick in ticks])
@@ -164,19 +164,24 @@ def _map_panel(ax, part: pd.DataFrame, methods: list[str]) -> None:
 
 def _name_regions(ax, codes: np.ndarray, x: np.ndarray, methods: list[str]) -> None:
     """Each method's name once, in the cell of its region that is nearest to the region's middle."""
-    for code in np.unique(codes):
+    for code in np.unique(codes[np.isfinite(codes)]):
         where = np.argwhere(codes == code)
         row, column = where[np.abs(where - np.median(where, axis=0)).sum(axis=1).argmin()]
-        ax.text(x[column], row + 0.18, methods[code], ha="center", va="center", fontweight="bold", fontsize="medium")
+        ax.text(x[column], row + 0.18, methods[int(code)], ha="center", va="center", fontweight="bold", fontsize="medium")
 
 
-def _mark_machines(ax, machines: dict[str, float], names: bool) -> None:
+def _mark_machines(ax, machines: dict[str, float]) -> None:
     top = ax.get_ylim()[1]
     for place, (name, balance) in enumerate(sorted(machines.items(), key=lambda item: item[1])):
         ax.axvline(np.log10(balance), color="black", linewidth=1.4, linestyle=DASHES[1 + place % 3])
-        if names:
-            words = {"textcoords": "offset points", "rotation": 90, "va": "top", "ha": "right", "fontsize": "small"}
-            ax.annotate(name, (np.log10(balance), top), (-2, -4), color=GREY, **words)
+        words = {
+            "textcoords": "offset points",
+            "va": "bottom",
+            "ha": "center",
+            "fontsize": "small",
+            "annotation_clip": False,
+        }
+        ax.annotate(name, (np.log10(balance), top), (0, 3), color=GREY, **words)
 
 
 def _mark_points(ax, points: pd.DataFrame) -> None:

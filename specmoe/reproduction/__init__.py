@@ -6,20 +6,24 @@ simulated, tables, sentences, ``metrics.json``. The report ``paper`` and ``docs/
 
 from __future__ import annotations
 
-from .document import TITLES, WHY, conclusions, document, setup, table
+from .document import TITLES, WHY, WHY_MAP, conclusions, document, setup, table
 from .facts import FACTS, KINDS, PAPER_MODELS, Number
 from .measure import measure
-from .numbers import all_numbers, bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
-from .page import export, lines_at, numbers_frame, open_results
-from .sentences import frame_of
+from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
+from .page import all_numbers, export, lines_at, numbers_frame, open_results
+from .sentences import frame_of, say_map
 from .settings import Run, plan
+from .winners import MACHINES, PAPER_BALANCE, measured_points, winners
 
 __all__ = [
     "FACTS",
     "KINDS",
+    "MACHINES",
+    "PAPER_BALANCE",
     "PAPER_MODELS",
     "TITLES",
     "WHY",
+    "WHY_MAP",
     "Number",
     "Run",
     "all_numbers",
@@ -32,12 +36,15 @@ __all__ = [
     "load_results",
     "main_model",
     "measure",
+    "measured_points",
     "numbers_frame",
     "open_results",
     "plan",
     "rows_of",
+    "say_map",
     "setup",
     "speed_ratios",
     "table",
     "timed_rows",
+    "winners",
 ]

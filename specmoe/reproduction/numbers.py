@@ -23,7 +23,7 @@ MOVED = "fetched_bytes_per_token"
 def load_results(folder: Path | str = RESULTS) -> dict[str, dict]:
     """Model name -> ``{"model", "machine", "rows", ...}``; ``OptionError`` where nothing was measured."""
     files = sorted(Path(folder).glob("*.json"))
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.stem != "simulated"}
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     if not found:
         raise OptionError(f"there are no results in {folder}: measure some with rerun=quick")
     return found
@@ -39,14 +39,12 @@ def main_model(results: dict[str, dict]) -> str:
     return MAIN if MAIN in results else next(iter(results))
 
 
-def all_numbers(results: dict[str, dict], folder: Path | str = RESULTS) -> list[Number]:
-    """The paper's, the measured and (where ``simulated.json`` is there) the simulated numbers."""
+def paper_and_measured(results: dict[str, dict]) -> list[Number]:
+    """The paper's numbers and the measured ones; ``winners`` adds the simulated."""
     rows = rows_of(results, main_model(results))
     measured = [*_timed(rows, "throttled", "throughput"), *_timed(rows, "disk", "ssd"), *_migration(rows)]
     measured += [*_bytes(rows), *_substitution(rows), *_sets(rows), *_experts(rows), *_low_skew(results)]
-    simulated = Path(folder) / "simulated.json"
-    found = json.loads(simulated.read_text(encoding="utf-8")) if simulated.exists() else []
-    return [*FACTS, *measured, *(Number(**row) for row in found)]
+    return [*FACTS, *measured]
 
 
 def _measured(table: str, label: str, measure: str, values, unit: str, note: str = "") -> list[Number]:

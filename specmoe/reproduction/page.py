@@ -14,9 +14,10 @@ from ..bench import plain
 from ..errors import OptionError, check_choice
 from .facts import Number
 from .measure import measure
-from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
+from .numbers import bytes_by_batch, load_results, main_model, paper_and_measured, rows_of, speed_ratios, timed_rows
 from .sentences import frame_of
 from .settings import LOW_SKEW, MAIN, RERUNS, plan
+from .winners import simulated_numbers
 
 
 def open_results(
@@ -41,6 +42,11 @@ def open_results(
         runs += plan(other, how_much)
     measure(runs, folder, progress=progress)
     return load_results(folder)
+
+
+def all_numbers(results: dict[str, dict]) -> list[Number]:
+    """Every number of the report: the paper's, the measured, the simulated."""
+    return [*paper_and_measured(results), *simulated_numbers(results)]
 
 
 def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:

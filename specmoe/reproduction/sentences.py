@@ -126,3 +126,15 @@ def say_speed_up(numbers: list[Number], table: str) -> str:
         return "Nothing was measured on the clock here."
     first = max(best, key=lambda label: best[label].value)
     return f"The largest speed-up is that of `{first}`: {best[first].value:.2f} {RATIO} ({best[first].note})."
+
+
+def say_map(cells: pd.DataFrame, balance: float) -> str:
+    """Who wins at the simulated cells nearest to ``balance`` (FLOP per byte), by panel and batch."""
+    if not len(cells):
+        return "Nothing was counted to draw the map from."
+    lines = []
+    for panel, part in cells.groupby("panel", sort=False):
+        near = part[part["balance"] == min(part["balance"], key=lambda each: abs(each / balance - 1))].sort_values("batch")
+        said = ", ".join(f"{row.batch}: `{row.method}` {row.speedup:.2f}" for row in near.itertuples())
+        lines.append(f"- {' '.join(panel.split())}: batch {said} times on_demand.")
+    return f"At the balance of the paper's machine ({balance:,.0f} FLOP per byte):\n\n" + "\n".join(lines)

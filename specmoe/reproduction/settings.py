@@ -49,7 +49,8 @@ def plan(model: str = MAIN, how_much: str = "full") -> list[Run]:
     batches = BATCHES if full else (1, 16, 64)
     sets = range(5 if full else 2)
     if low_skew:
-        runs = _timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if full else (16,))
+        counted = [run for run in _counted(base, (1, 16, 64)) if run.budget == "draft" and run.method != "overlapped"]
+        runs = [*counted, *_timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if full else (16,))]
         return list(dict.fromkeys(runs))
     large = replace(base, batch=256)
     runs = [*_counted(base, batches), *_choices(base, sets)]

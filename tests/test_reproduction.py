@@ -1,0 +1,310 @@
+"""The paper's numbers and ours: kinds kept apart, tables join, sentences follow the numbers, the document is up to date."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from specmoe import report
+from specmoe import reproduction as paper
+from specmoe.errors import OptionError
+from specmoe.figures import paper as draw
+from specmoe.reproduction import sentences, settings
+from specmoe.reproduction.document import FILE
+from specmoe.reproduction.measure import ResultFile, full_rounds, tenth, weights_digest
+from specmoe.reproduction.numbers import RESULTS
+from specmoe.reproduction.winners import Size
+from specmoe.tiny import shipped_path
+
+winners = importlib.import_module("specmoe.reproduction.winners")  # the function has its module's name
+matplotlib.use("agg")
+GROWTH = "growth of bytes, batch 1 to 256"
+TOKENS = "tokens per round"
+
+
+def number(table, label, measure, value, kind="measured", **other) -> paper.Number:
+    return paper.Number(table, label, measure, value, kind, **other)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """The report as `specmoe report run paper` makes it from committed results."""
+    return report.run_report("paper", out_dir=tmp_path_factory.mktemp("paper") / "out")
+
+
+# ---- the report --------------------------------------------------------------------------------------------
+
+
+def test_the_report_renders_from_committed_results_without_network(page):
+    html = page.read_text(encoding="utf-8")
+    assert report.external_loads(html) == []
+    for title in paper.TITLES.values():
+        assert title in html
+
+
+def test_every_number_has_a_kind_and_the_papers_are_all_there(page):
+    found = json.loads((page.parent / "metrics.json").read_text(encoding="utf-8"))
+    assert {row["kind"] for row in found["numbers"]} <= set(paper.KINDS)
+    kept = {(r["table"], r["label"], r["measure"], r["value"]) for r in found["numbers"] if r["kind"] == "paper"}
+    assert kept == {(f.table, f.label, f.measure, f.value) for f in paper.FACTS}
+    assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= set(paper.TITLES)
+    assert any(row["kind"] == "measured" for row in found["numbers"])
+
+
+def test_metrics_say_where_the_measured_numbers_come_from(page):
+    about = json.loads((page.parent / "metrics.json").read_text(encoding="utf-8"))["measured_on"]
+    assert {"cpu", "cores", "torch", "transformers"} <= set(about[settings.MAIN]["machine"])
+
+
+def test_the_notebook_has_no_long_cell():
+    notebook = json.loads((report.notebooks_dir() / "paper.ipynb").read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert max(len(source.splitlines()) for source in sources) <= 20
+    assert not [source for source in sources if re.search(r"^\s*(def|class) ", source, re.M)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rerun": "fast"}, "rerun='fast'"),
+        ({"model": "tiny-skewed"}, "needs a folder"),
+        ({"rerun": "quick"}, "needs a folder"),
+    ],
+)
+def test_bad_parameters_are_refused_in_one_sentence(given, words):
+    with pytest.raises(OptionError, match=words):
+        paper.open_results(**given)
+
+
+def test_unknown_parameters_are_refused():
+    with pytest.raises(OptionError, match="did you mean 'rerun'"):
+        report.typed_parameters("paper", {"reruns": "quick"})
+
+
+# ---- the paper's numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "label", "measure", "value"),
+    [
+        ("throughput", "specmoe", "speed-up, best batch", 4.30),
+        ("bytes", "specmoe", "change against on_demand, best batch", -76.73),
+        ("bytes", "specmoe", "change against cached, best batch", -71.89),
+        ("growth", "on_demand", GROWTH, 45.28),
+        ("growth", "cached", GROWTH, 50.97),
+        ("growth", "specmoe", GROWTH, 10.96),
+        ("draft_set", "hot_temporal", TOKENS, 7.265),
+        ("draft_experts", "N = 8", "speed at batch 256", 121.309),
+        ("ssd", "cached", "speed-up, mean over batches", 1.29),
+        ("migration", "on_demand", "time in expert migration, largest", 90.11),
+    ],
+)
+def test_the_papers_numbers(table, label, measure, value):
+    fact = sentences.value_of(list(paper.FACTS), table, label, measure, "paper")
+    assert fact.value == value and fact.note.startswith("arXiv 2604.10152")
+
+
+def test_no_number_stands_twice():
+    numbers = paper.all_numbers(paper.load_results())
+    keys = [(n.table, n.label, n.measure, n.kind) for n in numbers]
+    assert len(keys) == len(set(keys))
+
+
+# ---- committed results -------------------------------------------------------------------------------------
+
+
+def test_results_belong_to_the_shipped_weights():
+    for name, found in paper.load_results().items():
+        assert found["weights_sha256"] == weights_digest(str(shipped_path(name))), f"{name} changed since it was measured"
+
+
+def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
+    """Every method, substitute, draft set and N: one text for each batch and set of prompts."""
+    rows = paper.rows_of(paper.load_results(), settings.MAIN)
+    counted = rows[rows["regime"] == "count"]
+    assert (counted.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all()
+    timed = rows[rows["regime"] != "count"]
+    assert timed["same_tokens_as_plain"].astype(bool).all() if len(timed) else True
+
+
+def test_the_document_is_up_to_date():
+    assert FILE.read_text(encoding="utf-8") == paper.document(), "run python -m specmoe.reproduction"
+
+
+def test_results_are_small():
+    assert sum(file.stat().st_size for file in RESULTS.glob("*.json")) < 2**20
+
+
+# ---- tables and sentences ----------------------------------------------------------------------------------
+
+
+def test_a_table_joins_the_kinds_of_one_number_and_mixes_none():
+    numbers = [
+        number("growth", "specmoe", GROWTH, 10.96, "paper"),
+        number("growth", "specmoe", GROWTH, 8.0, low=7.0, high=9.0, num=5),
+        number("growth", "cached", GROWTH, 60.0, "simulated"),
+        number("ssd", "specmoe", "else", 1.0),
+    ]
+    joined = paper.table(numbers, "growth").set_index("row")
+    assert list(joined.index) == ["specmoe", "cached"]
+    assert joined.loc["specmoe", "paper"].startswith("11") and "7 to 9, 5" in joined.loc["specmoe", "measured"]
+    assert joined.loc["cached", "measured"] == "" and joined.loc["cached", "simulated"].startswith("60")
+
+
+def test_sentences_change_when_the_numbers_do():
+    growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
+    assert "as the mechanism says" in sentences.say_growth(growth)
+    assert "not less than half" in sentences.say_growth([growth[0], replace(growth[1], value=10.0)])
+    assert "not measured" in sentences.say_growth([])
+
+
+def test_an_order_is_claimed_only_where_the_ranges_are_apart():
+    first = number("substitution", "affinity", TOKENS, 7.5, low=7.2, high=7.8, num=5)
+    second = number("substitution", "random", TOKENS, 7.0, low=6.8, high=7.1, num=5)
+    order = ("affinity", "random")
+    assert "as in the paper" in sentences.say_order([first, second], "substitution", order)
+    overlapping = replace(second, high=7.3)
+    assert "not settled" in sentences.say_order([first, overlapping], "substitution", order)
+    ahead = replace(second, low=7.9, high=8.1)
+    assert "other than in the paper" in sentences.say_order([first, ahead], "substitution", order)
+
+
+def test_the_best_number_is_computed():
+    def numbers(*speeds):
+        rows = [number("draft_experts", f"N = {n}", "speed at batch 256", v) for n, v in zip((2, 4, 8, 16), speeds)]
+        return rows
+
+    assert "N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
+    assert "N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
+
+
+def test_batch_one_is_said_as_it_is():
+    cached = number("throughput", "cached", "speed at batch 1", 100.0)
+    slower, faster = (number("throughput", "specmoe", "speed at batch 1", value) for value in (80.0, 130.0))
+    assert "slower than" in sentences.say_batch_one([cached, slower])
+    assert "other than in the paper" in sentences.say_batch_one([cached, faster])
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_no_run_twice_and_quick_is_smaller():
+    full, quick = settings.plan(), settings.plan(how_much="quick")
+    assert len({run.key for run in full}) == len(full)
+    assert len(quick) < len(full) / 2
+    assert {run.batch for run in full} == {1, 4, 16, 64, 128, 256}
+    assert {run.prompt_set for run in full} == set(range(5))
+    assert tenth(128) == 13
+
+
+def test_only_rounds_with_a_full_batch_count():
+    frame = pd.DataFrame(
+        [
+            (0, "verify", "fetch", 0, 100),
+            (0, "verify", "round", 6, 2),
+            (1, "verify", "fetch", 0, 1000),
+            (1, "verify", "round", 3, 1),
+            (-1, "prefill", "fetch", 0, 5),
+        ],
+        columns=["round", "phase", "kind", "count", "size"],
+    )
+    assert full_rounds(frame, 2) == {
+        "tokens_per_round": 3.0,
+        "fetched_bytes_per_token": 100 / 6,
+        "full_rounds": 1,
+        "tokens": 6,
+    }
+
+
+def test_a_measurement_goes_on_where_it_stopped(tmp_path):
+    runs = [settings.Run("tiny-skewed", method, 4, gamma=3) for method in ("on_demand", "specmoe")]
+    assert paper.measure(runs[:1], tmp_path) == 0
+    first = (tmp_path / "tiny-skewed.json").read_text(encoding="utf-8")
+    seen = []
+    assert paper.measure(runs, tmp_path, progress=lambda *what: seen.append(what)) == 0
+    assert [(done, of) for done, of, _ in seen] == [(1, 2)]
+    rows = paper.load_results(tmp_path)["tiny-skewed"]["rows"]
+    assert list(rows) == [run.key for run in runs]
+    assert rows[runs[0].key] == json.loads(first)["rows"][runs[0].key]
+    assert rows[runs[0].key]["tokens_digest"] == rows[runs[1].key]["tokens_digest"]
+    assert paper.measure(runs + [replace(runs[0], batch=2)], tmp_path, seconds=-1) == 1
+
+
+def test_rows_of_other_weights_are_dropped(tmp_path):
+    (tmp_path / "tiny-skewed.json").write_text(json.dumps({"weights_sha256": "other", "rows": {"a": {}}}))
+    assert ResultFile(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}
+
+
+# ---- the map of winners ------------------------------------------------------------------------------------
+
+
+SIZE = Size("two layers", layers=2, top_k=1, expert=100.0, trunk=1000.0)
+
+
+def counted(method="on_demand", moved=30.0, per_round=1.0, batch=1, gamma=0):
+    values = {"method": method, "fetched_bytes_per_token": moved, "tokens_per_round": per_round, "batch": batch}
+    return pd.Series(values | {"gamma": gamma, "draft_experts": 4, "decoder_layers": 1})
+
+
+def test_simulated_seconds_by_hand():
+    """3 loads a token in 1 layer are 6 in 2 layers of 200 bytes; one token touches 1200 parameters, 2400 bytes."""
+    spent = winners.seconds_per_token(counted(), {"record_bytes": 10, "experts": 8}, SIZE, balance=50.0, compute=1e6)
+    assert spent["load"] == pytest.approx(6 * 200 * 50 / 1e6)
+    assert spent["compute"] == pytest.approx(2400 * winners.RIDGE / 1e6)
+    round_of_two = counted("specmoe", per_round=2.0, gamma=1)
+    spent = winners.seconds_per_token(round_of_two, {"record_bytes": 10, "experts": 8}, SIZE, balance=50.0, compute=1e6)
+    assert spent["compute"] == pytest.approx((2800 + 2400) * winners.RIDGE / 1e6 / 2)
+
+
+def test_a_faster_link_never_slows_a_method_and_overlap_never_loses_to_on_demand():
+    results = paper.load_results()
+    slow, fast = (winners.speeds(results, settings.MAIN, "draft", winners.NLLB, balance) for balance in (1e5, 1e3))
+    assert (fast >= slow)[slow.notna()].fillna(True).all(axis=None)
+    assert (fast["overlapped"] >= fast["on_demand"]).all()
+
+
+def test_the_cells_name_the_fastest_method():
+    results = paper.load_results()
+    cells = paper.winners(results)
+    row = cells.iloc[len(cells) // 2]
+    panel = next(each for each in winners.PANELS if each[0] == row["panel"])
+    table = winners.speeds(results, *panel[1:], row["balance"]).loc[row["batch"]]
+    assert table.idxmax() == row["method"] and row["speedup"] >= 1
+
+
+# ---- figures -----------------------------------------------------------------------------------------------
+
+
+def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
+    frame = sentences.frame_of(
+        [number("growth", "a", GROWTH, 1.0, "paper"), number("growth", "a", GROWTH, 2.0, low=1.5, high=3)]
+    )
+    ax = draw.against_paper(frame, GROWTH)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["paper", "measured"]
+    with pytest.raises(OptionError, match="no number is called 'other'"):
+        draw.against_paper(frame, "other")
+
+
+def test_lines_are_named_at_their_ends():
+    lines = pd.DataFrame({"on_demand": [1.0, 2.0], "specmoe": [2.0, 9.0]}, index=[1, 256])
+    ax = draw.by_batch(lines, "tokens per second", "Throughput")
+    assert {text.get_text() for text in ax.texts} == {"on_demand", "specmoe"}
+    with pytest.raises(OptionError, match="nothing to draw"):
+        draw.by_batch(pd.DataFrame(), "y", "t")
+
+
+def test_the_map_names_each_winner_and_marks_machines():
+    cells = pd.DataFrame(
+        [("p", 10.0**k, batch, "cached" if k < 2 else "specmoe", 1.5) for k in range(4) for batch in (1, 16)],
+        columns=["panel", "balance", "batch", "method", "speedup"],
+    )
+    points = pd.DataFrame([("p", 100.0, 16, "specmoe")], columns=["panel", "balance", "batch", "method"])
+    ax = draw.map_of_winners(cells, {"laptop": 300.0}, points)
+    assert {"cached", "specmoe", "laptop"} <= {text.get_text() for text in ax.texts}
