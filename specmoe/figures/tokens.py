@@ -161,7 +161,7 @@ def _spell_token(ax: Axes, routing, token: int, layers: range) -> None:
     """The selected token in words, and what the colours and frames mean."""
     ax.axis("off")
     word = words_of(routing.output.tokenizer, routing.tokens)[token]
-    lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} stand-in)"]
+    lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} draft)"]
     part = routing.picks[routing.picks["position"] == token].drop_duplicates(["layer", "step", "choice"], keep="last")
     for layer in list(layers)[: 8 // max(1, routing.top_k // 2)]:
         here = part[part["layer"] == layer]

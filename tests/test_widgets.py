@@ -1,0 +1,289 @@
+"""Widgets and their static twins: a control moved from code changes the figure; what they show is what was recorded."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROMPTS
+from matplotlib.text import Text
+from nbclient import NotebookClient
+from PIL import Image
+
+from specmoe import figures, widgets
+from specmoe.errors import OptionError, UnsupportedModelError
+from specmoe.report.run import widget_errors
+from specmoe.routing import record_routing
+
+METHODS = ("on_demand", "cached", "specmoe")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def engine(open_engine):
+    return open_engine("mixtral")
+
+
+@pytest.fixture
+def output(engine):
+    return engine.generate(PROMPTS, max_new_tokens=10, method="specmoe", gamma=3, batch_size=2, eos_token_id=[])
+
+
+@pytest.fixture
+def routing(engine):
+    return record_routing(engine, PROMPTS[0], max_new_tokens=10, gamma=3, eos_token_id=[])
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Speeds that say which row was picked: batch * 100 + gamma, gamma empty where nothing is drafted."""
+    rows = []
+    for batch in (1, 4):
+        for method in METHODS:
+            for gamma in (2, 5) if method == "specmoe" else (None,):
+                speed = batch * 100 + (gamma or 0)
+                rows.append((method, batch, gamma, 2**20 / batch, 1 + (gamma or 0) / 2, speed))
+    measures = ["fetched_bytes_per_token", "tokens_per_round", "tokens_per_second"]
+    return pd.DataFrame(rows, columns=["method", "batch", "gamma", *measures])
+
+
+@pytest.fixture
+def winners() -> pd.DataFrame:
+    cells = [(x, b, m, "specmoe" if m == "a" else "cached", x / 10 + b) for x in (1.0, 10.0) for b in (1, 16) for m in "ab"]
+    return pd.DataFrame(cells, columns=["balance", "batch", "model", "winner", "margin"])
+
+
+def words(ax) -> list[str]:
+    return [text.get_text() for text in ax.findobj(Text)]
+
+
+# ---- every control moves its figure --------------------------------------------------------------
+
+MOVES = {
+    "routing_explorer": {"token": 12, "step": "draft"},
+    "round_stepper": {"row": 1, "step": 1, "act": "draft"},
+    "pool_replay": {"layer": 1, "policy": "belady", "num_kept": 1, "step": 2},
+    "timeline": {"round": 0, "zoom": (10, 40)},
+    "knobs": {"batch": 4, "gamma": 5},
+    "winners_map": {"model": "b"},
+}
+
+
+def make(name: str, request) -> widgets.Explorer:
+    source = {"routing_explorer": "routing", "knobs": "rows", "winners_map": "winners"}.get(name, "output")
+    return getattr(widgets, name)(request.getfixturevalue(source))
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_every_control_changes_the_figure(request, name):
+    explorer = make(name, request)
+    assert set(MOVES[name]) == set(explorer.controls)
+    for control, value in MOVES[name].items():
+        before = explorer.png
+        explorer.controls[control].value = value
+        assert explorer.png != before, f"{name}: {control} = {value} changes nothing"
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(request, name):
+    explorer = make(name, request)
+    assert explorer.output.layout.height.endswith("px")
+    for control in explorer.controls.values():
+        assert getattr(control, "continuous_update", False) is False
+    height = Image.open(io.BytesIO(explorer.png)).height
+    assert height <= int(explorer.output.layout.height.removesuffix("px")), "the figure would need a scroll bar"
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_page_without_widgets_gets_the_figure_and_its_description(request, name):
+    explorer = make(name, request)
+    bundle = explorer._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= set(data)
+    assert base64.b64decode(data["image/png"]) == explorer.png
+    assert len(explorer.png) < 120_000
+    assert explorer.about in data["text/plain"]
+
+
+@pytest.mark.parametrize("name", ["routing_map", "round_steps", "pool_replay", "timeline", "knobs", "winners_map"])
+def test_no_word_is_smaller_than_12_points(request, name):
+    source = {"routing_map": "routing", "knobs": "rows", "winners_map": "winners"}.get(name, "output")
+    axes = getattr(figures, name)(request.getfixturevalue(source))
+    figure = np.atleast_1d(axes)[0].figure
+    small = [
+        (t.get_text(), t.get_fontsize()) for t in figure.findobj(Text) if t.get_text().strip() and t.get_fontsize() < 12
+    ]
+    assert not small
+
+
+def test_measured_and_simulated_figures_say_which_they_are(output, rows, winners):
+    assert any("measured" in text for text in words(figures.timeline(output)))
+    assert any("simulated" in text for text in words(figures.knobs(rows)[2]))
+    assert any("simulated" in text for text in words(figures.winners_map(winners)))
+
+
+# ---- routing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("substitute", ["affinity", "router", "drop", "no_experts"])
+def test_recorded_routing_adds_up_to_the_trace(engine, substitute):
+    """Tokens per expert and layer, counted from single picks, are the trace's; recording changes no token."""
+    options = dict(max_new_tokens=10, gamma=3, eos_token_id=[], substitute=substitute)
+    routing = record_routing(engine, PROMPTS[0], **options)
+    plain = engine.generate([PROMPTS[0]], method="specmoe", **options)
+    assert routing.tokens == plain.sequences[0].tolist()
+    frame = routing.output.trace.to_frame()
+    prefill = frame[(frame["kind"] == "route") & (frame["phase"] == "prefill")].set_index(["layer", "expert"])["count"]
+    picked = routing.picks[routing.picks["round"] == -1].groupby(["layer", "expert"]).size()
+    assert prefill.sort_index().to_dict() == picked.to_dict()
+    target = routing.picks[routing.picks["step"] == "target"]
+    every = len(routing.tokens) - 1  # the last token was never an input
+    assert len(target) == every * routing.num_layers * routing.top_k
+    assert set(target["position"]) == set(range(every))
+
+
+def test_hits_of_the_trace_are_the_picks_called_resident(routing):
+    frame = routing.output.trace.to_frame()
+    hits = frame[(frame["kind"] == "hit") & (frame["phase"] == "verify")]
+    target = routing.picks[(routing.picks["step"] == "target") & (routing.picks["round"] >= 0)]
+    resident = set(
+        target.loc[target["state"] == "resident", ["round", "layer", "expert"]].itertuples(index=False, name=None)
+    )
+    assert resident and resident <= set(hits[["round", "layer", "expert"]].itertuples(index=False, name=None))
+    others = set(target.loc[target["state"] != "resident", ["round", "layer", "expert"]].itertuples(index=False, name=None))
+    assert not others & set(hits[["round", "layer", "expert"]].itertuples(index=False, name=None))
+
+
+def test_a_stand_in_is_another_expert_and_a_dropped_one_is_none(engine):
+    for substitute, state in (("affinity", "substituted"), ("drop", "left out")):
+        picks = record_routing(engine, PROMPTS[0], 10, gamma=3, eos_token_id=[], substitute=substitute).picks
+        draft = picks[picks["step"] == "draft"]
+        changed = draft[draft["computed"] != draft["expert"]]
+        assert len(changed) and set(changed["state"]) == {state}
+        assert set(draft.loc[draft["computed"] == draft["expert"], "state"]) == {"resident"}
+
+
+def test_recording_leaves_the_engine_as_it_was(engine):
+    before = [module._specmoe_forward for module in engine.experts.modules]
+    with pytest.raises(OptionError):
+        record_routing(engine, PROMPTS[0], gamma=-1)
+    record_routing(engine, PROMPTS[0], 2)
+    assert [module._specmoe_forward for module in engine.experts.modules] == before
+
+
+def test_the_map_prints_the_experts_that_were_picked(routing):
+    ax = figures.routing_map(routing, first=0, num_tokens=4)
+    picks = routing.picks[(routing.picks["step"] == "target") & (routing.picks["position"] < 4)]
+    inside = [text.get_text() for text in ax.texts]
+    assert sorted(inside) == sorted(picks["expert"].astype(str))
+
+
+# ---- what the twins draw -------------------------------------------------------------------------
+
+
+def test_round_steps_reveals_one_act_after_the_other(output):
+    block = output.trace.blocks[0]
+    shown = {act: words(figures.round_steps(output, block.row, 0, act)) for act in ("draft", "verify", "accept")}
+    assert "1 draft" in shown["draft"] and "2 verify" not in shown["draft"]
+    assert "2 verify" in shown["verify"] and "3 accept" not in shown["verify"]
+    assert "3 accept" in shown["accept"] and str(block.committed[-1]) in shown["accept"]
+
+
+def test_knobs_shows_the_row_of_the_choice(rows):
+    axes = figures.knobs(rows, batch=4, gamma=5)
+    said = [text.get_text() for text in axes[2].texts]
+    assert [text.split(" ")[0] for text in said] == ["400", "400", "405"]
+
+
+def test_knobs_keeps_its_axis_while_sliders_move(rows):
+    limits = [figures.knobs(rows, {"tokens_per_second": 405.0}, batch=batch)[2].get_xlim() for batch in (1, 4)]
+    assert limits[0] == limits[1]
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda o, r: widgets.routing_explorer(o), "no routing per token: make one with specmoe.routing.record_routing"),
+        (lambda o, r: widgets.pool_replay("trace"), "str holds no trace"),
+        (lambda o, r: widgets.pool_replay(o, layer=9), "layer=9 .*did you mean"),
+        (lambda o, r: widgets.timeline(o, round=999), "round=999 .*did you mean"),
+        (lambda o, r: widgets.timeline(o, round="0"), "round='0' must be a whole number"),
+        (lambda o, r: widgets.round_stepper(o, row=99), "row=99 .*did you mean 3"),
+        (lambda o, r: widgets.round_stepper(o, step=99), "step=99 .*did you mean"),
+        (lambda o, r: figures.round_steps(o, act="vrify"), "did you mean 'verify'"),
+        (lambda o, r: figures.timeline(o, begin_ms=5.0, end_ms=1.0), "begin_ms=5.0"),
+        (lambda o, r: figures.timeline(o, end_ms="all"), "end_ms='all' must be a number"),
+        (lambda o, r: widgets.knobs(r, batch=3), "batch=3 .*did you mean 4"),
+        (lambda o, r: widgets.knobs(r, gama=2), "unknown setting 'gama'.*did you mean 'gamma'"),
+        (lambda o, r: widgets.knobs(r.drop(columns="method")), "no 'method'"),
+        (lambda o, r: widgets.knobs(r.assign(method="cashed")), "did you mean 'cached'"),
+        (lambda o, r: widgets.winners_map([]), "list holds no rows"),
+    ],
+)
+def test_bad_input_is_named_with_the_way_out(output, rows, call, said):
+    with pytest.raises(OptionError, match=said):
+        call(output, rows)
+
+
+def test_an_output_without_a_trace_says_how_to_get_one(open_engine):
+    untraced = open_engine("mixtral", trace=False)
+    output = untraced.generate(PROMPTS[:1], max_new_tokens=3, method="specmoe", gamma=2)
+    for call in (widgets.pool_replay, widgets.timeline, widgets.round_stepper):
+        with pytest.raises(OptionError, match="no trace: load the engine with trace=True"):
+            call(output)
+    with pytest.raises(OptionError, match="trace=True"):
+        record_routing(untraced, PROMPTS[0])
+
+
+def test_routing_is_of_one_prompt(engine, monkeypatch):
+    with pytest.raises(OptionError, match="not one prompt"):
+        record_routing(engine, PROMPTS)
+    monkeypatch.setattr(engine, "compiled", True)
+    with pytest.raises(UnsupportedModelError, match="compiled"):
+        record_routing(engine, PROMPTS[0])
+
+
+# ---- in a kernel without a front end -------------------------------------------------------------
+
+CELLS = [
+    """import pandas as pd
+from specmoe import widgets
+names = ["method", "batch", "fetched_bytes_per_token", "tokens_per_round", "tokens_per_second"]
+rows = pd.DataFrame([("cached", batch, 100.0, 1.0, 10.0 * batch) for batch in (1, 2)], columns=names)
+explorer = widgets.knobs(rows)
+explorer""",
+    "explorer.controls['batch'].value = 2",
+    "explorer.draw = lambda **values: 1 / 0\nexplorer.controls['batch'].value = 1",
+]
+
+
+def run_cells(*cells: str):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    return notebook
+
+
+def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_callback_is_found():
+    healthy = run_cells(*CELLS[:2])
+    shown = healthy.cells[0].outputs[-1]["data"]
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(shown)
+    assert widget_errors(healthy) == []
+    broken = run_cells(*CELLS)
+    assert widget_errors(broken) == ["ZeroDivisionError: division by zero"]
