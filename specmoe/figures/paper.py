@@ -124,7 +124,7 @@ def map_of_winners(
         _mark_machines(axis, machines or {})
         if points is not None:
             _mark_points(axis, points[points["panel"] == panel])
-    note = "colour and name: the fastest method; numbers: times on_demand; circles: measured; rest simulated; overlapped: oracle"
+    note = "colour: the fastest method; numbers: times on_demand; circles: measured; rest simulated; overlapped: oracle"
     return titled(list(axes), ax is None, "The map of winners: fastest method at equal fast memory", note)
 
 

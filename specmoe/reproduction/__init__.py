@@ -12,7 +12,7 @@ from .measure import measure
 from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
 from .page import all_numbers, export, lines_at, numbers_frame, open_results
 from .sentences import frame_of, say_map
-from .settings import Run, plan
+from .settings import Run, plan, plan_low_skew
 from .winners import MACHINES, PAPER_BALANCE, measured_points, winners
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "numbers_frame",
     "open_results",
     "plan",
+    "plan_low_skew",
     "rows_of",
     "say_map",
     "setup",

@@ -157,7 +157,7 @@ def bytes_by_batch(rows: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     columns = {}
     for label, settings in BYTES_LINES.items():
-        found = pick(rows, regime="count", gamma=10, draft_experts=4, **settings).set_index("batch")
+        found = pick(rows, regime="count", draft_experts=usual(rows), **settings).set_index("batch")
         columns[label] = found[MOVED] * found.index
     return pd.DataFrame(columns).sort_index().dropna(axis=1, how="all")
 
@@ -187,6 +187,12 @@ _AGAINST = (
 )
 
 
+def usual(rows: pd.DataFrame) -> float | None:
+    """N of most runs: 4, or what a smaller model takes."""
+    known = rows["draft_experts"].dropna() if len(rows) else rows
+    return float(known.mode().iloc[0]) if len(known) else None
+
+
 def choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Counted specmoe rows of all prompt sets, at the batch with the most of them (the larger of two)."""
     if not len(rows):
@@ -198,7 +204,7 @@ def choices(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_set(rows: pd.DataFrame, **settings) -> pd.Series:
     """Tokens per round by prompt set, for runs with these settings."""
-    wanted = {"draft_experts": 4} | settings
+    wanted = {"draft_experts": usual(rows)} | settings
     return pick(choices(rows), prompt_set=None, **wanted).set_index("prompt_set")["tokens_per_round"].sort_index()
 
 
@@ -219,7 +225,7 @@ def _sets(rows: pd.DataFrame) -> list[Number]:
     found = []
     for name in ("random", "hot_global", "hot_temporal"):
         found += _measured("draft_set", name, TOKENS, by_set(rows, draft_set=name), "tokens") if len(choices(rows)) else []
-    speeds = _choice_speeds(rows, "draft_set", draft_experts=4, draft_set=None)
+    speeds = _choice_speeds(rows, "draft_set", draft_experts=usual(rows), draft_set=None)
     for name, value in speeds.items():
         if "random" in speeds:
             found += _measured("draft_set", name, "speed against random", value / speeds["random"], "times random")

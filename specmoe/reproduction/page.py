@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import engine
 from ..bench import plain
 from ..errors import OptionError, check_choice
 from .facts import Number
 from .measure import measure
 from .numbers import bytes_by_batch, load_results, main_model, paper_and_measured, rows_of, speed_ratios, timed_rows
 from .sentences import frame_of
-from .settings import LOW_SKEW, MAIN, RERUNS, plan
+from .settings import MAIN, RERUNS, plan, plan_low_skew
 from .winners import simulated_numbers
 
 
@@ -37,9 +38,11 @@ def open_results(
         )
     folder = Path(out_dir) / "results"
     how_much = "full" if rerun == "full" else "quick"
-    runs = plan(model, how_much)
-    for other in LOW_SKEW if model == MAIN else ():
-        runs += plan(other, how_much)
+    if model == MAIN:
+        runs = plan(model, how_much) + plan_low_skew(how_much)
+    else:
+        with engine.load(model, store="memory") as loaded:
+            runs = plan(model, how_much, loaded.info["experts"])
     measure(runs, folder, progress=progress)
     return load_results(folder)
 

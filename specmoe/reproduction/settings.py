@@ -40,26 +40,32 @@ class Run:
         return "/".join(str(value) for value in asdict(self).values())
 
 
-def plan(model: str = MAIN, how_much: str = "full") -> list[Run]:
-    """Runs for one model, without duplicates. ``how_much``: "quick" (a subset) or "full"."""
+def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> list[Run]:
+    """Runs for one model of ``num_experts`` per layer, without duplicates. ``how_much``: "quick" (a subset) or "full"."""
     check_choice("rerun", how_much, RERUNS[1:])
     full = how_much == "full"
-    low_skew = model in LOW_SKEW
-    base = Run(model, "specmoe", 64, gamma=5 if low_skew else 10, draft_experts=None if low_skew else 4)
-    batches = BATCHES if full else (1, 16, 64)
-    sets = range(5 if full else 2)
-    if low_skew:
-        counted = [run for run in _counted(base, (1, 16, 64)) if run.budget == "draft" and run.method != "overlapped"]
-        runs = [*counted, *_timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if full else (16,))]
-        return list(dict.fromkeys(runs))
-    large = replace(base, batch=256)
-    runs = [*_counted(base, batches), *_choices(base, sets)]
+    base = Run(model, "specmoe", 64, draft_experts=max(1, min(4, num_experts // 2)))
+    numbers = [num for num in (2, 4, 8, 16) if num <= num_experts]
+    sets, large = range(5 if full else 2), replace(base, batch=256)
+    runs = [*_counted(base, BATCHES if full else (1, 16, 64)), *_choices(base, sets, numbers)]
     runs += _timed(base, "throttled", (64, 1, 16, 256) if full else (16,))
     if full:
         runs += _timed(base, "disk", (16, 1, 64)) + _timed(base, "throttled", BATCHES)
-        runs += [replace(large, regime="throttled", draft_experts=num) for num in (2, 8, 16)]
+        runs += [replace(large, regime="throttled", draft_experts=num) for num in numbers]
         runs += [replace(large, regime="throttled", draft_set=name) for name in DRAFT_SETS]
-        runs += _choices(large, sets)
+        runs += _choices(large, sets, numbers)
+    return list(dict.fromkeys(runs))
+
+
+def plan_low_skew(how_much: str = "full") -> list[Run]:
+    """Runs of the shipped models that stand for the paper's two with less skew: timed at temperature 1, and counted."""
+    check_choice("rerun", how_much, RERUNS[1:])
+    runs = []
+    for model in LOW_SKEW:
+        base = Run(model, "specmoe", 64, gamma=5, draft_experts=None)
+        counted = _counted(base, (1, 16, 64))
+        runs += [run for run in counted if run.budget == "draft" and run.method != "overlapped"]
+        runs += _timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if how_much == "full" else (16,))
     return list(dict.fromkeys(runs))
 
 
@@ -74,14 +80,14 @@ def _counted(base: Run, batches) -> list[Run]:
     return runs
 
 
-def _choices(base: Run, sets) -> list[Run]:
+def _choices(base: Run, sets, numbers) -> list[Run]:
     """Substitutes, draft sets and N, each over several sets of prompts."""
     runs = []
     for number in sets:
         each = replace(base, prompt_set=number)
         runs += [replace(each, substitute=name) for name in SUBSTITUTES]
         runs += [replace(each, draft_set=name) for name in DRAFT_SETS]
-        runs += [replace(each, draft_experts=num) for num in (2, 4, 8, 16)]
+        runs += [replace(each, draft_experts=num) for num in numbers]
     return runs
 
 
