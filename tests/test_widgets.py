@@ -133,6 +133,7 @@ def test_no_word_is_smaller_than_12_points(request, name):
 def test_measured_and_simulated_figures_say_which_they_are(output, rows, winners):
     assert any("measured" in text for text in words(figures.timeline(output)))
     assert any("simulated" in text for text in words(figures.knobs(rows)[2]))
+    assert not any("imulated" in text for ax in figures.knobs(rows, simulated=False) for text in words(ax))
     assert any("simulated" in text for text in words(figures.winners_map(winners)))
 
 

@@ -26,12 +26,13 @@ SLICES = ("model", "draft_experts")
 
 
 @styled
-def knobs(rows: pd.DataFrame, reach: dict | None = None, ax=None, **settings):
-    """Bytes per token, tokens per round and speed of every method at one choice of settings (simulated).
+def knobs(rows: pd.DataFrame, reach: dict | None = None, simulated: bool = True, ax=None, **settings):
+    """Bytes per token, tokens per round and speed of every method at one choice of settings.
 
     ``rows``: one per method and setting, with ``method``, the columns of ``MEASURES`` and any of ``SETTINGS``; a method on
     which a setting has no bearing leaves it empty (nan). ``settings``: the choice, by column (left out: the first value).
-    ``reach``: the highest value on each axis by measure, to hold axes still. ``ax``: three ``Axes``. Returns the three.
+    ``reach``: the highest value on each axis by measure, to hold axes still. ``simulated``: False where the rows were
+    measured (those of a bench); the figure says which. ``ax``: three ``Axes``. Returns the three.
     """
     check_rows(rows)
     chosen = choose(rows, settings)
@@ -41,13 +42,14 @@ def knobs(rows: pd.DataFrame, reach: dict | None = None, ax=None, **settings):
     if len(axes) != 3:
         raise OptionError(f"ax holds {len(axes)} Axes: give three")
     unit, unit_name = size_unit(max(1.0, float(rows["fetched_bytes_per_token"].replace(0, np.nan).median() or 1)))
-    titles = [f"{unit_name} read per new token", "tokens per row and round", "tokens per second (simulated)"]
+    kind = "simulated" if simulated else "measured"
+    titles = [f"{unit_name} read per new token", "tokens per row and round", f"tokens per second ({kind})"]
     for panel, measure, title in zip(axes, MEASURES, titles, strict=True):
         scale = unit if measure == MEASURES[0] else 1
         _draw_bars(panel, part, measure, scale, (reach or {}).get(measure))
         panel.set_xlabel(title)
     if ax is None:
-        axes[0].figure.suptitle(_setting_words(chosen), fontweight="bold", x=0.01, ha="left", fontsize=14)
+        axes[0].figure.suptitle(_setting_words(kind, chosen), fontweight="bold", x=0.01, ha="left", fontsize=14)
     return axes
 
 
@@ -103,8 +105,8 @@ def _draw_bars(ax: Axes, part: pd.DataFrame, measure: str, scale: float, reach: 
     ax.locator_params(axis="x", nbins=4)
 
 
-def _setting_words(chosen: dict) -> str:
-    return "Simulated: " + ", ".join(setting_words(name, value) for name, value in chosen.items())
+def _setting_words(kind: str, chosen: dict) -> str:
+    return f"{kind.capitalize()}: " + ", ".join(setting_words(name, value) for name, value in chosen.items())
 
 
 def setting_words(name: str, value) -> str:

@@ -68,7 +68,7 @@ def routing_map(routing, token: int | None = None, step: str = "target", first: 
             Rectangle((token - 0.5, -0.5), 1, len(layers) * routing.top_k, fill=False, lw=3, ec=COLORS[4], zorder=6)
         )
     if beside is not None:
-        _spell_token(beside, routing, token, layers)
+        _spell_token(beside, routing, token, step, layers)
     return ax
 
 
@@ -153,11 +153,11 @@ def _dress_map(ax: Axes, routing, step: str, shown: range, layers: range) -> Non
     ax.grid(False)
     for edge in range(1, len(layers)):
         ax.axhline(edge * k - 0.5, color="#c0c0c0", lw=1)
-    said = {"target": "what the full model computed", "draft": "what the draft computed (* a stand-in)"}[step]
-    ax.set_title(f"Experts by token and layer: {said}", loc="left", fontweight="bold", fontsize=14, pad=12)
+    who = {"target": "the full model", "draft": "the draft"}[step]
+    ax.set_title(f"Experts by token and layer, as {who} computed", loc="left", fontweight="bold", fontsize=14, pad=12)
 
 
-def _spell_token(ax: Axes, routing, token: int, layers: range) -> None:
+def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> None:
     """The selected token in words, and what the colours and frames mean."""
     ax.axis("off")
     word = words_of(routing.output.tokenizer, routing.tokens)[token]
@@ -172,14 +172,21 @@ def _spell_token(ax: Axes, routing, token: int, layers: range) -> None:
     words = dict(va="top", fontsize=12, transform=ax.transAxes)
     ax.text(0, 1.12, "\n".join(lines[:2]), linespacing=1.4, fontweight="bold", **words)
     ax.text(0, 0.95, "\n".join(lines[2:18]), fontfamily="monospace", linespacing=1.35, **words)
-    frames = [
-        Patch(fc=plt.get_cmap("cividis_r")(1.0), label="expert this text uses most"),
-        Patch(fc=plt.get_cmap("cividis_r")(0.0), label="... and least"),
-        Patch(fc="none", ec=COLORS[3], lw=2.4, label="fetched"),
-        Patch(fc="none", ec=COLORS[3], lw=2.4, ls=(0, (2, 1.2)), label="prefetched"),
-        Patch(fc="none", ec="#c0c0c0", label="no frame: resident"),
-    ]
-    ax.legend(handles=frames, loc="lower left", frameon=False, fontsize=12, borderaxespad=0)
+    ax.legend(handles=_map_legend(step), loc="lower left", frameon=False, fontsize=12, borderaxespad=0)
+
+
+def _map_legend(step: str) -> list[Patch]:
+    colors = plt.get_cmap("cividis_r")
+    handles = [Patch(fc=colors(1.0), label="expert this text uses most"), Patch(fc=colors(0.0), label="... and least")]
+    if step == "draft":
+        blank = {"fc": "white", "ec": "#c0c0c0"}
+        return [
+            *handles,
+            Patch(**blank, label="*: a stand-in"),
+            Patch(**blank, label="blank: the draft never\nread this token"),
+        ]
+    frames = [Patch(fc="none", ec=COLORS[3], lw=2.4, ls=line, label=state) for state, line in FRAMES.items()]
+    return [*handles, *frames, Patch(fc="none", ec="#c0c0c0", label="no frame: resident")]
 
 
 def _draft_words(drafted: pd.DataFrame) -> str:

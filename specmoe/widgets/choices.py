@@ -12,20 +12,20 @@ from ..figures import choices as drawn
 from .base import Explorer, choice, steps
 
 
-def knobs(rows: pd.DataFrame, **settings) -> Explorer:
+def knobs(rows: pd.DataFrame, simulated: bool = True, **settings) -> Explorer:
     """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method (``figures.knobs``).
 
     ``rows``: as ``figures.knobs`` takes them; every setting with more than one value gets a control. ``settings``: where
-    the controls start, by column.
+    the controls start, by column; ``simulated=False`` where the rows were measured.
     """
     drawn.check_rows(rows)
     chosen = drawn.choose(rows, settings)
     reach = {measure: float(rows[measure].max()) for measure in drawn.MEASURES}
 
     def draw(**values):
-        return figures.knobs(rows, {"tokens_per_round": reach["tokens_per_round"]}, **{**chosen, **values})
+        return figures.knobs(rows, {"tokens_per_round": reach["tokens_per_round"]}, simulated, **{**chosen, **values})
 
-    return Explorer(_controls(rows, chosen), draw, "bytes, tokens per round and speed of every method, simulated", 430)
+    return Explorer(_controls(rows, chosen), draw, "bytes, tokens per round and speed of every method", 430)
 
 
 def winners_map(frame: pd.DataFrame, **settings) -> Explorer:
