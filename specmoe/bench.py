@@ -27,7 +27,7 @@ ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident
 DRAFTING = ("specmoe", "auto")
 WARM_UP_TOKENS = 8
 # Batches of prompts per run. Sentences end at EOS, each where it does: only a deeper queue keeps their batch full.
-QUEUE_BATCHES, QUEUE_BATCHES_TRANSLATION = 2, 4
+QUEUE_BATCHES, QUEUE_BATCHES_TRANSLATION = 2, 3
 # Figures of ``stats`` that a row carries as their median over repeats, beside the ratios made in ``_figures``.
 MEDIANS = (
     "tokens_per_second", "seconds", "gamma", "tokens_per_round", "acceptance_rate", "prefetch_recall",
@@ -93,7 +93,7 @@ def run_bench(
     One engine serves all, so every method but ``resident`` has the same fast memory. For each batch: one short
     warm-up per method, then ``repeats`` times every method in turn over the same prompts (default: two batches
     of them, so that finished rows are refilled). ``gamma`` fixes that of ``specmoe``; ``auto`` plans its own.
-    A translation model gets held-out English sentences, four batches of them, because they end at different lengths.
+    A translation model gets held-out English sentences, three batches of them, because they end at different lengths.
     """
     load_options |= _given(
         store=store, draft_experts=draft_experts, fast_memory=fast_memory, expert_bytes=expert_bytes,
