@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 
 import matplotlib
@@ -19,7 +20,7 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 
-from specmoe import figures, widgets
+from specmoe import figures, simulate, widgets
 from specmoe.errors import OptionError, UnsupportedModelError
 from specmoe.report.run import widget_errors
 from specmoe.routing import record_routing
@@ -215,6 +216,47 @@ def test_knobs_keeps_its_axis_while_sliders_move(rows):
     assert limits[0] == limits[1]
 
 
+@pytest.fixture
+def recordings(open_engine) -> dict[str, list]:
+    engine = open_engine("mixtral")
+    runs = [
+        {"method": "on_demand"},
+        {"method": "cached"},
+        {"method": "specmoe", "gamma": 2},
+        {"method": "specmoe", "gamma": 4},
+    ]
+    outputs = [engine.generate(PROMPTS, max_new_tokens=8, eos_token_id=[], **run) for run in runs]
+    return {"hot_temporal": [simulate.Recording.of(output, engine.info) for output in outputs]}
+
+
+def test_knobs_of_recordings_are_their_simulation(recordings):
+    """Each row is ``simulate`` at its link; a faster link is never slower, and what was read does not change."""
+    hardware = simulate.preset("laptop")
+    rows = simulate.knob_rows(recordings, hardware, links=[1e7, 1e8])
+    assert len(rows) == 8 and sorted(rows["gamma"].dropna().unique()) == [2, 4]
+    for run in recordings["hot_temporal"]:
+        played = simulate.simulate(run, dataclasses.replace(hardware, link_bytes_per_s=1e8))
+        assert played.tokens_per_second in rows.loc[rows["link_bytes_per_s"] == 1e8, "tokens_per_second"].tolist()
+    slow, fast = rows[rows["link_bytes_per_s"] == 1e7], rows[rows["link_bytes_per_s"] == 1e8]
+    assert (slow["tokens_per_second"].to_numpy() <= fast["tokens_per_second"].to_numpy()).all()
+    assert (slow["fetched_bytes_per_token"].to_numpy() == fast["fetched_bytes_per_token"].to_numpy()).all()
+
+
+def test_knobs_take_recordings_and_hardware(recordings):
+    explorer = widgets.knobs(recordings, simulate.preset("laptop"))
+    assert set(explorer.controls) == {"gamma", "link_bytes_per_s"}
+    before = explorer.png
+    explorer.controls["link_bytes_per_s"].value = explorer.controls["link_bytes_per_s"].options[-1][1]
+    assert explorer.png != before
+
+
+def test_the_map_takes_the_frame_of_simulate_winners(recordings):
+    frame = simulate.winners(recordings["hot_temporal"], simulate.preset("laptop"), balances=(10, 1000))
+    ax = figures.winners_map(frame)
+    shown = sorted(text.get_text()[:-1] for text in ax.texts)
+    assert shown == sorted(f"{margin:.2f}" for margin in frame["margin"])
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -235,6 +277,11 @@ def test_knobs_keeps_its_axis_while_sliders_move(rows):
         (lambda o, r: widgets.knobs(r, gama=2), "unknown setting 'gama'.*did you mean 'gamma'"),
         (lambda o, r: widgets.knobs(r.drop(columns="method")), "no 'method'"),
         (lambda o, r: widgets.knobs(r.assign(method="cashed")), "did you mean 'cached'"),
+        (
+            lambda o, r: widgets.knobs([o], simulate.preset("laptop")),
+            "Output is not a recording: make one with Recording.of",
+        ),
+        (lambda o, r: widgets.knobs([o]), "list holds no rows: give simulate.knob_rows"),
         (lambda o, r: widgets.winners_map([]), "list holds no rows"),
     ],
 )

@@ -56,7 +56,8 @@ def knobs(rows: pd.DataFrame, reach: dict | None = None, simulated: bool = True,
 def check_rows(rows) -> None:
     """``OptionError`` unless ``rows`` has methods and measures."""
     if not isinstance(rows, pd.DataFrame) or not len(rows):
-        raise OptionError(f"{type(rows).__name__} holds no rows: give a frame with {', '.join(('method', *MEASURES))}")
+        kind, columns = type(rows).__name__, ", ".join(("method", *MEASURES))
+        raise OptionError(f"{kind} holds no rows: give simulate.knob_rows(recordings, hardware), or a frame with {columns}")
     need_columns(rows, "method", *MEASURES)
     for method in set(rows["method"]) - set(ORDER):
         raise OptionError(f"method={method!r} is unknown: {nearest(method, ORDER)}")

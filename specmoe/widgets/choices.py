@@ -9,15 +9,19 @@ import pandas as pd
 
 from .. import figures
 from ..figures import choices as drawn
+from ..simulate.knobs import knob_rows
 from .base import Explorer, choice, steps
 
 
-def knobs(rows: pd.DataFrame, simulated: bool = True, **settings) -> Explorer:
+def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Explorer:
     """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method (``figures.knobs``).
 
-    ``rows``: as ``figures.knobs`` takes them; every setting with more than one value gets a control. ``settings``: where
-    the controls start, by column; ``simulated=False`` where the rows were measured.
+    ``rows``: as ``figures.knobs`` takes them; or recordings (``simulate.Recording``), which are replayed at several link
+    rates on ``hardware`` and at ``size`` (``simulate.knob_rows``). Every setting with more than one value gets a control.
+    ``settings``: where the controls start, by column; ``simulated=False`` where the rows were measured.
     """
+    if hardware is not None:
+        rows = knob_rows(rows, hardware, size=size)
     drawn.check_rows(rows)
     chosen = drawn.choose(rows, settings)
     reach = {measure: float(rows[measure].max()) for measure in drawn.MEASURES}
