@@ -2,8 +2,9 @@
 
 Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``. A pass costs its trunk,
 then per MoE layer max(FLOP / rate, bytes touched / memory rate) and overheads. ``on_demand`` reads a wave, waits, computes
-it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's guesses meanwhile; a draft's prefetches
-start while it drafts. What a layer asks for goes before guesses. Latency is paid once per burst. Prefill is not in it.
+it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's guesses meanwhile; a draft's
+prefetches start while it drafts. What a layer asks for goes before guesses. Latency is paid once per
+burst. Prefill is not in it.
 """
 
 from __future__ import annotations

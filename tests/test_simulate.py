@@ -1,0 +1,209 @@
+"""The simulator against cases computed by hand, against the trace it replays, and against bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import specmoe
+from specmoe.errors import OptionError
+from specmoe.simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, floor_seconds, preset, simulate, winners
+from specmoe.simulate.machine import fit_machine
+
+# A record takes 1 s on the link, a routed token 1 s of arithmetic, the trunk nothing; reading memory costs nothing.
+SECONDS = Hardware("by hand", 100, 0.0, 10, 1e18)
+SIZE = ModelSize("by hand", 100, 2, 8, 1, 10, 0, 0)
+INFO = {"name": "m", "architecture": "mixtral", "layers": 2, "experts": 8, "top_k": 1, "record_bytes": 100, "slots": 8,
+        "draft_experts": 2, "expert_bytes": 20, "expert_dtype": "float32", "dtype": "float32", "trunk_bytes": 0}  # fmt: skip
+
+
+def recording(method: str, experts, hits, fetches, prefetches=None, drafting=None, committed=None, batch=4) -> Recording:
+    """One token per expert; arrays [S][L], ``drafting`` [S][G]."""
+    experts, hits, fetches = np.array(experts), np.array(hits), np.array(fetches)
+    rounds = len(experts)
+    drafting = np.zeros((rounds, 0), dtype=int) if drafting is None else np.array(drafting)
+    prefetches = np.zeros_like(experts) if prefetches is None else np.array(prefetches)
+    rows, committed = np.full(rounds, batch), np.full(rounds, batch) if committed is None else np.array(committed)
+    gammas = (drafting > 0).sum(axis=1)
+    return Recording(
+        INFO, method, batch, experts, experts, hits, fetches, prefetches, rows, rows, committed, gammas, drafting
+    )
+
+
+def test_on_demand_reads_a_wave_and_only_then_computes_it():
+    run = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), SECONDS, SIZE)
+    assert run.seconds == pytest.approx(3 + 3 + 2 + 2)
+    assert run.wait_s == pytest.approx(5) and run.migration_share == pytest.approx(0.5)
+    halves = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), replace(SECONDS, num_readers=2), SIZE)
+    assert halves.seconds == pytest.approx(10), "smaller waves move and compute as much, one after the other"
+
+
+def test_cached_computes_hits_and_arrivals_while_the_next_record_is_read():
+    run = simulate(recording("cached", [[3, 2]], [[1, 0]], [[2, 2]]), SECONDS, SIZE)
+    # Layer 0: the hit until 1, arrivals at 1 and 2 computed until 3; layer 1: arrivals at 4 and 5, computed until 6.
+    assert run.seconds == pytest.approx(6) and run.wait_s == pytest.approx(1)
+    assert run.link_busy_s == pytest.approx(4)
+
+
+def test_resident_only_computes():
+    run = simulate(recording("resident", [[3, 2]], [[3, 2]], [[0, 0]]), SECONDS, SIZE)
+    assert run.seconds == pytest.approx(5) and run.wait_s == run.link_busy_s == run.fetched_bytes == 0
+
+
+def test_overlapped_reads_the_next_layer_while_this_one_computes():
+    run = simulate(recording("overlapped", [[3, 2]], [[0, 0]], [[3, 0]], [[0, 2]]), SECONDS, SIZE)
+    # Layer 0: arrivals at 1, 2, 3, computed until 4; the guesses of layer 1 cross from 3 to 5, then 2 s of arithmetic.
+    assert run.seconds == pytest.approx(7)
+
+
+def test_specmoe_reads_ahead_from_the_first_draft_step_on():
+    run = simulate(recording("specmoe", [[2, 2]], [[1, 1]], [[0, 0]], [[1, 1]], [[1, 1]]), SECONDS, SIZE)
+    # Draft: 2 steps of 2 layers, 4 s; half of the guesses queue at 2, half at 4. Layer 0's are all here at 4.5 ...
+    assert run.draft_s == pytest.approx(4)
+    assert run.seconds == pytest.approx(8) and run.wait_s == pytest.approx(0)
+
+
+def test_latency_is_paid_once_per_burst():
+    slow = replace(SECONDS, link_latency_s=0.25)
+    run = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), slow, SIZE)
+    assert run.seconds == pytest.approx(10.5)
+
+
+def test_the_oracle_takes_the_longer_of_reading_and_computing():
+    run = simulate(recording("on_demand", [[3, 2], [1, 1]], [[0, 0], [0, 1]], [[3, 2], [1, 0]]), SECONDS, SIZE, "oracle")
+    assert run.seconds == pytest.approx(5 + 2)
+    fast = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), replace(SECONDS, flop_per_s=1e9), SIZE, "oracle")
+    assert fast.seconds == pytest.approx(5)
+
+
+def test_another_models_layers_repeat_the_recorded_ones():
+    size = replace(SIZE, num_layers=4, expert_bytes=200)
+    run = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), SECONDS, size)
+    assert run.fetched_bytes == 10 * 200 and run.seconds == pytest.approx(20 + 10)
+
+
+# ---- real runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with specmoe.load("tiny-skewed", draft_experts=4, store="memory") as engine:
+        prompts, found = ["def area(self):\n", "The train leaves", "3 + 4 = "], {}
+        for method in ("on_demand", "cached", "overlapped", "specmoe", "resident"):
+            found[method] = engine.generate(prompts, method=method, max_new_tokens=8, batch_size=3)
+        yield engine.info, found
+
+
+def test_tokens_and_bytes_are_the_runs_own(runs):
+    info, outputs = runs
+    for method, output in outputs.items():
+        made = Recording.of(output, info)
+        run = simulate(made, PRESETS["laptop"])
+        assert run.num_new_tokens == output.stats.num_new_tokens
+        assert run.fetched_bytes == made.fetched_bytes == output.trace.to_frame().query(
+            "phase != 'prefill' and kind in ('fetch', 'prefetch')")["size"].sum()  # fmt: skip
+        assert run.seconds >= floor_seconds(made, PRESETS["laptop"]) > 0, method
+
+
+def test_a_recording_comes_back_from_its_file(runs, tmp_path):
+    info, outputs = runs
+    made = Recording.of(outputs["specmoe"], info)
+    path = made.save(tmp_path / "run.npz")
+    assert path.stat().st_size < 200_000
+    assert simulate(Recording.load(path), PRESETS["h100"]) == simulate(made, PRESETS["h100"])
+
+
+def test_winners_names_the_fastest_of_each_cell(runs):
+    info, outputs = runs
+    frame = winners([Recording.of(output, info) for output in outputs.values()], PRESETS["h100"], balances=[10, 1e5])
+    assert list(frame["balance"]) == [10, 1e5] and "resident" not in frame
+    for row in frame.itertuples():
+        speeds = sorted((getattr(row, name) for name in ("on_demand", "cached", "overlapped", "specmoe")), reverse=True)
+        assert getattr(row, row.winner) == speeds[0] and row.margin == pytest.approx(speeds[0] / speeds[1])
+
+
+# ---- monotonicity ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_faster_link_or_faster_arithmetic_never_slows_a_method(data):
+    method = data.draw(st.sampled_from(["on_demand", "cached", "overlapped", "specmoe", "resident"]))
+    rounds, counts = data.draw(st.integers(1, 4)), st.integers(0, 6)
+    table = {name: np.array(data.draw(st.lists(st.lists(counts, min_size=2, max_size=2), min_size=rounds, max_size=rounds)))
+             for name in ("hits", "fetches", "ahead", "wasted")}  # fmt: skip
+    if method in ("on_demand", "cached", "resident"):
+        table["ahead"] = table["wasted"] = table["hits"] * 0
+    experts = table["hits"] + table["fetches"] + table["ahead"]
+    drafting = [[2, 1]] * rounds if method == "specmoe" else None
+    made = recording(method, experts, table["hits"], table["fetches"], table["ahead"] + table["wasted"], drafting)
+    times = data.draw(st.floats(1, 20))
+    base = replace(SECONDS, link_latency_s=0.3, layer_overhead_s=0.1, step_overhead_s=0.1)
+    for name in ("link_bytes_per_s", "flop_per_s"):
+        better = replace(base, **{name: getattr(base, name) * times})
+        assert simulate(made, better, SIZE).seconds <= simulate(made, base, SIZE).seconds * (1 + 1e-9)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["link_bytes_per_s", "flop_per_s", "memory_bytes_per_s"])
+@pytest.mark.parametrize("rate", [0, -1, None, float("nan"), "fast"])
+def test_hardware_without_a_rate_is_refused(name, rate):
+    with pytest.raises(OptionError, match=f"{name}=.*above zero"):
+        replace(SECONDS, **{name: rate})
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(OptionError, match="did you mean 'h200'"):
+        preset("h20")
+    assert all("assumed" in hardware.source for hardware in PRESETS.values())
+
+
+def test_a_trace_of_another_model_is_refused(runs):
+    info, outputs = runs
+    for change in ({"experts": 4}, {"layers": 2}, {"record_bytes": 7}):
+        with pytest.raises(OptionError, match="trace of another model"):
+            Recording.of(outputs["on_demand"], info | change)
+    with pytest.raises(OptionError, match="recording is of a model with name="):
+        Recording.of(outputs["on_demand"], info).check(info | {"name": "other"})
+
+
+def test_a_recording_of_another_version_or_no_recording_is_refused(runs, tmp_path, monkeypatch):
+    info, outputs = runs
+    monkeypatch.setattr("specmoe.simulate.recording.FORMAT", 0)
+    path = Recording.of(outputs["cached"], info).save(tmp_path / "old.npz")
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="version 0"):
+        Recording.load(path)
+    (tmp_path / "no.npz").write_bytes(b"nothing")
+    with pytest.raises(OptionError, match="no.npz is not a recording"):
+        Recording.load(tmp_path / "no.npz")
+
+
+def test_a_config_without_what_is_needed_is_refused():
+    with pytest.raises(OptionError, match="lacks 'num_experts'"):
+        ModelSize.of({"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2})
+    with pytest.raises(OptionError, match="lack 'reads'"):
+        fit_machine({"passes": [[1, 1.0]]})
+
+
+def test_the_papers_sizes_have_their_published_parameters():
+    total = {name: (s.trunk_bytes + s.expert_bytes * s.num_layers * s.num_experts) / 2e9 for name, s in PAPER_SIZES.items()}
+    assert total["mixtral-8x7b"] == pytest.approx(46.7, rel=0.02)
+    assert total["llama-4-scout"] == pytest.approx(109, rel=0.03)
+    assert PAPER_SIZES["nllb-moe-54b"].expert_bytes == 2 * 2 * 2048 * 8192
+
+
+def test_a_fit_finds_the_constants_that_made_its_timings():
+    probes = {"reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "passes": [[1, 0.1], [8, 0.2]], "record_bytes": 100,
+              "layer": [[e, p, 1 + 3 * e + 0.5 * p] for e, p in ((1, 2), (4, 8), (4, 32), (8, 64))], "num_readers": 4,
+              "expert_flops_per_token": 10}  # fmt: skip
+    fitted = fit_machine(probes)
+    assert fitted.link_bytes_per_s == pytest.approx(50) and fitted.link_latency_s == pytest.approx(0.5)
+    assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
+    assert fitted.flop_per_s == pytest.approx(20)
