@@ -1,0 +1,100 @@
+"""One notebook in JupyterLab, as a person uses it: open, run all, move every control, look.
+
+Comes in: a playwright page and the server's address. Goes out: what went wrong, as sentences, and screenshots.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+LOCAL = {"127.0.0.1", "localhost", ""}
+# The shell's own remarks that say nothing about a notebook: a file it looks for and may not find.
+HARMLESS = ("favicon", "Failed to load resource: the server responded with a status of 404")
+IDLE = "() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
+    .some(prompt => prompt.innerText.includes('[*]'))"""
+MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
+    .filter(cell => cell.querySelector('.cm-content')?.innerText.trim()
+        && /^\\[\\s*\\]:?$/.test(cell.querySelector('.jp-InputPrompt').innerText.trim())).length"""
+FIGURES = "root => [...root.querySelectorAll('img')].map(image => image.src.length + image.src.slice(-400)).join()"
+CONTROLS = ".widget-slider, .widget-dropdown"
+
+
+class Problems(list):
+    """Console errors and requests that left this machine, collected while a page lives."""
+
+    def watch(self, page) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.append(f"page error: {error}"))
+        page.on("request", self._request)
+
+    def _console(self, message) -> None:
+        if message.type == "error" and not any(words in message.text for words in HARMLESS):
+            self.append(f"console error: {message.text[:300]}")
+
+    def _request(self, request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme in ("http", "https", "ws", "wss") and url.hostname not in LOCAL:
+            self.append(f"external request: {request.url[:200]}")
+
+
+def open_and_run(page, address: str, token: str, name: str, seconds: int = 120) -> None:
+    """Open the notebook ``name``, run all its cells and wait until the kernel rests."""
+    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
+    page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
+    page.wait_for_function(IDLE, timeout=60_000)
+    page.click("text=Run >> nth=0")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    page.wait_for_timeout(500)
+    page.wait_for_function(f"() => !({WAITING})() && ({IDLE})()", timeout=seconds * 1000)
+
+
+def failures(page) -> list[str]:
+    """Errors in outputs, and cells that Run All left out."""
+    found = []
+    for output in page.query_selector_all(".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"):
+        found.append(f"a cell or widget failed: {output.inner_text().strip().splitlines()[-1]}")
+    if left := page.evaluate(MISSING):
+        found.append(f"{left} cells were not run")
+    return found
+
+
+def move_controls(page, shots: Path) -> tuple[int, list[str]]:
+    """Move every slider and choose in every dropdown: how many there were, and those that changed no figure."""
+    found = []
+    boxes = page.query_selector_all(".jp-OutputArea-output .widget-vbox")
+    boxes = [box for box in boxes if box.query_selector("img") and box.query_selector(CONTROLS)]
+    moved = 0
+    for number, box in enumerate(boxes, 1):
+        for control in box.query_selector_all(CONTROLS):
+            if (changed := _move(page, box, control)) is not None:
+                moved += 1
+                if not changed:
+                    found.append(f"widget {number}: {control.inner_text().splitlines()[0]} changes no figure")
+        box.scroll_into_view_if_needed()
+        box.screenshot(path=shots.with_name(f"{shots.stem}_widget{number}.png"))
+    return moved, found
+
+
+def _move(page, box, control) -> bool | None:
+    """Whether the figure changed; None: the control has one value only."""
+    before = box.evaluate(FIGURES)
+    select = control.query_selector("select")
+    if select:
+        count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
+        if count < 2:
+            return None
+        select.select_option(index=(chosen + 1) % count)
+    else:
+        handle = control.query_selector(".noUi-handle")
+        least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
+        if least == most:
+            return None
+        handle.focus()
+        handle.press("ArrowLeft" if now >= most else "ArrowRight")
+    for _ in range(50):
+        page.wait_for_timeout(100)
+        if box.evaluate(FIGURES) != before:
+            return True
+    return False
