@@ -292,6 +292,14 @@ def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
         draw.against_paper(frame, "other")
 
 
+def test_the_clock_is_said_and_drawn_from_its_rows():
+    assert "nothing is claimed" in sentences.say_clock(pd.DataFrame())
+    row = {"method": "specmoe", "batch": 16, "link": "native", "measured": 100.0, "predicted": 110.0, "error": 0.1}
+    assert "median error 10 %" in sentences.say_clock(pd.DataFrame([row]))
+    ax = draw.clock_scatter(pd.DataFrame([row]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native"]
+
+
 def test_lines_are_named_at_their_ends():
     lines = pd.DataFrame({"on_demand": [1.0, 2.0], "specmoe": [2.0, 9.0]}, index=[1, 256])
     ax = draw.by_batch(lines, "tokens per second", "Throughput")

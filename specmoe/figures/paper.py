@@ -34,10 +34,10 @@ def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | Non
         raise OptionError(f"no number is called {measure!r}: there are {', '.join(sorted(set(numbers['measure'])))}")
     labels, own = list(dict.fromkeys(part["label"])), ax is None
     if own:
-        _, ax = plt.subplots(figsize=(8.5, 1.6 + 0.5 * len(labels)), layout="constrained")
+        _, ax = plt.subplots(figsize=(8.5, 1.7 + 0.62 * len(labels)), layout="constrained")
     kinds = [kind for kind in KIND_MARKS if kind in set(part["kind"])]
     for place, kind in enumerate(kinds):
-        _marks(ax, part[part["kind"] == kind], labels, kind, 0.22 * (place - (len(kinds) - 1) / 2))
+        _marks(ax, part[part["kind"] == kind], labels, kind, 0.3 * (place - (len(kinds) - 1) / 2))
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.45, -0.55)
     ax.set_xlabel(f"{measure} ({part['unit'].iloc[0]})")
@@ -99,6 +99,25 @@ def _name_ends(ax, ends: list[tuple]) -> None:
         ax.annotate(
             name, (right, 10**last), (10, 0), textcoords="offset points", va="center", color=color, annotation_clip=False
         )
+
+
+@styled
+def clock_scatter(rows: pd.DataFrame, ax=None):
+    """Predicted against measured tokens per second, a mark per link; the dashed line is a perfect prediction."""
+    need_columns(rows, "measured", "predicted", "method", "link")
+    own = ax is None
+    if own:
+        _, ax = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
+    for marker, (link, part) in zip("o^sDv", rows.groupby("link")):
+        colors = [METHOD_COLORS[method] for method in part["method"]]
+        ax.scatter(
+            part["measured"], part["predicted"], 60, colors, marker=marker, edgecolors="black", linewidths=0.5, label=link
+        )
+    ends = [rows[["measured", "predicted"]].min().min() / 1.2, rows[["measured", "predicted"]].max().max() * 1.2]
+    ax.plot(ends, ends, "--", color=GREY, linewidth=1.2)
+    ax.set(xscale="log", yscale="log", xlabel="measured tokens per second", ylabel="simulated tokens per second")
+    ax.legend(frameon=False, title="link")
+    return titled([ax], own, "The simulator against our own clock", "colours: methods, as in every figure")
 
 
 # ---- the map of winners ------------------------------------------------------------------------------------

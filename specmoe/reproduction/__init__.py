@@ -10,8 +10,8 @@ from .document import TITLES, WHY, WHY_MAP, conclusions, document, setup, table
 from .facts import FACTS, KINDS, PAPER_MODELS, Number
 from .measure import measure
 from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
-from .page import all_numbers, export, lines_at, numbers_frame, open_results
-from .sentences import frame_of, say_map
+from .page import all_numbers, clock_rows, export, lines_at, numbers_frame, open_results
+from .sentences import frame_of, say_clock, say_map
 from .settings import Run, plan, plan_low_skew
 from .winners import MACHINES, PAPER_BALANCE, measured_points, winners
 
@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "all_numbers",
     "bytes_by_batch",
+    "clock_rows",
     "conclusions",
     "document",
     "export",
@@ -42,6 +43,7 @@ __all__ = [
     "plan",
     "plan_low_skew",
     "rows_of",
+    "say_clock",
     "say_map",
     "setup",
     "speed_ratios",

@@ -20,6 +20,8 @@ from .sentences import frame_of
 from .settings import MAIN, RERUNS, plan, plan_low_skew
 from .winners import simulated_numbers
 
+CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
+
 
 def open_results(
     rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None
@@ -65,6 +67,12 @@ def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
         return speed_ratios(timed)
     speed = timed.pivot_table(index="batch", columns="method", values="tokens_per_second")
     return speed if what == "speed" else speed.rdiv(1000.0 * speed.index.to_series(), axis=0)
+
+
+def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
+    """Rows of the simulator against our clock (``specmoe.simulate``); empty where it was not run."""
+    found = json.loads(Path(file).read_text(encoding="utf-8"))["rows"] if Path(file).exists() else []
+    return pd.DataFrame(found)
 
 
 def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:

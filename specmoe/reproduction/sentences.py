@@ -138,3 +138,15 @@ def say_map(cells: pd.DataFrame, balance: float) -> str:
         said = ", ".join(f"{row.batch}: `{row.method}` {row.speedup:.2f}" for row in near.itertuples())
         lines.append(f"- {' '.join(panel.split())}: batch {said} times on_demand.")
     return f"At the balance of the paper's machine ({balance:,.0f} FLOP per byte):\n\n" + "\n".join(lines)
+
+
+def say_clock(rows: pd.DataFrame) -> str:
+    """How far the simulator is from our clock, by link: median and worst of the runs."""
+    if not len(rows):
+        return "No results of the simulator against our own clock are committed: nothing is claimed about it here."
+    lines = []
+    for link, part in rows.groupby("link"):
+        size = 100 * part.groupby(["method", "batch"])["error"].median().abs()
+        worst = " at batch ".join(map(str, size.idxmax()))
+        lines.append(f"- {link}: median error {size.median():.0f} %, worst {size.max():.0f} % (`{worst}`).")
+    return "\n".join(lines)
