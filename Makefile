@@ -13,15 +13,16 @@ REPORT_ARGS ?=
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
 LAB_ARGS ?=
+BROWSER ?= all
 NOTEBOOKS_OUT ?= reports/notebooks
 BENCH_ARGS ?= tiny-skewed --batch 1,16,64
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report test lab notebooks bench lint clean
+.PHONY: help setup report test browser-test lab notebooks bench lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
 
 setup: $(STAMP) ## only the environment, in .venv
 
@@ -50,6 +51,10 @@ report: setup ## run the main report and print the path of its HTML
 # One thread per worker: two workers with two threads each would only take turns on two cores.
 test: setup ## all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(TEST_ARGS)
+
+browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_start_here: that one); pictures in reports/browser
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[browser]'
+	@SPECMOE_BROWSER=$(BROWSER) $(BIN)/python -m pytest -m browser tests/browser $(TEST_ARGS)
 
 lab: setup ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(LAB_ARGS)

@@ -3,7 +3,8 @@
 Rules: every code cell executed, in order, and one that ends in a value or a print shows it; no error in an output; no
 cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, nested loops); outputs under
 300 KB in all, pictures counted as the bytes they are rather than as base64; nothing fetched from outside by an HTML, SVG
-or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries ``state``); a cell
+or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries ``state``); the kernel
+``python3`` named, or JupyterLab asks for one; a cell
 tagged ``parameters``.
 
 In ``tutorials/`` the code is what a student writes, without parameters. In ``tutorials/exercises`` it is also still to be
@@ -39,7 +40,7 @@ _HOST_PATH = re.compile(
 def broken_rules(notebook: dict[str, Any], tutorial: bool = False, exercise: bool = False) -> list[str]:
     """Every rule of this file that ``notebook`` (its JSON) breaks; empty: none."""
     code = [(number, cell) for number, cell in enumerate(notebook["cells"], 1) if cell["cell_type"] == "code"]
-    found = [*_too_long(code), *_outputs(code), *_widgets(notebook)]
+    found = [*_too_long(code), *_outputs(code), *_widgets(notebook), *_no_kernel(notebook)]
     if not exercise:
         found += _not_executed(code)
     if not (tutorial or exercise):
@@ -155,3 +156,8 @@ def _widgets(notebook: dict[str, Any]) -> Iterator[str]:
 def _no_parameters(notebook: dict[str, Any]) -> Iterator[str]:
     if not any("parameters" in cell["metadata"].get("tags", []) for cell in notebook["cells"]):
         yield "no cell is tagged `parameters`"
+
+
+def _no_kernel(notebook: dict[str, Any]) -> Iterator[str]:
+    if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
+        yield "metadata names no kernel `python3`: JupyterLab asks for one before it runs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from importlib import metadata
@@ -99,15 +100,15 @@ def test_make_checks_the_same_oldest_python_as_pyproject():
     assert PROJECT["requires-python"] == f">={major}.{minor}"
 
 
-@pytest.mark.parametrize("target", ["setup", "report", "test", "lab", "notebooks", "bench", "lint"])
+@pytest.mark.parametrize("target", ["setup", "report", "test", "browser-test", "lab", "notebooks", "bench", "lint"])
 def test_make_has_the_promised_target_and_it_sets_up_first(target):
     rule = re.search(rf"^{target}:([^#\n]*)", MAKEFILE, re.MULTILINE)
     assert rule, f"the Makefile has no target {target}"
     assert rule[1].split() == (["$(STAMP)"] if target == "setup" else ["setup"])
 
 
-@pytest.mark.parametrize("name", sorted(PROJECT["optional-dependencies"]))
-def test_no_extra_pulls_a_browser(name):
+@pytest.mark.parametrize("name", sorted(set(PROJECT["optional-dependencies"]) - {"browser"}))
+def test_no_extra_but_its_own_pulls_what_drives_a_browser(name):
     assert not BROWSERS & {requirement.name.lower() for requirement in extra(name)}
 
 
@@ -128,3 +129,25 @@ def test_the_installed_package_is_this_pyproject_and_not_an_older_one():
     assert plain == set(core()), "run make setup"
     scripts = {entry.name: entry.value for entry in installed.entry_points if entry.group == "console_scripts"}
     assert scripts == PROJECT["scripts"], "run make setup"
+
+
+def test_binder_builds_from_environment_yml_which_installs_this_package(environment):
+    """repo2docker takes binder/ alone when it exists: then environment.yml must be in it and say the same."""
+    folder = ROOT / "binder"
+    if folder.is_dir():
+        assert not (folder / "requirements.txt").exists(), "repo2docker takes environment.yml and forgets requirements.txt"
+        assert yaml.safe_load((folder / "environment.yml").read_text()) == environment
+    assert any(line.startswith("-e .") for line in pip_lines(environment))
+
+
+def test_the_devcontainer_installs_what_make_setup_does():
+    settings = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert settings["postCreateCommand"] == "make setup"
+    python = settings["image"].rsplit("-", 1)[0].rsplit(":", 1)[1].split("-")[-1]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert settings["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].endswith(".venv/bin/python")
+
+
+def test_the_readme_tells_colab_to_install_from_the_repository():
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "git+" in line)
+    assert Requirement(re.search(r'"(specmoe[^"]*)"', line)[1]).extras <= set(PROJECT["optional-dependencies"])

@@ -8,6 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from notebook_lint import MAX_OUTPUT_BYTES, WIDGETS, broken_rules, lint_file
 
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/**/*.ipynb")])
 
@@ -15,7 +16,7 @@ NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/**/*.
 def made(*cells, **metadata):
     """A good notebook, and ``cells`` after its parameters."""
     first = new_code_cell("gamma = 3", execution_count=1, metadata={"tags": ["parameters"]})
-    return new_notebook(cells=[first, *cells], metadata=metadata)
+    return new_notebook(cells=[first, *cells], metadata={**KERNEL, **metadata})
 
 
 def executed(source: str, *outputs, count: int | None = 2):
@@ -55,7 +56,8 @@ BROKEN = {
     "fetches https://e.example/x.png": made(executed("x = 1", shown("![x](https://e.example/x.png)", "text/markdown"))),
     "path of this machine: /home/ada/x": made(executed("x = 1", printed("wrote /home/ada/x"))),
     "lacks `state`": made(widgets={WIDGETS: {"version_major": 2}}),
-    "no cell is tagged": new_notebook(cells=[executed("x = 1", count=1)]),
+    "no cell is tagged": new_notebook(cells=[executed("x = 1", count=1)], metadata=KERNEL),
+    "names no kernel": made(kernelspec={"name": "ir", "display_name": "R"}),
 }
 
 
@@ -79,10 +81,10 @@ def test_what_is_allowed_passes():
 
 
 def test_an_exercise_may_wait_for_its_reader_but_not_grow():
-    waiting = new_notebook(cells=[new_code_cell("class Mine:\n    ...")])
+    waiting = new_notebook(cells=[new_code_cell("class Mine:\n    ...")], metadata=KERNEL)
     assert broken_rules(waiting, exercise=True) == [] and len(broken_rules(waiting)) == 3
     assert broken_rules(waiting, tutorial=True) == ["cell 1 was not executed"]
-    long = new_notebook(cells=[new_code_cell("x = 1\n" * 30)])
+    long = new_notebook(cells=[new_code_cell("x = 1\n" * 30)], metadata=KERNEL)
     assert broken_rules(long, exercise=True) == ["cell 1 has 30 lines: at most 20"]
 
 

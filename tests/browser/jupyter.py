@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import nbformat
 
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -25,6 +26,15 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def _emptied(path: Path) -> nbformat.NotebookNode:
+    """The notebook as never run, so that whatever the page shows is of this run."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
 
 
 def _write_settings(folder: Path) -> None:
@@ -41,7 +51,7 @@ def serving(notebooks: list[Path], folder: Path) -> Iterator[tuple[str, str]]:
     work, settings, token, port = folder / "notebooks", folder / "settings", secrets.token_hex(8), free_port()
     work.mkdir(parents=True)
     for notebook in notebooks:
-        shutil.copy(notebook, work)
+        nbformat.write(_emptied(notebook), work / notebook.name)
     _write_settings(settings)
     own = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(settings)}

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 LOCAL = {"127.0.0.1", "localhost", ""}
 # The shell's own remarks that say nothing about a notebook: a file it looks for and may not find.
 HARMLESS = ("favicon", "Failed to load resource: the server responded with a status of 404")
-IDLE = "() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+IDLE = """() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'
+    && !!document.querySelector('.jp-NotebookPanel .jp-Toolbar-kernelName')?.innerText.includes('Python')"""
 WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
     .some(prompt => prompt.innerText.includes('[*]'))"""
 MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
@@ -43,7 +44,9 @@ def open_and_run(page, address: str, token: str, name: str, seconds: int = 120) 
     """Open the notebook ``name``, run all its cells and wait until the kernel rests."""
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
-    page.wait_for_function(IDLE, timeout=60_000)
+    page.wait_for_function(f"() => document.querySelector('.jp-Dialog') || ({IDLE})()", timeout=60_000)
+    if page.query_selector(".jp-Dialog"):
+        raise AssertionError(f"opening {name} asks something: {page.inner_text('.jp-Dialog')[:200]!r}")
     page.click("text=Run >> nth=0")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
     page.wait_for_timeout(500)
