@@ -1,7 +1,7 @@
 """Exercise 5: what a block of tokens has to fetch, each expert once.
 
-Comes in: the student's ``coalesce(routing, num_tokens, resident)``: experts ``[B][T][K]`` that the router named, of which the
-first ``num_tokens[b]`` tokens of a row count, and the resident experts -> (experts to fetch, tokens by expert), the second a
+Comes in: the student's ``coalesce(routing, num_tokens, resident)``: experts ``[B][T][K]`` that the router named, of which
+the first ``num_tokens[b]`` tokens of a row count, and the resident experts -> (experts to fetch, tokens by expert), the second a
 dictionary from every needed expert to its tokens (row, position). Goes out: a verdict, with bytes on recorded routing.
 """
 
@@ -45,10 +45,15 @@ def _check(coalesce: Callable, routing, num_tokens, resident) -> int:
     padded, _ = right_answer(routing, [len(row) for row in routing], resident)
     twice = sorted({expert for expert in fetch if fetch.count(expert) > 1})
     require(not twice, f"expert {twice[:1]} is fetched more than once: one fetch serves the tokens of all rows")
-    require(not set(fetch) & set(resident), f"expert {sorted(set(fetch) & set(resident))[:1]} is resident: do not fetch it again")
+    require(
+        not set(fetch) & set(resident), f"expert {sorted(set(fetch) & set(resident))[:1]} is resident: do not fetch it again"
+    )
     require(not set(fetch) - padded, f"expert {sorted(set(fetch) - padded)[:1]} is fetched and no token asked for it")
     require(set(fetch) <= wanted, "padding is fetched for: only the first num_tokens[b] tokens of a row count")
-    require(wanted == set(fetch) or set(fetch) != first - set(resident), "only each token's first expert is fetched: it has top_k")
+    require(
+        wanted == set(fetch) or set(fetch) != first - set(resident),
+        "only each token's first expert is fetched: it has top_k",
+    )
     require(set(fetch) == wanted, f"expert {sorted(wanted - set(fetch))[:1]} is needed and not fetched")
     missing = sorted(set(groups) - set(tokens))
     require(not missing or not set(missing) <= set(resident),

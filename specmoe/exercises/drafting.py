@@ -1,7 +1,7 @@
 """Exercise 6: a draft set of one's own.
 
-Comes in: the student's ``draft_set(layer, counts, num_draft, memory)``: tokens per expert of the last verification ``[E]`` and
-a dictionary that lasts for one run, shared by all layers -> the experts that draft next, at most ``num_draft``. Goes out: a
+Comes in: the student's ``draft_set(layer, counts, num_draft, memory)``: tokens per expert of the last verification ``[E]``
+and a dictionary that lasts for one run, shared by all layers -> the experts that draft next, at most ``num_draft``. Goes out: a
 verdict, with bytes per token on the engine with a shipped checkpoint; it has to fetch less than HotTemporal.
 """
 
@@ -42,16 +42,30 @@ def _check_small(draft_set: Callable) -> None:
     require(len(first) == 2, f"you name {len(first)} of num_draft=2 experts: a slot that stays empty cannot draft")
     other = for_engine(draft_set)(0, OTHER, 2)
     require(set(first) != set(other), "you name the same experts whatever the verification used: look at counts")
-    require(not set(first) & {2, 3, 5, 6, 7}, "you name experts that the verification did not use, which costs fetches: most used first")
-    require(set(first) == {0, 1}, "after one verification the most used experts are the best guess: sort counts from the top down")
+    require(
+        not set(first) & {2, 3, 5, 6, 7},
+        "you name experts that the verification did not use, which costs fetches: most used first",
+    )
+    require(
+        set(first) == {0, 1},
+        "after one verification the most used experts are the best guess: sort counts from the top down",
+    )
     choose = for_engine(draft_set)
     for _ in range(5):
         choose(0, BUSY, 2)
-    require(set(choose(1, OTHER, 2)) == {6, 7}, "layer 1 is given experts of layer 0: keep apart in memory what belongs to each layer")
+    require(
+        set(choose(1, OTHER, 2)) == {6, 7},
+        "layer 1 is given experts of layer 0: keep apart in memory what belongs to each layer",
+    )
     for counts in LATER:
         last = choose(0, counts, 2)
-    require(set(last) == {2, 3}, "forty verifications after the text changed you still draft with the old experts: forget slowly")
-    require(set(for_engine(draft_set)(0, OTHER, 2)) == {6, 7}, "a second run remembers the first: use memory, not a global variable")
+    require(
+        set(last) == {2, 3}, "forty verifications after the text changed you still draft with the old experts: forget slowly"
+    )
+    require(
+        set(for_engine(draft_set)(0, OTHER, 2)) == {6, 7},
+        "a second run remembers the first: use memory, not a global variable",
+    )
 
 
 def check_draft_set(draft_set: Callable) -> Passed:
@@ -62,9 +76,13 @@ def check_draft_set(draft_set: Callable) -> Passed:
     except OptionError as failure:
         raise ExerciseError(str(failure)) from failure
     sets = {"yours": yours, "hot_temporal": bytes_per_token("hot_temporal"), "random": bytes_per_token("random")}
-    scores = pd.DataFrame([(name, round(size / 1e3, 1)) for name, size in sets.items()], columns=["draft_set", "kB_per_token"])
+    scores = pd.DataFrame(
+        [(name, round(size / 1e3, 1)) for name, size in sets.items()], columns=["draft_set", "kB_per_token"]
+    )
     temporal = sets["hot_temporal"]
     tail = f"{yours / 1e3:.1f} kB per token, HotTemporal {temporal / 1e3:.1f} kB"
-    require(yours != temporal, f"this fetches exactly what HotTemporal does ({tail}): look further back than one verification")
+    require(
+        yours != temporal, f"this fetches exactly what HotTemporal does ({tail}): look further back than one verification"
+    )
     require(yours < temporal, f"valid, but it does not beat HotTemporal ({tail}): try another weight for the past")
     return Passed(tail, scores)

@@ -46,8 +46,8 @@ class StudentPolicy(KeepPolicy):
         require(len(kept) <= self.num_kept, f"you keep {len(kept)} experts where num_kept={self.num_kept} fit")
         away = sorted(kept - here)
         require(not away, f"expert {away[:1]} is neither resident nor asked for in this step: keeping it cannot fetch it")
-        require(len(kept) == room, f"you keep {len(kept)} of {room} possible experts: unused slots save nothing, so fill up with "
-                "residents that this step did not ask for")  # fmt: skip
+        require(len(kept) == room, f"you keep {len(kept)} of {room} possible experts: unused slots save nothing, so fill "
+                "up with residents that this step did not ask for")  # fmt: skip
 
 
 def misses_of(function: Callable, requests: list, num_kept: int) -> tuple[int, list[set[int]]]:
@@ -69,14 +69,21 @@ def scores_of(function: Callable, layers: dict[int, list[Request]]) -> pd.DataFr
 def check_eviction(keep: Callable) -> Passed:
     """Verdict on ``keep(counts, resident, memory, num_kept)``; raises ``ExerciseError`` naming the mistake."""
     _, history = misses_of(keep, HOT, SMALL_KEPT)
-    require(all(0 in kept for kept in history[-7:]), "the expert used most in every step is let go: sort from the most used down")
+    require(
+        all(0 in kept for kept in history[-7:]), "the expert used most in every step is let go: sort from the most used down"
+    )
     _, again = misses_of(keep, HOT, SMALL_KEPT)
     require(history == again, "a second run decides differently: remember things in memory, not in a global variable")
     _, history = misses_of(keep, MOVED, SMALL_KEPT)
-    require(history[-1] & {4, 5} != set(), "experts 4 and 5 were needed thirty steps long and never kept: let old residents go")
-    require(history[-1] == {4, 5}, "of two experts needed thirty steps long one was kept: an old resident holds its slot for ever")
+    require(
+        history[-1] & {4, 5} != set(), "experts 4 and 5 were needed thirty steps long and never kept: let old residents go"
+    )
+    require(
+        history[-1] == {4, 5},
+        "of two experts needed thirty steps long one was kept: an old resident holds its slot for ever",
+    )
     scores = scores_of(keep, recorded_requests())
     mb = dict(zip(scores["policy"], scores["fetched_MB"], strict=True))
-    require(mb["yours"] <= mb["lru"], f"valid, but it fetches {mb['yours']} MB where LRU fetches {mb['lru']} MB: how recent and how "
-            "frequent the use was both matter")  # fmt: skip
+    require(mb["yours"] <= mb["lru"], f"valid, but it fetches {mb['yours']} MB where LRU fetches {mb['lru']} MB: how recent and "
+            "how frequent the use was both matter")  # fmt: skip
     return Passed(f"{mb['yours']} MB fetched, LRU {mb['lru']} MB; the bound is Belady's {mb['belady']} MB", scores)

@@ -29,7 +29,9 @@ def _cases() -> list[Case]:
     return [
         Case((SMALL, [0, 3]), [0, 0, 3, 3], _first_mistake),
         Case((TWINS, [0, 2]), [0, 0, 2], "a resident must stand for itself, also where another one has equal weights"),
-        Case((SPREAD, [3, 0]), [0, 0, 3, 3], "residents may come in any order: look an expert's own column up, by its number"),
+        Case(
+            (SPREAD, [3, 0]), [0, 0, 3, 3], "residents may come in any order: look an expert's own column up, by its number"
+        ),
         Case((SMALL, []), [4] * 4, "with no resident at all every expert maps to E, which means 'no expert'"),
     ]
 
@@ -60,6 +62,8 @@ def check_nearest(table: Callable) -> Passed:
     for layer in distances:
         residents = torch.randperm(len(layer), generator=generator)[:4].tolist()
         expected = nearest_resident(layer, residents)[:-1].tolist()
-        cases.append(Case((layer.tolist(), residents), expected, "the small tables are right, a table of tiny-skewed is not"))
+        cases.append(
+            Case((layer.tolist(), residents), expected, "the small tables are right, a table of tiny-skewed is not")
+        )
     check_cases(table, cases, EXPECTS, read_table)
     return Passed(f"the same tables as specmoe.affinity.nearest_resident on {len(cases)} layers of tiny-skewed")

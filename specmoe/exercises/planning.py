@@ -1,8 +1,8 @@
 """Exercise 7: a planner of three lines.
 
 Comes in: the student's ``plan(rounds, link_bytes_per_s)``: a list of dictionaries, one per gamma, with ``gamma``, ``tokens``
-(per row and round), ``bytes`` (fetched per round) and ``compute_s`` (drafting and verifying) -> the gamma to use. Goes out: a
-verdict, with *simulated* seconds per token on three links: tokens and fetches are of real runs of a shipped model; record
+(per row and round), ``bytes`` (fetched per round) and ``compute_s`` (drafting and verifying) -> the gamma to use. Goes out:
+a verdict, with *simulated* seconds per token on three links: tokens and fetches are of real runs of a shipped model; record
 size, compute and link rates are assumed, and reads and compute follow each other.
 """
 
@@ -17,7 +17,7 @@ from .workload import recorded_rounds
 
 EXPECTS = "the gamma of one of the rounds"
 LINKS = {"SSD 1 GB/s": 1e9, "PCIe 16 GB/s": 16e9, "in memory 400 GB/s": 400e9}
-RECORD_BYTES, DRAFT_STEP_S, VERIFY_S, VERIFY_TOKEN_S = 3 * 2**20, 2e-3, 3e-3, 0.2e-3  # assumed
+RECORD_BYTES, DRAFT_STEP_S, VERIFY_S, VERIFY_TOKEN_S = 3 * 2**20, 2e-3, 2e-3, 0.2e-3  # assumed
 
 
 def seconds_per_token(one: dict, link_bytes_per_s: float) -> float:

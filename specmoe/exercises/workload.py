@@ -58,7 +58,9 @@ def recorded_block(num_rows: int = 6, num_tokens: int = 6) -> list[list[list[int
     with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
         for prompt in prompts(num_rows):
             routing = record_routing(engine, prompt, max_new_tokens=num_tokens, method="on_demand", eos_token_id=[])
-            picks = routing.picks[(routing.picks["layer"] == 1) & (routing.picks["position"] >= routing.num_prompt_tokens - 1)]
+            picks = routing.picks[
+                (routing.picks["layer"] == 1) & (routing.picks["position"] >= routing.num_prompt_tokens - 1)
+            ]
             choices = picks.sort_values(["position", "choice"]).groupby("position")["expert"].apply(list)
             rows.append(choices.tolist()[:num_tokens])
     return rows
