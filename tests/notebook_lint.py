@@ -1,7 +1,7 @@
 """What a committed notebook must be. A notebook comes in, the rules it breaks go out, one sentence each.
 
 Rules: every code cell executed, in order, and one that ends in a value or a print shows it; no error in an output; no
-cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, nested loops); outputs under
+cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, three nested loops); outputs under
 300 KB in all, pictures counted as the bytes they are rather than as base64; nothing fetched from outside by an HTML, SVG
 or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries ``state``); the kernel
 ``python3`` named, or JupyterLab asks for one; a cell
@@ -22,6 +22,7 @@ from typing import Any
 
 MAX_LINES = 20
 MAX_FUNCTION_LINES = 5
+MAX_NESTED_LOOPS = 2  # a sweep over two settings is what a notebook is for
 MAX_OUTPUT_BYTES = 300_000
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 # Namespaces (xmlns="http://...") and links to follow (<a href>) fetch nothing: only what a page loads by itself counts.
@@ -105,13 +106,15 @@ def _package_logic(code: list) -> Iterator[str]:
                 if lines > MAX_FUNCTION_LINES:
                     limit = f"over {MAX_FUNCTION_LINES} it belongs in the package"
                     yield f"cell {number} defines {node.name} of {lines} lines: {limit}"
-            elif _holds_a_loop(node):
-                yield f"cell {number} has a loop in a loop: it belongs in the package"
+            elif _loops(node) > MAX_NESTED_LOOPS:
+                yield f"cell {number} has three loops in each other: they belong in the package"
 
 
-def _holds_a_loop(node: ast.AST) -> bool:
-    loops = ast.For | ast.While
-    return isinstance(node, loops) and any(isinstance(inner, loops) for inner in ast.walk(node) if inner is not node)
+def _loops(node: ast.AST) -> int:
+    """How many loops stand in each other, ``node`` itself one of them; 0: it is no loop."""
+    if not isinstance(node, ast.For | ast.While):
+        return 0
+    return 1 + max((_loops(inner) for inner in ast.walk(node) if inner is not node), default=0)
 
 
 def _outputs(code: list) -> Iterator[str]:

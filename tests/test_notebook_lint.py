@@ -46,7 +46,7 @@ BROKEN = {
     "has 21 lines": made(executed("x = 1\n" * 21)),
     "defines class Pool": made(executed("class Pool:\n    pass")),
     "defines draw of 6 lines": made(executed("def draw():\n" + "    x = 1\n" * 5)),
-    "a loop in a loop": made(executed("for i in range(3):\n    for j in range(3):\n        i + j")),
+    "three loops": made(executed("for i in x:\n    for j in i:\n        for k in j:\n            f(k)")),
     "outputs take": made(executed("x = 1", printed("a" * (MAX_OUTPUT_BYTES + 1)))),
     "fetches https://cdn.example/x.js": made(executed("x = 1", shown('<script src="https://cdn.example/x.js">'))),
     "fetches //cdn.example/x.css": made(executed("x = 1", shown("<link rel='stylesheet' href='//cdn.example/x.css'>"))),
@@ -73,7 +73,7 @@ def test_what_is_allowed_passes():
     notebook = made(
         executed("# only a comment", count=None),
         executed("def add(a, b):\n    return a + b\n\n\nadd(1, 2)", printed("3 at 10/100/1000 MB/s"), shown(svg)),
-        executed("for i in range(3):\n    print(i)", printed("0"), count=3),
+        executed("for i in range(3):\n    for j in range(3):\n        print(i)", printed("0"), count=3),
         executed("%matplotlib inline", count=4),
         widgets={WIDGETS: state},
     )
