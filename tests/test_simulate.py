@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 import specmoe
 from specmoe.errors import OptionError
 from specmoe.simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, floor_seconds, preset, simulate, winners
+from specmoe.simulate.clock import errors, write_results
 from specmoe.simulate.machine import fit_machine
 
 # A record takes 1 s on the link, a routed token 1 s of arithmetic, the trunk nothing; reading memory costs nothing.
@@ -207,3 +210,14 @@ def test_a_fit_finds_the_constants_that_made_its_timings():
     assert fitted.link_bytes_per_s == pytest.approx(50) and fitted.link_latency_s == pytest.approx(0.5)
     assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
     assert fitted.flop_per_s == pytest.approx(20)
+
+
+def test_errors_against_the_clock_are_of_medians_and_name_the_worst_case(tmp_path):
+    rows = [("cached", 1, "native", 0.1), ("cached", 1, "native", -0.3), ("cached", 1, "native", 0.2)]
+    rows += [("specmoe", 16, "native", -0.4), ("resident", 1, "0.25 GB/s", 0.05)]
+    frame = pd.DataFrame(rows, columns=["method", "batch", "link", "error"])
+    found = errors(frame)
+    assert found["native"] == {"median": pytest.approx(0.25), "worst": pytest.approx(0.4), "worst_case": ["specmoe", "16"]}
+    assert found["0.25 GB/s"]["worst"] == pytest.approx(0.05)
+    told = json.loads(write_results(frame, {**INFO}, {"date": "today"}, tmp_path / "results" / "clock.json").read_text())
+    assert told["machine"]["date"] == "today" and len(told["rows"]) == 5 and told["errors"] == found
