@@ -1,11 +1,10 @@
 """What a committed notebook must be. A notebook comes in, the rules it breaks go out, one sentence each.
 
 Rules: every code cell executed, in order, and one that ends in a value or a print shows it; no error in an output; no
-cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, three nested loops); outputs under
-300 KB in all, pictures counted as the bytes they are rather than as base64; nothing fetched from outside by an HTML, SVG
-or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries ``state``); the kernel
-``python3`` named, or JupyterLab asks for one; a cell
-tagged ``parameters``.
+cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, three nested loops); outputs
+under 300 KB in all, pictures counted as the bytes they are rather than as base64; nothing fetched from outside by an
+HTML, SVG or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries
+``state``); the kernel ``python3`` named, or JupyterLab asks for one; a cell tagged ``parameters``.
 
 In ``tutorials/`` the code is what a student writes, without parameters. In ``tutorials/exercises`` it is also still to be
 run: there only cell length, outputs and metadata count.
