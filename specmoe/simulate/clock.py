@@ -25,8 +25,8 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
                        repeats: int = 2, gamma: int = 4) -> pd.DataFrame:  # fmt: skip
     """One row per method, batch and repeat: measured and predicted tokens_per_second, error = predicted / measured - 1.
 
-    Each run is predicted from probes taken right before its batch's turn; none of them times a method. ``load``: the machine's load average
-    (above 1 or 2 other work disturbed probes and runs alike, and the comparison proves nothing). ``prompts`` must be
+    Each run is predicted from probes taken right before its batch's turn; none of them times a method. ``load``: the machine's load
+    average (above 1 or 2 other work disturbed probes and runs alike, and the comparison proves nothing). ``prompts`` must be
     as many as the largest batch. Runs are warmed up once (a record's checksum is computed at its first read).
     """
     rows, link = [], engine.options.link_bytes_per_s
@@ -44,7 +44,8 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
                 measured = output.stats.tokens_per_second
                 rows.append({
                     "method": method, "batch": batch, "link": "native" if link is None else f"{link / 1e9:g} GB/s",
-                    "repeat": repeat, "load": os.getloadavg()[0], "measured": measured, "predicted": predicted.tokens_per_second,
+                    "repeat": repeat, "load": os.getloadavg()[0], "measured": measured,
+                    "predicted": predicted.tokens_per_second,
                     "error": predicted.tokens_per_second / measured - 1, "measured_wait_s": output.stats.wait_s,
                     "predicted_wait_s": predicted.wait_s, "seconds": output.stats.seconds,
                     "probed_link_bytes_per_s": hardware.link_bytes_per_s, "probed_latency_s": hardware.link_latency_s,
