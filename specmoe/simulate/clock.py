@@ -25,7 +25,8 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
                        repeats: int = 2, gamma: int = 4) -> pd.DataFrame:  # fmt: skip
     """One row per method, batch and repeat: measured and predicted tokens_per_second, error = predicted / measured - 1.
 
-    Each run is predicted from probes taken right before its batch's turn; none of them times a method. ``load``: the machine's load
+    Each run is predicted from probes taken right before its batch's turn; none of them times a method.
+    ``load``: the machine's load
     average (above 1 or 2 other work disturbed probes and runs alike, and the comparison proves nothing). ``prompts`` must be
     as many as the largest batch. Runs are warmed up once (a record's checksum is computed at its first read).
     """
