@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one wrong answer a line)
 """Plausible wrong answers to the exercises, each with words of the sentence that has to name the mistake."""
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ def nearest_of(key=min, columns=None):
 
 
 NEAREST = {
-    "positions": (lambda d, r: [min(range(len(r)), key=lambda i: row[r[i]]) for row in d], "positions in the list of residents"),
+    "positions": (
+        lambda d, r: [min(range(len(r)), key=lambda i: row[r[i]]) for row in d],
+        "positions in the list of residents",
+    ),
     "themselves": (lambda d, r: list(range(len(d))), "everyone stands for themselves"),
     "farthest": (nearest_of(max), "farthest"),
-    "only the others": (lambda d, r: [min(r, key=lambda x: d[e][x]) for e in range(len(d)) if e not in r], "one entry for each"),
-    "never oneself": (lambda d, r: [min((x for x in r if x != e), key=lambda x: d[e][x]) for e in range(len(d))], "at distance zero"),
+    "only the others": (
+        lambda d, r: [min(r, key=lambda x: d[e][x]) for e in range(len(d)) if e not in r],
+        "one entry for each",
+    ),
+    "never oneself": (
+        lambda d, r: [min((x for x in r if x != e), key=lambda x: d[e][x]) for e in range(len(d))],
+        "at distance zero",
+    ),
     "neighbour": (lambda d, r: [e if e in r else 2 for e in range(len(d))], "not resident"),
     "twins": (nearest_of(), "equal weights"),
-    "no residents": (lambda d, r: [e if e in r else min(r, key=lambda x: d[e][x]) for e in range(len(d))], "raised ValueError"),
+    "no residents": (
+        lambda d, r: [e if e in r else min(r, key=lambda x: d[e][x]) for e in range(len(d))],
+        "raised ValueError",
+    ),
 }
 
 

@@ -38,7 +38,7 @@ CASES = [
     Case(([[5, 8, 6, 4]], [[5, 7, 9]], [3]), [(1, 8)], _first_rejected),
     Case(([[5, 8, 6, 4]], [[5, 7, 6]], [3]), [(1, 8)], "agreement after a rejection does not count: take the prefix"),
     Case(([[5, 8, 6, 4]], [[5, 8, 6]], [3]), [(3, 4)], "all accepted: the row gains one more, the target's bonus token"),
-    Case(([[5, 8, 0, 0]], [[5, 8, 0]], [2]), [(2, 0)], "padding behind num_drafted counts even less where it agrees: ignore it"),
+    Case(([[5, 8, 0, 0]], [[5, 8, 0]], [2]), [(2, 0)], "padding behind num_drafted was not drafted, even if it agrees"),
     Case(([[5, 8, 6]], [[0, 0]], [0]), [(0, 5)], "a row that drafted nothing still gains the target's first token"),
     Case(([[5, 8, 6], [1, 2, 3]], [[5, 8], [9, 2]], [2, 2]), [(2, 6), (0, 1)],
          "every row has its own number of accepted tokens: none waits for the shortest"),

@@ -1,8 +1,8 @@
 """Exercise 5: what a block of tokens has to fetch, each expert once.
 
 Comes in: the student's ``coalesce(routing, num_tokens, resident)``: experts ``[B][T][K]`` that the router named, of which
-the first ``num_tokens[b]`` tokens of a row count, and the resident experts -> (experts to fetch, tokens by expert), the second a
-dictionary from every needed expert to its tokens (row, position). Goes out: a verdict, with bytes on recorded routing.
+the first ``num_tokens[b]`` tokens of a row count, and the resident experts -> (experts to fetch, tokens by expert), the
+second a dictionary from every needed expert to its tokens (row, position). Goes out: a verdict, with bytes on real routing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exercise 6: a draft set of one's own.
 
 Comes in: the student's ``draft_set(layer, counts, num_draft, memory)``: tokens per expert of the last verification ``[E]``
-and a dictionary that lasts for one run, shared by all layers -> the experts that draft next, at most ``num_draft``. Goes out: a
-verdict, with bytes per token on the engine with a shipped checkpoint; it has to fetch less than HotTemporal.
+and a dictionary that lasts for one run, shared by all layers -> the experts that draft next, at most ``num_draft``. Goes
+out: a verdict, with bytes per token on the engine with a shipped checkpoint; it has to fetch less than HotTemporal.
 """
 
 from __future__ import annotations

@@ -84,6 +84,6 @@ def check_eviction(keep: Callable) -> Passed:
     )
     scores = scores_of(keep, recorded_requests())
     mb = dict(zip(scores["policy"], scores["fetched_MB"], strict=True))
-    require(mb["yours"] <= mb["lru"], f"valid, but it fetches {mb['yours']} MB where LRU fetches {mb['lru']} MB: how recent and "
-            "how frequent the use was both matter")  # fmt: skip
+    told = f"valid, but it fetches {mb['yours']} MB where LRU fetches {mb['lru']} MB"
+    require(mb["yours"] <= mb["lru"], f"{told}: how recent and how frequent the use was both matter")
     return Passed(f"{mb['yours']} MB fetched, LRU {mb['lru']} MB; the bound is Belady's {mb['belady']} MB", scores)
