@@ -50,6 +50,23 @@ def count_picks(model) -> tuple[dict[str, torch.Tensor], list]:
     return counts, [layer.router.register_forward_hook(counter(counts[name])) for name, layer in layers.items()]
 
 
+@torch.no_grad()
+def use_while_reading(model, tokenizer, pairs: list) -> dict[str, torch.Tensor]:
+    """Picks [E] per sparse layer while the model reads the expected translations. Not taken from ``generate``: there
+    finished rows go on with padding, which is routed too."""
+    counts, hooks = count_picks(model)
+    for start in range(0, len(pairs), _BATCH):
+        part = pairs[start : start + _BATCH]
+        source = tokenizer([pair.english for pair in part], return_tensors="pt", padding=True)
+        target = tokenizer(text_target=[pair.french for pair in part], return_tensors="pt", padding=True)
+        ids, mask = target["input_ids"], target["attention_mask"]
+        inputs = torch.cat([torch.full_like(ids[:, :1], EOS), ids[:, :-1]], dim=1)
+        model(**source, decoder_input_ids=inputs, decoder_attention_mask=mask, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
 def expert_use(counts: dict[str, torch.Tensor]) -> dict:
     """Gini and dead experts of each sparse layer; a dead expert has under 0.1 % of its layer's picks."""
     ginis = {name: round(gini(count.tolist()), 4) for name, count in counts.items()}
@@ -65,12 +82,10 @@ def expert_use(counts: dict[str, torch.Tensor]) -> dict:
 
 
 def evaluate_translation(model, tokenizer, num_pairs: int = 512, seed: int = HELD_OUT_SEED) -> dict:
-    """Exact match and expert use of greedy translation of ``num_pairs`` held-out sentences."""
+    """Exact match of greedy translation of ``num_pairs`` held-out sentences, and which experts their text uses."""
     pairs = held_out_pairs(num_pairs, seed)
-    counts, hooks = count_picks(model.eval())
-    got = translate(model, tokenizer, [pair.english for pair in pairs])
-    for hook in hooks:
-        hook.remove()
+    got = translate(model.eval(), tokenizer, [pair.english for pair in pairs])
+    counts = use_while_reading(model, tokenizer, pairs)
     right = [text == pair.french for text, pair in zip(got, pairs, strict=True)]
     wrong = [
         {"english": pair.english, "french": pair.french, "got": text}
