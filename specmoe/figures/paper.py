@@ -142,8 +142,9 @@ def map_of_winners(
         axis.set_ylabel("batch" if axis.get_subplotspec() is None or axis.get_subplotspec().is_first_col() else "")
         _mark_machines(axis, machines or {})
         if points is not None:
-            _mark_points(axis, points[points["panel"] == panel])
-    note = "colour: the fastest method; numbers: times on_demand; circles: measured; rest simulated; overlapped: oracle"
+            _mark_points(axis, points[points["panel"] == panel], sorted(set(cells["batch"])))
+    laid = "circles: measured; rest simulated" if points is not None and len(points) else "all simulated"
+    note = f"colour: the fastest method; numbers: times on_demand; {laid}; overlapped: oracle"
     return titled(list(axes), ax is None, "The map of winners: fastest method at equal fast memory", note)
 
 
@@ -203,8 +204,7 @@ def _mark_machines(ax, machines: dict[str, float]) -> None:
         ax.annotate(name, (np.log10(balance), top), (0, 3), color=GREY, **words)
 
 
-def _mark_points(ax, points: pd.DataFrame) -> None:
-    batches = [int(label.get_text()) for label in ax.get_yticklabels()]
+def _mark_points(ax, points: pd.DataFrame, batches: list[int]) -> None:
     for row in points.itertuples():
         if row.batch in batches:
             at = (np.log10(row.balance), batches.index(row.batch))
