@@ -203,7 +203,7 @@ def test_shown_figures_are_small_sharp_and_closed(rows, monkeypatch):
     data = seen[0].data
     assert seen[0].alt.startswith("Figure: Decoding speed") and "batch kept full" in seen[0].alt
     assert len(data) < 60_000
-    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] > 1.5 * seen[0].width
+    assert matplotlib.image.imread(io.BytesIO(data)).shape[1] > 1.3 * seen[0].width
 
 
 def test_rows_that_cannot_be_drawn_are_refused(rows):
