@@ -432,7 +432,7 @@ def test_the_main_report_end_to_end(tmp_path):
     for batch in (1, 4):
         moved = {method: rows[method, batch]["fetched_bytes_per_token"] for method in ("on_demand", "specmoe")}
         assert 0 < moved["specmoe"] < moved["on_demand"]
-        assert rows["on_demand", batch]["tokens_per_round"] == 1 < rows["specmoe", batch]["tokens_per_round"] <= 6
+        assert rows["on_demand", batch]["tokens_per_round"] == 1 < rows["specmoe", batch]["tokens_per_round"] <= 11
     for share in numbers["shares"]:  # the trace tells the same story as the counters
         row = rows[share["method"], share["batch"]]
         assert share["bytes_per_token"] == pytest.approx(row["fetched_bytes_per_token"], rel=0.1)
