@@ -178,7 +178,6 @@ def test_the_list_of_models_counts_the_decoder_and_leaves_out_what_is_not_there(
     assert row["mean_gini"] == use["mean_gini_decoder"] and "English to French" in row["summary"]
 
 
-@pytest.mark.skipif(not (tiny.shipped_path("tiny-translate") / "config.json").exists(), reason="not made yet")
 def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
     folder = tiny.shipped_path("tiny-translate")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -187,14 +186,16 @@ def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
     assert record["exact_match"]["share"] >= 0.95 and record["expert_use"]["mean_gini_decoder"] > 0.7
 
 
-@pytest.mark.skipif(not (tiny.shipped_path("tiny-translate") / "config.json").exists(), reason="not made yet")
-def test_the_shipped_model_translates_and_every_method_agrees():
-    pairs, job = held_out_pairs(6, 11), {"gamma": 5, "batch_size": 3}
-    with load("tiny-translate", draft_experts=4) as engine:
-        english = [pair.english for pair in pairs]
-        found = [engine.generate(english, method=m, max_new_tokens=120, **job).new_texts for m in ("on_demand", "specmoe")]
-    assert found[0] == found[1]
-    assert sum(text == pair.french for text, pair in zip(found[1], pairs, strict=True)) >= 5
+def test_the_shipped_model_translates_drafts_well_and_every_method_agrees():
+    """The claims of its card, on fewer sentences and with room for it: 99.8 % right, 7.6 tokens per round, a third of the loads."""
+    pairs, job, found = held_out_pairs(96, 11), {"gamma": 10, "batch_size": 32, "prefetch": False}, {}
+    with load("tiny-translate", draft_experts=4, store="memory") as engine:
+        for method in ("on_demand", "specmoe"):
+            found[method] = engine.generate([p.english for p in pairs], method=method, max_new_tokens=96, **job)
+    plain, ours = found["on_demand"], found["specmoe"]
+    assert ours.new_texts == plain.new_texts
+    assert sum(text == pair.french for text, pair in zip(ours.new_texts, pairs, strict=True)) >= 0.95 * len(pairs)
+    assert ours.stats.tokens_per_round > 7.0 and ours.stats.fetched_bytes < 0.5 * plain.stats.fetched_bytes
 
 
 def test_training_leaves_a_checkpoint_that_translates(tmp_path):

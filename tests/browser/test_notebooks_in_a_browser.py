@@ -67,6 +67,7 @@ def test_a_notebook_runs_and_its_widgets_move(path, page, lab):
     moved, still = move_controls(page, shot)
     print(f"{path.stem}: {moved} controls moved")
     assert [*failures(page), *still, *problems] == []
+    assert moved > 0 or "widgets." not in path.read_text(encoding="utf-8"), "no widget of this notebook shows a control"
 
 
 def test_an_external_request_and_a_console_error_would_be_seen(page):
