@@ -16,6 +16,8 @@ from specmoe.errors import OptionError
 from specmoe.simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, floor_seconds, preset, simulate, winners
 from specmoe.simulate.clock import errors, write_results
 from specmoe.simulate.machine import fit_machine
+from specmoe.simulate.recording import load_all, save_all
+from specmoe.simulate.shipped import BATCHES, FOLDER, SHIPPED, recordings
 
 # A record takes 1 s on the link, a routed token 1 s of arithmetic, the trunk nothing; reading memory costs nothing.
 SECONDS = Hardware("by hand", 100, 0.0, 10, 1e18)
@@ -32,9 +34,8 @@ def recording(method: str, experts, hits, fetches, prefetches=None, drafting=Non
     prefetches = np.zeros_like(experts) if prefetches is None else np.array(prefetches)
     rows, committed = np.full(rounds, batch), np.full(rounds, batch) if committed is None else np.array(committed)
     gammas = (drafting > 0).sum(axis=1)
-    return Recording(
-        INFO, method, batch, experts, experts, hits, fetches, prefetches, rows, rows, committed, gammas, drafting
-    )
+    arrays = (experts, experts, hits, fetches, prefetches, rows, rows, committed, gammas, drafting)
+    return Recording(INFO, method, batch, *arrays, positions=1 + gammas)
 
 
 def test_on_demand_reads_a_wave_and_only_then_computes_it():
@@ -120,6 +121,56 @@ def test_a_recording_comes_back_from_its_file(runs, tmp_path):
     assert simulate(Recording.load(path), PRESETS["h100"]) == simulate(made, PRESETS["h100"])
 
 
+def test_several_recordings_come_back_from_one_file(runs, tmp_path):
+    info, outputs = runs
+    made = [Recording.of(output, info, number=place) for place, output in enumerate(outputs.values())]
+    for old, new in zip(made, load_all(save_all(made, tmp_path / "runs.npz")), strict=True):
+        assert simulate(new, PRESETS["h100"]) == simulate(old, PRESETS["h100"]) and new.settings == old.settings
+        assert (new.positions == old.positions).all() and (new.drafting == old.drafting).all()
+
+
+def test_full_keeps_the_rounds_with_every_row_in_flight(runs):
+    info, outputs = runs
+    made = Recording.of(outputs["specmoe"], info)
+    cut = replace(made, rows=np.where(np.arange(len(made.rows)) == 1, made.batch - 1, made.batch)).full()
+    assert len(cut.rows) == len(made.rows) - 1 and (cut.rows == made.batch).all()
+    assert cut.num_new_tokens == made.num_new_tokens - made.committed[1] and len(cut.drafting) == len(cut.fetches) == len(
+        cut.rows
+    )
+
+
+def test_attention_looks_as_far_as_the_longest_row_with_its_block(runs):
+    info, outputs = runs
+    plain = Recording.of(outputs["on_demand"], info)
+    longest = max(len(tokens) for tokens in outputs["on_demand"].sequences)
+    assert plain.positions[-1] == longest - 1 and (np.diff(plain.positions) == 1).all()
+
+
+# ---- shipped recordings ----------------------------------------------------------------------------------------
+
+
+def test_every_shipped_recording_is_of_a_full_batch_at_equal_fast_memory():
+    found = recordings()
+    assert {(each.info["name"], each.info["draft_experts"]) for each in found} <= {
+        (model, number) for model, numbers in SHIPPED.items() for number in numbers}  # fmt: skip
+    for each in found:
+        assert (each.rows == each.batch).all() and len(each.rows) >= 5, (each.method, each.batch)
+        assert (each.hits + each.fetches <= each.experts).all() and (each.committed >= each.rows).all()
+    frame = winners(found, PRESETS["h100"])  # refuses runs with different fast memory
+    assert set(frame["batch"]) == set(BATCHES) and {"on_demand", "cached", "overlapped", "specmoe"} <= set(frame)
+
+
+def test_shipped_recordings_are_small():
+    sizes = [path.stat().st_size for path in FOLDER.glob("*.npz")]
+    assert max(sizes) < 300_000 and sum(sizes) < 3_000_000
+
+
+def test_a_recording_that_is_not_shipped_is_refused_with_what_is_there():
+    assert {each.method for each in recordings("tiny-translate", 4, 64)} == {"on_demand", "cached", "overlapped", "specmoe"}
+    with pytest.raises(OptionError, match="draft_experts=3.*tiny-translate with N = 2 or 4"):
+        recordings("tiny-translate", 3)
+
+
 def test_winners_names_the_fastest_of_each_cell(runs):
     info, outputs = runs
     frame = winners([Recording.of(output, info) for output in outputs.values()], PRESETS["h100"], balances=[10, 1e5])
@@ -202,22 +253,30 @@ def test_the_papers_sizes_have_their_published_parameters():
     assert PAPER_SIZES["nllb-moe-54b"].expert_bytes == 2 * 2 * 2048 * 8192
 
 
-def test_a_fit_finds_the_constants_that_made_its_timings():
-    probes = {"reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "passes": [[1, 0.1], [8, 0.2]], "record_bytes": 100,
-              "layer": [[e, p, 1 + 3 * e + 0.5 * p] for e, p in ((1, 2), (4, 8), (4, 32), (8, 64))], "num_readers": 4,
-              "expert_flops_per_token": 10}  # fmt: skip
-    fitted = fit_machine(probes)
-    assert fitted.link_bytes_per_s == pytest.approx(50) and fitted.link_latency_s == pytest.approx(0.5)
-    assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
-    assert fitted.flop_per_s == pytest.approx(20)
+def clock_rows(*rows) -> pd.DataFrame:
+    """(method, batch, link, error) at a measured speed of 100."""
+    frame = pd.DataFrame(rows, columns=["method", "batch", "link", "error"]).assign(measured=100.0, model="m")
+    return frame.assign(predicted=100 * (1 + frame["error"]))
 
 
 def test_errors_against_the_clock_are_of_medians_and_name_the_worst_case(tmp_path):
-    rows = [("cached", 1, "native", 0.1), ("cached", 1, "native", -0.3), ("cached", 1, "native", 0.2)]
-    rows += [("specmoe", 16, "native", -0.4), ("resident", 1, "0.25 GB/s", 0.05)]
-    frame = pd.DataFrame(rows, columns=["method", "batch", "link", "error"])
+    frame = clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "native", -0.3), ("cached", 1, "native", 0.2),
+                       ("specmoe", 16, "native", -0.4), ("resident", 1, "0.25 GB/s", 0.05))  # fmt: skip
     found = errors(frame)
-    assert found["native"] == {"median": pytest.approx(0.25), "worst": pytest.approx(0.4), "worst_case": ["specmoe", "16"]}
+    case = ["m", "specmoe", "16"]
+    assert found["native"] == {"median": pytest.approx(0.25), "worst": pytest.approx(0.4), "worst_case": case}
     assert found["0.25 GB/s"]["worst"] == pytest.approx(0.05)
-    told = json.loads(write_results(frame, {**INFO}, {"date": "today"}, tmp_path / "results" / "clock.json").read_text())
-    assert told["machine"]["date"] == "today" and len(told["rows"]) == 5 and told["errors"] == found
+    told = json.loads(write_results(frame, INFO, {"date": "today"}, tmp_path / "results" / "clock.json").read_text())
+    assert told["machine"]["date"] == "today" and len(told["runs"]) == 5 and len(told["rows"]) == 3
+    assert told["errors"] == found
+
+
+def test_comparing_again_replaces_the_rows_of_that_model_and_link_only(tmp_path):
+    path, frame = tmp_path / "clock.json", clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "0.25 GB/s", 0.1))
+    write_results(frame, INFO, {"date": "one"}, path)
+    write_results(frame, INFO | {"name": "other"}, {"date": "two"}, path)
+    write_results(clock_rows(("cached", 1, "native", 0.3)), INFO, {"date": "three"}, path)
+    told = json.loads(path.read_text())
+    assert sorted((row["model"], row["link"], row["error"]) for row in told["rows"]) == [
+        ("m", "0.25 GB/s", 0.1), ("m", "native", 0.3), ("other", "0.25 GB/s", 0.1), ("other", "native", 0.1)]  # fmt: skip
+    assert told["measured"]["m, native"] == "three" and told["measured"]["m, 0.25 GB/s"] == "one"

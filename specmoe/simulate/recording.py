@@ -8,7 +8,7 @@ Comes in: an ``Output`` and its engine's ``info``. Goes out: a ``Recording``, ke
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from ..errors import OptionError
 from ..metrics import _part
 
-FORMAT = 1
+FORMAT = 2
 _COUNTS = ("experts", "pairs", "hits", "fetches", "prefetches")  # [S, L]
-_ROUNDS = ("rows", "live", "committed", "gammas")  # [S]
+_ROUNDS = ("rows", "live", "committed", "gammas", "positions")  # [S]
 _IDENTITY = ("name", "architecture", "layers", "experts", "top_k")
 
 
@@ -39,10 +39,13 @@ class Recording:
     committed: np.ndarray  # [S] new tokens
     gammas: np.ndarray  # [S] draft steps
     drafting: np.ndarray  # [S, G] rows that still drafted at each step
+    positions: np.ndarray  # [S] tokens of the longest row, its block included: how far attention looks
+    settings: dict = field(default_factory=dict)  # what else tells this run from others: eviction, prefetch, gamma, ...
 
     @classmethod
-    def of(cls, output, info: dict) -> Recording:
-        """Of any run's trace; ``OptionError`` when it was not kept or cannot be of the model that ``info`` describes."""
+    def of(cls, output, info: dict, **settings) -> Recording:
+        """Of any run's trace, with ``settings`` written beside it; ``OptionError`` when it was not kept or cannot be of the
+        model that ``info`` describes."""
         frame = output.trace.to_frame()
         if not (frame["kind"] == "round").any():
             raise OptionError("the run kept no trace to record: load the engine with trace=True")
@@ -54,8 +57,16 @@ class Recording:
         return cls(
             dict(info), output.stats.method, output.stats.batch_size, **counts, rows=rounds["size"].to_numpy(),
             live=verify.reindex(rounds.index, fill_value=0).to_numpy(), committed=rounds["count"].to_numpy(),
-            gammas=(drafting > 0).sum(axis=1), drafting=drafting,
+            gammas=(drafting > 0).sum(axis=1), drafting=drafting, settings=settings,
+            positions=_positions(output.trace.blocks, len(rounds)),
         )  # fmt: skip
+
+    def full(self) -> Recording:
+        """Only the rounds with every row in flight, unless there is none: what a batch that is kept full does."""
+        full = self.rows == self.batch
+        if not full.any():
+            return self
+        return replace(self, **{name: getattr(self, name)[full] for name in ARRAYS})
 
     @property
     def num_new_tokens(self) -> int:
@@ -79,25 +90,54 @@ class Recording:
 
     def save(self, path) -> Path:
         """Write ``path`` (npz, compressed)."""
-        arrays = {name: getattr(self, name).astype(np.int32) for name in (*_COUNTS, *_ROUNDS, "drafting")}
-        told = json.dumps({"format": FORMAT, "method": self.method, "batch": self.batch, "info": self.info}, default=str)
-        np.savez_compressed(path, told=np.array(told), **arrays)
-        return Path(path)
+        return save_all([self], path)
 
     @classmethod
     def load(cls, path) -> Recording:
         """``OptionError`` when the file is no recording, or of another version."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                told = json.loads(str(file["told"]))
-                arrays = {name: file[name] for name in (*_COUNTS, *_ROUNDS, "drafting") if name in file}
-        except (OSError, ValueError, KeyError, EOFError) as failure:
-            raise OptionError(f"{Path(path).name} is not a recording of a run ({type(failure).__name__})") from None
-        if told.get("format") != FORMAT:
-            raise OptionError(
-                f"{Path(path).name} is a recording of version {told.get('format')!r}, this is {FORMAT}: record again"
-            )
-        return cls(told["info"], told["method"], told["batch"], **arrays)
+        return load_all(path)[0]
+
+
+ARRAYS = (*_COUNTS, *_ROUNDS, "drafting")
+_TOLD = ("method", "batch", "info", "settings")
+
+
+def save_all(recordings: list[Recording], path) -> Path:
+    """Recordings one after the other in ``path`` (npz, compressed): far smaller than a file each."""
+    told = [{name: getattr(each, name) for name in _TOLD} | {"rounds": len(each.rows), "layers": each.experts.shape[1],
+            "steps": each.drafting.shape[1]} for each in recordings]  # fmt: skip
+    arrays = {name: np.concatenate([getattr(each, name).ravel() for each in recordings]) for name in ARRAYS}
+    small = {name: array.astype(np.min_scalar_type(int(array.max(initial=0)))) for name, array in arrays.items()}
+    np.savez_compressed(path, told=np.array(json.dumps({"format": FORMAT, "runs": told}, default=str)), **small)
+    return Path(path)
+
+
+def load_all(path) -> list[Recording]:
+    """What ``save_all`` wrote; ``OptionError`` when the file is none of its, or of another version."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            told = json.loads(str(file["told"]))
+            arrays = {name: file[name].astype(np.int64) for name in ARRAYS if name in file}
+    except (OSError, ValueError, KeyError, EOFError) as failure:
+        raise OptionError(f"{Path(path).name} is not a recording of a run ({type(failure).__name__})") from None
+    if told.get("format") != FORMAT:
+        found = told.get("format")
+        raise OptionError(f"{Path(path).name} is a recording of version {found!r}, this is {FORMAT}: record again")
+    places, found = dict.fromkeys(ARRAYS, 0), []
+    for run in told["runs"]:
+        found.append(Recording(**{name: run[name] for name in _TOLD}, **_take(arrays, places, run)))
+    return found
+
+
+def _take(arrays: dict[str, np.ndarray], places: dict[str, int], run: dict) -> dict[str, np.ndarray]:
+    """The next run's part of every array, in its shape; moves ``places`` on."""
+    taken, rounds = {}, run["rounds"]
+    for name in ARRAYS:
+        shape = (rounds, run["layers"]) if name in _COUNTS else (rounds, run["steps"]) if name == "drafting" else (rounds,)
+        size = int(np.prod(shape))
+        taken[name] = arrays[name][places[name] : places[name] + size].reshape(shape)
+        places[name] += size
+    return taken
 
 
 def _check_events(decode, info: dict) -> None:
@@ -135,3 +175,11 @@ def _drafting(decode, num_rounds: int) -> np.ndarray:
     for number, size in zip(verdicts["round"], verdicts["size"]):
         steps[number, :size] += 1
     return steps
+
+
+def _positions(blocks, num_rounds: int) -> np.ndarray:
+    """Tokens of the longest row with what it drafted, by round [S]; its last token is the first of the block."""
+    longest = np.zeros(num_rounds, dtype=np.int64)
+    for block in blocks:
+        longest[block.round] = max(longest[block.round], block.start + len(block.drafted))
+    return longest

@@ -1,7 +1,7 @@
 """A recorded run replayed: one serial link, one computing device, round by round and layer by layer.
 
-Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``. A pass costs its trunk,
-then per MoE layer max(FLOP / rate, bytes touched / memory rate) and overheads. ``on_demand`` reads a wave, waits, computes
+Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``. What parts cost is in
+``costs``. ``on_demand`` reads a wave, waits, computes
 it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's guesses meanwhile; a draft's
 prefetches start while it drafts. What a layer asks for goes before guesses. Latency is paid once per
 burst. Prefill is not in it.
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import check_choice
+from ..errors import OptionError, check_choice
+from .costs import Described, Probed
 from .hardware import Hardware
+from .link import Link
 from .recording import Recording
 from .sizes import ModelSize
 
@@ -45,62 +47,6 @@ class Simulated:
         return self.wait_s / self.seconds
 
 
-class _Link:
-    """A serial queue of reads; guesses give way to what a layer asks for. Clock times in seconds."""
-
-    def __init__(self, read_s: float, latency_s: float):
-        self.read_s, self.latency_s = read_s, latency_s
-        self.free_s = self.busy_s = 0.0
-        self.ahead: dict[int, float] = {}  # layer -> seconds of reading still queued, in order
-
-    def guess(self, layer: int, reads: float, now_s: float) -> None:
-        if reads > 0:
-            self.advance(now_s)
-            self.ahead[layer] = self.ahead.get(layer, 0.0) + reads * self.read_s
-
-    def advance(self, now_s: float) -> None:
-        """Work on the guesses until ``now_s``."""
-        for layer in list(self.ahead):
-            done_s = min(self.ahead[layer], max(0.0, now_s - self.free_s))
-            self.free_s, self.busy_s = self.free_s + done_s, self.busy_s + done_s
-            self.ahead[layer] -= done_s
-            if self.ahead[layer] > 1e-15:
-                return
-            del self.ahead[layer]
-        self.free_s = max(self.free_s, now_s)
-
-    def ask(self, layer: int, now_s: float, reads: float) -> tuple[float, float]:
-        """A layer asks: (when the rest of its guesses is here, when the first byte of its ``reads`` can come)."""
-        self.advance(now_s)
-        rest_s = self.ahead.pop(layer, 0.0)
-        guessed_s = max(self.free_s, now_s) + rest_s
-        self.free_s, self.busy_s = guessed_s + reads * self.read_s, self.busy_s + rest_s + reads * self.read_s
-        return guessed_s + (self.latency_s if rest_s else 0.0), guessed_s + self.latency_s
-
-
-class _Costs:
-    """Seconds of the parts of a pass, on one machine at one size."""
-
-    def __init__(self, hardware: Hardware, size: ModelSize, is_own: bool):
-        self.hardware, self.size = hardware, size
-        self.points = np.array(hardware.step_points).T if is_own and hardware.step_points else None
-
-    def trunk(self, tokens: int) -> float:
-        if self.points is not None:
-            tokens_at, seconds_at = self.points
-            beyond = max(0.0, tokens - tokens_at[-1]) * seconds_at[-1] / tokens_at[-1]
-            return float(np.interp(tokens, tokens_at, seconds_at)) + beyond
-        work_s = tokens * self.size.trunk_flops_per_token / self.hardware.flop_per_s
-        return self.hardware.step_overhead_s + max(work_s, self.size.trunk_bytes / self.hardware.memory_bytes_per_s)
-
-    def experts(self, experts: float, pairs: float) -> float:
-        """One MoE layer that sends ``pairs`` tokens to so many ``experts``."""
-        work_s = pairs * self.size.expert_flops_per_token / self.hardware.flop_per_s
-        touched_s = experts * self.size.expert_bytes / self.hardware.memory_bytes_per_s
-        overhead_s = self.hardware.layer_overhead_s + experts * self.hardware.expert_overhead_s
-        return overhead_s + max(work_s, touched_s)
-
-
 def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = None, overlap: str = "engine") -> Simulated:
     """Replay ``recording`` on ``hardware``. ``overlap``: "engine" as each method does it, or "oracle": per round the longer
     of reading and computing counts.
@@ -112,7 +58,7 @@ def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = 
     check_choice("overlap", overlap, ["engine", "oracle"])
     own = size is None
     size = ModelSize.of(recording.info) if own else size
-    run = _Run(recording, hardware, size, own)
+    run = _Run(recording, hardware, size, _costs(recording, hardware, size, own), own)
     for number in range(len(recording.rows)):
         run.round(number, overlap == "oracle")
     fetched_bytes = int(round(run.num_reads)) * size.expert_bytes
@@ -120,14 +66,25 @@ def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = 
                      fetched_bytes, run.wait_s, run.draft_s, run.verify_s, run.link.busy_s)  # fmt: skip
 
 
+def _costs(recording: Recording, hardware: Hardware, size: ModelSize, own: bool) -> Described | Probed:
+    """Probed parts for the model they were probed with, at its own size; rates for all else."""
+    if not own or hardware.parts is None:
+        return Described(hardware, size)
+    probed, name = hardware.parts.model, recording.info["name"]
+    if probed != name:
+        raise OptionError(f"{hardware.name!r} was probed with {probed!r}, the recording is of {name!r}: probe with that "
+                          "model, or give a ModelSize")  # fmt: skip
+    return hardware.parts
+
+
 class _Run:
-    def __init__(self, recording: Recording, hardware: Hardware, size: ModelSize, own: bool):
-        self.recording, self.hardware, self.size = recording, hardware, size
+    def __init__(self, recording: Recording, hardware: Hardware, size: ModelSize, costs: Described | Probed, own: bool):
+        self.recording, self.hardware, self.size, self.costs = recording, hardware, size, costs
         recorded = recording.experts.shape[1]
         num_layers = recorded if own else size.num_layers
         self.layers = np.arange(num_layers) * recorded // num_layers
-        self.costs = _Costs(hardware, size, own)
-        self.link = _Link(size.expert_bytes / hardware.link_bytes_per_s, hardware.link_latency_s)
+        self.link = Link(costs.read_s, costs.latency_s)
+        self.keeps = recording.method in ("cached", "specmoe", "auto")
         self.now_s = self.wait_s = self.draft_s = self.verify_s = 0.0
         self.num_reads = int((recording.fetches + recording.prefetches)[:, self.layers].sum())
 
@@ -146,62 +103,75 @@ class _Run:
         self.draft_s += drafted_s - began_s
         self.verify_s += self.now_s - drafted_s
 
+    def compute(self, seconds: float) -> None:
+        """The device computes: slower while records are being read."""
+        self.now_s += seconds * (self.costs.contention if self.link.free_s > self.now_s or self.link.ahead else 1.0)
+
     def draft(self, number: int) -> None:
         """Guesses of the round are spread evenly over its draft steps."""
-        steps, rows = int(self.recording.gammas[number]), int(self.recording.rows[number])
+        record, steps = self.recording, int(self.recording.gammas[number])
+        if steps:
+            self.now_s += self.costs.prepare_s
+        start = int(record.positions[number]) - steps
         for step in range(steps):
-            pairs = int(self.recording.drafting[number, step]) * self.size.top_k
-            residents = min(self.recording.info["draft_experts"], pairs)
-            self.now_s += self.costs.trunk(rows) + len(self.layers) * self.costs.experts(residents, pairs)
+            pairs = int(record.drafting[number, step]) * self.size.top_k
+            residents = min(record.info["draft_experts"], pairs)
+            self.compute(self.costs.draft_trunk(int(record.rows[number]), start + step))
+            self.compute(len(self.layers) * self.costs.draft_layer(residents, pairs))
             for layer, column in enumerate(self.layers):
-                self.link.guess(layer, self.recording.prefetches[number, column] / steps, self.now_s)
+                guesses = record.prefetches[number, column] / steps
+                self.now_s += guesses * self.costs.read_overhead_s
+                self.link.guess(layer, guesses, self.now_s)
 
     def verify(self, number: int) -> None:
-        tokens = int(self.recording.rows[number]) * (1 + int(self.recording.gammas[number]))
-        trunk_s = self.costs.trunk(tokens) / max(1, len(self.layers))
+        record, block = self.recording, 1 + int(self.recording.gammas[number])
+        trunk_s = self.costs.verify_trunk(int(record.rows[number]), block, int(record.positions[number]))
         for layer, column in enumerate(self.layers):
-            self.now_s += trunk_s
-            experts, pairs = self.recording.experts[number, column], self.recording.pairs[number, column]
-            compute_s = self.costs.experts(experts, pairs)
-            reads = int(self.recording.fetches[number, column])
-            if self.recording.method == "on_demand":
-                self.waves(layer, experts, reads, compute_s)
+            experts, pairs = int(record.experts[number, column]), int(record.pairs[number, column])
+            fixed_s = self.costs.layer(0, 0)
+            self.compute(trunk_s / max(1, len(self.layers)) + fixed_s + (self.costs.keep_s if self.keeps else 0.0))
+            each_s = (self.costs.layer(experts, pairs) - fixed_s) / max(1, experts)
+            reads = min(experts, int(record.fetches[number, column]))
+            if record.method == "on_demand":
+                self.waves(layer, experts, reads, each_s)
             else:
-                self.arrivals(number, layer, compute_s, reads)
+                self.arrivals(number, layer, experts, reads, each_s)
         self.link.advance(self.now_s)
 
-    def waves(self, layer: int, experts: int, reads: int, compute_s: float) -> None:
+    def waves(self, layer: int, experts: int, reads: int, each_s: float) -> None:
         """Read as many as there are readers, wait for all, compute; then the next."""
+        self.now_s += (experts - reads) * each_s
         while reads > 0:
             wave = min(reads, self.hardware.num_readers)
-            _, first_s = self.link.ask(layer, self.now_s, wave)
-            self.wait_until(first_s + wave * self.link.read_s)
-            self.now_s += compute_s * wave / experts
-            compute_s -= compute_s * wave / experts
-            experts, reads = experts - wave, reads - wave
-        self.now_s += compute_s
+            self.link.ask(layer, self.now_s, wave)
+            self.wait_until(self.now_s + self.costs.wave(wave))
+            self.now_s += wave * (each_s + self.costs.wave_overhead_s)
+            self.link.free_s = min(self.link.free_s, self.now_s)
+            reads -= wave
 
-    def arrivals(self, number: int, layer: int, compute_s: float, reads: int) -> None:
+    def arrivals(self, number: int, layer: int, experts: int, reads: int, each_s: float) -> None:
         """Hits first, then what was guessed, then what is read now, each as it arrives."""
-        column = self.layers[layer]
-        experts = max(1, int(self.recording.experts[number, column]))
         guessed_s, first_s = self.link.ask(layer, self.now_s, reads)
-        if self.recording.gammas[number] == 0 and layer + 1 < len(
-            self.layers
-        ):  # overlapped: what this layer guesses of the next
-            self.link.guess(layer + 1, self.recording.prefetches[number, self.layers[layer + 1]], self.now_s)
-        hits, each_s = min(experts, int(self.recording.hits[number, column])), compute_s / experts
-        self.now_s += hits * each_s
-        reads = min(reads, experts - hits)
+        self.guess_next(number, layer)
+        hits = min(experts - reads, int(self.recording.hits[number, self.layers[layer]]))
+        for _ in range(hits):
+            self.compute(each_s)
         ahead = experts - hits - reads
         if ahead > 0:
             self.wait_until(guessed_s)
-            self.now_s += ahead * each_s
+            self.compute(ahead * each_s)
         for read in range(reads):
             self.wait_until(first_s + (read + 1) * self.link.read_s)
-            self.now_s += each_s
-        if experts == 1 and not self.recording.experts[number, column]:
-            self.now_s += compute_s - each_s * (hits + reads + ahead)
+            self.compute(each_s)
+            self.now_s += self.costs.read_overhead_s
+
+    def guess_next(self, number: int, layer: int) -> None:
+        """overlapped: this layer's input names experts of the next."""
+        if self.recording.method == "overlapped" and layer + 1 < len(self.layers):
+            guesses = int(self.recording.prefetches[number, self.layers[layer + 1]])
+            self.compute(self.costs.guess(int(self.recording.live[number])))
+            self.now_s += guesses * self.costs.read_overhead_s
+            self.link.guess(layer + 1, guesses, self.now_s)
 
     def wait_until(self, clock_s: float) -> None:
         self.wait_s += max(0.0, clock_s - self.now_s)

@@ -91,15 +91,25 @@ def _published(name: str, source: str, **config) -> ModelSize:
     return ModelSize(**{**vars(size), "name": name, "source": f"{source}; bf16"})
 
 
+_HUB = "https://huggingface.co"
+_NLLB = (
+    f"{_HUB}/facebook/nllb-moe-54b/blob/474e46382230380d8f0f0c1908a2c7e7617006f6/config.json (its decoder: the encoder runs "
+    "in prefill)"
+)
+_MIXTRAL = f"{_HUB}/mistralai/Mixtral-8x7B-Instruct-v0.1/blob/eba92302a2861cdc0098cc54bc9f17cb2c47eb61/config.json"
+_SCOUT = (
+    "https://github.com/huggingface/transformers/blob/b17cfe48c5a9631dcf9f57f3865a055903800f81/src/transformers/models/llama4/"
+    "configuration_llama4.py (defaults of the text config; Scout's own config.json was not found)"
+)
 PAPER_SIZES = {
-    "nllb-moe-54b": _published("NLLB-MoE-54B", "config of facebook/nllb-moe-54b (decoder)", model_type="nllb-moe",
+    "nllb-moe-54b": _published("NLLB-MoE-54B", _NLLB, model_type="nllb-moe",
                                d_model=2048, decoder_ffn_dim=8192, decoder_layers=24, decoder_sparse_step=4, num_experts=128,
                                vocab_size=256206),
-    "mixtral-8x7b": _published("Mixtral-8x7B", "config of mistralai/Mixtral-8x7B-v0.1", model_type="mixtral",
+    "mixtral-8x7b": _published("Mixtral-8x7B", _MIXTRAL, model_type="mixtral",
                                hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_local_experts=8,
                                num_experts_per_tok=2,
                                num_attention_heads=32, num_key_value_heads=8, vocab_size=32000),
-    "llama-4-scout": _published("Llama-4-Scout", "text config of meta-llama/Llama-4-Scout-17B-16E", model_type="llama4_text",
+    "llama-4-scout": _published("Llama-4-Scout", _SCOUT, model_type="llama4_text",
                                 hidden_size=5120, intermediate_size=8192, intermediate_size_mlp=16384, num_hidden_layers=48,
                                 interleave_moe_layer_step=1, num_local_experts=16, num_experts_per_tok=1,
                                 num_attention_heads=40, num_key_value_heads=8, vocab_size=202048),
