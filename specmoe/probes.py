@@ -58,30 +58,35 @@ class RawFile:
         os.close(self.file)
 
 
-def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=(1, 2, 4)) -> dict:
-    """Bytes per second of sequential and record-sized random reads, and the latency of one page.
+READERS = (1, 2, 4, 8)
 
-    Writes a temporary file of ``file_bytes`` into ``folder`` and removes it.
-    """
+
+def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=READERS) -> dict:
+    """``link_rates`` of a temporary file of ``file_bytes`` in ``folder``, and how fast it was written."""
     folder.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < 2 * file_bytes:
         raise OSError(f"{free_bytes} bytes free in {folder}, the probe wants {2 * file_bytes}")
-    record_bytes = min(-(-record_bytes // PAGE_BYTES) * PAGE_BYTES, file_bytes)
     with tempfile.NamedTemporaryFile(dir=folder, prefix="specmoe-doctor-") as file:
         written_bytes_per_s = _fill(file, file_bytes)
-        path = file.name
-        rates = {str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"] for n in readers}
-        page = _random_rate(path, file_bytes, PAGE_BYTES, seconds / 3, 1)
-        return {
-            "folder": str(folder),
-            "reads": page["how"],
-            "sequential_bytes_per_s": _sequential_rate(path, file_bytes, seconds),
-            "record_bytes": record_bytes,
-            "random_bytes_per_s": rates,
-            "page_latency_s": page["seconds"] / max(page["num_reads"], 1),
-            "written_bytes_per_s": written_bytes_per_s,
-        }
+        rates = link_rates(file.name, record_bytes, seconds, readers)
+        return {"folder": str(folder), **rates, "written_bytes_per_s": written_bytes_per_s}
+
+
+def link_rates(path: str | os.PathLike, record_bytes: int, seconds: float, readers=READERS) -> dict:
+    """The raw link, of a file that is there: bytes per second read in sequence, and at random places a record at a time by
+    1, 2, 4 and 8 readers (``seconds`` each); the latency of one page."""
+    file_bytes = os.path.getsize(path)
+    record_bytes = min(-(-record_bytes // PAGE_BYTES) * PAGE_BYTES, file_bytes)
+    rates = {str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"] for n in readers}
+    page = _random_rate(path, file_bytes, PAGE_BYTES, seconds / 3, 1)
+    return {
+        "reads": page["how"],
+        "sequential_bytes_per_s": _sequential_rate(path, file_bytes, seconds),
+        "record_bytes": record_bytes,
+        "random_bytes_per_s": rates,
+        "page_latency_s": page["seconds"] / max(page["num_reads"], 1),
+    }
 
 
 def _fill(file, num_bytes: int) -> float:

@@ -1,0 +1,2 @@
+def measure_offload(place, cell, length):
+    raise NotImplementedError

@@ -1,0 +1,133 @@
+"""A steady-state window: decode from an endless queue of prompts with the batch full, and stop after some seconds.
+
+Comes in: an engine, a method, a batch. Goes out: sums over the measured rounds as a plain dict (seconds, tokens, bytes,
+waits), prefill and warm-up left out. ``parts`` calls this.
+
+The first rows start at a random place of their own text (their tokens so far are the model's own, known from an
+earlier run), so the batch looks as it does in the middle of a long job from the first round on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from specmoe.speculate import Row, decode
+
+COUNTED = ("num_hits", "num_misses", "num_fetches", "fetched_bytes", "num_prefetches", "prefetch_used", "wait_s", "read_s")
+TOTALLED = ("num_rounds", "row_rounds", "num_new_tokens", "num_drafted", "num_accepted", "draft_s", "verify_s")
+LEAST_ROUNDS = 2
+MOST_WARM_UP = 1.0  # in lengths of the window: how long a planner may try things out before it is measured all the same
+
+
+class EndlessQueue(deque):
+    """Prompts that come back: a row taken from the front is queued again at the end. ``first`` rows are taken once."""
+
+    def __init__(self, first: list[Row], rows: list[Row]):
+        super().__init__([*first, *rows])
+        self.num_first = len(first)
+
+    def popleft(self) -> Row:
+        row = super().popleft()
+        if self.num_first:
+            self.num_first -= 1
+            return row
+        self.append(row)
+        return fresh(row)
+
+
+def fresh(row: Row, more: tuple[int, ...] | list[int] = ()) -> Row:
+    """A copy of a row that nobody has decoded yet; ``more``: tokens that it already has beyond its prompt."""
+    return replace(row, tokens=[*row.tokens, *more])
+
+
+def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) -> list[Row]:
+    """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and dealt at random."""
+    places = [(number + 0.5) / batch for number in range(batch)]
+    random.Random(seed).shuffle(places)
+    chosen = [number % len(rows) for number in range(batch)]
+    return [
+        fresh(rows[number], texts[rows[number].prompt][: int(place * max(0, len(texts[rows[number].prompt]) - 1))])
+        for number, place in zip(chosen, places)
+    ]
+
+
+@dataclass
+class Window:
+    """Runs in place of ``Engine._run``. ``sums``: what the measured rounds did; ``warm_up``: rounds before them."""
+
+    batch: int
+    seconds: float
+    warm_up_s: float
+    texts: list[list[int]]  # per prompt: the tokens that follow it
+    start: int = 0  # the prompt to begin with
+    trace: bool = False
+    watch: dict[str, Callable[[], float]] = field(default_factory=dict)  # more counters, by name
+    sums: dict = field(default_factory=dict)
+    warm_up: dict = field(default_factory=dict)
+    gammas: list[int] = field(default_factory=list)
+
+    def __call__(self, job, watcher) -> float:
+        self._prepare(job)
+        mark, settled = self._reading(job), False
+        for rows in decode(job):
+            now = self._reading(job)
+            change = {name: now[name] - mark[name] for name in now}
+            mark = now
+            if settled:
+                assert len(rows) == self.batch, "the batch was not full"
+                _add(self.sums, change)
+                self.gammas.append(job.totals.gammas[-1])
+            else:
+                _add(self.warm_up, change)
+                settled = self._has_settled(job)
+            if self.sums.get("seconds", 0.0) >= self.seconds and self.sums["num_rounds"] >= LEAST_ROUNDS:
+                break
+        return self.sums.get("seconds", 0.0)
+
+    def _prepare(self, job) -> None:
+        rows = list(job.queue)
+        turned = rows[self.start % len(rows) :] + rows[: self.start % len(rows)]
+        first = staggered(turned, self.texts, self.batch, self.start)
+        used = self.batch % len(turned)
+        job.queue = EndlessQueue(first, turned[used:] + turned[:used])
+        job.trace.restart()
+        job.trace.enabled = self.trace
+
+    def _reading(self, job) -> dict:
+        """All counters now, prefill's share taken off."""
+        counts = job.experts.pool.counts.minus(job.totals.prefill)
+        reading = {name: getattr(counts, name) for name in COUNTED} | {name: getattr(job.totals, name) for name in TOTALLED}
+        reading |= {name: counter() for name, counter in self.watch.items()}
+        return reading | {"seconds": time.perf_counter() - job.totals.prefill_s}
+
+    def _has_settled(self, job) -> bool:
+        """Warm enough to measure: time and rounds have passed, and the planner no longer only tries things out."""
+        passed = self.warm_up
+        if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
+            return False
+        probing = getattr(job.planner, "probing", None)
+        if probing is None:
+            probing = bool(getattr(job.planner, "_probes", None))
+        return not probing or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
+
+
+def _add(sums: dict, change: dict) -> None:
+    for name, value in change.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def measure(engine, prompts: list, window: Window, **options) -> dict:
+    """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its time."""
+    began_s = time.perf_counter()
+    engine._run = window
+    try:
+        engine.generate(prompts, batch_size=window.batch, **options)
+    finally:
+        del engine._run
+    return window.sums | {
+        "gamma": sum(window.gammas) / max(1, len(window.gammas)), "batch": window.batch,
+        "warm_up_s": window.warm_up.get("seconds", 0.0), "wall_s": time.perf_counter() - began_s,
+    }  # fmt: skip
