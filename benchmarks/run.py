@@ -1,7 +1,7 @@
 """``python -m benchmarks.run [--length quick] [--only PART ...]``: measure what is missing, print the table.
 
-Comes in: what to measure. Goes out: ``results/<part>.json``, rewritten after each cell (interrupted and started again, it goes
-on), and the table of targets beside what was measured and the floor.
+Comes in: what to measure. Goes out: ``results/<part>.json``, rewritten after each cell (interrupted and started again, it
+goes on), and the table of targets beside what was measured and the floor.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [cell for cell in plan if options.models is None or cell.model in options.models]
     missing = [cell for cell in missing if not files[cell.part].has(cell)]
     expected_s = [settings.expected_s(cell, length) for cell in missing]
-    print(
-        f"{len(plan) - len(missing)} of {len(plan)} cells are there; the others take about {sum(expected_s) / 60:.0f} minutes"
-    )
+    print(f"{len(missing)} of {len(plan)} cells to measure, about {sum(expected_s) / 60:.0f} minutes", flush=True)
     if not options.estimate:
         measure(missing, expected_s, files, length, options)
     print(tables.text(results.read_all(options.out)))

@@ -44,11 +44,13 @@ class Length:
     repeats: int
     warm_up_s: float
     batches: tuple[int, ...]
+    throttled: tuple[int, ...] = BATCHES  # of these batches, those that the throttled link gets
     count_s: float = 1.5  # of a run that only counts
+    evictions: tuple[str, ...] = EVICTIONS
 
 
 FULL = Length("full", 10.0, 2, 1.5, BATCHES)
-QUICK = Length("quick", 3.0, 1, 1.0, (1, 16, 64, 256), count_s=1.0)
+QUICK = Length("quick", 3.0, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "temporal"))
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 
@@ -80,7 +82,7 @@ def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> 
     if part == "evictions":
         return [
             Cell(part, model.name, "count", batch, f"cached:{eviction}")
-            for model in MODELS.values() for batch in chosen for eviction in EVICTIONS
+            for model in MODELS.values() for batch in chosen for eviction in length.evictions
         ]  # fmt: skip
     if part == "growth":
         return [
@@ -91,6 +93,8 @@ def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> 
     if part in ("tracing", "resident", "offload"):
         return _alternating(part, length)
     model, link = part.split("-")
+    if link == "throttled":
+        chosen = tuple(batch for batch in chosen if batch in length.throttled)
     return [cell for batch in chosen for cell in _speed(part, MODELS[model].name, link, batch, length)]
 
 

@@ -92,9 +92,9 @@ def divide(part: float | None, whole: float | None) -> float | None:
 
 
 def among(function: Callable, values: Iterable[float | None]) -> float | None:
-    """``function`` of all values, or None if one is missing."""
-    values = list(values)
-    return function(values) if values and all(value is not None for value in values) else None
+    """``function`` of the values that are there (``_listed`` says which), None without any."""
+    known = [value for value in values if value is not None]
+    return function(known) if known else None
 
 
 # ---- the targets ----------------------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ def _speedup(found: Measured, name: str, goal: float, model: str, link: str, bat
 
 
 def _listed(batches: list[int], values: list[float | None], scale: str = ".2f") -> str:
-    """ "B = 1: 1.20, 4: 1.55"; nothing for a single batch."""
+    """ "B = 1: 1.20, 4: 1.55"; nothing where a single batch was asked for."""
     known = [f"{batch}: {value:{scale}}" for batch, value in zip(batches, values) if value is not None]
-    return f"B = {', '.join(known)}" if len(known) > 1 else ""
+    return f"B = {', '.join(known)}" if len(batches) > 1 and known else ""
 
 
 def _mean(values: list[float]) -> float:
@@ -276,18 +276,16 @@ def number(outcome: Outcome, value: float) -> str:
     return f"{value:.2f}{outcome.unit}" if outcome.unit else f"{value:.1%}"
 
 
-def target_cells(outcome: Outcome) -> tuple[str, str, str, str, str]:
+def target_cells(outcome: Outcome) -> tuple[str, ...]:
     """A target as words: name, goal, measured, met, floor and note."""
     sign = "≥" if outcome.at_least else "≤"
     measured = "not measured" if outcome.measured is None else number(outcome, outcome.measured)
     met = {None: "", True: "yes", False: "no"}[outcome.met]
-    return outcome.name, f"{sign} {number(outcome, outcome.goal)}", measured, met, outcome.floor
+    return outcome.name, f"{sign} {number(outcome, outcome.goal)}", measured, met, outcome.floor, outcome.note
 
 
 def text(files: dict[str, dict]) -> str:
     """The tables for a terminal."""
-    lines = [("what", "target", "measured", "met", "floor"), *[target_cells(outcome) for outcome in targets(files)]]
-    widths = [max(len(line[place]) for line in lines) for place in range(4)]
-    return "\n".join(
-        "  ".join([*(word.ljust(width) for word, width in zip(line[:4], widths)), line[4]]).rstrip() for line in lines
-    )
+    lines = [("what", "target", "measured", "met", "floor", ""), *[target_cells(outcome) for outcome in targets(files)]]
+    widths = [max(len(line[place]) for line in lines) for place in range(6)]
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip() for line in lines)
