@@ -19,7 +19,7 @@ ORDER = """
     errors config trace adapters checkpoint transfers expert_store eviction resident_pool affinity draft_sets kernels
     experts kv_cache decoder seq2seq sampling planner speculate metrics replay tiny memory prompts translation output methods
     progress
-    exactness engine routing simulate figures lessons widgets report probes doctor bench exercises reproduction sweep jobs
+    exactness engine routing probes doctor simulate figures lessons widgets report bench exercises reproduction sweep jobs
     commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.

@@ -6,7 +6,7 @@ same verbs, all in seconds. ``replay`` calls next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Probed:
     """One engine's parts on this machine, interpolated from ``probe_machine``'s timings. Made by ``machine.fit_machine``."""
 
     model: str
+    link_bytes_per_s: float  # as it was while probing
     passes: list = field(repr=False)  # [rows, block, positions, seconds]
     steps: list = field(repr=False)  # [rows, positions, seconds]
     layer: Layer  # in target mode
@@ -68,6 +69,10 @@ class Probed:
     contention: float  # how much longer computing takes while records are read
     keep_s: float
     prepare_s: float
+
+    def on_link(self, share: float) -> Probed:
+        """The same machine when a record crosses in ``share`` of the seconds."""
+        return replace(self, read_s=self.read_s * share, wave_read_s=self.wave_read_s * share)
 
     def verify_trunk(self, rows: int, block: float, positions: int) -> float:
         at = sorted({p for _, _, p, _ in self.passes})

@@ -74,7 +74,7 @@ def _costs(recording: Recording, hardware: Hardware, size: ModelSize, own: bool)
     if probed != name:
         raise OptionError(f"{hardware.name!r} was probed with {probed!r}, the recording is of {name!r}: probe with that "
                           "model, or give a ModelSize")  # fmt: skip
-    return hardware.parts
+    return hardware.parts.on_link(hardware.parts.link_bytes_per_s / hardware.link_bytes_per_s)
 
 
 class _Run:
