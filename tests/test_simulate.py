@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_recordings import SECONDS, SIZE, recording
 
 import specmoe
 from specmoe.errors import OptionError
-from specmoe.simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, floor_seconds, preset, simulate, winners
-from specmoe.simulate.clock import errors, write_results
+from specmoe.simulate import (
+    PAPER_SIZES,
+    PRESETS,
+    ModelSize,
+    Recording,
+    floor_seconds,
+    preset,
+    simulate,
+    winners,
+)
 from specmoe.simulate.machine import fit_machine
 from specmoe.simulate.recording import load_all, save_all
 from specmoe.simulate.shipped import BATCHES, FOLDER, SHIPPED, recordings
-
-# A record takes 1 s on the link, a routed token 1 s of arithmetic, the trunk nothing; reading memory costs nothing.
-SECONDS = Hardware("by hand", 100, 0.0, 10, 1e18)
-SIZE = ModelSize("by hand", 100, 2, 8, 1, 10, 0, 0)
-INFO = {"name": "m", "architecture": "mixtral", "layers": 2, "experts": 8, "top_k": 1, "record_bytes": 100, "slots": 8,
-        "draft_experts": 2, "expert_bytes": 20, "expert_dtype": "float32", "dtype": "float32", "trunk_bytes": 0}  # fmt: skip
-
-
-def recording(method: str, experts, hits, fetches, prefetches=None, drafting=None, committed=None, batch=4) -> Recording:
-    """One token per expert; arrays [S][L], ``drafting`` [S][G]."""
-    experts, hits, fetches = np.array(experts), np.array(hits), np.array(fetches)
-    rounds = len(experts)
-    drafting = np.zeros((rounds, 0), dtype=int) if drafting is None else np.array(drafting)
-    prefetches = np.zeros_like(experts) if prefetches is None else np.array(prefetches)
-    rows, committed = np.full(rounds, batch), np.full(rounds, batch) if committed is None else np.array(committed)
-    gammas = (drafting > 0).sum(axis=1)
-    arrays = (experts, experts, hits, fetches, prefetches, rows, rows, committed, gammas, drafting)
-    return Recording(INFO, method, batch, *arrays, positions=1 + gammas)
 
 
 def test_on_demand_reads_a_wave_and_only_then_computes_it():
@@ -251,32 +240,3 @@ def test_the_papers_sizes_have_their_published_parameters():
     assert total["mixtral-8x7b"] == pytest.approx(46.7, rel=0.02)
     assert total["llama-4-scout"] == pytest.approx(109, rel=0.03)
     assert PAPER_SIZES["nllb-moe-54b"].expert_bytes == 2 * 2 * 2048 * 8192
-
-
-def clock_rows(*rows) -> pd.DataFrame:
-    """(method, batch, link, error) at a measured speed of 100."""
-    frame = pd.DataFrame(rows, columns=["method", "batch", "link", "error"]).assign(measured=100.0, model="m")
-    return frame.assign(predicted=100 * (1 + frame["error"]))
-
-
-def test_errors_against_the_clock_are_of_medians_and_name_the_worst_case(tmp_path):
-    frame = clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "native", -0.3), ("cached", 1, "native", 0.2),
-                       ("specmoe", 16, "native", -0.4), ("resident", 1, "0.25 GB/s", 0.05))  # fmt: skip
-    found = errors(frame)
-    case = ["m", "specmoe", "16"]
-    assert found["native"] == {"median": pytest.approx(0.25), "worst": pytest.approx(0.4), "worst_case": case}
-    assert found["0.25 GB/s"]["worst"] == pytest.approx(0.05)
-    told = json.loads(write_results(frame, INFO, {"date": "today"}, tmp_path / "results" / "clock.json").read_text())
-    assert told["machine"]["date"] == "today" and len(told["runs"]) == 5 and len(told["rows"]) == 3
-    assert told["errors"] == found
-
-
-def test_comparing_again_replaces_the_rows_of_that_model_and_link_only(tmp_path):
-    path, frame = tmp_path / "clock.json", clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "0.25 GB/s", 0.1))
-    write_results(frame, INFO, {"date": "one"}, path)
-    write_results(frame, INFO | {"name": "other"}, {"date": "two"}, path)
-    write_results(clock_rows(("cached", 1, "native", 0.3)), INFO, {"date": "three"}, path)
-    told = json.loads(path.read_text())
-    assert sorted((row["model"], row["link"], row["error"]) for row in told["rows"]) == [
-        ("m", "0.25 GB/s", 0.1), ("m", "native", 0.3), ("other", "0.25 GB/s", 0.1), ("other", "native", 0.1)]  # fmt: skip
-    assert told["measured"]["m, native"] == "three" and told["measured"]["m, 0.25 GB/s"] == "one"

@@ -20,6 +20,7 @@ KIND_MARKS = {
     "simulated": ("^", COLORS[2], COLORS[2]),
 }
 DASHES = ("-", "--", ":", "-.")
+LINK_MARKS = "^osDv"
 
 
 @styled
@@ -103,21 +104,43 @@ def _name_ends(ax, ends: list[tuple]) -> None:
 
 @styled
 def clock_scatter(rows: pd.DataFrame, ax=None):
-    """Predicted against measured tokens per second, a mark per link; the dashed line is a perfect prediction."""
+    """Predicted against measured tokens per second: a panel per ``model`` (if named), a mark per link, a colour per method.
+    The line is a perfect prediction, the band 25 % either way."""
     need_columns(rows, "measured", "predicted", "method", "link")
-    own = ax is None
-    if own:
-        _, ax = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
-    for marker, (link, part) in zip("o^sDv", rows.groupby("link")):
+    models = list(dict.fromkeys(rows["model"])) if "model" in rows else [None]
+    axes = [ax] if ax is not None else _clock_axes(len(models))
+    for axis, model in zip(axes, models if ax is None else [None]):
+        _clock_panel(axis, rows if model is None else rows[rows["model"] == model], model)
+    axes[0].set_ylabel("simulated tokens per second")
+    _clock_legend(axes[-1], rows)
+    return titled(axes, ax is None, "The simulator against our own clock", "band: 25 % off; every method at batch 1, 16, 64")
+
+
+def _clock_axes(num: int) -> list:
+    size = (3 + 4.4 * num, 5)
+    return list(plt.subplots(1, num, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")[1].flat)
+
+
+def _clock_panel(ax, rows: pd.DataFrame, model: str | None) -> None:
+    for marker, (_, part) in zip(LINK_MARKS, rows.groupby("link")):
         colors = [METHOD_COLORS[method] for method in part["method"]]
-        ax.scatter(
-            part["measured"], part["predicted"], 60, colors, marker=marker, edgecolors="black", linewidths=0.5, label=link
-        )
-    ends = [rows[["measured", "predicted"]].min().min() / 1.2, rows[["measured", "predicted"]].max().max() * 1.2]
+        ax.scatter(part["measured"], part["predicted"], 70, colors, marker=marker, edgecolors="black", linewidths=0.6)
+    values = rows[["measured", "predicted"]]
+    ends = np.array([values.min().min() / 1.4, values.max().max() * 1.4])
     ax.plot(ends, ends, "--", color=GREY, linewidth=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="measured tokens per second", ylabel="simulated tokens per second")
-    ax.legend(frameon=False, title="link")
-    return titled([ax], own, "The simulator against our own clock", "colours: methods, as in every figure")
+    ax.fill_between(ends, 0.75 * ends, 1.25 * ends, color=GREY, alpha=0.15, linewidth=0)
+    ax.set(xscale="log", yscale="log", xlabel="measured tokens per second", title=model or "")
+
+
+def _clock_legend(ax, rows: pd.DataFrame) -> None:
+    """Links by mark, methods by colour, beside the last panel."""
+    shown = {"color": "white", "linestyle": "", "markeredgecolor": "black", "markersize": 8}
+    links = [
+        plt.Line2D([], [], marker=mark, label=link, **shown) for mark, link in zip(LINK_MARKS, sorted(set(rows["link"])))
+    ]
+    used = [name for name in METHOD_COLORS if name in set(rows["method"])]
+    methods = [plt.Line2D([], [], **shown | {"color": METHOD_COLORS[name]}, marker="s", label=name) for name in used]
+    ax.legend(handles=[*links, *methods], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 # ---- the map of winners ------------------------------------------------------------------------------------

@@ -41,8 +41,9 @@ def fit_parts(probes: dict, latency_s: float, read_s: float) -> Probed:
     layer = fit_layer(probes["resident"])
     wave_latency_s, wave_read_s = _fit_waves(probes["waves"], probes["num_readers"])
     overhead_s, contention = _fit_busy(probes["stream"], layer)
+    rate = probes["record_bytes"] / max(read_s, 1e-12)
     return Probed(
-        probes["model"], probes["record_bytes"] / max(read_s, 1e-12), probes["passes"], probes["steps"], layer, fit_layer(probes["draft"]), probes["guess"],
+        probes["model"], rate, probes["passes"], probes["steps"], layer, fit_layer(probes["draft"]), probes["guess"],
         latency_s, read_s, wave_latency_s, wave_read_s, overhead_s, _fit_wave_overhead(probes["waves"], layer), contention,
         statistics.median(probes["keep"]), statistics.median(probes["prepare"]),
     )  # fmt: skip

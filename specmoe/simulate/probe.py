@@ -45,6 +45,7 @@ EXPERTS = ((1, 1), (2, 1), (4, 1), (16, 1), (32, 1), (4, 4), (16, 4), (2, 16), (
 MISSING = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (16, 4), (8, 16), (4, 64))  # experts, tokens of each
 DRAFTING = ((1, 1), (2, 1), (4, 1), (2, 8), (4, 8), (4, 32), (8, 16))
 STEPS_PER_DRAFT = 3
+CROWD_BYTES = 2**22  # more than a core's own caches, as a pass over the trunk and its experts is
 
 
 def probe_machine(engine: Engine, prompt=None, repeats: int = 5) -> dict:
@@ -68,16 +69,20 @@ PARTS = ("reads", "passes", "steps", "resident", "draft", "waves", "stream", "gu
 
 
 class _BareExperts:
-    """The experts of a job whose passes shall run without any: the experts function gives zeros."""
+    """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs after each
+    draft step; its seconds are counted apart."""
 
-    def __init__(self, experts):
+    def __init__(self, experts, between):
         self.target = self.draft = experts.draft
+        self.between, self.between_s = between, 0.0
 
     def prepare_draft(self) -> bool:
         return True
 
     def after_draft_step(self) -> None:
-        pass
+        began_s = time.perf_counter()
+        self.between()
+        self.between_s += time.perf_counter() - began_s
 
 
 class _Probe:
@@ -88,16 +93,22 @@ class _Probe:
         self.layers = list(engine.experts.draft_layers)
         self.num_experts, self.top_k = engine.packed.num_experts, engine.info["top_k"]
         self.random = np.random.default_rng(0)
+        self.crowding = torch.zeros(CROWD_BYTES // 4)
 
-    def time(self, work, prepare=lambda: None, count: int | None = None) -> float:
-        """Median seconds of ``work()``, after one that does not count; ``prepare()`` before each is not timed."""
+    def time(self, work, prepare=lambda: None) -> float:
+        """Median seconds of ``work()``, the first left out; ``prepare()`` and ``crowd()`` come before, untimed."""
         spent = []
-        for _ in range((count or self.repeats) + 1):
+        for _ in range(self.repeats + 1):
             prepare()
+            self.crowd()
             began_s = time.perf_counter()
-            work()
-            spent.append(time.perf_counter() - began_s)
+            beside = work()  # seconds of it that are not the work's
+            spent.append(time.perf_counter() - began_s - (beside if isinstance(beside, float) else 0.0))
         return statistics.median(spent[1:])
+
+    def crowd(self) -> None:
+        """Push out of the processor's caches what the probed part left there: in a run, the other parts do."""
+        self.crowding.add_(1.0)
 
     # ---- the link ----------------------------------------------------------------------------------------------
 
@@ -147,7 +158,13 @@ class _Probe:
         found = []
         for rows, positions in ((r, p) for r in ROWS for p in POSITIONS):
             job, batch = self._job(rows, positions, STEPS_PER_DRAFT)
-            seconds = self.time(lambda job=job, batch=batch: draft(job, batch, STEPS_PER_DRAFT))
+
+            def work(job=job, batch=batch):
+                job.experts.between_s = 0.0
+                draft(job, batch, STEPS_PER_DRAFT)
+                return job.experts.between_s
+
+            seconds = self.time(work)
             found.append([rows, positions, seconds / STEPS_PER_DRAFT])
             self.engine.decoder.close()
         return found
@@ -165,7 +182,7 @@ class _Probe:
             engine.decoder.enter(row, state)
         batch = [Row(row, [1] * positions, 1 << 30) for row in range(rows)]
         sampler = Sampler(GenerateOptions(seed=0))
-        job = Job(engine.decoder, _BareExperts(engine.experts), sampler, FixedGamma(block - 1), deque(), rows,
+        job = Job(engine.decoder, _BareExperts(engine.experts, self.crowd), sampler, FixedGamma(block - 1), deque(), rows,
                   frozenset(), trace)  # fmt: skip
         return job, batch
 
@@ -174,7 +191,7 @@ class _Probe:
         engine = self.engine
         if not engine.is_translation:
             return None
-        row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=1))[0]
+        row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
         method = make_method(GenerateOptions(method="on_demand"), engine.memory, engine.packed, None)
         engine.experts.begin_run(engine._pool(method, Trace(enabled=False)), method.policy, Trace(enabled=False))
         engine.decoder.open(1, len(row.tokens) + 1)

@@ -1,0 +1,138 @@
+"""Probes of this machine, the constants fitted to them, and the comparison with the clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from made_recordings import INFO, SIZE, recording
+
+import specmoe
+from specmoe.errors import OptionError
+from specmoe.simulate import Recording, fit_machine, probe_machine, simulate
+from specmoe.simulate.clock import errors, write_results
+from specmoe.simulate.shipped import prompts_for
+
+# ---- probes of this machine ------------------------------------------------------------------------------------
+
+
+def made_up_probes(contention: float = 1.2) -> dict:
+    """Timings as they would be if every part cost exactly this."""
+    layer = lambda e, p: 1 + 3 * e + 0.5 * p  # noqa: E731
+    cases = [(e, e * n) for e, n in ((1, 1), (2, 1), (8, 1), (4, 4), (8, 4), (2, 16), (8, 16), (1, 64), (4, 64))]
+    waves = [[e, p, layer(e, p) + e * 0.7 + -(-e // 4) * 0.25 + e * 2, -(-e // 4) * 0.25 + e * 2] for e, p in cases]
+    stream = [[e, p, contention * layer(e, p) + e * 0.3 + 5, 5.0] for e, p in cases]
+    return {
+        "reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "waves": waves, "stream": stream, "guess": [[1, 0.1], [16, 0.25]],
+        "resident": [[e, p, layer(e, p)] for e, p in cases], "draft": [[e, p, 0.5 * layer(e, p)] for e, p in cases],
+        "passes": [[r, b, p, 1 + 0.1 * r * b + 0.01 * p] for r in (1, 16) for b in (1, 5) for p in (16, 64)],
+        "steps": [[r, p, 1 + 0.1 * r + 0.01 * p] for r in (1, 16) for p in (16, 64)], "keep": [0.02], "prepare": [0.04],
+        "record_bytes": 100, "num_readers": 4, "expert_flops_per_token": 10, "model": "m",
+    }  # fmt: skip
+
+
+def test_a_fit_finds_the_constants_that_made_its_timings():
+    fitted = fit_machine(made_up_probes())
+    assert fitted.link_bytes_per_s == pytest.approx(50) and fitted.link_latency_s == pytest.approx(0.5)
+    assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
+    assert fitted.flop_per_s == pytest.approx(20)
+    parts = fitted.parts
+    assert parts.contention == pytest.approx(1.2) and parts.read_overhead_s == pytest.approx(0.3)
+    assert (parts.wave_latency_s, parts.wave_read_s, parts.wave_overhead_s) == pytest.approx((0.25, 2, 0.7))
+    assert parts.keep_s == 0.02 and parts.prepare_s == 0.04
+
+
+def test_probed_parts_are_met_between_and_beyond_what_was_timed():
+    parts = fit_machine(made_up_probes()).parts
+    assert parts.layer(3, 6) == pytest.approx(1 + 9 + 3) and parts.layer(2, 200) == pytest.approx(1 + 6 + 100)
+    assert parts.draft_layer(3, 6) == pytest.approx(6.5) and parts.layer(0, 0) == pytest.approx(1)
+    assert parts.verify_trunk(8, 3, 40) == pytest.approx(1 + 2.4 + 0.4)
+    assert parts.verify_trunk(64, 9, 100) == pytest.approx(1 + 57.6 + 1)
+    assert parts.draft_trunk(64, 16) == pytest.approx(1 + 6.4 + 0.16) and parts.guess(8) == pytest.approx(0.17)
+
+
+def test_a_probed_machine_replays_its_own_model_part_by_part():
+    """Two layers of 3 and 2 experts, one token each: waves of all reads, then trunk, layers, and what a read costs."""
+    machine = fit_machine(made_up_probes())
+    run = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), machine)
+    trunk_s = 1 + 0.1 * 4 + 0.01 * 16
+    assert run.wait_s == pytest.approx(2 * 0.25 + 5 * 2)
+    assert run.seconds == pytest.approx(run.wait_s + trunk_s + 2 * 1 + 5 * 3.5 + 5 * 0.7)
+
+
+def test_computing_is_slower_while_records_are_read():
+    """The same counts on the same machine, probed with and without what readers take from it."""
+    run = recording("cached", [[6, 6]], [[3, 3]], [[3, 3]])
+    alone, shared = (simulate(run, fit_machine(made_up_probes(contention))) for contention in (1.0, 1.5))
+    assert alone.seconds < shared.seconds < 1.5 * alone.seconds
+
+
+def test_a_probed_machine_on_a_faster_link_is_never_slower():
+    machine = fit_machine(made_up_probes())
+    for method in ("on_demand", "cached"):
+        run = recording(method, [[3, 2]], [[0, 0]], [[3, 2]])
+        seconds = [simulate(run, replace(machine, link_bytes_per_s=50.0 * times)).seconds for times in (0.5, 1, 2)]
+        assert seconds == sorted(seconds, reverse=True) and seconds[0] > seconds[2]
+
+
+def test_a_machine_probed_with_another_model_is_refused():
+    machine = fit_machine(made_up_probes() | {"model": "other"})
+    run = recording("cached", [[3, 2]], [[0, 0]], [[3, 2]])
+    with pytest.raises(OptionError, match="probed with 'other', the recording is of 'm'"):
+        simulate(run, machine)
+    assert simulate(run, machine, SIZE).seconds > 0, "at a size of its own, plain rates serve"
+
+
+@pytest.mark.parametrize("name", ["tiny-skewed", "tiny-translate"])
+def test_probes_time_every_part_and_leave_the_engine_as_it_was(name):
+    with specmoe.load(name, draft_experts=2, store="memory") as engine:
+        prompts = prompts_for(engine, 2)
+        before = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=8, seed=0).sequences
+        probes = probe_machine(engine, prompts[0], repeats=1)
+        after = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=8, seed=0).sequences
+        assert [list(row) for row in after] == [list(row) for row in before]
+        assert all(row[-1] > 0 for part in ("reads", "passes", "steps", "resident", "draft") for row in probes[part])
+        assert all(0 <= wait <= seconds for part in ("waves", "stream") for *_, seconds, wait in probes[part])
+        output = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=8)
+        run = simulate(Recording.of(output, engine.info), fit_machine(probes))
+        assert run.num_new_tokens == output.stats.num_new_tokens and run.seconds > run.wait_s >= 0
+
+
+def test_probes_of_an_encoder_decoder_want_a_source():
+    with specmoe.load("tiny-translate", draft_experts=2, store="memory") as engine:
+        with pytest.raises(OptionError, match="need a source"):
+            probe_machine(engine)
+
+
+# ---- against the clock -----------------------------------------------------------------------------------------
+
+
+def clock_rows(*rows) -> pd.DataFrame:
+    """(method, batch, link, error) at a measured speed of 100."""
+    frame = pd.DataFrame(rows, columns=["method", "batch", "link", "error"]).assign(measured=100.0, model="m")
+    return frame.assign(predicted=100 * (1 + frame["error"]))
+
+
+def test_errors_against_the_clock_are_of_medians_and_name_the_worst_case(tmp_path):
+    frame = clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "native", -0.3), ("cached", 1, "native", 0.2),
+                       ("specmoe", 16, "native", -0.4), ("resident", 1, "0.25 GB/s", 0.05))  # fmt: skip
+    found = errors(frame)
+    case = ["m", "specmoe", "16"]
+    assert found["native"] == {"median": pytest.approx(0.25), "worst": pytest.approx(0.4), "worst_case": case}
+    assert found["0.25 GB/s"]["worst"] == pytest.approx(0.05)
+    told = json.loads(write_results(frame, INFO, {"date": "today"}, tmp_path / "results" / "clock.json").read_text())
+    assert told["machine"]["date"] == "today" and len(told["runs"]) == 5 and len(told["rows"]) == 3
+    assert told["errors"] == found
+
+
+def test_comparing_again_replaces_the_rows_of_that_model_and_link_only(tmp_path):
+    path, frame = tmp_path / "clock.json", clock_rows(("cached", 1, "native", 0.1), ("cached", 1, "0.25 GB/s", 0.1))
+    write_results(frame, INFO, {"date": "one"}, path)
+    write_results(frame, INFO | {"name": "other"}, {"date": "two"}, path)
+    write_results(clock_rows(("cached", 1, "native", 0.3)), INFO, {"date": "three"}, path)
+    told = json.loads(path.read_text())
+    assert sorted((row["model"], row["link"], row["error"]) for row in told["rows"]) == [
+        ("m", "0.25 GB/s", 0.1), ("m", "native", 0.3), ("other", "0.25 GB/s", 0.1), ("other", "native", 0.1)]  # fmt: skip
+    assert told["measured"]["m, native"] == "three" and told["measured"]["m, 0.25 GB/s"] == "one"
