@@ -1,2 +1,185 @@
-def measure_offload(place, cell, length):
-    raise NotImplementedError
+"""specmoe against transformers + accelerate with its experts on disk, both held to the same total memory.
+
+Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in a process of its
+own, in a memory control group (cgroup v1, as root): specmoe first, whose resident memory after its warm-up, plus 5 %,
+becomes the limit of both (page cache counts in it). Where no control group can be made, the peer's files are dropped
+from the page cache after every step; ``held_by`` says which it was. The peer keeps bf16, the checkpoint's own dtype,
+so that it reads as many bytes as we do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .settings import EXPERT_BYTES, TOKENS, Cell, Length
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+SPARE = 1.05
+MORE = 1.25  # the limit grows by this much when the peer does not get through
+TRIES = 4
+_limits: dict[int, int] = {}  # batch -> bytes, from specmoe's own run
+
+
+def measure_offload(place, cell: Cell, length: Length) -> dict:
+    """One of the two in a process of its own; specmoe's run of a batch sets the limit for the peer's."""
+    with tempfile.TemporaryDirectory(prefix="specmoe-offload-") as folder:
+        job = {"model": cell.model, "batch": cell.batch, "seconds": length.slice_s, "warm_up_s": length.warm_up_s,
+               "prompts": place.prompts(cell.model), "folder": folder}  # fmt: skip
+        if cell.what == "specmoe":
+            found = _in_a_process({**job, "what": "specmoe", "texts": place.texts(cell.model)})
+            _limits[cell.batch] = found["limit_bytes"]
+            return found
+        widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
+        return _peer({**job, "what": "accelerate", "limit_bytes": _limits.get(cell.batch)})
+
+
+def _peer(job: dict) -> dict:
+    """The peer under its limit; where the limit kills it, the limit is raised, and the row says so."""
+    for _ in range(TRIES):
+        try:
+            return _in_a_process(job)
+        except subprocess.CalledProcessError as failure:
+            if failure.returncode >= 0 or not job["limit_bytes"]:
+                raise
+            job = {**job, "limit_bytes": int(job["limit_bytes"] * MORE)}
+    raise RuntimeError(f"accelerate does not get through with {job['limit_bytes']} bytes of memory")
+
+
+def _in_a_process(job: dict) -> dict:
+    """``python -m benchmarks.offload job.json``: its last line is the row."""
+    file = Path(job["folder"]) / "job.json"
+    file.write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.offload", str(file)], capture_output=True, text=True,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    if done.returncode:
+        sys.stderr.write(done.stderr[-4000:])
+        raise subprocess.CalledProcessError(done.returncode, "benchmarks.offload")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
+    """``model`` (Mixtral class) as a Hugging Face checkpoint whose experts have zero columns up to ``expert_bytes``."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from specmoe import checkpoint
+
+    source = Path(checkpoint.resolve(model))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    folder.mkdir(parents=True)
+    width = -(-expert_bytes // (3 * config["hidden_size"] * 2))  # gate, up and down in two bytes each
+    tensors = {}
+    for file in sorted(source.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            dim = {"w1": 0, "w3": 0, "w2": 1}.get(name.split(".")[-2]) if ".experts." in name else None
+            if dim is not None:
+                more = list(tensor.shape)
+                more[dim] = width - more[dim]
+                tensor = torch.cat([tensor, tensor.new_zeros(more)], dim=dim).contiguous()
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": width}), encoding="utf-8")
+    for file in source.glob("*token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+# ---- in the process that is measured ---------------------------------------------------------------------------
+
+
+class Group:
+    """A memory control group of this process; without root or cgroup v1 it does nothing (``there`` is False)."""
+
+    def __init__(self):
+        self.path = GROUPS / f"specmoe-bench-{os.getpid()}"
+        try:
+            self.path.mkdir()
+            (self.path / "cgroup.procs").write_text(str(os.getpid()))
+            self.there = True
+        except OSError:
+            self.there = False
+
+    def resident_bytes(self) -> int:
+        """What this process needs to be in memory: its own pages and the files it has mapped."""
+        stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
+        return int(stat["total_rss"]) + int(stat["total_mapped_file"])
+
+    def limit(self, num_bytes: int) -> None:
+        (self.path / "memory.limit_in_bytes").write_text(str(num_bytes))
+
+    def leave(self) -> None:
+        """Back to the group above, so that this one can be removed."""
+        if self.there:
+            (GROUPS / "cgroup.procs").write_text(str(os.getpid()))
+            self.path.rmdir()
+
+
+def specmoe_run(job: dict, group: Group) -> dict:
+    """A steady-state window of specmoe; the limit is what it has in memory once warm."""
+    import specmoe
+
+    from .window import Window, measure
+    from .workplace import fast_memory, model_named
+
+    memory = fast_memory(model_named(job["model"]))
+    window = Window(job["batch"], job["seconds"], job["warm_up_s"], job["texts"])
+    with specmoe.load(job["model"], expert_bytes=EXPERT_BYTES, fast_memory=memory, trace=False) as engine:
+        warm = Window(job["batch"], job["warm_up_s"], 0.1, job["texts"])
+        measure(engine, job["prompts"], warm, max_new_tokens=TOKENS, method="specmoe")
+        limit = int(SPARE * group.resident_bytes()) if group.there else None
+        if limit:
+            group.limit(limit)
+        found = measure(engine, job["prompts"], window, max_new_tokens=TOKENS, method="specmoe")
+    return found | {"limit_bytes": limit, "held_by": "memory cgroup" if group.there else "nothing (direct I/O)"}
+
+
+def accelerate_run(job: dict, group: Group) -> dict:
+    """transformers' ``generate`` with every layer's experts offloaded to disk by accelerate."""
+    import torch
+
+    from .peers import Transformers
+
+    folder = Path(job["folder"])
+    config = json.loads((folder / "widened" / "config.json").read_text(encoding="utf-8"))
+    places = {f"model.layers.{layer}.mlp.experts": "disk" for layer in range(config["num_hidden_layers"])}
+    peer = Transformers(
+        folder / "widened", dtype=torch.bfloat16, device_map={"": "cpu", **places}, offload_folder=str(folder / "offload")
+    )
+    held = group.there and job["limit_bytes"]
+    if held:
+        group.limit(job["limit_bytes"])
+    prompts = job["prompts"][: job["batch"]]
+    drop = (lambda: None) if held else (lambda: drop_page_cache(folder))
+    peer(prompts, 2, drop)
+    tokens, seconds = peer(prompts, TOKENS, drop, most_s=job["seconds"])
+    how = "memory cgroup" if held else "its files dropped from the page cache after every step"
+    return {"num_new_tokens": tokens, "seconds": seconds, "limit_bytes": job["limit_bytes"], "held_by": how}
+
+
+def drop_page_cache(folder: Path) -> None:
+    """Forget the pages of every file in ``folder``."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+
+
+def main(file: str) -> int:
+    job, group = json.loads(Path(file).read_text(encoding="utf-8")), Group()
+    try:
+        found = (specmoe_run if job["what"] == "specmoe" else accelerate_run)(job, group)
+    finally:
+        group.leave()
+    print(json.dumps(found | {"tokens_per_second": found["num_new_tokens"] / found["seconds"]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

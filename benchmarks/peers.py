@@ -60,8 +60,10 @@ class Transformers:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token_id = self.tokenizer.eos_token_id or 0
 
-    def __call__(self, prompts: list[str], new_tokens: int, each_step=lambda: None) -> tuple[int, float]:
-        """New tokens after the first, and the seconds they took. ``each_step`` is called after every step."""
+    def __call__(
+        self, prompts: list[str], new_tokens: int, each_step=lambda: None, most_s: float = 1e9
+    ) -> tuple[int, float]:
+        """New tokens after the first, and their seconds; stops after ``most_s``. ``each_step``: called after each."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -71,7 +73,8 @@ class Transformers:
             def __call__(self, input_ids, scores, **kwargs):
                 times.append(time.perf_counter())
                 each_step()
-                return torch.zeros(len(input_ids), dtype=torch.bool)
+                over = times[-1] - times[0] > most_s
+                return torch.full((len(input_ids),), over, dtype=torch.bool)
 
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
         with torch.inference_mode():

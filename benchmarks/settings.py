@@ -72,7 +72,7 @@ class Cell:
 
 PARTS = (
     "evictions", "translate-native", "translate-throttled", "skewed-native", "skewed-throttled",
-    "growth", "drafting", "tracing", "resident",
+    "growth", "drafting", "tracing", "resident", "offload",
 )  # fmt: skip
 
 

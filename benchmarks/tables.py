@@ -15,6 +15,7 @@ from .settings import BATCHES, LINKS
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
+PEERS = (("resident", "memory", "resident", "transformers"), ("offload", "native", "specmoe", "accelerate"))
 SUMMED = ("num_new_tokens", "seconds", "fetched_bytes", "row_rounds", "num_drafted", "wait_s", "draft_s", "verify_s")
 
 
@@ -30,6 +31,7 @@ class Outcome:
     floor: str = ""
     note: str = ""
     unit: str = "×"
+    why: str = ""  # what forbids it, in numbers, where the floor does
 
     @property
     def met(self) -> bool | None:

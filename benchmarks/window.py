@@ -19,6 +19,7 @@ from specmoe.speculate import Row, decode
 COUNTED = ("num_hits", "num_misses", "num_fetches", "fetched_bytes", "num_prefetches", "prefetch_used", "wait_s", "read_s")
 TOTALLED = ("num_rounds", "row_rounds", "num_new_tokens", "num_drafted", "num_accepted", "draft_s", "verify_s")
 LEAST_ROUNDS = 2
+CALIBRATED = 32  # prompts that tell the static eviction what is hot
 MOST_WARM_UP = 1.0  # in lengths of the window: how long a planner may try things out before it is measured all the same
 
 
@@ -121,6 +122,8 @@ def _add(sums: dict, change: dict) -> None:
 
 def measure(engine, prompts: list, window: Window, **options) -> dict:
     """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its time."""
+    if options.get("eviction") == "static" and engine.hotness is None:
+        engine.calibrate(prompts[:CALIBRATED])  # else ``generate`` would do it, inside the window
     began_s = time.perf_counter()
     engine._run = window
     try:
