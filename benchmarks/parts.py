@@ -66,10 +66,10 @@ def speed(run: Run, cell: Cell) -> dict:
     return window(run, cell, run.length.slice_s, **options) | {"eviction": eviction}
 
 
-def probe(engine, seconds: float = PROBE_S) -> dict:
+def probe(engine) -> dict:
     """The raw link, read from the file of records itself, and the compute rate, on the threads that torch uses."""
-    link = probes.link_rates(engine.packed.data_file, engine.packed.layout.record_bytes, seconds)
-    rates = probes.compute_rates(seconds)
+    link = probes.link_rates(engine.packed.data_file, engine.packed.layout.record_bytes, PROBE_S)
+    rates = probes.compute_rates(PROBE_S)
     best = max(link["random_bytes_per_s"].values())
     balance = {name.replace("flop_per_s", "flop_per_byte"): rate / best for name, rate in rates.items()}
     return link | rates | balance | {"threads": torch.get_num_threads()}

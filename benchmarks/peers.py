@@ -35,6 +35,13 @@ def _open(what: str, model: str):
     return _loaded[what]
 
 
+def close() -> None:
+    """Forget both."""
+    if "resident" in _loaded:
+        _loaded["resident"].engine.close()
+    _loaded.clear()
+
+
 class Resident:
     """This engine with every expert in memory."""
 

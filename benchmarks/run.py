@@ -13,7 +13,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from . import results, settings, tables
+from . import peers, results, settings, tables
 from .parts import Run, measure_cell
 from .settings import LENGTHS, PARTS, Cell, Length
 from .workplace import Workplace
@@ -72,6 +72,7 @@ def measure(missing: list[Cell], expected_s: list[float], files: dict, length: L
             )
     finally:
         run.place.close()
+        peers.close()
 
 
 def brief(row: dict) -> str:

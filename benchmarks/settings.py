@@ -50,7 +50,7 @@ class Length:
 
 
 FULL = Length("full", 10.0, 2, 1.5, BATCHES)
-QUICK = Length("quick", 3.0, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "temporal"))
+QUICK = Length("quick", 2.5, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "temporal"))
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 
@@ -112,8 +112,9 @@ def _alternating(part: str, length: Length) -> list[Cell]:
         "resident": ("resident", "transformers"),
         "offload": ("specmoe", "accelerate"),
     }
-    turns = {"tracing": 5 if length is FULL else 2, "resident": 3 if length is FULL else 1, "offload": 1}[part]
-    batches = (16,) if part == "tracing" else PEER_BATCHES
+    turns = {"tracing": 5 if length.name == "full" else 2, "resident": 3 if length.name == "full" else 1, "offload": 1}[part]
+    one = part == "tracing" or part == "offload" and length.name != "full"
+    batches = (16,) if one else PEER_BATCHES
     first = Cell(part, "tiny-skewed", "native" if part != "resident" else "memory", 1, "")
     return [
         replace(first, batch=batch, what=what, slice=turn)

@@ -48,11 +48,13 @@ def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) ->
     """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and dealt at random."""
     places = [(number + 0.5) / batch for number in range(batch)]
     random.Random(seed).shuffle(places)
-    chosen = [number % len(rows) for number in range(batch)]
-    return [
-        fresh(rows[number], texts[rows[number].prompt][: int(place * max(0, len(texts[rows[number].prompt]) - 1))])
-        for number, place in zip(chosen, places)
-    ]
+    return [_inside(rows[number % len(rows)], texts, place) for number, place in enumerate(places)]
+
+
+def _inside(row: Row, texts: list[list[int]], place: float) -> Row:
+    """``row`` as far into its own text as ``place`` (0 .. 1) says, at least one token before its end."""
+    text = texts[row.prompt]
+    return fresh(row, text[: int(place * (min(len(text), row.room) - 1))] if text else ())
 
 
 @dataclass

@@ -1,0 +1,350 @@
+"""The harness: what is measured, resumed, summed; the page agrees with the results. Tiny settings, no clock asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+
+import pytest
+
+from benchmarks import floors, gpu, page, parts, results, run, settings, tables
+from benchmarks.settings import Cell, Length
+from benchmarks.window import EndlessQueue, Window, measure, staggered
+from benchmarks.workplace import Workplace
+from specmoe.speculate import Row
+
+TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
+PROBE = {
+    "random_bytes_per_s": {"1": 1e9, "2": 2e9}, "sequential_bytes_per_s": 1.5e9, "fp32_flop_per_s": 1e11,
+    "bf16_flop_per_s": 2e11, "fp32_flop_per_byte": 50.0,
+}  # fmt: skip
+MODEL = {"flops_per_token": {"trunk": 1e6, "experts": 9e6}}
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize("length", [settings.FULL, settings.QUICK])
+def test_every_cell_of_every_part_has_a_key_of_its_own_and_an_expected_time(length):
+    for part in settings.PARTS:
+        cells = settings.cells(part, length)
+        assert cells and len({cell.key for cell in cells}) == len(cells)
+        assert all(settings.expected_s(cell, length) > 0 for cell in cells)
+
+
+def test_methods_alternate_and_a_probe_comes_before_them():
+    cells = [cell for cell in settings.cells("skewed-throttled", settings.FULL) if cell.batch == 64]
+    assert [cell.what for cell in cells] == ["probe", *settings.METHODS, *settings.METHODS]
+    assert [cell.slice for cell in cells[1:]] == [0] * len(settings.METHODS) + [1] * len(settings.METHODS)
+
+
+def test_the_full_length_measures_every_batch_for_twenty_seconds():
+    assert settings.FULL.batches == (1, 4, 16, 64, 128, 256) == settings.FULL.throttled
+    assert 20 <= settings.FULL.slice_s * settings.FULL.repeats <= 30
+
+
+def test_quick_is_expected_to_take_less_than_ten_minutes():
+    plan = [cell for part in settings.PARTS for cell in settings.cells(part, settings.QUICK)]
+    assert sum(settings.expected_s(cell, settings.QUICK) for cell in plan) < 600
+
+
+def test_the_estimate_is_printed_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "measure_cell", lambda *_: pytest.fail("measured"))
+    assert run.main(["--estimate", "--out", str(tmp_path), "--only", "growth"]) == 0
+    assert capsys.readouterr().out.startswith("4 of 4 cells to measure, about ")
+
+
+# ---- the window
+
+
+def rows_of(num: int, length: int = 3) -> list[Row]:
+    return [Row(prompt, [prompt] * length, length + 10) for prompt in range(num)]
+
+
+def test_the_queue_never_ends_and_gives_fresh_rows():
+    rows = rows_of(3)
+    queue = EndlessQueue([], rows)
+    taken = [queue.popleft() for _ in range(7)]
+    assert [row.prompt for row in taken] == [0, 1, 2, 0, 1, 2, 0] and len(queue) == 3
+    taken[0].tokens.append(99)
+    assert rows[0].tokens == [0, 0, 0] == taken[3].tokens
+
+
+def test_the_first_rows_are_taken_once_and_stand_inside_their_own_texts():
+    rows, texts = rows_of(4), [[7] * 10 for _ in range(4)]
+    first = staggered(rows, texts, 4, seed=1)
+    assert sorted(len(row.tokens) - 3 for row in first) == [1, 3, 5, 7] and all(row.room > 0 for row in first)
+    queue = EndlessQueue(first, rows)
+    assert [len(queue.popleft().tokens) > 3 for _ in range(8)] == [True] * 4 + [False] * 4
+
+
+@pytest.fixture(scope="module")
+def place():
+    place = Workplace(num_prompts=6)
+    yield place
+    place.close()
+
+
+@pytest.mark.parametrize("model", ["tiny-skewed", "tiny-translate"])
+@pytest.mark.parametrize("method", ["on_demand", "cached", "specmoe"])
+def test_a_window_counts_full_rounds_only(place, model, method):
+    texts = place.texts(model)
+    engine = place.engine(model, "count", store="memory", expert_bytes=None)
+    window = Window(3, 0.05, 0.0, texts)
+    sums = measure(engine, place.prompts(model), window, method=method, max_new_tokens=8)
+    assert sums["row_rounds"] == 3 * sums["num_rounds"] >= 6
+    assert sums["num_new_tokens"] >= sums["row_rounds"] and sums["seconds"] >= 0.05
+    assert sums["fetched_bytes"] == sums["num_fetches"] * engine.store.record_bytes
+    assert sums["draft_s"] + sums["verify_s"] <= sums["seconds"]
+    assert "_run" not in vars(engine), "the engine is itself again"
+
+
+def test_static_eviction_is_calibrated_before_the_window(place):
+    texts = place.texts("tiny-skewed")
+    engine = place.engine("tiny-skewed", "count", store="memory", expert_bytes=None)
+    engine.hotness = None
+    measure(engine, place.prompts("tiny-skewed"), Window(2, 0.01, 0.0, texts), method="cached", eviction="static")
+    assert engine.hotness is not None
+
+
+# ---- whole parts, resumed
+
+
+def measured(tmp_path, part: str, place, length: Length = TINY) -> dict:
+    file = results.ResultFile(part, length, tmp_path)
+    here = parts.Run(length, place, {})
+    for cell in settings.cells(part, length):
+        cell = replace(cell, batch=4)
+        if not file.has(cell):
+            file.add(cell, parts.measure_cell(here, cell, file))
+    return results.read(tmp_path / f"{part}.json")
+
+
+@pytest.fixture
+def not_widened(monkeypatch):
+    for module in ("settings", "workplace"):
+        monkeypatch.setattr(f"benchmarks.{module}.EXPERT_BYTES", None)
+
+
+def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(tmp_path, place, not_widened, monkeypatch):
+    monkeypatch.setattr(parts, "PROBE_S", 0.01)
+    content = measured(tmp_path, "skewed-native", place)
+    assert {row["what"] for row in content["rows"].values()} == {"probe", *settings.METHODS, "resident"}
+    rows = tables.cell_rows({"skewed-native": content}, "tiny-skewed", "native")
+    assert [row["method"] for row in rows] == [
+        "on_demand", "overlapped", "cached (temporal)", "specmoe", "auto", "resident",
+    ]  # fmt: skip
+    assert all(row["measured_over_floor"] > 1 for row in rows), "nothing is faster than its floor"
+
+
+@pytest.mark.parametrize("part", ["growth", "drafting", "tracing"])
+def test_the_other_parts_measure(tmp_path, place, not_widened, part):
+    rows = measured(tmp_path, part, place)["rows"].values()
+    assert rows and all(row["num_new_tokens"] > 0 and row["commit"] for row in rows)
+    if part == "drafting":
+        assert all(0 < row["draft_expert_s"] < row["draft_s"] for row in rows)
+
+
+def test_the_peer_with_everything_in_memory_decodes_as_many_tokens(place):
+    for what in ("resident", "transformers"):
+        row = parts.peers.measure_resident(place, Cell("resident", "tiny-skewed", "memory", 2, what), TINY)
+        assert row["num_new_tokens"] % 2 == 0 and row["tokens_per_second"] > 0
+    parts.peers.close()
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def interrupted(_, cell, file):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(cell.key)
+        return {"tokens_per_second": 1.0, "seconds": 1.0, "num_new_tokens": 1}
+
+    monkeypatch.setattr(run, "measure_cell", interrupted)
+    arguments = ["--only", "tracing", "--out", str(tmp_path), "--length", "quick"]
+    with pytest.raises(KeyboardInterrupt):
+        run.main(arguments)
+    first = list(asked)
+    asked.clear()
+    monkeypatch.setattr(run, "measure_cell", lambda _, cell, file: asked.append(cell.key) or {"tokens_per_second": 2.0})
+    monkeypatch.setattr(run, "brief", str)
+    monkeypatch.setattr(tables, "text", lambda _: "")
+    assert run.main(arguments) == 0
+    everything = [cell.key for cell in settings.cells("tracing", settings.QUICK)]
+    assert first + asked == everything and len(first) == 2
+    assert list(results.read(tmp_path / "tracing.json")["rows"]) == everything
+
+
+def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
+    cell = Cell("tracing", "tiny-skewed", "native", 16, "trace_on")
+    results.ResultFile("tracing", TINY, tmp_path, code="old").add(cell, {"tokens_per_second": 1.0})
+    assert results.ResultFile("tracing", TINY, tmp_path, code="old").has(cell)
+    assert not results.ResultFile("tracing", TINY, tmp_path, code="new").has(cell)
+    assert not results.ResultFile("tracing", replace(TINY, slice_s=9.0), tmp_path, code="old").has(cell)
+    assert results.ResultFile("tracing", TINY, tmp_path, code="new", keep=True).has(cell)
+
+
+# ---- the tables, by hand
+
+
+def test_a_floor_is_the_longer_of_link_and_arithmetic():
+    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "row_rounds": 4, "num_drafted": 16}
+    found = floors.floor(sums, MODEL, PROBE, None)
+    assert found["link_s"] == pytest.approx(4e9 / 2e9 / 10)
+    assert found["compute_s"] == pytest.approx((1e7 * 20 / 1e11 + 1e7 * 16 / 2e11) / 10)
+    assert found["floor_s"] == found["link_s"]
+    assert floors.floor(sums, MODEL, PROBE, 1e9)["link_s"] == pytest.approx(0.4)
+    assert floors.floor({**sums, "fetched_bytes": 0}, MODEL, PROBE, None)["floor_s"] == found["compute_s"]
+
+
+def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "translate-native", slice: int = 0,
+        **more) -> dict:  # fmt: skip
+    model, link = ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
+    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "row_rounds": 10,
+            "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0, "eviction": "lru"}  # fmt: skip
+    cell = Cell(part, model, link, batch, what, slice)
+    return {**asdict(cell), "tokens_per_second": speed, **sums, **more}
+
+
+def files_of(*rows: dict) -> dict:
+    files: dict[str, dict] = {}
+    for each in rows:
+        content = files.setdefault(each["part"], {"rows": {}, "models": {"tiny-translate": MODEL, "tiny-skewed": MODEL}})
+        content["rows"][f"{each['model']}/{each['batch']}/{each['what']}/{each['slice']}"] = each
+    return files
+
+
+def outcome(files: dict, words: str) -> tables.Outcome:
+    [found] = [each for each in tables.targets(files) if words in each.name]
+    return found
+
+
+def test_targets_are_made_of_medians_and_say_which_batches():
+    files = files_of(
+        row("on_demand", 256, 100.0), row("on_demand", 256, 110.0, slice=1), row("on_demand", 256, 400.0, slice=2),
+        row("specmoe", 256, 605.0), row("on_demand", 1, 10.0), row("specmoe", 1, 20.0),
+    )  # fmt: skip
+    found = outcome(files, "translate, native: specmoe / on-demand, B = 256")
+    assert found.measured == pytest.approx(5.5) and found.met
+    mean = outcome(files, "translate, native: specmoe / on-demand, mean")
+    assert mean.measured == pytest.approx((5.5 + 2.0) / 2) and mean.note == "B = 1: 2.00, 256: 5.50"
+
+
+def test_auto_is_compared_with_the_fastest_single_method():
+    files = files_of(row("on_demand", 4, 10), row("cached", 4, 40), row("specmoe", 4, 30), row("auto", 4, 38))
+    found = outcome(files, "translate, native: auto")
+    assert found.measured == pytest.approx(0.95) and found.met is False
+    assert outcome(files, "translate, native: specmoe / best cached, B >= 16").measured is None
+
+
+def test_a_ratio_at_the_floor_uses_the_floor_of_specmoe_and_the_speed_of_the_other():
+    files = files_of(
+        row("on_demand", 256, 100.0), row("specmoe", 256, 200.0), row("probe", 256, 0.0, **PROBE),
+    )  # fmt: skip
+    floor_s = max(1e8 / 2e9, 1e7 * 10 / 1e11) / 200
+    assert tables.Measured(files).ratio_at_floor("tiny-translate", "native", 256, "on_demand") == pytest.approx(
+        1 / (floor_s * 100)
+    )
+
+
+def test_shares_and_what_was_not_measured():
+    files = files_of(row("specmoe", 64, 100.0, seconds=2.0))
+    assert outcome(files, "translate, native: waiting").measured == pytest.approx(0.02)
+    assert outcome(files, "translate, native: drafting").measured == pytest.approx(0.15)
+    missing = outcome(files, "tracing on / off")
+    assert missing.measured is None and tables.target_cells(missing)[2] == "not measured"
+    assert "not measured" in tables.text(files) and "not measured" in tables.text({})
+
+
+def test_best_cached_is_the_eviction_that_fetches_least():
+    rows = {
+        Cell("evictions", "tiny-skewed", "count", 4, f"cached:{name}").key: {"bytes_per_token": moved}
+        for name, moved in (("lru", 3.0), ("temporal", 2.0), ("static", 4.0))
+    }
+    assert parts.best_eviction(rows, "tiny-skewed", 4) == "temporal"
+    rows[Cell("evictions", "tiny-skewed", "count", 4, "cached:lfu").key] = {"bytes_per_token": 1.0}
+    assert parts.best_eviction(rows, "tiny-skewed", 4) == "lfu"
+    assert parts.best_eviction(rows, "tiny-skewed", 8) == "temporal"
+
+
+# ---- the page
+
+
+def test_the_performance_page_agrees_with_the_results():
+    remarks = page.REMARKS.read_text(encoding="utf-8") if page.REMARKS.exists() else ""
+    written = page.PAGE.read_text(encoding="utf-8")
+    assert written == page.document(results.read_all(), remarks), "run: python -m benchmarks.page"
+    assert all((page.IMAGES / name).exists() for name in page.FIGURES)
+
+
+def test_a_number_that_changes_in_the_results_changes_the_page():
+    files = files_of(row("on_demand", 256, 100.0), row("specmoe", 256, 605.0), row("probe", 256, 0.0, **PROBE))
+    assert "6.05×" in page.target_table(tables.targets(files))
+    files["translate-native"]["rows"]["tiny-translate/256/specmoe/0"]["tokens_per_second"] = 300.0
+    assert "6.05×" not in page.target_table(tables.targets(files))
+    assert "3.00× instead of ≥ 5.00×" in page.missed(tables.targets(files))[0]
+
+
+def test_the_page_says_that_no_gpu_has_run_until_one_has():
+    assert "proven on CPU only" in page.gpu_section(None)
+    assert "proven on CPU only" in page.gpu_section({"about": {"device": "cpu"}, "targets": []})
+
+
+def test_figures_are_drawn_for_what_is_there():
+    files = files_of(row("on_demand", 4, 10), row("specmoe", 4, 30), row("probe", 4, 0.0, **PROBE))
+    for draw in page.FIGURES.values():
+        assert page.pictures.png(draw(files)).startswith(b"\x89PNG")
+
+
+def test_results_files_are_small_and_name_no_folder_of_a_machine():
+    for file in results.FOLDER.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        assert len(text) < 500_000 and not any(word in text for word in ("/work", "/tmp", "/root"))
+        assert json.loads(text)
+
+
+# ---- the GPU script, small
+
+
+def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "SMALL", replace(gpu.SMALL, batches=(2,)))
+    monkeypatch.setattr(gpu, "compiled", lambda found, scale: {"plain_step_s": 3.0, "compiled_step_s": 1.0})
+    before = os.environ["SPECMOE_CACHE"]
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--figures", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == [] and found["left_out"] == [] and found["about"]["device"] == "cpu"
+    assert os.environ["SPECMOE_CACHE"] == before
+    met = {row["name"]: row["met"] for row in found["targets"]}
+    assert met["prompts with the CPU's fp32 tokens, every method"], "the same tokens on every path"
+    assert met["plain / compiled draft step"]
+    for model in ("tiny-translate", "tiny-balanced"):
+        assert {row["method"] for row in found[f"speed {model}"]["rows"]} == set(gpu.METHODS)
+        assert (tmp_path / f"gpu_{model}.png").exists()
+    assert "proven on CPU only" in page.gpu_section(found)
+
+
+def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch):
+    for part in ("correctness", "compiled", "speed"):
+        monkeypatch.setattr(gpu, part, lambda *_: {})
+    monkeypatch.setattr(gpu, "draw", lambda *_: [])
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0"]) == 0
+    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == ["all of tiny-translate", "all of tiny-balanced"]
+
+
+def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "correctness", broken)
+    for part in ("compiled", "speed"):
+        monkeypatch.setattr(gpu, part, lambda *_: {"rows": [], "copies": {"share": 1.0}})
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == ["correctness: RuntimeError: out of memory"] and "speed tiny-balanced" in found
+
+
+def test_first_divergences_are_positions():
+    found = gpu.compare([[1, 2, 3], [4, 5], [6, 7]], [[1, 9, 3], [4, 5], [6]])
+    assert found == {"prompts": 3, "same": 1, "first_divergences": [1, 1]}
