@@ -33,7 +33,9 @@ if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(ROOT))
 
 import specmoe  # noqa: E402
+from benchmarks import floors  # noqa: E402
 from benchmarks.window import Window, measure  # noqa: E402
+from specmoe import probes  # noqa: E402
 from specmoe.tiny.data import held_out_prompts  # noqa: E402
 from specmoe.tiny.translate_data import held_out_pairs  # noqa: E402
 
@@ -137,10 +139,9 @@ def compare(expected: list[list[int]], got: list[list[int]]) -> dict:
 # ---- 2. copies ------------------------------------------------------------------------------------------------------
 
 
-def raw_copy_rate(device: torch.device, num_bytes: int, times: int) -> float:
-    """Bytes per second from pinned host memory to the device, ``times`` copies of ``num_bytes`` one after the other."""
-    on_gpu = device.type == "cuda"
-    source = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=on_gpu)
+def raw_copy_rate(device: torch.device, num_bytes: int, times: int, pin: bool = True) -> float:
+    """Bytes per second from host memory (pinned, if asked) to the device, ``times`` copies one after the other."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=pin and device.type == "cuda")
     target = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     synchronize(device)
     target.copy_(source, non_blocking=True)
@@ -183,13 +184,33 @@ def speed(found: Found, scale: Scale, model: str) -> dict:
     began_s = time.monotonic()
     with open_widened(found, model, num_bytes, per_layer) as engine:
         load_s, record_bytes = time.monotonic() - began_s, engine.packed.layout.record_bytes
-        raw = raw_copy_rate(found.device, record_bytes, scale.copies)
-        moved = store_rate(engine, scale.copies)
-        rows = []
+        raw, pageable = (raw_copy_rate(found.device, record_bytes, scale.copies, pin) for pin in (True, False))
+        moved, rows = store_rate(engine, scale.copies), []
         for batch in scale.batches:
             rows += _methods(found, scale, engine, model, batch, texts)
-        copies = {"raw_bytes_per_s": raw, "store_bytes_per_s": moved, "share": moved / raw}
-        return {"load_s": load_s, "info": dict(engine.info), "copies": copies, "rows": rows}
+        copies = {"raw_bytes_per_s": raw, "pageable_bytes_per_s": pageable, "store_bytes_per_s": moved, "share": moved / raw}
+        facts, rates = floors.facts(engine), compute_rates(found.device)
+        return {
+            "load_s": load_s,
+            "info": facts,
+            "copies": copies,
+            "rates": rates,
+            "rows": beside_floors(rows, facts, rates, raw),
+        }
+
+
+def compute_rates(device: torch.device) -> dict:
+    """FLOP per second of square products, fp32 and bf16."""
+    return probes.compute_rates(0.3, "cuda", 8192) if device.type == "cuda" else probes.compute_rates(0.05, size=256)
+
+
+def beside_floors(rows: list[dict], facts: dict, rates: dict, link_bytes_per_s: float) -> list[dict]:
+    """Each row with its floor in seconds per token and measured over floor; the rate is that of the model's dtype."""
+    rate = rates["fp32_flop_per_s" if facts["dtype"] == "float32" else "bf16_flop_per_s"]
+    link = {"random_bytes_per_s": {"1": link_bytes_per_s}, "sequential_bytes_per_s": link_bytes_per_s}
+    probe = {**link, "fp32_flop_per_s": rate, "bf16_flop_per_s": rate}
+    rows = [{**row, **floors.floor(row, facts, probe, None)} for row in rows]
+    return [{**row, "measured_over_floor": 1 / row["tokens_per_second"] / row["floor_s"]} for row in rows]
 
 
 def open_widened(found: Found, model: str, num_bytes: int | None, per_layer: int):

@@ -47,9 +47,16 @@ def _targets(targets: list[dict]) -> str:
 def _speeds(name: str, part: dict) -> str:
     """Tokens per second: one line for each method, one column for each batch."""
     batches = sorted({row["batch"] for row in part["rows"]})
-    speeds = {(row["method"], row["batch"]): f"{row['tokens_per_second']:.1f}" for row in part["rows"]}
+    speeds = {
+        (row["method"], row["batch"]): f"{row['tokens_per_second']:.1f} ({row['measured_over_floor']:.1f})"
+        for row in part["rows"]
+    }
     methods = dict.fromkeys(row["method"] for row in part["rows"])
     rows = [[method, *(speeds.get((method, batch), "") for batch in batches)] for method in methods]
     size = part["info"]["record_bytes"] / 2**20
-    words = f"{name.removeprefix('speed ')}, experts of {size:.4g} MiB, tokens/s:"
+    link = part["copies"]["raw_bytes_per_s"]
+    rates = f"raw pinned copies {link / 1e9:.1f} GB/s, bf16 {part['rates']['bf16_flop_per_s'] / 1e12:.0f} TFLOP/s"
+    words = (
+        f"{name.removeprefix('speed ')}, experts of {size:.4g} MiB, {rates}; tokens/s and, in brackets, measured over floor:"
+    )
     return f"{words}\n\n{_table(['method', *(f'B = {batch}' for batch in batches)], rows)}"

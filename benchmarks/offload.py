@@ -146,11 +146,8 @@ def accelerate_run(job: dict, group: Group) -> dict:
     from .peers import Transformers
 
     folder = Path(job["folder"])
-    config = json.loads((folder / "widened" / "config.json").read_text(encoding="utf-8"))
-    places = {f"model.layers.{layer}.mlp.experts": "disk" for layer in range(config["num_hidden_layers"])}
-    peer = Transformers(
-        folder / "widened", dtype=torch.bfloat16, device_map={"": "cpu", **places}, offload_folder=str(folder / "offload")
-    )
+    places = placements(folder / "widened")
+    peer = Transformers(folder / "widened", dtype=torch.bfloat16, device_map=places, offload_folder=str(folder / "offload"))
     held = group.there and job["limit_bytes"]
     if held:
         group.limit(job["limit_bytes"])
@@ -160,6 +157,28 @@ def accelerate_run(job: dict, group: Group) -> dict:
     tokens, seconds = peer(prompts, TOKENS, drop, most_s=job["seconds"])
     how = "memory cgroup" if held else "its files dropped from the page cache after every step"
     return {"num_new_tokens": tokens, "seconds": seconds, "limit_bytes": job["limit_bytes"], "held_by": how}
+
+
+def placements(folder: Path) -> dict[str, str]:
+    """accelerate's device map: experts on disk, the largest modules without any in memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    experts = {name for name, _ in model.named_modules() if name.endswith(".experts")}
+    places = dict.fromkeys(experts, "disk")
+
+    def place(module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if any(expert.startswith(f"{path}.") for expert in experts):
+                place(child, f"{path}.")
+            else:
+                places.setdefault(path, "cpu")
+
+    place(model, "")
+    return places
 
 
 def drop_page_cache(folder: Path) -> None:

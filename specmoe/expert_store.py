@@ -39,6 +39,7 @@ class ExpertStore:
         self.num_readers = num_readers
         self._checked = [[False] * packed.num_experts for _ in packed.layers]
         self._queue: list[tuple[int, int, Read]] = []
+        self._under_way: list[Read] = []
         self._order = itertools.count()
         self._wake = threading.Condition()
         self._closed = False
@@ -54,9 +55,19 @@ class ExpertStore:
         with self._wake:
             if self._closed:
                 raise StoreError("the expert store is closed: load the engine again")
+            self._refuse_while_stalled()
             heapq.heappush(self._queue, (priority, read.number, read))
             self._wake.notify()
         return read
+
+    def _refuse_while_stalled(self) -> None:
+        """A read that everybody has given up on may still fill its buffer: until it has, no buffer is safe."""
+        for read in self._under_way:
+            if read.abandoned:
+                raise StoreError(
+                    f"reading expert {read.key.expert} of MoE layer {read.key.layer} has stalled and not come back yet: try "
+                    "again when the disk answers, or load the engine again"
+                )
 
     def cancel(self, read: Read) -> bool:
         """Take back a read nobody started; True when it will not happen."""
@@ -101,6 +112,7 @@ class ExpertStore:
                 read = heapq.heappop(self._queue)[2]
                 if not read.started and not read.cancelled:
                     read.started = True
+                    self._under_way.append(read)
                     return read
 
     def _serve(self) -> None:
@@ -116,6 +128,8 @@ class ExpertStore:
                 error = self._explain(read.key, failure)
             read.ended_s = time.perf_counter()
             read.seconds = read.ended_s - began_s
+            with self._wake:
+                self._under_way.remove(read)
             read.finish(error)
 
     def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:

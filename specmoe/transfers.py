@@ -79,6 +79,7 @@ class Read:
     error: Exception | None = None
     started: bool = False
     cancelled: bool = False
+    abandoned: bool = False  # nobody waits for it any more, but its reader may still write into the buffer
 
     def __post_init__(self):
         self._finished = threading.Event()
@@ -102,5 +103,5 @@ class Read:
             raise self.error
 
     def settle(self) -> None:
-        """Block until the reader lets go of the buffer, whatever became of the read."""
-        self._finished.wait(STALL_S)
+        """Block until the reader lets go of the buffer, whatever became of the read; give up on one that has stalled."""
+        self.abandoned = not self._finished.wait(STALL_S)

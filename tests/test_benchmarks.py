@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
-from benchmarks import floors, gpu, page, parts, results, run, settings, tables
+from benchmarks import floors, gpu, offload, page, parts, results, run, settings, tables
 from benchmarks.settings import Cell, Length
 from benchmarks.window import EndlessQueue, Window, measure, staggered
 from benchmarks.workplace import Workplace
+from specmoe import checkpoint
 from specmoe.speculate import Row
 
 TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
@@ -320,7 +323,9 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
     assert met["prompts with the CPU's fp32 tokens, every method"], "the same tokens on every path"
     assert met["plain / compiled draft step"]
     for model in ("tiny-translate", "tiny-balanced"):
-        assert {row["method"] for row in found[f"speed {model}"]["rows"]} == set(gpu.METHODS)
+        part = found[f"speed {model}"]
+        assert {row["method"] for row in part["rows"]} == set(gpu.METHODS)
+        assert all(row["measured_over_floor"] > 0 for row in part["rows"]) and part["copies"]["pageable_bytes_per_s"] > 0
         assert (tmp_path / f"gpu_{model}.png").exists()
     assert "proven on CPU only" in page.gpu_section(found)
 
@@ -348,3 +353,47 @@ def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path,
 def test_first_divergences_are_positions():
     found = gpu.compare([[1, 2, 3], [4, 5], [6, 7]], [[1, 9, 3], [4, 5], [6]])
     assert found == {"prompts": 3, "same": 1, "first_divergences": [1, 1]}
+
+
+# ---- the peer with its experts on disk
+
+
+def test_the_widened_checkpoint_gives_transformers_the_same_tokens(tmp_path):
+    peer = parts.peers.Transformers
+    folder = offload.widened_checkpoint("tiny-skewed", tmp_path / "widened", 2**18)
+    config = json.loads((folder / "config.json").read_text())
+    assert 3 * 2 * config["hidden_size"] * config["intermediate_size"] >= 2**18
+    batch = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        logits = [peer(path).model(batch).logits for path in (checkpoint.resolve("tiny-skewed"), folder)]
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_accelerate_is_told_to_keep_everything_but_experts_in_memory(tmp_path):
+    folder = offload.widened_checkpoint("tiny-skewed", tmp_path / "widened", 2**17)
+    places = offload.placements(folder)
+    on_disk = [name for name, place in places.items() if place == "disk"]
+    assert len(on_disk) == 4 and all(name.endswith(".experts") for name in on_disk)
+    assert {"model.embed_tokens", "model.norm", "lm_head"} <= set(places) - set(on_disk)
+
+
+def test_a_peer_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(monkeypatch):
+    tried = []
+
+    def in_a_process(job):
+        tried.append(job["limit_bytes"])
+        if len(tried) < 3:
+            raise subprocess.CalledProcessError(-9, "killed")
+        return {"limit_bytes": job["limit_bytes"]}
+
+    monkeypatch.setattr(offload, "_in_a_process", in_a_process)
+    assert offload._peer({"limit_bytes": 1000}) == {"limit_bytes": 1562} and tried == [1000, 1250, 1562]
+
+
+def test_without_a_control_group_files_are_dropped_from_the_page_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(offload, "GROUPS", tmp_path / "no such folder")
+    group = offload.Group()
+    assert not group.there
+    group.leave()
+    (tmp_path / "file").write_bytes(b"x" * 5000)
+    offload.drop_page_cache(tmp_path)

@@ -1,0 +1,115 @@
+"""Faults of disk and memory: the run ends with a typed error that names what failed, and the engine can be used again."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from conftest import tokens_of
+
+import specmoe
+from specmoe import FastMemoryError, StoreError, resident_pool, transfers
+from specmoe.transfers import ExpertKey
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]
+JOB = {"max_new_tokens": 16, "batch_size": 2, "eos_token_id": []}
+
+
+class Stalling:
+    """The reader of the ``at``-th record from now on stands still until ``go``."""
+
+    def __init__(self, store, monkeypatch, at: int):
+        self.go, self.key, self.copy, self.left = threading.Event(), None, store._copy, at
+        self.lock = threading.Lock()
+        monkeypatch.setattr(store, "_copy", self.serve)
+
+    def serve(self, read, reader) -> None:
+        with self.lock:
+            self.left -= 1
+            stalls = self.left == 0
+        if stalls:
+            self.key = read.key
+            assert self.go.wait(30)
+        self.copy(read, reader)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(transfers, "STALL_S", 0.2)
+
+
+@pytest.mark.parametrize("method", ["on_demand", "overlapped", "cached", "specmoe"])
+@pytest.mark.parametrize("at", [3, 25])
+def test_a_reader_that_stalls_mid_round_ends_the_run_naming_the_record_and_the_engine_goes_on(
+    method, at, open_engine, plain, monkeypatch, impatient
+):
+    engine = open_engine("mixtral", draft_experts=2)
+    stalling = Stalling(engine.store, monkeypatch, at)
+    with pytest.raises(StoreError, match="has stalled for") as failure:
+        engine.generate(PROMPTS, method=method, **JOB)
+    key = stalling.key
+    assert f"expert {key.expert} of MoE layer {key.layer}" in str(failure.value)
+    with pytest.raises(StoreError, match=f"expert {key.expert} of MoE layer {key.layer} has stalled and not come back"):
+        engine.generate(PROMPTS, method=method, **JOB)  # its reader could still write over another record
+    stalling.go.set()
+    wait_until_idle(engine.store)
+    assert tokens_of(engine.generate(PROMPTS, method=method, **JOB)) == plain("mixtral")
+
+
+def wait_until_idle(store) -> None:
+    pause = threading.Event()
+    for _ in range(1000):
+        if not store._under_way:
+            return
+        pause.wait(0.01)
+    raise AssertionError("the reader never came back")
+
+
+def test_a_read_that_ends_in_time_is_not_given_up():
+    read = transfers.Read(ExpertKey(0, 1), torch.zeros(1, dtype=torch.uint8))
+    read.finish()
+    read.settle()
+    assert not read.abandoned
+
+
+# ---- memory of a GPU, imagined
+
+
+def full(*_, **__):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class OnGpu:
+    """What ``allocate_slots`` asks of a store."""
+
+    device, record_bytes = torch.device("cuda"), 2**20
+
+
+def no_room(num_slots: int, _store):
+    """``allocate_slots`` on a GPU that is full."""
+    with pytest.MonkeyPatch.context() as gpu:
+        gpu.setattr(torch, "empty", full)
+        return resident_pool.allocate_slots(num_slots, OnGpu())
+
+
+def test_a_gpu_without_room_for_the_slots_is_a_fast_memory_error_that_says_how_much():
+    with pytest.raises(FastMemoryError, match=r"4194304 bytes for experts do not fit on cuda: lower fast_memory"):
+        no_room(4, None)
+
+
+def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods(open_engine, plain, monkeypatch):
+    engine = open_engine("mixtral", draft_experts=2)
+    with monkeypatch.context() as gpu:
+        gpu.setattr("specmoe.engine.allocate_slots", no_room)
+        with pytest.raises(FastMemoryError, match="do not fit on cuda"):
+            engine.generate(PROMPTS, method="resident", **JOB)  # the one method that needs more slots than are there
+    assert tokens_of(engine.generate(PROMPTS, method="specmoe", **JOB)) == plain("mixtral")
+
+
+def test_a_load_whose_slots_do_not_fit_leaves_no_reader_behind(tiny, monkeypatch):
+    before = threading.active_count()
+    monkeypatch.setattr("specmoe.engine.allocate_slots", no_room)
+    with pytest.raises(FastMemoryError, match="do not fit on cuda"):
+        specmoe.load(tiny("mixtral"), dtype="float64", draft_experts=2)
+    assert threading.active_count() == before
