@@ -73,7 +73,8 @@ def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
     source = Path(checkpoint.resolve(model))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True)
-    width = -(-expert_bytes // (3 * config["hidden_size"] * 2))  # gate, up and down in two bytes each
+    columns = -(-expert_bytes // (3 * config["hidden_size"] * 2))  # gate, up and down in two bytes each
+    width = -(-columns // 16) * 16  # transformers' grouped product wants aligned rows
     tensors = {}
     for file in sorted(source.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
