@@ -22,8 +22,8 @@ def made_up_probes(contention: float = 1.2) -> dict:
     """Timings as they would be if every part cost exactly this."""
     layer = lambda e, p: 1 + 3 * e + 0.5 * p  # noqa: E731
     cases = [(e, e * n) for e, n in ((1, 1), (2, 1), (8, 1), (4, 4), (8, 4), (2, 16), (8, 16), (1, 64), (4, 64))]
-    waves = [[e, p, layer(e, p) + e * 0.7 + -(-e // 4) * 0.25 + e * 2, -(-e // 4) * 0.25 + e * 2] for e, p in cases]
-    stream = [[e, p, contention * layer(e, p) + e * 0.3 + 5, 5.0] for e, p in cases]
+    waves = [[e, p, e, layer(e, p) + e * 0.7 + -(-e // 4) * 0.25 + e * 2, -(-e // 4) * 0.25 + e * 2] for e, p in cases]
+    stream = [[e, p, r, contention * layer(e, p) + r * 0.3 + 5, 5.0] for e, p in cases for r in (e, e // 2)]
     return {
         "reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "waves": waves, "stream": stream, "guess": [[1, 0.1], [16, 0.25]],
         "resident": [[e, p, layer(e, p)] for e, p in cases], "draft": [[e, p, 0.5 * layer(e, p)] for e, p in cases],
@@ -94,6 +94,7 @@ def test_probes_time_every_part_and_leave_the_engine_as_it_was(name):
         after = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=8, seed=0).sequences
         assert [list(row) for row in after] == [list(row) for row in before]
         assert all(row[-1] > 0 for part in ("reads", "passes", "steps", "resident", "draft") for row in probes[part])
+        assert all(0 < reads <= experts for part in ("waves", "stream") for experts, _, reads, *_ in probes[part])
         assert all(0 <= wait <= seconds for part in ("waves", "stream") for *_, seconds, wait in probes[part])
         output = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=8)
         run = simulate(Recording.of(output, engine.info), fit_machine(probes))

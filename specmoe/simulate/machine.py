@@ -74,12 +74,12 @@ def _fit_waves(timings: list, num_readers: int) -> tuple[float, float]:
 
 def _fit_wave_overhead(timings: list, layer: Layer) -> float:
     """Seconds per record that a synchronous pool costs the computing thread, beside what the experts cost resident."""
-    return max(0.0, statistics.median((s - wait - layer(e, p)) / e for e, p, s, wait in timings))
+    return max(0.0, statistics.median((s - wait - layer(e, p)) / e for e, p, _, s, wait in timings))
 
 
 def _fit_busy(timings: list, layer: Layer) -> tuple[float, float]:
     """(overhead per record, contention): what computing took beside waits, while records were being read."""
-    rows = [[experts, layer(experts, pairs)] for experts, pairs, *_ in timings]
+    rows = [[reads, layer(experts, pairs)] for experts, pairs, reads, *_ in timings]
     extra = [max(1e-9, seconds - wait) for *_, seconds, wait in timings]
     overhead_s, contention = least_squares(rows, extra)
     return overhead_s, max(1.0, contention)
