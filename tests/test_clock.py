@@ -13,24 +13,46 @@ import specmoe
 from specmoe.errors import OptionError
 from specmoe.simulate import Recording, fit_machine, probe_machine, simulate
 from specmoe.simulate.clock import errors, write_results
+from specmoe.simulate.lanes import Lanes
+from specmoe.simulate.machine import mean_probes
 from specmoe.simulate.shipped import prompts_for
 
 # ---- probes of this machine ------------------------------------------------------------------------------------
 
 
-def made_up_probes(contention: float = 1.2) -> dict:
+def made_up_probes(factors=(1.25, 1.5), read_s: float = 2.0) -> dict:
     """Timings as they would be if every part cost exactly this."""
     layer = lambda e, p: 1 + 3 * e + 0.5 * p  # noqa: E731
     cases = [(e, e * n) for e, n in ((1, 1), (2, 1), (8, 1), (4, 4), (8, 4), (2, 16), (8, 16), (1, 64), (4, 64))]
-    waves = [[e, p, e, layer(e, p) + e * 0.7 + -(-e // 4) * 0.25 + e * 2, -(-e // 4) * 0.25 + e * 2] for e, p in cases]
-    stream = [[e, p, r, contention * layer(e, p) + r * 0.3 + 5, 5.0] for e, p in cases for r in (e, e // 2)]
+    waves = [[e, p, e, layer(e, p) + e * 0.7 + -(-e // 4) * 0.25 + e * read_s, -(-e // 4) * 0.25 + e * read_s]
+             for e, p in cases]  # fmt: skip
     return {
-        "reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "waves": waves, "stream": stream, "guess": [[1, 0.1], [16, 0.25]],
-        "resident": [[e, p, layer(e, p)] for e, p in cases], "draft": [[e, p, 0.5 * layer(e, p)] for e, p in cases],
+        "reads": [[n, 0.5 + 2 * n] for n in (1, 4, 16)], "waves": waves, "guess": [[1, 0.1], [16, 0.25]],
+        "stream": [[e, p, r, *streamed(e, r, layer(e, p), factors, read_s)] for e, p in cases for r in (e, e // 2)],
+        "resident": [[e, p, layer(e, p)] for e, p in cases], "draft": [[1, 2.0], [16, 5.0], [64, 5.0 + 48 * 0.2]],
         "passes": [[r, b, p, 1 + 0.1 * r * b + 0.01 * p] for r in (1, 16) for b in (1, 5) for p in (16, 64)],
         "steps": [[r, p, 1 + 0.1 * r + 0.01 * p] for r in (1, 16) for p in (16, 64)], "keep": [0.02], "prepare": [0.04],
         "record_bytes": 100, "num_readers": 4, "expert_flops_per_token": 10, "model": "m",
     }  # fmt: skip
+
+
+def streamed(experts: int, reads: int, layer_s: float, factors, read_s: float) -> tuple[float, float]:
+    """Seconds, and waits of them, of a layer that computes while it reads, one record at a time."""
+    lanes = Lanes(read_s, 0.25, *factors)
+    lanes.compute(1)
+    lanes.take(experts - reads, 0, reads, (layer_s - 1) / experts, 0.7, lanes.ask(0, reads))
+    return lanes.now_s, lanes.wait_s
+
+
+def test_computing_and_reading_slow_each_other_down_only_while_both_work():
+    lanes = Lanes(1.0, 0.0, compute_factor=2.0, link_factor=1.5)
+    lanes.ask(0, 2)  # 2 s of reading
+    lanes.compute(1.0)  # 2 s on the clock, in which the link does 2 / 1.5
+    assert lanes.now_s == pytest.approx(2) and lanes.demand_s == pytest.approx(2 - 2 / 1.5)
+    lanes.stand(lanes.demand_s)  # nobody computes: the rest at its own pace
+    lanes.compute(1.0)  # nothing to read
+    assert lanes.now_s == pytest.approx(2 + 2 / 3 + 1) and lanes.wait_s == pytest.approx(2 / 3)
+    assert lanes.busy_s == pytest.approx(2)
 
 
 def test_a_fit_finds_the_constants_that_made_its_timings():
@@ -39,15 +61,23 @@ def test_a_fit_finds_the_constants_that_made_its_timings():
     assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
     assert fitted.flop_per_s == pytest.approx(20)
     parts = fitted.parts
-    assert parts.contention == pytest.approx(1.2) and parts.read_overhead_s == pytest.approx(0.3)
     assert (parts.wave_latency_s, parts.wave_read_s, parts.wave_overhead_s) == pytest.approx((0.25, 2, 0.7))
+    assert (parts.contention, parts.link_contention) == (1.25, 1.5) and parts.read_overhead_s == pytest.approx(0.7)
     assert parts.keep_s == 0.02 and parts.prepare_s == 0.04
+
+
+def test_the_mean_of_two_probings_is_of_every_timing():
+    one, two = made_up_probes(), made_up_probes(read_s=4.0)
+    merged = mean_probes([one, two])
+    assert merged["waves"][0] == pytest.approx([(a + b) / 2 for a, b in zip(one["waves"][0], two["waves"][0])])
+    assert merged["model"] == "m" and fit_machine(merged).parts.wave_read_s == pytest.approx(3)
 
 
 def test_probed_parts_are_met_between_and_beyond_what_was_timed():
     parts = fit_machine(made_up_probes()).parts
     assert parts.layer(3, 6) == pytest.approx(1 + 9 + 3) and parts.layer(2, 200) == pytest.approx(1 + 6 + 100)
-    assert parts.draft_layer(3, 6) == pytest.approx(6.5) and parts.layer(0, 0) == pytest.approx(1)
+    assert parts.draft_layer(6, 4) == pytest.approx(3) and parts.draft_layer(128, 4) == pytest.approx(5 + 112 * 0.2)
+    assert parts.layer(0, 0) == pytest.approx(1)
     assert parts.verify_trunk(8, 3, 40) == pytest.approx(1 + 2.4 + 0.4)
     assert parts.verify_trunk(64, 9, 100) == pytest.approx(1 + 57.6 + 1)
     assert parts.draft_trunk(64, 16) == pytest.approx(1 + 6.4 + 0.16) and parts.guess(8) == pytest.approx(0.17)
@@ -65,7 +95,7 @@ def test_a_probed_machine_replays_its_own_model_part_by_part():
 def test_computing_is_slower_while_records_are_read():
     """The same counts on the same machine, probed with and without what readers take from it."""
     run = recording("cached", [[6, 6]], [[3, 3]], [[3, 3]])
-    alone, shared = (simulate(run, fit_machine(made_up_probes(contention))) for contention in (1.0, 1.5))
+    alone, shared = (simulate(run, fit_machine(made_up_probes((factor, 1.0)))) for factor in (1.0, 1.5))
     assert alone.seconds < shared.seconds < 1.5 * alone.seconds
 
 

@@ -235,6 +235,11 @@ def test_a_config_without_what_is_needed_is_refused():
         fit_machine({"passes": [[1, 1.0]]})
 
 
+def test_presets_and_sizes_name_where_their_numbers_come_from():
+    for described in (*PRESETS.values(), *PAPER_SIZES.values()):
+        assert "https://" in described.source, described.name
+
+
 def test_the_papers_sizes_have_their_published_parameters():
     total = {name: (s.trunk_bytes + s.expert_bytes * s.num_layers * s.num_experts) / 2e9 for name, s in PAPER_SIZES.items()}
     assert total["mixtral-8x7b"] == pytest.approx(46.7, rel=0.02)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..engine import Engine, load
-from .machine import fit_machine
+from .hardware import Hardware
+from .machine import fit_machine, mean_probes
 from .probe import probe_machine
 from .recording import Recording
 from .replay import simulate
@@ -32,19 +33,20 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
                        repeats: int = 2, gamma: int = 4) -> pd.DataFrame:  # fmt: skip
     """One row per method, batch and repeat: measured and predicted tokens per second, error = predicted / measured - 1.
 
-    Each run is predicted from the mean of two predictions: from the probes right before its batch's turn and right after;
-    none of them times a method. ``load``: the machine's load average (above 1 or 2 other work disturbed probes and runs
-    alike). Every method is warmed up once.
+    Each run is predicted from the mean of two probings, right before its turn and right after; none of them times a method.
+    ``load``: the machine's load average (above 1 or 2 other work disturbed probes and runs alike). Every method is warmed
+    up once.
     """
     rows = []
     for method in methods:
         engine.generate(prompts[:16], method=method, max_new_tokens=8, batch_size=16)
     for batch in batches:
-        before = fit_machine(probe_machine(engine, prompts[0]))
+        before = probe_machine(engine, prompts[0])
         for repeat in range(repeats):
             runs = [_run(engine, prompts, method, batch, new_tokens, gamma) for method in methods]
-            after = fit_machine(probe_machine(engine, prompts[0]))
-            rows += [_row(engine, batch, repeat, run, (before, after)) for run in runs]
+            after = probe_machine(engine, prompts[0])
+            machine = fit_machine(mean_probes([before, after]))
+            rows += [_row(engine, batch, repeat, run, machine) for run in runs]
             before = after
     return pd.DataFrame(rows)
 
@@ -55,18 +57,16 @@ def _run(engine: Engine, prompts: list, method: str, batch: int, new_tokens: int
     return engine.generate(some, method=method, max_new_tokens=new_tokens, batch_size=batch, **given)
 
 
-def _row(engine: Engine, batch: int, repeat: int, output, machines) -> dict:
+def _row(engine: Engine, batch: int, repeat: int, output, machine: Hardware) -> dict:
     recording, stats, link = Recording.of(output, engine.info), output.stats, engine.options.link_bytes_per_s
-    played = [simulate(recording, machine) for machine in machines]
-    parts = {f"predicted_{part}": sum(getattr(each, part) for each in played) / len(played)
-             for part in ("seconds", "wait_s", "draft_s", "verify_s")}  # fmt: skip
-    predicted, measured = stats.num_new_tokens / parts["predicted_seconds"], stats.tokens_per_second
+    played = simulate(recording, machine)
+    parts = {f"predicted_{part}": getattr(played, part) for part in ("seconds", "wait_s", "draft_s", "verify_s")}
+    probed = {f"probed_{part}": getattr(machine.parts, part) for part in ("contention", "link_contention", "read_s")}
     return {
         "model": engine.info["name"], "link": "native" if link is None else f"{link / 1e9:g} GB/s", "method": stats.method,
-        "batch": batch, "repeat": repeat, "load": os.getloadavg()[0], "measured": measured, "predicted": predicted,
-        "error": predicted / measured - 1, **parts, "seconds": stats.seconds, "wait_s": stats.wait_s,
-        "draft_s": stats.draft_s, "verify_s": stats.verify_s,
-        "probed_link_bytes_per_s": sum(machine.link_bytes_per_s for machine in machines) / len(machines),
+        "batch": batch, "repeat": repeat, "load": os.getloadavg()[0], "measured": stats.tokens_per_second,
+        "predicted": played.tokens_per_second, "error": played.tokens_per_second / stats.tokens_per_second - 1, **parts,
+        "seconds": stats.seconds, "wait_s": stats.wait_s, "draft_s": stats.draft_s, "verify_s": stats.verify_s, **probed,
     }  # fmt: skip
 
 

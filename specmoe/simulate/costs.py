@@ -18,7 +18,7 @@ class Described:
     overheads. Reading costs the computing device nothing."""
 
     read_overhead_s = wave_overhead_s = keep_s = prepare_s = 0.0
-    contention = 1.0
+    contention = link_contention = 1.0
 
     def __init__(self, hardware, size: ModelSize):
         self.hardware, self.size = hardware, size
@@ -39,7 +39,10 @@ class Described:
         touched_s = experts * self.size.expert_bytes / self.hardware.memory_bytes_per_s
         return self.hardware.layer_overhead_s + experts * self.hardware.expert_overhead_s + max(work_s, touched_s)
 
-    draft_layer = layer
+    def draft_layer(self, tokens: int, draft_experts: int) -> float:
+        """The same of a draft step with so many rows drafting."""
+        pairs = tokens * self.size.top_k
+        return self.layer(min(draft_experts, pairs), pairs)
 
     def guess(self, tokens: int) -> float:
         return 0.0
@@ -58,7 +61,7 @@ class Probed:
     passes: list = field(repr=False)  # [rows, block, positions, seconds]
     steps: list = field(repr=False)  # [rows, positions, seconds]
     layer: Layer  # in target mode
-    draft_layer: Layer
+    drafts: list = field(repr=False)  # a MoE layer in draft mode: [tokens, seconds]
     guesses: list = field(repr=False)  # [tokens, seconds]
     latency_s: float  # of a burst of reads
     read_s: float  # of a record when reads follow each other while experts are computed
@@ -67,6 +70,7 @@ class Probed:
     read_overhead_s: float  # what asking for a record and taking it costs the computing thread
     wave_overhead_s: float  # the same in a synchronous pool
     contention: float  # how much longer computing takes while records are read
+    link_contention: float  # how much longer reading takes meanwhile
     keep_s: float
     prepare_s: float
 
@@ -81,6 +85,9 @@ class Probed:
 
     def draft_trunk(self, rows: int, positions: int) -> float:
         return max(1e-9, bilinear(self.steps, rows, positions))
+
+    def draft_layer(self, tokens: int, draft_experts: int) -> float:
+        return linear(tokens, *zip(*self.drafts))
 
     def guess(self, tokens: int) -> float:
         return linear(tokens, *zip(*self.guesses))

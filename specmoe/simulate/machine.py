@@ -6,6 +6,8 @@ its plain rates serve other sizes.
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 
 import numpy as np
@@ -13,9 +15,11 @@ import numpy as np
 from ..errors import OptionError
 from .costs import Layer, Probed
 from .hardware import Hardware
+from .lanes import Lanes
 from .probe import PARTS
 
 KNOTS = (1.0, 4.0, 16.0, 64.0, 256.0)  # tokens of one expert
+FACTORS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5)  # how much longer one lane takes while the other works
 NEEDED = (*PARTS, "record_bytes", "num_readers", "expert_flops_per_token", "model")
 
 
@@ -31,22 +35,31 @@ def fit_machine(probes: dict, name: str = "this machine") -> Hardware:
     layer_s, expert_s, pair_s = least_squares(terms, seconds)
     return Hardware(
         name, probes["record_bytes"] / max(read_s, 1e-12), latency_s, probes["expert_flops_per_token"] / max(pair_s, 1e-12),
-        1e18, probes["passes"][0][-1], layer_s, expert_s, probes["num_readers"], fit_parts(probes, latency_s, read_s),
+        1e18, probes["passes"][0][-1], layer_s, expert_s, probes["num_readers"], fit_parts(probes, read_s),
         "probes of this machine",
     )  # fmt: skip
 
 
-def fit_parts(probes: dict, latency_s: float, read_s: float) -> Probed:
+def fit_parts(probes: dict, read_s: float) -> Probed:
     """The parts of the probed model: tables as they are, and the few constants that stand between them."""
     layer = fit_layer(probes["resident"])
     wave_latency_s, wave_read_s = _fit_waves(probes["waves"], probes["num_readers"])
-    overhead_s, contention = _fit_busy(probes["stream"], layer)
+    wave_overhead_s = _fit_wave_overhead(probes["waves"], layer)
+    factors = _fit_overlap(probes["stream"], layer, wave_latency_s, wave_read_s, wave_overhead_s)
     rate = probes["record_bytes"] / max(read_s, 1e-12)
     return Probed(
-        probes["model"], rate, probes["passes"], probes["steps"], layer, fit_layer(probes["draft"]), probes["guess"],
-        latency_s, read_s, wave_latency_s, wave_read_s, overhead_s, _fit_wave_overhead(probes["waves"], layer), contention,
+        probes["model"], rate, probes["passes"], probes["steps"], layer, probes["draft"], probes["guess"], wave_latency_s,
+        wave_read_s, wave_latency_s, wave_read_s, factors[2], wave_overhead_s, *factors[:2],
         statistics.median(probes["keep"]), statistics.median(probes["prepare"]),
     )  # fmt: skip
+
+
+def mean_probes(probes: list[dict]) -> dict:
+    """Several probings as one: the mean of every timing."""
+    first, merged = probes[0], dict(probes[0])
+    for part in PARTS:
+        merged[part] = np.mean([each[part] for each in probes], axis=0).tolist()
+    return first | merged
 
 
 def fit_layer(timings: list) -> Layer:
@@ -77,12 +90,27 @@ def _fit_wave_overhead(timings: list, layer: Layer) -> float:
     return max(0.0, statistics.median((s - wait - layer(e, p)) / e for e, p, _, s, wait in timings))
 
 
-def _fit_busy(timings: list, layer: Layer) -> tuple[float, float]:
-    """(overhead per record, contention): what computing took beside waits, while records were being read."""
-    rows = [[reads, layer(experts, pairs)] for experts, pairs, reads, *_ in timings]
-    extra = [max(1e-9, seconds - wait) for *_, seconds, wait in timings]
-    overhead_s, contention = least_squares(rows, extra)
-    return overhead_s, max(1.0, contention)
+def _fit_overlap(timings: list, layer: Layer, latency_s: float, read_s: float, overhead_s: float) -> tuple:
+    """(compute factor, link factor, overhead per record): those under which ``Lanes`` come nearest to what layers took that
+    computed while records were read."""
+    cases = [(*_hits_and_reads(case), layer(case[0], case[1]), case[3]) for case in timings]
+
+    def distance(factors) -> float:
+        total = 0.0
+        for hits, reads, layer_s, seconds in cases:
+            lanes = Lanes(read_s, latency_s, *factors[:2])
+            lanes.compute(layer.layer_s)
+            asked_s = lanes.ask(0, reads)
+            lanes.take(hits, 0, reads, (layer_s - layer.layer_s) / (hits + reads), factors[2], asked_s)
+            total += math.log(lanes.now_s / seconds) ** 2
+        return total
+
+    return min(itertools.product(FACTORS, FACTORS, [share * overhead_s for share in (0, 0.5, 1, 2, 3)]), key=distance)
+
+
+def _hits_and_reads(case) -> tuple[int, int]:
+    reads = min(round(case[0]), round(case[2]))
+    return round(case[0]) - reads, reads
 
 
 def least_squares(terms: list, seconds: list[float]) -> list[float]:

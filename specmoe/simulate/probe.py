@@ -7,7 +7,7 @@ reads     [records, seconds]: a burst of reads from the engine's store, until al
 passes    [rows, tokens per row, positions, seconds]: a verification with the experts left out, and its verdicts
 steps     [rows, positions, seconds]: one draft step with the experts left out
 resident  [experts, pairs, seconds]: a MoE layer in target mode, every expert resident
-draft     [experts, pairs, seconds]: a MoE layer in draft mode
+draft     [tokens, seconds]: a MoE layer in draft mode, with as many residents as the engine has
 waves     [experts, pairs, read, seconds, wait]: a MoE layer of which nothing is resident, in a synchronous pool (on_demand)
 stream    the same in pools that compute experts as they arrive; of some cases a part is resident (all other methods)
 guess     [tokens, seconds]: the next layer's router asked what to read (overlapped)

@@ -20,7 +20,7 @@ BURSTS = (1, 2, 4, 8, 16)
 EXPERTS = ((1, 1), (2, 1), (4, 1), (16, 1), (32, 1), (4, 4), (16, 4), (2, 16), (8, 16), (4, 64), (1, 64), (2, 256))
 MISSING = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (16, 4), (8, 16), (4, 64))  # experts, tokens of each
 PARTLY = ((1, 1, 1), (3, 1, 1), (1, 2, 1), (4, 4, 1), (4, 2, 4), (3, 9, 4), (4, 8, 16))  # resident, missing, tokens of each
-DRAFTING = ((1, 1), (2, 1), (4, 1), (2, 8), (4, 8), (4, 32), (8, 16))
+DRAFTING = (1, 4, 16, 64)  # tokens
 ASKED = (1, 16, 64)  # tokens
 
 
@@ -52,30 +52,23 @@ class LayerProber(Prober):
         return [[*case[:2], case[3]] for case in (self._layers(*case) for case in self._cases(EXPERTS))]
 
     def draft(self) -> list[list[float]]:
-        """Draft experts that every layer holds; choices of all experts, most of which have a stand-in."""
+        """Choices of all experts, most of which have a stand-in among the residents."""
         _, pool = self.begin("specmoe")
         experts, found = self.engine.experts, []
-        for number, tokens in DRAFTING:
-            number = min(number, self.engine.memory.draft_experts)
-            for layer in self.layers:
-                pool.fetch(layer, [int(e) for e in self.some_experts(number)])
-                pool.kept[layer] = set(sorted(pool.kept[layer] & pool.resident_experts(layer))[:number])
-            experts.prepare_draft()
-            experts.draft(None)
-            found.append(self._draft_layers(number * tokens))
+        for layer in self.layers:
+            pool.fetch(layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))])
+        experts.prepare_draft()
+        experts.draft(None)
+        for tokens in DRAFTING:
+            hidden, weights = self._block(tokens)
+
+            def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
+                for layer in self.layers:
+                    index = torch.from_numpy(self.random.integers(self.num_experts, size=shape))
+                    experts._forward(layer, hidden, index, weights)
+
+            found.append([tokens, self.time(work) / len(self.layers)])
         return found
-
-    def _draft_layers(self, tokens: int) -> list[float]:
-        experts = self.engine.experts
-        index = torch.from_numpy(self.random.integers(self.num_experts, size=(tokens, self.top_k)))
-        hidden, weights = self._block(tokens)
-        used = [len(experts.stand_ins[layer].cpu()[index].unique()) for layer in self.layers]
-
-        def work():
-            for layer in self.layers:
-                experts._forward(layer, hidden, index, weights)
-
-        return [float(np.mean(used)), tokens * self.top_k, self.time(work) / len(self.layers)]
 
     def waves(self) -> list[list[float]]:
         self.begin("on_demand")

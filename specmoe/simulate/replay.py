@@ -1,7 +1,7 @@
 """A recorded run replayed: one serial link, one computing device, round by round and layer by layer.
 
 Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``. What parts cost is in
-``costs``. ``on_demand`` reads a wave, waits, computes
+``costs``, how they overlap in ``lanes``. ``on_demand`` reads a wave, waits, computes
 it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's guesses meanwhile; a draft's
 prefetches start while it drafts. What a layer asks for goes before guesses. Latency is paid once per
 burst. Prefill is not in it.
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import OptionError, check_choice
 from .costs import Described, Probed
 from .hardware import Hardware
-from .link import Link
+from .lanes import Lanes
 from .recording import Recording
 from .sizes import ModelSize
 
@@ -62,8 +62,9 @@ def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = 
     for number in range(len(recording.rows)):
         run.round(number, overlap == "oracle")
     fetched_bytes = int(round(run.num_reads)) * size.expert_bytes
-    return Simulated(hardware.name, size.name, recording.method, recording.batch, recording.num_new_tokens, run.now_s,
-                     fetched_bytes, run.wait_s, run.draft_s, run.verify_s, run.link.busy_s)  # fmt: skip
+    lanes = run.lanes
+    return Simulated(hardware.name, size.name, recording.method, recording.batch, recording.num_new_tokens, lanes.now_s,
+                     fetched_bytes, lanes.wait_s, run.draft_s, run.verify_s, lanes.busy_s)  # fmt: skip
 
 
 def _costs(recording: Recording, hardware: Hardware, size: ModelSize, own: bool) -> Described | Probed:
@@ -78,101 +79,83 @@ def _costs(recording: Recording, hardware: Hardware, size: ModelSize, own: bool)
 
 
 class _Run:
+    """State: the lanes, sums of seconds."""
+
     def __init__(self, recording: Recording, hardware: Hardware, size: ModelSize, costs: Described | Probed, own: bool):
         self.recording, self.hardware, self.size, self.costs = recording, hardware, size, costs
         recorded = recording.experts.shape[1]
         num_layers = recorded if own else size.num_layers
         self.layers = np.arange(num_layers) * recorded // num_layers
-        self.link = Link(costs.read_s, costs.latency_s)
-        self.keeps = recording.method in ("cached", "specmoe", "auto")
-        self.now_s = self.wait_s = self.draft_s = self.verify_s = 0.0
+        self.lanes = Lanes(costs.read_s, costs.latency_s, costs.contention, costs.link_contention)
+        self.keep_s = costs.keep_s if recording.method in ("cached", "specmoe", "auto") else 0.0
+        self.draft_s = self.verify_s = 0.0
         self.num_reads = int((recording.fetches + recording.prefetches)[:, self.layers].sum())
 
     def round(self, number: int, oracle: bool) -> None:
-        began_s, busy_s, waited_s = self.now_s, self.link.busy_s, self.wait_s
+        lanes = self.lanes
+        began_s, busy_s, waited_s = lanes.now_s, lanes.busy_s, lanes.wait_s
         self.draft(number)
-        drafted_s = self.now_s
+        drafted_s = lanes.now_s
         self.verify(number)
         if oracle:
-            compute_s = self.now_s - began_s - (self.wait_s - waited_s)
+            compute_s = lanes.now_s - began_s - (lanes.wait_s - waited_s)
             reads = (self.recording.fetches + self.recording.prefetches)[number, self.layers].sum()
-            self.now_s = began_s + max(compute_s, reads * self.link.read_s)
-            self.wait_s = waited_s + self.now_s - began_s - compute_s
-            self.link.ahead, self.link.free_s, self.link.busy_s = {}, self.now_s, busy_s + reads * self.link.read_s
-            drafted_s = min(drafted_s, self.now_s)
+            lanes.now_s = began_s + max(compute_s, reads * lanes.read_s)
+            lanes.wait_s = waited_s + lanes.now_s - began_s - compute_s
+            lanes.ahead, lanes.busy_s = {}, busy_s + reads * lanes.read_s
+            drafted_s = min(drafted_s, lanes.now_s)
         self.draft_s += drafted_s - began_s
-        self.verify_s += self.now_s - drafted_s
-
-    def compute(self, seconds: float) -> None:
-        """The device computes: slower while records are being read."""
-        self.now_s += seconds * (self.costs.contention if self.link.free_s > self.now_s or self.link.ahead else 1.0)
+        self.verify_s += lanes.now_s - drafted_s
 
     def draft(self, number: int) -> None:
         """Guesses of the round are spread evenly over its draft steps."""
         record, steps = self.recording, int(self.recording.gammas[number])
         if steps:
-            self.now_s += self.costs.prepare_s
+            self.lanes.compute(self.costs.prepare_s)
         start = int(record.positions[number]) - steps
         for step in range(steps):
-            pairs = int(record.drafting[number, step]) * self.size.top_k
-            residents = min(record.info["draft_experts"], pairs)
-            self.compute(self.costs.draft_trunk(int(record.rows[number]), start + step))
-            self.compute(len(self.layers) * self.costs.draft_layer(residents, pairs))
+            layer_s = self.costs.draft_layer(int(record.drafting[number, step]), record.info["draft_experts"])
+            trunk_s = self.costs.draft_trunk(int(record.rows[number]), start + step)
+            self.lanes.compute(trunk_s + len(self.layers) * layer_s)
             for layer, column in enumerate(self.layers):
                 guesses = record.prefetches[number, column] / steps
-                self.now_s += guesses * self.costs.read_overhead_s
-                self.link.guess(layer, guesses, self.now_s)
+                self.lanes.compute(guesses * self.costs.read_overhead_s)
+                self.lanes.guess(layer, guesses)
 
     def verify(self, number: int) -> None:
         record, block = self.recording, 1 + int(self.recording.gammas[number])
         trunk_s = self.costs.verify_trunk(int(record.rows[number]), block, int(record.positions[number]))
+        fixed_s = self.costs.layer(0, 0)
         for layer, column in enumerate(self.layers):
             experts, pairs = int(record.experts[number, column]), int(record.pairs[number, column])
-            fixed_s = self.costs.layer(0, 0)
-            self.compute(trunk_s / max(1, len(self.layers)) + fixed_s + (self.costs.keep_s if self.keeps else 0.0))
+            self.lanes.compute(trunk_s / max(1, len(self.layers)) + fixed_s + self.keep_s)
             each_s = (self.costs.layer(experts, pairs) - fixed_s) / max(1, experts)
             reads = min(experts, int(record.fetches[number, column]))
             if record.method == "on_demand":
-                self.waves(layer, experts, reads, each_s)
+                self.waves(experts, reads, each_s)
             else:
                 self.arrivals(number, layer, experts, reads, each_s)
-        self.link.advance(self.now_s)
 
-    def waves(self, layer: int, experts: int, reads: int, each_s: float) -> None:
+    def waves(self, experts: int, reads: int, each_s: float) -> None:
         """Read as many as there are readers, wait for all, compute; then the next."""
-        self.now_s += (experts - reads) * each_s
+        self.lanes.compute((experts - reads) * each_s)
         while reads > 0:
             wave = min(reads, self.hardware.num_readers)
-            self.link.ask(layer, self.now_s, wave)
-            self.wait_until(self.now_s + self.costs.wave(wave))
-            self.now_s += wave * (each_s + self.costs.wave_overhead_s)
-            self.link.free_s = min(self.link.free_s, self.now_s)
+            self.lanes.wave(self.costs.wave(wave))
+            self.lanes.compute(wave * (each_s + self.costs.wave_overhead_s))
             reads -= wave
 
     def arrivals(self, number: int, layer: int, experts: int, reads: int, each_s: float) -> None:
-        """Hits first, then what was guessed, then what is read now, each as it arrives."""
-        guessed_s, first_s = self.link.ask(layer, self.now_s, reads)
+        """Hits first, then what was guessed, then what is read now."""
+        asked_s = self.lanes.ask(layer, reads)
         self.guess_next(number, layer)
         hits = min(experts - reads, int(self.recording.hits[number, self.layers[layer]]))
-        for _ in range(hits):
-            self.compute(each_s)
-        ahead = experts - hits - reads
-        if ahead > 0:
-            self.wait_until(guessed_s)
-            self.compute(ahead * each_s)
-        for read in range(reads):
-            self.wait_until(first_s + (read + 1) * self.link.read_s)
-            self.compute(each_s)
-            self.now_s += self.costs.read_overhead_s
+        self.lanes.take(hits, experts - hits - reads, reads, each_s, self.costs.read_overhead_s, asked_s)
 
     def guess_next(self, number: int, layer: int) -> None:
         """overlapped: this layer's input names experts of the next."""
         if self.recording.method == "overlapped" and layer + 1 < len(self.layers):
             guesses = int(self.recording.prefetches[number, self.layers[layer + 1]])
-            self.compute(self.costs.guess(int(self.recording.live[number])))
-            self.now_s += guesses * self.costs.read_overhead_s
-            self.link.guess(layer + 1, guesses, self.now_s)
-
-    def wait_until(self, clock_s: float) -> None:
-        self.wait_s += max(0.0, clock_s - self.now_s)
-        self.now_s = max(self.now_s, clock_s)
+            asking_s = self.costs.guess(int(self.recording.live[number]))
+            self.lanes.compute(asking_s + guesses * self.costs.read_overhead_s)
+            self.lanes.guess(layer + 1, guesses)
