@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -11,7 +12,7 @@ from made_recordings import INFO, SIZE, recording
 
 import specmoe
 from specmoe.errors import OptionError
-from specmoe.simulate import Recording, fit_machine, probe_machine, simulate
+from specmoe.simulate import Recording, fit_machine, probe_machine, quiet, simulate
 from specmoe.simulate.clock import errors, write_results
 from specmoe.simulate.lanes import Lanes
 from specmoe.simulate.machine import mean_probes
@@ -138,6 +139,25 @@ def test_probes_of_an_encoder_decoder_want_a_source():
 
 
 # ---- against the clock -----------------------------------------------------------------------------------------
+
+
+def test_what_ran_beside_other_work_is_run_again_and_the_quietest_is_kept(monkeypatch):
+    shares = iter([0.0, 9.0, 0.0, 5.0, 0.0, 7.0])  # looking, working, looking, working ...
+
+    def fake_watched(work):
+        return work(), next(shares)
+
+    monkeypatch.setattr(quiet, "_watched", fake_watched)
+    results = iter("abc")
+    assert quiet.quietly(lambda: next(results), patience_s=60) == ("b", 5.0)
+    shares = iter([0.0, 0.1])
+    assert quiet.quietly(lambda: "once", patience_s=60) == ("once", 0.1)
+
+
+def test_where_nothing_tells_of_other_work_things_run_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(quiet, "STAT", tmp_path / "none")
+    count = []
+    assert math.isnan(quiet.quietly(lambda: count.append(1), patience_s=0.1)[1]) and len(count) == 1
 
 
 def clock_rows(*rows) -> pd.DataFrame:

@@ -7,7 +7,7 @@ which each model and link is replaced when it is compared again (``python -m spe
 from __future__ import annotations
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from ..engine import Engine, load
 from .hardware import Hardware
 from .machine import fit_machine, mean_probes
 from .probe import probe_machine
+from .quiet import quietly
 from .recording import Recording
 from .replay import simulate
 from .shipped import prompts_for
@@ -34,19 +35,20 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
     """One row per method, batch and repeat: measured and predicted tokens per second, error = predicted / measured - 1.
 
     Each run is predicted from the mean of two probings, right before its turn and right after; none of them times a method.
-    ``load``: the machine's load average (above 1 or 2 other work disturbed probes and runs alike). Every method is warmed
-    up once.
+    ``others``: processors that other programs used meanwhile; what ran beside too much of it is probed or run again
+    (``quiet``). Every method is warmed up once.
     """
     rows = []
     for method in methods:
         engine.generate(prompts[:16], method=method, max_new_tokens=8, batch_size=16)
+    before = quietly(lambda: probe_machine(engine, prompts[0]))
     for batch in batches:
-        before = probe_machine(engine, prompts[0])
         for repeat in range(repeats):
-            runs = [_run(engine, prompts, method, batch, new_tokens, gamma) for method in methods]
-            after = probe_machine(engine, prompts[0])
-            machine = fit_machine(mean_probes([before, after]))
-            rows += [_row(engine, batch, repeat, run, machine) for run in runs]
+            runs = [quietly(partial(_run, engine, prompts, method, batch, new_tokens, gamma)) for method in methods]
+            after = quietly(lambda: probe_machine(engine, prompts[0]))
+            machine = fit_machine(mean_probes([before[0], after[0]]))
+            for output, others in runs:
+                rows.append(_row(engine, batch, repeat, output, machine) | {"others": max(others, before[1], after[1])})
             before = after
     return pd.DataFrame(rows)
 
@@ -64,7 +66,7 @@ def _row(engine: Engine, batch: int, repeat: int, output, machine: Hardware) -> 
     probed = {f"probed_{part}": getattr(machine.parts, part) for part in ("contention", "link_contention", "read_s")}
     return {
         "model": engine.info["name"], "link": "native" if link is None else f"{link / 1e9:g} GB/s", "method": stats.method,
-        "batch": batch, "repeat": repeat, "load": os.getloadavg()[0], "measured": stats.tokens_per_second,
+        "batch": batch, "repeat": repeat, "measured": stats.tokens_per_second,
         "predicted": played.tokens_per_second, "error": played.tokens_per_second / stats.tokens_per_second - 1, **parts,
         "seconds": stats.seconds, "wait_s": stats.wait_s, "draft_s": stats.draft_s, "verify_s": stats.verify_s, **probed,
     }  # fmt: skip
