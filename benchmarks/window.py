@@ -98,6 +98,7 @@ class Window:
         job.queue = EndlessQueue(first, turned[used:] + turned[:used])
         job.trace.restart()
         job.trace.enabled = self.trace
+        job.experts.prefill = _unthrottled(job.experts.prefill, job.experts.pool.store.link)
 
     def _reading(self, job) -> dict:
         """All counters now, prefill's share taken off."""
@@ -117,6 +118,20 @@ class Window:
         return not probing or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
 
 
+def _unthrottled(prefill: Callable, link) -> Callable:
+    """``prefill`` at the store's own speed: it is not measured, and a slow link would only make it long."""
+    rate = link.bytes_per_s
+
+    def run(*arguments):
+        link.bytes_per_s = None
+        try:
+            return prefill(*arguments)
+        finally:
+            link.bytes_per_s = rate
+
+    return run
+
+
 def _add(sums: dict, change: dict) -> None:
     for name, value in change.items():
         sums[name] = sums.get(name, 0) + value
@@ -132,6 +147,7 @@ def measure(engine, prompts: list, window: Window, **options) -> dict:
         engine.generate(prompts, batch_size=window.batch, **options)
     finally:
         del engine._run
+        vars(engine.experts).pop("prefill", None)
     return window.sums | {
         "gamma": sum(window.gammas) / max(1, len(window.gammas)), "batch": window.batch,
         "warm_up_s": window.warm_up.get("seconds", 0.0), "wall_s": time.perf_counter() - began_s,
