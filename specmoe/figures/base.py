@@ -50,25 +50,25 @@ def styled(draw):
     return styled
 
 
-def compact_png(axes, dots_per_inch: int = 100) -> bytes:
-    """The figure of ``axes`` as a PNG of 96 colours: sharp on a projector, small in a notebook."""
+def compact_png(axes, dots_per_inch: int = 100, num_colors: int = 96) -> bytes:
+    """The figure of ``axes`` as a PNG of few colours: sharp on a projector, small in a notebook."""
     from PIL import Image
 
     drawn, packed = io.BytesIO(), io.BytesIO()
     np.atleast_1d(axes)[0].figure.savefig(drawn, format="png", dpi=dots_per_inch, bbox_inches="tight")
-    picture = Image.open(drawn).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB").quantize(num_colors, dither=Image.Dither.NONE)
     picture.save(packed, format="png", optimize=True)
     return packed.getvalue()
 
 
-def show(axes) -> None:
+def show(axes, num_colors: int = 96) -> None:
     """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as alternative text; close it."""
     from IPython.display import Image, display
 
     figure = np.atleast_1d(axes)[0].figure
     title = figure.get_suptitle() or np.atleast_1d(axes)[0].get_title(loc="left")
     said = ". ".join(words for words in (title, figure.get_supxlabel()) if words)
-    display(Image(compact_png(axes), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
+    display(Image(compact_png(axes, num_colors=num_colors), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
     plt.close(figure)
 
 

@@ -1,7 +1,8 @@
 """Measure runs and keep their rows: one JSON file, rewritten after each row, so that an interrupted rerun goes on.
 
 Comes in: a list of ``Run`` and a folder. Goes out: rows in ``<folder>/<model>.json`` with date, machine and versions. Counts
-are taken over rounds with all rows in flight (the batch kept full); seconds are the median of alternating repeats.
+and seconds are taken over rounds with all rows in flight (the batch kept full); seconds are the median of alternating
+repeats.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -21,10 +23,9 @@ import pandas as pd
 
 from .. import bench, doctor, engine, metrics
 from ..checkpoint import resolve
-from .settings import LINK, Run
+from .settings import LINK, WIDENED, Run
 
-WIDENED = "256KiB"  # of timed runs: an expert costs what a larger one would
-QUEUE, TOKENS, REPEATS = 2, 64, 2
+QUEUE, TOKENS, REPEATS, WARM_UP_TOKENS = 2, 64, 2, 8
 Progress = Callable[[int, int, str], None]
 
 
@@ -45,7 +46,7 @@ def measure(runs: Iterable[Run], folder: Path, seconds: float | None = None, pro
                     return sum(run.key not in files[run.model].rows for run in runs)
                 if progress is not None:
                     progress(sum(run.key in files[run.model].rows for run in runs), len(runs), unit[0].key)
-                loaded = loaded or stack.enter_context(_load(files[model].path, unit[0]))
+                loaded = loaded or stack.enter_context(load_engine(files[model].path, unit[0]))
                 files[model].add(unit, _measure_unit(loaded, unit), loaded)
     return 0
 
@@ -71,11 +72,11 @@ def _units(runs: list[Run]) -> list[list[Run]]:
     return [list(group) for _, group in groupby(sorted(runs, key=lambda run: runs.index(run)), key=unit)]
 
 
-def _load(path: str, run: Run):
+def load_engine(path: str, run: Run):
     options: dict = {"draft_experts": run.draft_experts, "store": "memory"}
     if run.regime != "count":
         rate = LINK if run.regime == "throttled" else None
-        options |= {"store": "disk", "expert_bytes": WIDENED, "link_bytes_per_s": rate}
+        options |= {"store": "disk", "expert_bytes": WIDENED[run.regime], "link_bytes_per_s": rate}
     loaded = engine.load(path, **options)
     if run.budget == "draft":
         return loaded
@@ -138,20 +139,58 @@ def full_rounds(frame: pd.DataFrame, batch: int) -> dict:
 
 
 def _time(loaded, unit: list[Run]) -> list[dict]:
-    """Runs that differ in the method only, in turn, by ``bench``; a row of it and the shares of time for each."""
-    run = unit[0]
-    result = bench.run_bench(
-        loaded, [each.method for each in unit], [run.batch], REPEATS, TOKENS, run.gamma, draft_set=run.draft_set,
-        substitute=run.substitute, eviction=run.eviction, temperature=run.temperature, seed=100 + run.prompt_set,
-        num_prompts=max(QUEUE * run.batch, 8),
+    """Runs that differ in the method only, in turn: one short warm-up each, then ``REPEATS`` rounds of all of them."""
+    prompts = queue_of(loaded, unit[0])
+    for run in unit:
+        generate(loaded, run, prompts[: min(run.batch, 16)], WARM_UP_TOKENS)
+    windows: dict[str, list[dict]] = {run.key: [] for run in unit}
+    for _ in range(REPEATS):
+        for run in unit:
+            windows[run.key].append(full_window(generate(loaded, run, prompts), run.batch))
+    about = {"repeats": REPEATS, "num_prompts": len(prompts), "slots": loaded.info["slots"],
+             "expert_bytes": loaded.info["expert_bytes"], "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s")}  # fmt: skip
+    return [_median_row(windows[run.key]) | about for run in unit]
+
+
+def queue_of(loaded, run: Run) -> list:
+    """A queue that keeps the batch full for a while: seconds are read only as long as it is."""
+    queue = max(2 * run.batch if run.batch < 64 else run.batch * 3 // 2, 8)
+    return bench._Prompts(loaded, None, queue, 100 + run.prompt_set).of(run.batch)
+
+
+def generate(loaded, run: Run, prompts: list, tokens: int | None = None, prefetch: bool = True):
+    """One run with the settings of ``run``; without prefetching it reads as the paper's."""
+    most = TOKENS if getattr(loaded, "is_translation", False) else TOKENS // 2
+    options: dict = {"gamma": run.gamma} if run.method == "specmoe" else {}
+    if run.temperature:
+        options |= {"do_sample": True, "temperature": run.temperature}
+    return loaded.generate(
+        prompts, method=run.method, batch_size=run.batch, max_new_tokens=tokens or most, seed=100 + run.prompt_set,
+        draft_set=run.draft_set, substitute=run.substitute, eviction=run.eviction, prefetch=prefetch, **options,
     )  # fmt: skip
-    shares = {row["method"]: row for row in metrics.table(result.traces).to_dict("records")}
-    rows = {row["method"]: row for row in result.rows}
-    return [rows[each.method] | _shares(shares[each.method]) for each in unit]
 
 
-def _shares(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name.endswith("_share") or name == "decode_seconds"}
+def full_window(output, batch: int) -> dict:
+    """Speed and shares of time over the rounds with ``batch`` rows in flight."""
+    frame = output.trace.to_frame()
+    full = frame.loc[(frame["kind"] == "round") & (frame["size"] == batch), "round"]
+    found = metrics.summary(frame[frame["round"].isin(full)])
+    tokens, perfect_s = found["new_tokens"], found["oracle_overlap_seconds"]
+    kept = {name: found[name] for name in ("tokens_per_round", "wait_share", "draft_share", "verify_share")}
+    return kept | {
+        "fetched_bytes_per_token": found["bytes_per_token"], "tokens_per_second": tokens / found["decode_seconds"], "tokens": tokens, "full_rounds": len(full),
+        "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None, "tokens_digest": _digest(output),
+    }  # fmt: skip
+
+
+def _median_row(windows: list[dict]) -> dict:
+    """Medians over the repeats, and the slowest and fastest of them."""
+    frame = pd.DataFrame(windows)
+    speeds = frame["tokens_per_second"]
+    numbers = frame.drop(columns="tokens_digest").astype(float).median().to_dict()
+    reach = {"tokens_per_second_min": speeds.min(), "tokens_per_second_max": speeds.max()}
+    same = len(set(frame["tokens_digest"])) == 1  # a run that is not repeatable is no run of this text
+    return numbers | reach | {"tokens_digest": frame["tokens_digest"][0] if same else "differs"}
 
 
 # ---- the file ----------------------------------------------------------------------------------------------
@@ -168,12 +207,17 @@ class ResultFile:
         self.rows: dict[str, dict] = kept.get("rows", {})
         self.models: dict = kept.get("model", {})
 
+    @cached_property
+    def machine(self) -> dict:
+        """What this machine is and can do, asked once."""
+        return _machine()
+
     def add(self, runs: list[Run], rows: list[dict], loaded) -> None:
         today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
         for run, row in zip(runs, rows, strict=True):
             self.rows[run.key] = row | asdict(run) | {"model": Path(run.model).name, "measured": today}
         self.models = self.models or dict(loaded.info) | {"name": Path(runs[0].model).name}
-        content = {"model": self.models, "weights_sha256": self.weights, "machine": _machine(), "rows": self.rows}
+        content = {"model": self.models, "weights_sha256": self.weights, "machine": self.machine, "rows": self.rows}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(bench.plain(content), indent=0) + "\n", encoding="utf-8")
@@ -190,5 +234,5 @@ def weights_digest(path: str) -> str:
 
 def _machine() -> dict:
     found = doctor.examine(quick=True)
-    names = ("cpu", "cores", "memory", "threads", "specmoe", "torch", "transformers", "python")
+    names = ("cpu", "cores", "memory", "threads", "specmoe", "torch", "transformers", "python", "balance")
     return {name: found[name] for name in names if name in found}

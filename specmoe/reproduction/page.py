@@ -13,12 +13,13 @@ import pandas as pd
 from .. import engine
 from ..bench import plain
 from ..errors import OptionError, check_choice
-from .facts import Number
+from .facts import FACTS, Number
 from .measure import measure
-from .numbers import bytes_by_batch, load_results, main_model, paper_and_measured, rows_of, speed_ratios, timed_rows
+from .measured import measured_numbers
+from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, speeds, timed_rows
 from .sentences import frame_of
 from .settings import MAIN, RERUNS, plan, plan_low_skew
-from .winners import simulated_numbers
+from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
 
 CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
 
@@ -50,22 +51,29 @@ def open_results(
 
 
 def all_numbers(results: dict[str, dict]) -> list[Number]:
-    """Every number of the report: the paper's, the measured, the simulated."""
-    return [*paper_and_measured(results), *simulated_numbers(results)]
+    """Every number of the report: the paper's, the measured, the simulated (of the shipped models' recordings)."""
+    return [*FACTS, *measured_numbers(results), *(simulated_numbers() if main_model(results) == MAIN else [])]
+
+
+LINES = ("speed", "latency", "disk", "bytes", "simulated speed", "simulated disk")
 
 
 def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
-    """Batch x method for a figure: "speed" or "latency" or "speed-up" throttled, "disk" speed-up, "bytes" (MB)."""
-    check_choice("what", what, ("speed", "latency", "speed-up", "disk", "bytes"))
+    """Batch x method for a figure: "speed" or "latency" throttled, speed-up on the "disk", "bytes" (MB); simulated on the
+    paper's machine: "simulated speed", speed-up on a "simulated disk". Empty where there is nothing."""
+    check_choice("what", what, LINES)
     rows = rows_of(results, main_model(results))
     if what == "bytes":
         return bytes_by_batch(rows) / 1e6
+    if what.startswith("simulated"):
+        speed = replayed(MAIN, SSD if what.endswith("disk") else H100, speed_of)
+        return speed if what.endswith("speed") else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
     timed = timed_rows(rows, "disk" if what == "disk" else "throttled")
     if not len(timed):
         return pd.DataFrame()
-    if what in ("speed-up", "disk"):
+    if what == "disk":
         return speed_ratios(timed)
-    speed = timed.pivot_table(index="batch", columns="method", values="tokens_per_second")
+    speed = speeds(timed)
     return speed if what == "speed" else speed.rdiv(1000.0 * speed.index.to_series(), axis=0)
 
 

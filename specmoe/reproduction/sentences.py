@@ -11,42 +11,47 @@ import pandas as pd
 from .facts import RATIO, TOKENS, Number
 
 CLOSE = 0.25  # a number within 25 % of the paper's is called near
+OURS = ("measured", "simulated")
+SETTLE = "more prompt sets, or the paper's own weights and prompts, would settle it"
 
 
 def frame_of(numbers: list[Number]) -> pd.DataFrame:
     return pd.DataFrame([number.to_dict() for number in numbers])
 
 
-def value_of(numbers: list[Number], table: str, label: str, measure: str, kind: str = "measured") -> Number | None:
-    wanted = (table, label, measure, kind)
-    return next((n for n in numbers if (n.table, n.label, n.measure, n.kind) == wanted), None)
+def value_of(numbers: list[Number], table: str, label: str, measure: str, kind: str = "measured",
+             batch: int | None = None) -> Number | None:  # fmt: skip
+    wanted = (table, label, measure, kind, batch)
+    return next((n for n in numbers if (n.table, n.label, n.measure, n.kind, n.batch) == wanted), None)
 
 
-def _of(numbers: list[Number], table: str, measure: str, kind: str = "measured") -> dict[str, Number]:
-    return {n.label: n for n in numbers if (n.table, n.measure, n.kind) == (table, measure, kind)}
+def labelled(numbers: list[Number], table: str, measure: str, kind: str = "measured",
+             batch: int | None = None) -> dict[str, Number]:  # fmt: skip
+    """Label -> number."""
+    wanted = (table, measure, kind, batch)
+    return {n.label: n for n in numbers if (n.table, n.measure, n.kind, n.batch) == wanted}
 
 
 def say_compared(numbers: list[Number], table: str) -> str:
     """One line for each number that both the paper and we have: near, above or below."""
     lines = []
     for fact in (n for n in numbers if n.table == table and n.kind == "paper"):
-        ours = value_of(numbers, table, fact.label, fact.measure)
-        if ours is not None:
-            lines.append(f"- `{fact.label}`, {fact.measure}: **paper** {fact.value:.4g}, **measured** {ours.value:.4g}"
-                         f" {ours.unit} ({_near(ours.value, fact.value)}).")  # fmt: skip
+        ours = [value_of(numbers, table, fact.label, fact.measure, kind, fact.batch) for kind in OURS]
+        said = [f"**{n.kind}** {n.value:.4g} ({_near(n.value, fact.value)})" for n in ours if n is not None]
+        if said:
+            at = "" if fact.batch is None else f" at batch {fact.batch}"
+            lines.append(f"- `{fact.label}`, {fact.measure}{at}: **paper** {fact.value:.4g} {fact.unit}, {', '.join(said)}.")
     return "\n".join(lines) or "Nothing here was measured under the paper's own name for it."
 
 
 def _near(ours: float, paper: float) -> str:
     ratio = ours / paper if paper else float("inf")
-    if abs(ratio - 1) <= CLOSE:
-        return "near"
-    return f"{ratio:.2f} times the paper's"
+    return "near" if abs(ratio - 1) <= CLOSE else f"{ratio:.2g} times the paper's"
 
 
 def say_growth(numbers: list[Number]) -> str:
     """Is the growth of specmoe's bytes below the others'?"""
-    growth = {label: n.value for label, n in _of(numbers, "growth", "growth of bytes, batch 1 to 256").items()}
+    growth = {label: n.value for label, n in labelled(numbers, "growth", "growth of bytes, batch 1 to 256").items()}
     if "specmoe" not in growth or len(growth) < 2:
         return "The growth from batch 1 to 256 was not measured."
     others = {label: value for label, value in growth.items() if label != "specmoe"}
@@ -60,84 +65,124 @@ def say_growth(numbers: list[Number]) -> str:
 
 def say_order(numbers: list[Number], table: str, order: tuple[str, ...], measure: str = TOKENS) -> str:
     """Does the paper's order hold? Two labels are told apart only where their ranges over the prompt sets are disjoint."""
-    found = _of(numbers, table, measure)
-    if not set(order) <= set(found):
-        return "Not all of these were measured."
-    said = []
-    for first, second in zip(order, order[1:]):
-        said.append(_order_words(found[first], found[second]))
-    few = min(found[label].num for label in order)
-    return f"Over {few} prompt sets: {'; '.join(said)}."
+    lines = []
+    for batch in batches_of(numbers, table, measure):
+        found = labelled(numbers, table, measure, batch=batch)
+        if set(order) <= set(found):
+            said = [_order_words(found[first], found[second]) for first, second in zip(order, order[1:])]
+            few = min(found[label].num for label in order)
+            at = "" if batch is None else f"Batch {batch}, "
+            lines.append(f"- {at}{few} prompt set{'s' if few > 1 else ''}: {'; '.join(said)}.")
+    return "\n".join(lines) or "Not all of these were measured."
+
+
+def batches_of(numbers: list[Number], table: str, measure: str, kind: str = "measured") -> list:
+    found = {n.batch for n in numbers if (n.table, n.measure, n.kind) == (table, measure, kind)}
+    return sorted(found, key=lambda batch: batch or 0)
 
 
 def _order_words(first: Number, second: Number) -> str:
     names = f"`{first.label}` ({first.value:.2f}) and `{second.label}` ({second.value:.2f})"
-    ends = [(n.value if n.low is None else n.low, n.value if n.high is None else n.high) for n in (first, second)]
-    if ends[0][0] > ends[1][1]:
+    told = order_of(first, second)
+    if told > 0:
         return f"{names}: the first is ahead on every set, as in the paper"
-    if ends[1][0] > ends[0][1]:
+    if told < 0:
         return f"{names}: the **second** is ahead on every set, other than in the paper"
-    unsettled = "not settled, the ranges overlap; more prompt sets, or the paper's own weights, would settle it"
-    return f"{names}: {unsettled}"
+    return f"{names}: not settled, the ranges overlap; {SETTLE}"
+
+
+def order_of(first: Number, second: Number) -> int:
+    """1 where the first is above on every set, -1 where the second is, 0 where their ranges overlap."""
+    ends = [(n.value if n.low is None else n.low, n.value if n.high is None else n.high) for n in (first, second)]
+    return 1 if ends[0][0] > ends[1][1] else -1 if ends[1][0] > ends[0][1] else 0
 
 
 def say_best_number(numbers: list[Number]) -> str:
-    """Which N is fastest, and is it in the middle?"""
-    speeds = _of(numbers, "draft_experts", "speed at batch 256")
-    tokens = _of(numbers, "draft_experts", TOKENS)
+    """Which N is fastest at the largest batch, and is it in the middle? On our clock, and simulated."""
     said = []
-    if len(tokens) > 1:
-        values = [number.value for number in tokens.values()]
+    for batch in batches_of(numbers, "draft_experts", TOKENS)[-1:]:
+        values = [number.value for number in labelled(numbers, "draft_experts", TOKENS, batch=batch).values()]
         rises = all(one <= other for one, other in zip(values, values[1:]))
         said.append(f"Tokens per round {'rise' if rises else 'do not always rise'} with N.")
-    if len(speeds) > 2:
-        best = max(speeds, key=lambda label: speeds[label].value)
-        inside = best not in (list(speeds)[0], list(speeds)[-1])
-        said.append(
-            f"The fastest is {best}, {'in the middle as in the paper' if inside else 'at the end, not in the middle'}."
-        )
+    for kind in OURS:
+        speeds = labelled(numbers, "draft_experts", "speed", kind, 256)
+        if len(speeds) > 2:
+            best = max(speeds, key=lambda label: speeds[label].value)
+            inside = best not in (list(speeds)[0], list(speeds)[-1])
+            place = "in the middle as in the paper" if inside else "at the end, not in the middle"
+            said.append(f"The fastest, {kind}, is {best}, {place}.")
     return " ".join(said) or "N was not varied here."
 
 
 def say_batch_one(numbers: list[Number]) -> str:
     """The paper: at batch 1 caching is slightly faster."""
-    speeds = _of(numbers, "throughput", "speed at batch 1")
-    if not {"cached", "specmoe"} <= set(speeds):
-        return "Batch 1 was not measured on the clock."
-    ratio = speeds["specmoe"].value / speeds["cached"].value
-    word = "slower than" if ratio < 1 / 1.05 else "faster than" if ratio > 1.05 else "level with"
-    agree = "as in the paper" if ratio < 1.05 else "other than in the paper"
-    return f"At batch 1 `specmoe` is {word} `cached` ({ratio:.2f} times its speed), {agree}."
+    said = []
+    for kind in OURS:
+        speeds = labelled(numbers, "throughput", "speed", kind, 1)
+        for label, memory in (("cached", "with the paper's larger memory"), ("cached, equal bytes", "at equal bytes")):
+            if {label, "specmoe"} <= set(speeds):
+                ratio = speeds["specmoe"].value / speeds[label].value
+                word = "slower than" if ratio < 1 / 1.05 else "faster than" if ratio > 1.05 else "level with"
+                agree = "as in the paper" if ratio < 1.05 else "other than in the paper"
+                said.append(f"At batch 1 `specmoe` is {word} `cached` {memory} ({ratio:.2f} times its speed, {kind}), {agree}.")
+    return " ".join(said) or "Batch 1 was not measured on the clock."
 
 
 def say_control(numbers: list[Number]) -> str:
     """How much do the resident experts matter at all?"""
-    found = _of(numbers, "substitution", TOKENS)
-    if not {"affinity", "no_experts"} <= set(found):
-        return "The control without experts was not measured."
-    share = (found["no_experts"].value - 1) / max(1e-9, found["affinity"].value - 1)
-    return f"A draft with **no** expert output still gains {100 * share:.0f} % of the drafted tokens that `affinity` gains."
+    for batch in reversed(batches_of(numbers, "substitution", TOKENS)):
+        found = labelled(numbers, "substitution", TOKENS, batch=batch)
+        if {"affinity", "no_experts"} <= set(found):
+            share = (found["no_experts"].value - 1) / max(1e-9, found["affinity"].value - 1)
+            return f"A draft with **no** expert output still gains {100 * share:.0f} % of the drafted tokens that `affinity` gains."
+    return "The control without experts was not measured."
 
 
 def say_speed_up(numbers: list[Number], table: str) -> str:
     """Whose best speed-up is the largest, of the methods under the budget."""
-    best = {label: n for label, n in _of(numbers, table, "speed-up, best batch").items() if label != "resident"}
-    if not best:
-        return "Nothing was measured on the clock here."
-    first = max(best, key=lambda label: best[label].value)
-    return f"The largest speed-up is that of `{first}`: {best[first].value:.2f} {RATIO} ({best[first].note})."
+    said = []
+    for kind in OURS:
+        best = {label: n for label, n in labelled(numbers, table, "speed-up, best batch", kind).items()}
+        best = {label: n for label, n in best.items() if label != "resident"}
+        if best:
+            first = max(best, key=lambda label: best[label].value)
+            said.append(f"The largest speed-up, {kind}, is that of `{first}`: {best[first].value:.2f} {RATIO}"
+                        f" ({best[first].note}).")  # fmt: skip
+    return " ".join(said) or "Nothing was measured on the clock here."
 
 
-def say_map(cells: pd.DataFrame, balance: float) -> str:
-    """Who wins at the simulated cells nearest to ``balance`` (FLOP per byte), by panel and batch."""
-    if not len(cells):
-        return "Nothing was counted to draw the map from."
+def say_low_skew(numbers: list[Number]) -> str:
+    """Is specmoe ahead of the baselines at every batch above 4?"""
     lines = []
-    for panel, part in cells.groupby("panel", sort=False):
+    found = [n for n in numbers if n.table == "low_skew" and n.measure == "speed-up"]
+    for kind in OURS:
+        for model in dict.fromkeys(n.label.partition(":")[0] for n in found if n.kind == kind):
+            batches = sorted({n.batch for n in found if n.kind == kind and n.label.startswith(f"{model}:") and n.batch > 4})
+            at = {batch: labelled(numbers, "low_skew", "speed-up", kind, batch) for batch in batches}
+            behind = [b for b in batches if not _leads({name: n.value for name, n in at[b].items() if name.startswith(model)})]
+            said = f"behind at batch {', '.join(map(str, behind))}" if behind else "ahead at every batch above 4, as in the paper"
+            lines.append(f"- {model}, {kind}: `specmoe` is {said}.")
+    return "\n".join(lines)
+
+
+def _leads(speeds: dict[str, float]) -> bool:
+    ours = next((value for name, value in speeds.items() if name.endswith(": specmoe")), 0.0)
+    return ours >= max([1.0, *(value for name, value in speeds.items() if not name.endswith(": specmoe"))])
+
+
+# ---- the simulator -----------------------------------------------------------------------------------------
+
+
+def say_map(cells: pd.DataFrame, balance: float, machine: str = "the paper's machine") -> str:
+    """Who wins at the simulated cells nearest to ``balance`` (FLOP per byte), by model, N and batch."""
+    if not len(cells):
+        return "Nothing was recorded to draw the map from."
+    lines = []
+    for (model, number), part in cells.groupby(["model", "draft_experts"], sort=False):
         near = part[part["balance"] == min(part["balance"], key=lambda each: abs(each / balance - 1))].sort_values("batch")
-        said = ", ".join(f"{row.batch}: `{row.method}` {row.speedup:.2f}" for row in near.itertuples())
-        lines.append(f"- {' '.join(panel.split())}: batch {said} times on_demand.")
-    return f"At the balance of the paper's machine ({balance:,.0f} FLOP per byte):\n\n" + "\n".join(lines)
+        said = ", ".join(f"{row.batch}: `{row.winner}` {row.margin:.2f}" for row in near.itertuples())
+        lines.append(f"- {model}, N = {number:g}: batch {said} times the next.")
+    return f"At the balance of {machine} ({balance:,.0f} FLOP per byte):\n\n" + "\n".join(lines)
 
 
 def say_clock(rows: pd.DataFrame) -> str:

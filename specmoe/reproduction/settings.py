@@ -6,7 +6,9 @@ Comes in: a model and how much to measure ("quick" or "full"). Goes out: a list 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 from ..config import DRAFT_SETS, SUBSTITUTES
 from ..errors import check_choice
@@ -16,6 +18,8 @@ MAIN, LOW_SKEW = "tiny-translate", ("tiny-balanced", "tiny-skewed")
 RERUNS = ("none", "quick", "full")
 LINK = 2.5e8  # bytes per second of the throttled store
 TIMED = ("throttled", "disk")
+WIDENED = {"throttled": "256KiB", "disk": "3MiB"}  # of timed runs: an expert costs what a larger one would
+FEW = (1, 16, 64)  # batches of "quick", and of the models with less skew
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> l
     base = Run(model, "specmoe", 64, draft_experts=max(1, min(4, num_experts // 2)))
     numbers = [num for num in (2, 4, 8, 16) if num <= num_experts]
     sets, large = range(5 if full else 2), replace(base, batch=256)
-    runs = [*_counted(base, BATCHES if full else (1, 16, 64)), *_choices(base, sets, numbers)]
-    runs += _timed(base, "throttled", (64, 1, 16, 256) if full else (16,))
+    runs = [*_counted(base, BATCHES if full else FEW), *_choices(base, sets, numbers)]
+    runs += _timed(base, "throttled", BATCHES if full else (16,))
     if full:
-        runs += _timed(base, "disk", (16, 1, 64)) + _timed(base, "throttled", BATCHES)
-        runs += [replace(large, regime="throttled", draft_experts=num) for num in numbers]
-        runs += [replace(large, regime="throttled", draft_set=name) for name in DRAFT_SETS]
-        runs += _choices(large, sets, numbers)
+        runs += _timed(base, "disk", (*FEW, 256)) + _spread(base, sets) + _choices(large, sets, numbers)
+        large = replace(large, regime="throttled")
+        runs += [replace(large, draft_experts=num) for num in numbers]
+        runs += [replace(large, draft_set=name) for name in DRAFT_SETS]
     return list(dict.fromkeys(runs))
 
 
@@ -63,24 +67,25 @@ def plan_low_skew(how_much: str = "full") -> list[Run]:
     runs = []
     for model in LOW_SKEW:
         base = Run(model, "specmoe", 64, gamma=5, draft_experts=None)
-        counted = _counted(base, (1, 16, 64))
+        counted = _counted(base, FEW)
         runs += [run for run in counted if run.budget == "draft" and run.method != "overlapped"]
-        runs += _timed(replace(base, temperature=1.0), "throttled", (1, 16, 64) if how_much == "full" else (16,))
+        each = replace(base, regime="throttled", temperature=1.0)
+        names = ("on_demand", "overlapped", "cached", "specmoe")
+        runs += [replace(each, batch=batch, method=name) for batch in (FEW if how_much == "full" else (16,)) for name in names]
     return list(dict.fromkeys(runs))
 
 
-def _counted(base: Run, batches) -> list[Run]:
+def _counted(base: Run, batches: Iterable[int]) -> list[Run]:
     """Bytes against batch: every method that moves any, under both budgets."""
     runs = []
-    for batch in batches:
-        for budget in ("draft", "tenth"):
-            each = replace(base, batch=batch, budget=budget)
-            runs += [replace(each, method=name) for name in ("on_demand", "overlapped", "specmoe")]
-            runs += [replace(each, method="cached", eviction=name) for name in ("static", "temporal")]
+    for batch, budget in product(batches, ("draft", "tenth")):
+        each = replace(base, batch=batch, budget=budget)
+        runs += [replace(each, method=name) for name in ("on_demand", "overlapped", "specmoe")]
+        runs += [replace(each, method="cached", eviction=name) for name in ("static", "temporal")]
     return runs
 
 
-def _choices(base: Run, sets, numbers) -> list[Run]:
+def _choices(base: Run, sets: Iterable[int], numbers: Iterable[int]) -> list[Run]:
     """Substitutes, draft sets and N, each over several sets of prompts."""
     runs = []
     for number in sets:
@@ -91,11 +96,24 @@ def _choices(base: Run, sets, numbers) -> list[Run]:
     return runs
 
 
-def _timed(base: Run, regime: str, batches) -> list[Run]:
-    """Every method on the clock at the budget that lets ``cached`` keep a tenth of the experts: equal bytes for all."""
+def _spread(base: Run, sets: Iterable[int]) -> list[Run]:
+    """Growth of the bytes over several sets of prompts, and draft sets where there are few rows."""
+    runs = []
+    for number, batch in product(sets, (1, 256)):
+        each = replace(base, prompt_set=number, batch=batch)
+        runs += [replace(each, method=name) for name in ("on_demand", "specmoe", "cached")]
+        runs.append(replace(each, method="cached", budget="tenth"))
+    chosen = product(sets, (1, 16), DRAFT_SETS)
+    return runs + [replace(base, prompt_set=number, batch=batch, draft_set=name) for number, batch, name in chosen]
+
+
+def _timed(base: Run, regime: str, batches: Iterable[int]) -> list[Run]:
+    """On the clock: every method in the bytes that N needs, then ``cached`` and ``specmoe`` in those that caching a tenth of
+    the experts needs. Throttled also ``auto`` and the ceiling."""
+    names = ("on_demand", "overlapped", "cached", "specmoe") + (("auto", "resident") if regime == "throttled" else ())
     runs = []
     for batch in batches:
-        each = replace(base, batch=batch, regime=regime, budget="tenth")
-        names = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
+        each = replace(base, batch=batch, regime=regime)
         runs += [replace(each, method=name) for name in names]
+        runs += [replace(each, method=name, budget="tenth") for name in ("cached", "specmoe")]
     return runs

@@ -1,145 +1,124 @@
-"""Who would be fastest on other machines: our counts under a plain cost model, at the sizes of the paper's models.
+"""The map of winners: which method is fastest where, at equal fast memory, simulated from recordings of real runs.
 
-Comes in: counted rows (loads per token, tokens per round, by method and batch). Goes out: ``Number``s of kind "simulated"
-and the cells of the map of winners. The model, per round: moving = bytes / link; computing = max(FLOP / compute, weights
-touched / memory rate), for each draft step and for the full model. They add up; only ``overlapped`` is an oracle: the bytes
-of ``on_demand``, of moving and computing the longer one. No latency, no kernel overhead, no prefetching: it says which
-regime a machine is in, not its tokens per second.
+Comes in: recordings of every method by model, N and batch; measured rows. Goes out: cells (tokens per second of each method
+by model, N, balance and batch), the machines that are marked on them, measured points. ``figures.winners`` draws them.
+
+The balance (FLOP that are computed while one byte crosses the link) is set by the compute rate: link, memory and overheads
+are those of the paper's machine, at whose balance the map is that machine's. Memory is 50 times as fast as the link there;
+of the marked machines 11 to 71 times, on an SSD 450 times.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
 
-from .facts import PERCENT, RATIO, Number
-from .numbers import MOVED, pick, rows_of
+from ..config import METHODS
+from ..simulate import PRESETS, Hardware, ModelSize, Recording
+from ..simulate import winners as winners_at
+from .numbers import main_model, rows_of, timed_rows
+from .settings import LINK, LOW_SKEW, MAIN
+from .simulated import SIZES, SPECIAL, all_recordings
 
-RIDGE = 295  # FLOP per byte of fast memory: H100 SXM, 989 TFLOP/s dense bf16 and 3.35 TB/s (NVIDIA's data sheet)
-PAPER_BALANCE = (
-    989e12 / 64e9
-)  # FLOP per byte of link: the same over PCIe 5.0 x16, one way; an H200 computes at the same rate
-MACHINES = {"paper's H100, H200": PAPER_BALANCE, "laptop, NVMe": 1e12 / 5e9}  # laptop: 1 TFLOP/s, 5 GB/s, assumed
-HERE = 150e9 / 2.5e8  # this machine: 150 GFLOP/s fp32 (notes of the project), throttled link
-BALANCES = tuple(10 ** (quarter / 4) for quarter in range(5, 23))
-
-
-@dataclass(frozen=True)
-class Size:
-    """A large model: MoE layers that decode, top_k, parameters of one expert and of the rest that each token passes."""
-
-    name: str
-    layers: int
-    top_k: int
-    expert: float
-    trunk: float
+BASE = PRESETS["h100"]
+BALANCES = tuple(10 ** (1 + step / 6) for step in range(28))  # 10 to 316,000 FLOP per byte
+MACHINES = {"laptop": "laptop", "consumer": "RTX 4090", "h100": "H100, H200", "h100-ssd": "H100 + SSD"}
+NOT_ON_MAP = ("resident", "auto")
+ROUNDS = 60  # of a recording, evenly spread, stand for all of it on the map
+TITLES = {
+    MAIN: "tiny-translate: 128 experts, skewed use, at the size of NLLB-MoE",
+    "tiny-skewed": "tiny-skewed: 32 experts, skewed use, at the size of Llama-4-Scout",
+    "tiny-balanced": "tiny-balanced: 8 experts, even use, at the size of Mixtral-8x7B",
+}
 
 
-# From the published configs. NLLB-MoE: d 2048, FFN 8192, decoder of 24 layers and head; Mixtral: d 4096, FFN 14336.
-NLLB = Size("NLLB-MoE", 6, 2, 2 * 2048 * 8192, 24 * 8 * 2048**2 + 18 * 2 * 2048 * 8192 + 256206 * 2048)
-MIXTRAL = Size("Mixtral-8x7B", 32, 2, 3 * 4096 * 14336, 1.6e9)
-# panel: title, model, what the fast memory holds, its size
-PANELS = (
-    ("tiny-translate (128 experts, skewed)\nmemory for 4 experts per layer", "tiny-translate", "draft", NLLB),
-    ("tiny-translate (128 experts, skewed)\nmemory for 13 experts per layer", "tiny-translate", "tenth", NLLB),
-    ("tiny-skewed (32 experts)\nmemory for N = 4", "tiny-skewed", "draft", MIXTRAL),
-    ("tiny-balanced (8 experts, even use)\nmemory for N = 4", "tiny-balanced", "draft", MIXTRAL),
-)
+def map_recordings(models: Iterable[str] = (MAIN, "tiny-skewed", "tiny-balanced")) -> list[Recording]:
+    """Recordings at equal fast memory: greedy, of N draft experts, thinned."""
+    models = tuple(models)
+    found = [
+        each
+        for each in all_recordings()
+        if each.info["name"] in models and not any(each.settings.get(name) for name in SPECIAL) and each.method not in NOT_ON_MAP
+    ]
+    return [thin(each) for each in sorted(found, key=lambda each: models.index(each.info["name"]))]
 
 
-def seconds_per_token(row: pd.Series, model: dict, size: Size, balance: float, compute: float = 989e12) -> dict[str, float]:
-    """``load`` and ``compute`` seconds of one row's token, from a counted row of ``model`` (its ``info``), at ``size``.
-
-    ``balance``: FLOP per byte of the link; ``compute``: FLOP per second. bf16: two bytes for a parameter.
-    """
-    per_round, batch, gamma = row["tokens_per_round"], row["batch"], row["gamma"] if row["method"] == "specmoe" else 0
-    layers = row["decoder_layers"]
-    loads = row[MOVED] / model["record_bytes"] / layers * size.layers  # experts per token
-    load = loads * 2 * size.expert * balance / compute
-    # Experts that a step touches are bounded by its choices and by all there are; weights are read once per step.
-    touched = min(model["experts"], batch * (gamma + 1) * size.top_k) * size.layers
-    drafting = min(row["draft_experts"] or 4, batch * size.top_k) * size.layers
-    work = _step(batch * (gamma + 1), touched, size, compute) + gamma * _step(batch, drafting, size, compute)
-    return {"load": load, "compute": work / (per_round * batch)}
+def thin(recording: Recording, most: int = ROUNDS) -> Recording:
+    """At most so many rounds, evenly spread. Each round keeps its own counts, so speeds stay those of the run."""
+    rounds = len(recording.rows)
+    kept = np.unique(np.linspace(0, rounds - 1, min(most, rounds)).round().astype(int))
+    arrays = {field.name: getattr(recording, field.name) for field in fields(recording)}
+    return replace(recording, **{name: array[kept] for name, array in arrays.items() if isinstance(array, np.ndarray)})
 
 
-def _step(tokens: int, touched: float, size: Size, compute: float) -> float:
-    """Seconds of one pass of ``tokens`` tokens that touches so many experts in all."""
-    flop = 2 * tokens * (size.trunk + size.layers * size.top_k * size.expert)
-    return max(flop / compute, 2 * (size.trunk + touched * size.expert) * RIDGE / compute)
+def layer_share(size: ModelSize, hardware: Hardware, num_layers: int) -> tuple[ModelSize, Hardware, float]:
+    """The part of a model and of a pass's overhead that belongs to so many MoE layers, and its share: replaying the layers
+    that were recorded takes that share of the time of all, which only repeat them."""
+    share = num_layers / size.num_layers
+    trunk = {"trunk_flops_per_token": size.trunk_flops_per_token * share, "trunk_bytes": int(size.trunk_bytes * share)}
+    part = replace(hardware, step_overhead_s=hardware.step_overhead_s * share)
+    return replace(size, num_layers=num_layers, **trunk), part, share
 
 
-def speeds(results: dict[str, dict], name: str, budget: str, size: Size, balance: float) -> pd.DataFrame:
-    """Simulated tokens per second: batch x method; empty where the model was not counted."""
-    rows = rows_of(results, name)
-    if not len(rows):
-        return pd.DataFrame()
-    rows = pick(rows, regime="count", budget=budget, eviction=None)
-    plain = (rows["draft_experts"].isna() | (rows["draft_experts"] == 4)) & (rows["method"] != "overlapped")
-    rows, model = rows[plain], results[name]["model"]
-    rows = rows.assign(decoder_layers=model["layers"] // (2 if model["architecture"] == "nllb-moe" else 1))
-    found: dict[tuple[int, str], float] = {}
-    for _, row in rows.iterrows():
-        spent = seconds_per_token(row, model, size, balance)
-        key = (row["batch"], row["method"])
-        found[key] = max(found.get(key, 0.0), 1 / sum(spent.values()))  # cached: the better of its evictions
-        if row["method"] == "on_demand":
-            found[row["batch"], "overlapped"] = 1 / max(spent.values())
-    return pd.Series(found, dtype=float).unstack() if found else pd.DataFrame()
+def winners(recordings: Iterable[Recording] | None = None, balances: Iterable[float] = BALANCES) -> pd.DataFrame:
+    """One row per model, draft_experts (N), balance and batch: tokens per second of each method, winner, margin."""
+    chosen = list(map_recordings() if recordings is None else recordings)
+    on = [replace(BASE, flop_per_s=balance * BASE.link_bytes_per_s) for balance in balances]
+    return pd.concat([_on(machine, chosen) for machine in on], ignore_index=True)
 
 
-def winners(results: dict[str, dict]) -> pd.DataFrame:
-    """Cells of the map: panel, balance, batch, method (the fastest), speedup over on_demand."""
-    cells = []
-    for panel, name, budget, size in PANELS:
-        for balance in BALANCES:
-            table = speeds(results, name, budget, size, balance)
-            for batch, row in table.dropna(subset=["on_demand", "specmoe"]).iterrows() if "specmoe" in table else ():
-                cells.append((panel, balance, batch, row.idxmax(), row.max() / row["on_demand"]))
-    return pd.DataFrame(cells, columns=["panel", "balance", "batch", "method", "speedup"])
+def own_rates() -> pd.DataFrame:
+    """The marked machines, each with all its own rates, not the map's: the same columns and ``machine``."""
+    chosen = map_recordings()
+    return pd.concat([_on(PRESETS[name], chosen).assign(machine=name) for name in MACHINES], ignore_index=True)
+
+
+def _on(machine: Hardware, chosen: list[Recording]) -> pd.DataFrame:
+    parts = []
+    for model in dict.fromkeys(each.info["name"] for each in chosen):
+        runs = [each for each in chosen if each.info["name"] == model]
+        size, part, share = layer_share(SIZES[model], machine, runs[0].experts.shape[1])
+        found = winners_at(runs, part, size, [machine.balance])
+        speeds = [name for name in METHODS if name in found]
+        parts.append(found.assign(**{name: found[name] * share for name in speeds}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def machines() -> dict[str, float]:
+    """Names to write on the map -> balance."""
+    return {label: PRESETS[name].balance for name, label in MACHINES.items()}
+
+
+def agreement(cells: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
+    """Machine -> share of its points (model, N, batch) at which the map names the winner that its own rates give."""
+    keys, found = ["model", "draft_experts", "batch"], {}
+    for name, part in own.groupby("machine", sort=False):
+        nearest = min(cells["balance"].unique(), key=lambda each: abs(np.log(each / part["balance"].iloc[0])))
+        both = part.merge(cells[cells["balance"] == nearest], on=keys, suffixes=("", "_map"))
+        found[name] = float((both["winner"] == both["winner_map"]).mean())
+    return found
 
 
 def measured_points(results: dict[str, dict]) -> pd.DataFrame:
-    """The fastest measured method at each batch (no resident, no auto), on the panel with the same memory."""
-    rows = rows_of(results, "tiny-translate")
-    rows = rows[(rows["regime"] == "throttled") & (rows["budget"] == "tenth")] if len(rows) else rows
+    """The fastest measured method at equal bytes at each batch: model, draft_experts, balance, batch, winner, regime."""
     points = []
-    for batch, part in rows[~rows["method"].isin(["resident", "auto"])].groupby("batch") if len(rows) else ():
-        best = part.loc[part["tokens_per_second"].astype(float).idxmax(), "method"]
-        points.append((PANELS[1][0], HERE, batch, best))
-    return pd.DataFrame(points, columns=["panel", "balance", "batch", "method"])
+    for model in (main_model(results), *LOW_SKEW):
+        rows = rows_of(results, model)
+        for regime in ("throttled", "disk"):
+            timed = timed_rows(rows, regime)
+            timed = timed[~timed["method"].isin(NOT_ON_MAP) & (timed["budget"] == "draft")] if len(timed) else timed
+            for batch, part in timed.groupby("batch") if len(timed) else ():
+                best = part.loc[part["tokens_per_second"].astype(float).idxmax()]
+                where = (model, results[model]["model"]["draft_experts"], balance_here(results[model]["machine"], regime))
+                points.append((*where, batch, best["method"], regime))
+    return pd.DataFrame(points, columns=["model", "draft_experts", "balance", "batch", "winner", "regime"])
 
 
-def simulated_numbers(results: dict[str, dict]) -> list[Number]:
-    """The paper's own numbers simulated on its machine, from the counts of the translation model (N = 4)."""
-    small, large = (speeds(results, "tiny-translate", budget, NLLB, PAPER_BALANCE) for budget in ("draft", "tenth"))
-    if "on_demand" not in small or "specmoe" not in small:
-        return []
-    note, found = "H100, PCIe 5.0, sizes of NLLB-MoE, our counts", []
-    ratios = small.div(small["on_demand"], axis=0)
-    if "cached" in large:  # as in the paper: 13 experts against 4, unequal memory
-        ratios["cached"] = large["cached"] / small["on_demand"]
-    for method in ("specmoe", "cached", "overlapped"):
-        if method in ratios and ratios[method].notna().any():
-            label = "overlapped (oracle)" if method == "overlapped" else method
-            said = f"{note}; batch {ratios[method].idxmax()}{'; unequal memory' if method == 'cached' else ''}"
-            found.append(_simulated("throughput", label, "speed-up, best batch", ratios[method].max(), RATIO, said))
-    for label in ("on_demand", "specmoe") if 256 in small.index else ():
-        found.append(_simulated("throughput", label, "speed at batch 256", small[label][256], "tokens/s", note))
-    return found + [
-        _simulated("migration", "on_demand", "time in expert migration, largest", _share(results), PERCENT, note)
-    ]
-
-
-def _simulated(table: str, label: str, measure: str, value: float, unit: str, note: str) -> Number:
-    return Number(table, label, measure, float(value), "simulated", unit, note=note)
-
-
-def _share(results: dict[str, dict]) -> float:
-    """Largest share (%) of moving in on_demand's time on the paper's machine."""
-    model, rows = results["tiny-translate"]["model"], rows_of(results, "tiny-translate")
-    rows = pick(rows, regime="count", budget="draft", method="on_demand").assign(decoder_layers=model["layers"] // 2)
-    spent = [seconds_per_token(row, model, NLLB, PAPER_BALANCE) for _, row in rows.iterrows()]
-    return 100 * float(np.max([each["load"] / (each["load"] + each["compute"]) for each in spent]))
+def balance_here(machine: dict, regime: str) -> float:
+    """FLOP per byte of the machine that measured: its fp32 products over the throttled link, or over its disk."""
+    probed = machine["balance"]
+    flop_per_s = probed["fp32_flop_per_byte"] * probed["link_bytes_per_s"]
+    return flop_per_s / (LINK if regime == "throttled" else probed["link_bytes_per_s"])

@@ -1,0 +1,91 @@
+"""The paper's claims in one table, beside ours, and whether each holds here.
+
+Comes in: the list of ``Number``s. Goes out: a frame; ``document`` and the notebook open with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from .facts import KINDS, TOKENS, Number
+from .sentences import OURS, batches_of, labelled, order_of, say_growth, value_of
+from .tables import figure
+
+
+def claims(numbers: list[Number]) -> pd.DataFrame:
+    """What the paper claims, beside ours, and whether it holds here."""
+    rows = []
+    for what, (table, label, measure, batch), judge in CLAIMS:
+        found = {kind: value_of(numbers, table, label, measure, kind, batch) for kind in KINDS}
+        cells = {kind: "" if n is None else f"{figure(n.value)} {n.unit}" for kind, n in found.items()}
+        rows.append({"the paper's claim": what} | cells | {"here": judge(numbers)})
+    return pd.DataFrame(rows)
+
+
+def _first(text: str) -> str:
+    return "not measured" if "not measured" in text or "not varied" in text else "holds" if "as the mech" in text else "does not"
+
+
+def _growth_holds(numbers: list[Number]) -> str:
+    return _first(say_growth(numbers))
+
+
+def _ahead(table: str) -> Callable:
+    def judge(numbers: list[Number]) -> str:
+        said = []
+        for kind in OURS:
+            best = labelled(numbers, table, "speed-up, best batch", kind)
+            if "specmoe" in best:
+                others = [n.value for label, n in best.items() if label in ("overlapped", "cached", "cached, equal bytes")]
+                said.append(f"{kind}: {'the fastest' if best['specmoe'].value >= max(others, default=0) else 'not the fastest'}")
+        return "; ".join(said) or "not measured"
+
+    return judge
+
+
+def _order_holds(table: str, order: tuple[str, ...]) -> Callable:
+    def judge(numbers: list[Number]) -> str:
+        batch = max((b for b in batches_of(numbers, table, TOKENS) if b is not None), default=None)
+        found = labelled(numbers, table, TOKENS, batch=batch)
+        if not set(order) <= set(found):
+            return "not measured"
+        words = {1: ">", 0: "~", -1: "<"}
+        pairs = [f" {words[order_of(found[a], found[b])]} {b}" for a, b in zip(order, order[1:])]
+        return f"batch {batch}: {order[0]}{''.join(pairs)} (~: ranges over {found[order[0]].num} sets overlap)"
+
+    return judge
+
+
+def _best_number(numbers: list[Number]) -> str:
+    said = []
+    for kind in OURS:
+        speeds = labelled(numbers, "draft_experts", "speed", kind, 256)
+        if len(speeds) > 2:
+            said.append(f"{kind}: {max(speeds, key=lambda label: speeds[label].value)}")
+    return "; ".join(said) or "not measured"
+
+
+def _batch_one(numbers: list[Number]) -> str:
+    said = []
+    for kind in OURS:
+        speeds = labelled(numbers, "throughput", "speed", kind, 1)
+        if {"cached", "specmoe"} <= set(speeds):
+            said.append(f"{kind}: {speeds['specmoe'].value / speeds['cached'].value:.2f} times cached")
+    return "; ".join(said) or "not measured"
+
+
+CLAIMS = (
+    ("faster than every baseline, batch 256", ("throughput", "specmoe", "speed-up, best batch", None), _ahead("throughput")),
+    ("fewer bytes than on_demand", ("bytes", "specmoe", "change against on_demand, best batch", None), lambda numbers: ""),
+    ("bytes grow slowest from batch 1 to 256", ("growth", "specmoe", "growth of bytes, batch 1 to 256", None), _growth_holds),
+    ("caching slightly faster at batch 1", ("throughput", "cached", "speed-up", 1), _batch_one),
+    ("affinity better than random substitutes", ("substitution", "affinity", "tokens per round against random", None),
+     _order_holds("substitution", ("affinity", "random"))),
+    ("temporal, global, random draft sets, in that order", ("draft_set", "hot_temporal", TOKENS, 256),
+     _order_holds("draft_set", ("hot_temporal", "hot_global", "random"))),
+    ("N = 4 fastest of 2, 4, 8, 16", ("draft_experts", "N = 4", "speed", 256), _best_number),
+    ("faster on an SSD", ("ssd", "specmoe", "speed-up, mean over batches", None), _ahead("ssd")),
+    ("time goes into migration", ("migration", "on_demand", "time in expert migration, largest", None), lambda numbers: ""),
+)  # fmt: skip

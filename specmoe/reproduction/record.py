@@ -1,0 +1,59 @@
+"""Recordings that the report needs beside the simulator's shipped ones: the paper's unequal memory, other draft sets, sampling.
+
+Comes in: a shipped model. Goes out: ``results/recordings.npz``, by ``python -m specmoe.reproduction record``. They count; no
+clock is in them. ``simulated`` replays them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..simulate import Recording
+from ..simulate.recording import load_all, save_all
+from .facts import BATCHES
+from .measure import generate, load_engine, queue_of
+from .numbers import RESULTS
+from .settings import LOW_SKEW, MAIN, Run
+
+FILE = RESULTS / "recordings.npz"
+LOW_SKEW_BATCHES = (1, 4, 16, 64)
+
+
+def own_recordings() -> list[Recording]:
+    """What was recorded; nothing where nothing was."""
+    return load_all(FILE) if FILE.exists() else []
+
+
+def record(progress: Callable[[str], None] = print) -> None:
+    """Run everything and write the file; takes minutes."""
+    found = []
+    for runs in (*_main_runs(), *_low_skew_runs()):
+        with load_engine(runs[0].model, runs[0]) as loaded:
+            for run in runs:
+                found.append(_recorded(loaded, run))
+                progress(f"{run.key}: {len(found[-1].rows)} full rounds")
+    save_all(found, FILE)
+
+
+def _main_runs() -> Iterator[list[Run]]:
+    base = Run(MAIN, "cached", 1, budget="tenth")
+    yield [replace(base, batch=batch) for batch in BATCHES]
+    base = Run(MAIN, "specmoe", 256)
+    yield [replace(base, draft_set=name) for name in ("random", "hot_global")]
+
+
+def _low_skew_runs() -> Iterator[list[Run]]:
+    for model in LOW_SKEW:
+        base = Run(model, "specmoe", 1, gamma=5, temperature=1.0)
+        yield [replace(base, batch=b, method=name) for b in LOW_SKEW_BATCHES for name in ("on_demand", "cached", "specmoe")]
+
+
+def _recorded(loaded, run: Run) -> Recording:
+    output = generate(loaded, run, queue_of(loaded, run), prefetch=False)
+    settings = {"budget": "tenth"} if run.budget == "tenth" else {}
+    settings |= {"temperature": run.temperature} if run.temperature else {}
+    if run.method == "specmoe":
+        settings |= {"gamma": run.gamma, "prefetch": False}
+        settings |= {"draft_set": run.draft_set} if run.draft_set != "hot_temporal" else {}
+    return Recording.of(output, loaded.info, **settings).full()
