@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from dataclasses import replace
@@ -14,16 +13,15 @@ import pytest
 
 from specmoe import report
 from specmoe import reproduction as paper
-from specmoe.errors import OptionError
+from specmoe.errors import OptionError, SpecMoEError
 from specmoe.figures import paper as draw
+from specmoe.reproduction import __main__ as command
 from specmoe.reproduction import sentences, settings
 from specmoe.reproduction.document import FILE
-from specmoe.reproduction.measure import ResultFile, full_rounds, tenth, weights_digest
+from specmoe.reproduction.measure import ResultFile, full_rounds, full_window, tenth, weights_digest
 from specmoe.reproduction.numbers import RESULTS
-from specmoe.reproduction.winners import Size
 from specmoe.tiny import shipped_path
 
-winners = importlib.import_module("specmoe.reproduction.winners")  # the function has its module's name
 matplotlib.use("agg")
 GROWTH = "growth of bytes, batch 1 to 256"
 TOKENS = "tokens per round"
@@ -55,7 +53,7 @@ def test_every_number_has_a_kind_and_the_papers_are_all_there(page):
     kept = {(r["table"], r["label"], r["measure"], r["value"]) for r in found["numbers"] if r["kind"] == "paper"}
     assert kept == {(f.table, f.label, f.measure, f.value) for f in paper.FACTS}
     assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= set(paper.TITLES)
-    assert any(row["kind"] == "measured" for row in found["numbers"])
+    assert {row["kind"] for row in found["numbers"]} == set(paper.KINDS)
 
 
 def test_metrics_say_where_the_measured_numbers_come_from(page):
@@ -92,28 +90,28 @@ def test_unknown_parameters_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("table", "label", "measure", "value"),
+    ("table", "label", "measure", "value", "batch"),
     [
-        ("throughput", "specmoe", "speed-up, best batch", 4.30),
-        ("bytes", "specmoe", "change against on_demand, best batch", -76.73),
-        ("bytes", "specmoe", "change against cached, best batch", -71.89),
-        ("growth", "on_demand", GROWTH, 45.28),
-        ("growth", "cached", GROWTH, 50.97),
-        ("growth", "specmoe", GROWTH, 10.96),
-        ("draft_set", "hot_temporal", TOKENS, 7.265),
-        ("draft_experts", "N = 8", "speed at batch 256", 121.309),
-        ("ssd", "cached", "speed-up, mean over batches", 1.29),
-        ("migration", "on_demand", "time in expert migration, largest", 90.11),
+        ("throughput", "specmoe", "speed-up, best batch", 4.30, None),
+        ("bytes", "specmoe", "change against on_demand, best batch", -76.73, None),
+        ("bytes", "specmoe", "change against cached, best batch", -71.89, None),
+        ("growth", "on_demand", GROWTH, 45.28, None),
+        ("growth", "cached", GROWTH, 50.97, None),
+        ("growth", "specmoe", GROWTH, 10.96, None),
+        ("draft_set", "hot_temporal", TOKENS, 7.265, 256),
+        ("draft_experts", "N = 8", "speed", 121.309, 256),
+        ("ssd", "cached", "speed-up, mean over batches", 1.29, None),
+        ("migration", "on_demand", "time in expert migration, largest", 90.11, None),
     ],
 )
-def test_the_papers_numbers(table, label, measure, value):
-    fact = sentences.value_of(list(paper.FACTS), table, label, measure, "paper")
+def test_the_papers_numbers(table, label, measure, value, batch):
+    fact = sentences.value_of(list(paper.FACTS), table, label, measure, "paper", batch)
     assert fact.value == value and fact.note.startswith("arXiv 2604.10152")
 
 
 def test_no_number_stands_twice():
     numbers = paper.all_numbers(paper.load_results())
-    keys = [(n.table, n.label, n.measure, n.kind) for n in numbers]
+    keys = [(n.table, n.label, n.measure, n.kind, n.batch) for n in numbers]
     assert len(keys) == len(set(keys))
 
 
@@ -130,8 +128,8 @@ def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
     rows = paper.rows_of(paper.load_results(), settings.MAIN)
     counted = rows[rows["regime"] == "count"]
     assert (counted.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all()
-    timed = rows[rows["regime"] != "count"]
-    assert timed["same_tokens_as_plain"].astype(bool).all() if len(timed) else True
+    timed = rows[(rows["regime"] != "count")]
+    assert (timed.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all() if len(timed) else True
 
 
 def test_the_document_is_up_to_date():
@@ -152,7 +150,7 @@ def test_a_table_joins_the_kinds_of_one_number_and_mixes_none():
         number("growth", "cached", GROWTH, 60.0, "simulated"),
         number("ssd", "specmoe", "else", 1.0),
     ]
-    joined = paper.table(numbers, "growth").set_index("row")
+    joined = paper.compare(numbers, "growth").set_index("row")
     assert list(joined.index) == ["specmoe", "cached"]
     assert joined.loc["specmoe", "paper"].startswith("11") and "7 to 9, 5" in joined.loc["specmoe", "measured"]
     assert joined.loc["cached", "measured"] == "" and joined.loc["cached", "simulated"].startswith("60")
@@ -178,16 +176,16 @@ def test_an_order_is_claimed_only_where_the_ranges_are_apart():
 
 def test_the_best_number_is_computed():
     def numbers(*speeds):
-        rows = [number("draft_experts", f"N = {n}", "speed at batch 256", v) for n, v in zip((2, 4, 8, 16), speeds)]
-        return rows
+        about = {"batch": 256}
+        return [number("draft_experts", f"N = {n}", "speed", v, **about) for n, v in zip((2, 4, 8, 16), speeds)]
 
-    assert "N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
-    assert "N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
+    assert "measured, is N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
+    assert "measured, is N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
 
 
 def test_batch_one_is_said_as_it_is():
-    cached = number("throughput", "cached", "speed at batch 1", 100.0)
-    slower, faster = (number("throughput", "specmoe", "speed at batch 1", value) for value in (80.0, 130.0))
+    cached = number("throughput", "cached", "speed", 100.0, batch=1)
+    slower, faster = (number("throughput", "specmoe", "speed", value, batch=1) for value in (80.0, 130.0))
     assert "slower than" in sentences.say_batch_one([cached, slower])
     assert "other than in the paper" in sentences.say_batch_one([cached, faster])
 
@@ -237,46 +235,34 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path):
     assert paper.measure(runs + [replace(runs[0], batch=2)], tmp_path, seconds=-1) == 1
 
 
+def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
+    run = settings.Run("tiny-skewed", "on_demand", 4)
+    from specmoe.reproduction.measure import generate, load_engine, queue_of
+
+    with load_engine("tiny-skewed", run) as loaded:
+        output = generate(loaded, run, queue_of(loaded, run))
+    found, frame = full_window(output, 4), output.trace.to_frame()
+    full = frame[(frame["kind"] == "round") & (frame["size"] == 4)]
+    assert found["tokens_per_second"] == pytest.approx(full["count"].sum() / full["seconds"].sum())
+    assert 0 < found["full_rounds"] == len(full) < (frame["kind"] == "round").sum() + 1
+
+
+def test_a_measurement_that_is_not_done_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "plan", lambda how_much: [settings.Run("tiny-skewed", "on_demand", 1, gamma=1)])
+    monkeypatch.setattr(command, "plan_low_skew", lambda how_much: [])
+    assert command.main(["measure", "--seconds", "-1", "--out", str(tmp_path)]) == 3
+    assert "1 of 1 runs are missing" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_refused_before_anything_is_measured(tmp_path):
+    with pytest.raises(SpecMoEError, match="no-such-model"):
+        paper.open_results(model="no-such-model", out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_of_other_weights_are_dropped(tmp_path):
     (tmp_path / "tiny-skewed.json").write_text(json.dumps({"weights_sha256": "other", "rows": {"a": {}}}))
     assert ResultFile(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}
-
-
-# ---- the map of winners ------------------------------------------------------------------------------------
-
-
-SIZE = Size("two layers", layers=2, top_k=1, expert=100.0, trunk=1000.0)
-
-
-def counted(method="on_demand", moved=30.0, per_round=1.0, batch=1, gamma=0):
-    values = {"method": method, "fetched_bytes_per_token": moved, "tokens_per_round": per_round, "batch": batch}
-    return pd.Series(values | {"gamma": gamma, "draft_experts": 4, "decoder_layers": 1})
-
-
-def test_simulated_seconds_by_hand():
-    """3 loads a token in 1 layer are 6 in 2 layers of 200 bytes; one token touches 1200 parameters, 2400 bytes."""
-    spent = winners.seconds_per_token(counted(), {"record_bytes": 10, "experts": 8}, SIZE, balance=50.0, compute=1e6)
-    assert spent["load"] == pytest.approx(6 * 200 * 50 / 1e6)
-    assert spent["compute"] == pytest.approx(2400 * winners.RIDGE / 1e6)
-    round_of_two = counted("specmoe", per_round=2.0, gamma=1)
-    spent = winners.seconds_per_token(round_of_two, {"record_bytes": 10, "experts": 8}, SIZE, balance=50.0, compute=1e6)
-    assert spent["compute"] == pytest.approx((2800 + 2400) * winners.RIDGE / 1e6 / 2)
-
-
-def test_a_faster_link_never_slows_a_method_and_overlap_never_loses_to_on_demand():
-    results = paper.load_results()
-    slow, fast = (winners.speeds(results, settings.MAIN, "draft", winners.NLLB, balance) for balance in (1e5, 1e3))
-    assert (fast >= slow)[slow.notna()].fillna(True).all(axis=None)
-    assert (fast["overlapped"] >= fast["on_demand"]).all()
-
-
-def test_the_cells_name_the_fastest_method():
-    results = paper.load_results()
-    cells = paper.winners(results)
-    row = cells.iloc[len(cells) // 2]
-    panel = next(each for each in winners.PANELS if each[0] == row["panel"])
-    table = winners.speeds(results, *panel[1:], row["balance"]).loc[row["batch"]]
-    assert table.idxmax() == row["method"] and row["speedup"] >= 1
 
 
 # ---- figures -----------------------------------------------------------------------------------------------
@@ -306,13 +292,3 @@ def test_lines_are_named_at_their_ends():
     assert {text.get_text() for text in ax.texts} == {"on_demand", "specmoe"}
     with pytest.raises(OptionError, match="nothing to draw"):
         draw.by_batch(pd.DataFrame(), "y", "t")
-
-
-def test_the_map_names_each_winner_and_marks_machines():
-    cells = pd.DataFrame(
-        [("p", 10.0**k, batch, "cached" if k < 2 else "specmoe", 1.5) for k in range(4) for batch in (1, 16)],
-        columns=["panel", "balance", "batch", "method", "speedup"],
-    )
-    points = pd.DataFrame([("p", 100.0, 16, "specmoe")], columns=["panel", "balance", "batch", "method"])
-    ax = draw.map_of_winners(cells, {"laptop": 300.0}, points)
-    assert {"cached", "specmoe", "laptop"} <= {text.get_text() for text in ax.texts}

@@ -1,4 +1,4 @@
-"""Figures of the reproduction: the paper's numbers and ours side by side, lines against batch, the map of winners.
+"""Figures of the reproduction: the paper's numbers and ours side by side, lines against batch, the simulator's errors.
 
 Comes in: frames of ``specmoe.reproduction`` (numbers with table, label, measure, value, kind; batch x method). Goes out: the
 ``Axes`` drawn on. A kind has one mark everywhere: paper an open diamond, measured a filled circle, simulated a triangle.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import ListedColormap
 
 from ..errors import OptionError
 from .base import COLORS, GREY, METHOD_COLORS, need_columns, show_number, styled, titled
@@ -24,24 +23,28 @@ LINK_MARKS = "^osDv"
 
 
 @styled
-def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | None = None):
+def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | None = None, batch: int | None = None):
     """One row per label: the paper's value, the measured one with its reach over prompt sets, the simulated one.
 
-    ``numbers``: rows of one table with label, measure, value, kind, unit, low, high.
+    ``numbers``: rows of one table with label, measure, batch, value, kind, unit, low, high. ``batch``: for those that have one.
     """
     need_columns(numbers, "label", "measure", "value", "kind", "low", "high")
     part = numbers[numbers["measure"] == measure]
     if not len(part):
         raise OptionError(f"no number is called {measure!r}: there are {', '.join(sorted(set(numbers['measure'])))}")
+    if batch is not None:
+        part = part[part["batch"] == batch]
+        if not len(part):
+            raise OptionError(f"{measure!r} has no number at batch {batch}")
     labels, own = list(dict.fromkeys(part["label"])), ax is None
     if own:
-        _, ax = plt.subplots(figsize=(8.5, 1.7 + 0.62 * len(labels)), layout="constrained")
+        _, ax = plt.subplots(figsize=(8, 1.6 + 0.55 * len(labels)), layout="constrained")
     kinds = [kind for kind in KIND_MARKS if kind in set(part["kind"])]
     for place, kind in enumerate(kinds):
         _marks(ax, part[part["kind"] == kind], labels, kind, 0.3 * (place - (len(kinds) - 1) / 2))
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.45, -0.55)
-    ax.set_xlabel(f"{measure} ({part['unit'].iloc[0]})")
+    ax.set_xlabel(f"{measure} ({part['unit'].iloc[0]})" + ("" if batch is None else f", batch {batch}"))
     ax.margins(x=0.18)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     note = "lines: smallest to largest over prompt sets or repeats" if part["low"].notna().any() else ""
@@ -68,7 +71,7 @@ def by_batch(lines: pd.DataFrame, ylabel: str, title: str, note: str = "", ax=No
         raise OptionError("there is nothing to draw: no method was measured at any batch")
     own = ax is None
     if own:
-        _, ax = plt.subplots(figsize=(9.5, 5), layout="constrained")
+        _, ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
     seen: dict[str, int] = {}
     ends = []
     for name in lines.columns[lines.notna().any()]:
@@ -91,15 +94,30 @@ def _method(name: str) -> str:
 
 
 def _name_ends(ax, ends: list[tuple]) -> None:
-    """Names right of the lines' ends, moved apart where they would overlap."""
+    """Names right of the lines' ends, pushed apart where they would overlap."""
     bottom, top = np.log10(ax.get_ylim())
-    gap, last = 0.062 * (top - bottom), -np.inf
+    ends = sorted(ends, key=lambda end: end[0])
+    heights = _apart(np.log10([end[0] for end in ends]), 0.062 * (top - bottom))
     right = max(end[1] for end in ends)
-    for value, _, name, color in sorted(ends, key=lambda end: end[0]):
-        last = max(np.log10(value), last + gap)
-        ax.annotate(
-            name, (right, 10**last), (10, 0), textcoords="offset points", va="center", color=color, annotation_clip=False
-        )
+    look = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for (_, _, name, color), height in zip(ends, heights):
+        ax.annotate(name, (right, 10**height), (10, 0), color=color, **look)
+
+
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """The nearest heights, in their order, that are at least ``gap`` apart: neighbours that are closer share the push."""
+    groups = [[[float(height)], float(height)] for height in heights]  # members and the middle of each group
+    while True:
+        for one, other in zip(groups, groups[1:]):
+            reach = gap * (len(one[0]) + len(other[0])) / 2
+            if other[1] - one[1] < reach - 1e-9:
+                members = one[0] + other[0]
+                groups[groups.index(one)] = [members, float(np.mean(members))]
+                groups.remove(other)
+                break
+        else:
+            break
+    return np.concatenate([middle + gap * (np.arange(len(members)) - (len(members) - 1) / 2) for members, middle in groups])
 
 
 @styled
@@ -141,101 +159,3 @@ def _clock_legend(ax, rows: pd.DataFrame) -> None:
     used = [name for name in METHOD_COLORS if name in set(rows["method"])]
     methods = [plt.Line2D([], [], **shown | {"color": METHOD_COLORS[name]}, marker="s", label=name) for name in used]
     ax.legend(handles=[*links, *methods], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-# ---- the map of winners ------------------------------------------------------------------------------------
-
-
-@styled
-def map_of_winners(
-    cells: pd.DataFrame, machines: dict[str, float] | None = None, points: pd.DataFrame | None = None, ax=None
-):
-    """Who is fastest at equal fast memory: balance (FLOP per byte) x batch, a panel for each ``panel`` of ``cells``.
-
-    ``cells``: panel, balance, batch, method (the winner), speedup (its speed over on_demand). ``machines``: name -> balance.
-    ``points``: measured panel, balance, batch, method, laid on it in the winner's colour.
-    """
-    need_columns(cells, "panel", "balance", "batch", "method", "speedup")
-    panels = list(dict.fromkeys(cells["panel"]))
-    axes = [ax] if ax is not None else _map_axes(len(panels))
-    methods = [name for name in METHOD_COLORS if name in set(cells["method"])]
-    for axis, panel in zip(axes, panels):
-        _map_panel(axis, cells[cells["panel"] == panel], methods, sorted(set(cells["batch"])))
-        axis.set_title(panel, pad=20)
-        axis.set_ylabel("batch" if axis.get_subplotspec() is None or axis.get_subplotspec().is_first_col() else "")
-        _mark_machines(axis, machines or {})
-        if points is not None:
-            _mark_points(axis, points[points["panel"] == panel], sorted(set(cells["batch"])))
-    laid = "circles: measured; rest simulated" if points is not None and len(points) else "all simulated"
-    note = f"colour: the fastest method; numbers: times on_demand; {laid}; overlapped: oracle"
-    return titled(list(axes), ax is None, "The map of winners: fastest method at equal fast memory", note)
-
-
-def _map_axes(num: int) -> list:
-    columns = min(num, 2)
-    rows = -(-num // columns)
-    size = (2 + 4.8 * columns, 1.6 + 3.6 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
-    for extra in axes.flat[num:]:
-        extra.remove()
-    return list(axes.flat[:num])
-
-
-def _map_panel(ax, part: pd.DataFrame, methods: list[str], batches: list[int]) -> None:
-    winner = part.pivot_table(index="batch", columns="balance", values="method", aggfunc="first").reindex(batches)
-    speedup = part.pivot_table(index="batch", columns="balance", values="speedup", aggfunc="first").reindex(batches)
-    codes = winner.map(methods.index, na_action="ignore").to_numpy(dtype=float)  # nan: not counted
-    x = np.log10(winner.columns.to_numpy(dtype=float))
-    step = (x[1] - x[0]) if len(x) > 1 else 1
-    edges = np.concatenate([x - step / 2, x[-1:] + step / 2])
-    colors = ListedColormap([METHOD_COLORS[name] for name in methods])
-    rows = np.arange(len(winner) + 1) - 0.5
-    ax.pcolormesh(
-        edges, rows, codes, cmap=colors, vmin=-0.5, vmax=len(methods) - 0.5, alpha=0.8, edgecolor="white", linewidth=0.6
-    )
-    _name_regions(ax, codes, x, methods)
-    for row, column in np.argwhere(np.isfinite(codes)):
-        if column % max(1, len(x) // 4) == 1:
-            words = f"{speedup.iloc[row, column]:.1f}"
-            ax.text(x[column], row - 0.3, words, ha="center", va="center", fontsize="x-small")
-    ax.set_yticks(range(len(winner)), [str(batch) for batch in winner.index])
-    ticks = range(int(np.ceil(edges[0])), int(edges[-1]) + 1)
-    ax.set_xticks(list(ticks), [f"$10^{tick}$" for tick in ticks])
-    ax.set_xlabel("balance (FLOP per byte)")
-    ax.grid(False)
-
-
-def _name_regions(ax, codes: np.ndarray, x: np.ndarray, methods: list[str]) -> None:
-    """Each method's name once, in the cell of its region that is nearest to the region's middle."""
-    for code in np.unique(codes[np.isfinite(codes)]):
-        where = np.argwhere(codes == code)
-        row, column = where[np.abs(where - np.median(where, axis=0)).sum(axis=1).argmin()]
-        ax.text(x[column], row + 0.18, methods[int(code)], ha="center", va="center", fontweight="bold", fontsize="medium")
-
-
-def _mark_machines(ax, machines: dict[str, float]) -> None:
-    top = ax.get_ylim()[1]
-    for place, (name, balance) in enumerate(sorted(machines.items(), key=lambda item: item[1])):
-        ax.axvline(np.log10(balance), color="black", linewidth=1.4, linestyle=DASHES[1 + place % 3])
-        words = {
-            "textcoords": "offset points",
-            "va": "bottom",
-            "ha": "center",
-            "fontsize": "small",
-            "annotation_clip": False,
-        }
-        ax.annotate(name, (np.log10(balance), top), (0, 3), color=GREY, **words)
-
-
-def _mark_points(ax, points: pd.DataFrame, batches: list[int]) -> None:
-    for row in points.itertuples():
-        if row.batch in batches:
-            at = (np.log10(row.balance), batches.index(row.batch))
-            ax.plot(
-                *at,
-                "o",
-                markersize=12,
-                markerfacecolor=METHOD_COLORS[row.method],
-                markeredgecolor="black",
-                markeredgewidth=1.8,
-            )

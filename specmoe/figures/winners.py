@@ -1,7 +1,7 @@
 """The map of winners: the fastest method over balance, batch, model and N, its lead as the strength of the colour.
 
-Comes in: cells of ``specmoe.reproduction.winners`` (tokens per second of each method), machines to mark, measured points. Goes
-out: the ``Axes``. Between the batches and balances that were simulated, speeds are interpolated on logarithmic scales.
+Comes in: cells of ``specmoe.reproduction.winners`` (tokens per second of each method), machines to mark, measured points.
+Goes out: the ``Axes``. Between the batches and balances that were simulated, speeds are interpolated on logarithmic scales.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ STRENGTHS = (0.22, 0.48, 0.74, 1.0)  # ... is drawn in so much of the method's c
 WIDEST = 4  # panels in a row
 FINE = 240  # points of a panel on each side
 SMALLEST = 0.05  # share of a panel from which a region is named
+RING = {"markersize": 12, "markeredgecolor": "black", "markeredgewidth": 2}
 BOX = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.82}
 TITLE = "The map of winners: which method is fastest, at equal fast memory"
-SUBTITLE = ("Colour: the fastest method; the stronger, the further ahead of the next one. Simulated from recorded runs. To the right "
-            "fetching\ngets slower against computing; the lines are the balances of machines.")  # fmt: skip
+SUBTITLE = (
+    "Colour: the fastest method; the stronger, the further ahead of the next one. Simulated from recorded runs. To the\n"
+    "right fetching gets slower against computing; the dashed lines are the balances of machines."
+)
 
 
 @styled
@@ -32,8 +35,8 @@ def map_of_winners(cells: pd.DataFrame, machines: dict[str, float] | None = None
                    titles: dict[str, str] | None = None, star: tuple | None = None):  # fmt: skip
     """A panel for each model and N of ``cells``: balance (FLOP per byte) x batch.
 
-    ``cells``: model, draft_experts, balance, batch, and a column of tokens per second for each method. ``machines``: label ->
-    balance. ``points``: measured model, draft_experts, balance, batch, winner. ``titles``: model -> what to say of it.
+    ``cells``: model, draft_experts, balance, batch, and a column of tokens per second for each method. ``machines``: label
+    -> balance. ``points``: measured model, draft_experts, balance, batch, winner. ``titles``: model -> what to say of it.
     ``star``: (model, draft_experts, balance, batch, words) of a point to name.
     """
     need_columns(cells, "model", "draft_experts", "balance", "batch")
@@ -48,7 +51,7 @@ def map_of_winners(cells: pd.DataFrame, machines: dict[str, float] | None = None
         _points(ax, points, model, number)
         if star is not None and star[:2] == (model, number):
             _star(ax, *star[2:])
-    _legend(figure, cells, points)
+    _legend(figure, points)
     return np.array(list(panels.values()), dtype=object)
 
 
@@ -62,14 +65,14 @@ def _panels(cells: pd.DataFrame, titles: dict[str, str]):
         rows[-1] += [(model, number) for number in numbers]
     widest, height = max(map(len, rows)), 2.6 + 4.4 * len(rows)
     figure = plt.figure(figsize=(1.3 + 3.8 * widest, height))
-    grid = figure.add_gridspec(len(rows), widest, left=0.6 / (1.3 + 3.8 * widest) + 0.01, right=0.985, top=1 - 2.35 / height,
+    grid = figure.add_gridspec(len(rows), widest, left=0.6 / (1.3 + 3.8 * widest) + 0.01, right=0.985, top=1 - 2.25 / height,
                                bottom=1.45 / height, wspace=0.1, hspace=0.55)  # fmt: skip
     panels = {}
     for row, keys in enumerate(rows):
         for column, key in enumerate(keys):
             ax = panels[key] = figure.add_subplot(grid[row, column])
             if column == 0 or keys[column - 1][0] != key[0]:
-                ax.text(0, 1, titles.get(key[0], key[0]), transform=ax.transAxes + _up(figure, 56), fontweight="bold")
+                ax.text(0, 1, titles.get(key[0], key[0]), transform=ax.transAxes + _up(figure, 60), fontweight="bold")
     return figure, panels
 
 
@@ -138,7 +141,7 @@ def _dress(ax, part: pd.DataFrame) -> None:
     ticks = range(int(np.ceil(low)), int(high) + 1)
     ax.set_xticks(ticks, [{1: "10", 2: "100", 3: "1,000", 4: "10k", 5: "100k"}.get(tick, f"1e{tick}") for tick in ticks])
     ax.set_xlabel("balance (FLOP per byte)")
-    ax.set_title(f"N = {part['draft_experts'].iloc[0]:g}", loc="left", fontsize="medium", fontweight="bold", pad=36)
+    ax.set_title(f"N = {part['draft_experts'].iloc[0]:g}", loc="left", fontsize="medium", fontweight="bold", pad=40)
     ax.grid(False)
 
 
@@ -148,7 +151,7 @@ def _machines(ax, machines: dict[str, float]) -> None:
         ax.axvline(np.log10(balance), color="black", linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
         top = ax.get_ylim()[1]
         ax.annotate(
-            name, (np.log10(balance), top), (0, 4 + 15 * (place % 2)), textcoords="offset points", ha="center", va="bottom",
+            name, (np.log10(balance), top), (0, 8 + 15 * (place % 2)), textcoords="offset points", ha="center", va="bottom",
             fontsize=12, color="black", annotation_clip=False,
         )  # fmt: skip
 
@@ -158,27 +161,27 @@ def _points(ax, points: pd.DataFrame | None, model: str, number: int) -> None:
         return
     for row in points[(points["model"] == model) & (points["draft_experts"] == number)].itertuples():
         at = (np.log10(row.balance), np.log2(row.batch))
-        ax.plot(*at, "o", markersize=12, markerfacecolor=METHOD_COLORS[row.winner], markeredgecolor="black",
-                markeredgewidth=2, clip_on=False, zorder=7)  # fmt: skip
+        ax.plot(*at, "o", markerfacecolor=METHOD_COLORS[row.winner], clip_on=False, zorder=7, **RING)
 
 
 def _star(ax, balance: float, batch: int, words: str) -> None:
     at = (np.log10(balance), np.log2(batch))
-    ax.plot(*at, "*", markersize=20, markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.4, clip_on=False, zorder=8)
-    ax.annotate(words, at, (-12, -14), textcoords="offset points", ha="right", va="top", fontsize=12, bbox=BOX, zorder=7)
+    look = {"markersize": 17, "markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 1.4}
+    ax.plot(*at, "*", clip_on=False, zorder=8, **look)
+    below = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "va": "top"}
+    ax.annotate(words, at, fontsize=12, bbox=BOX, zorder=7, **below)
 
 
-def _legend(figure, cells: pd.DataFrame, points: pd.DataFrame | None) -> None:
-    """How to read strengths, marks and axes."""
-    ends = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])] + [f"more than {LEADS[-1]:g}{TIMES}"]
-    shades = [Patch(facecolor=str(1 - 0.55 * strength), edgecolor=GREY) for strength in STRENGTHS]
-    marks = []
+def _legend(figure, points: pd.DataFrame | None) -> None:
+    """Title, how to read strengths, and what the marks are."""
+    words = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])] + [f"more than {LEADS[-1]:g}{TIMES}"]
+    signs: list = [Patch(facecolor=str(1 - 0.55 * strength), edgecolor=GREY) for strength in STRENGTHS]
     if points is not None and len(points):
-        marks = [plt.Line2D([], [], marker="o", linestyle="", markersize=11, markerfacecolor="white", markeredgecolor="black",
-                            markeredgewidth=2)]  # fmt: skip
-        ends = [*ends, "measured here (filled in the colour of the fastest)"]
-    figure.legend(shades + marks, ends, ncols=len(ends), loc="lower left", bbox_to_anchor=(0.01, 0), frameon=False, fontsize=12,
-                              title="lead over the next method:", alignment="left", title_fontsize=12)  # fmt: skip
+        signs.append(plt.Line2D([], [], marker="o", linestyle="", markerfacecolor="white", **RING))
+        words.append("measured here (filled in the colour of the fastest)")
+    figure.legend(
+        signs, words, ncols=len(words), loc="lower left", bbox_to_anchor=(0.01, 0), frameon=False, fontsize=12,
+        title="lead over the next method:", alignment="left", title_fontsize=12,
+    )  # fmt: skip
     figure.suptitle(TITLE, fontweight="bold", x=0.01, ha="left", fontsize="x-large")
-    height = figure.get_figheight()
-    figure.text(0.011, 1 - 0.62 / height, SUBTITLE, va="top", fontsize=12, color=GREY)
+    figure.text(0.011, 1 - 0.62 / figure.get_figheight(), SUBTITLE, va="top", fontsize=12, color=GREY)

@@ -1,7 +1,7 @@
 """``docs/reproduction.md`` and the words of the report, made from the results so that neither can drift.
 
-Comes in: the list of ``Number``s and the results. Goes out: Markdown. ``python -m specmoe.reproduction document`` rewrites the
-file.
+Comes in: the list of ``Number``s and the results. Goes out: Markdown. ``python -m specmoe.reproduction document``
+rewrites the file.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def setup(results: dict[str, dict]) -> str:
     machine, model = results[name]["machine"], results[name]["model"]
     rows = rows_of(results, name)
     dates = sorted(set(rows["measured"].str[:10]))
+    num_runs = sum(len(each["rows"]) for each in results.values())
     versions = ", ".join(f"{key} {machine[key]}" for key in ("specmoe", "torch", "transformers", "python") if key in machine)
     return (
-        f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts top-{model['top_k']}) on {machine['cpu']}, "
-        f"{machine['cores']} cores, no GPU; {versions}; {', '.join(dates)}; {sum(len(each['rows']) for each in results.values())} "
-        f"runs. Mean Gini of expert use (our definition of skewness; the paper's is not known): {_skewness(rows)}, the paper says "
+        f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts top-{model['top_k']}) on "
+        f"{machine['cpu']}, {machine['cores']} cores, no GPU; {versions}; {', '.join(dates)}; {num_runs} runs. Mean Gini of "
+        f"expert use (our definition of skewness; the paper's is not known): {_skewness(rows)}, the paper says "
         f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE."
     )
 
@@ -66,8 +67,8 @@ def document(results: dict[str, dict] | None = None, numbers: list[Number] | Non
     cells = winners(balances=[BASE.balance]) if cells is None else cells
     parts = [
         "# The paper's numbers and ours",
-        "Made by `python -m specmoe.reproduction document` from `specmoe/reproduction/results`; don't edit. The figures are in "
-        f"`specmoe report run paper`. {KINDS_MEAN}",
+        "Made by `python -m specmoe.reproduction document` from `specmoe/reproduction/results`; don't edit. The figures are "
+        f"in `specmoe report run paper`. {KINDS_MEAN}",
         "## What came out",
         markdown_table(claims(numbers)),
         setup(results),

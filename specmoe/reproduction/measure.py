@@ -147,8 +147,8 @@ def _time(loaded, unit: list[Run]) -> list[dict]:
     for _ in range(REPEATS):
         for run in unit:
             windows[run.key].append(full_window(generate(loaded, run, prompts), run.batch))
-    about = {"repeats": REPEATS, "num_prompts": len(prompts), "slots": loaded.info["slots"],
-             "expert_bytes": loaded.info["expert_bytes"], "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s")}  # fmt: skip
+    about = {"repeats": REPEATS, "num_prompts": len(prompts), "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s")}
+    about |= {name: loaded.info[name] for name in ("slots", "expert_bytes")}
     return [_median_row(windows[run.key]) | about for run in unit]
 
 
@@ -178,7 +178,8 @@ def full_window(output, batch: int) -> dict:
     tokens, perfect_s = found["new_tokens"], found["oracle_overlap_seconds"]
     kept = {name: found[name] for name in ("tokens_per_round", "wait_share", "draft_share", "verify_share")}
     return kept | {
-        "fetched_bytes_per_token": found["bytes_per_token"], "tokens_per_second": tokens / found["decode_seconds"], "tokens": tokens, "full_rounds": len(full),
+        "fetched_bytes_per_token": found["bytes_per_token"], "tokens": tokens, "full_rounds": len(full),
+        "tokens_per_second": tokens / found["decode_seconds"],
         "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None, "tokens_digest": _digest(output),
     }  # fmt: skip
 

@@ -11,10 +11,20 @@ import pandas as pd
 
 from .facts import BATCHES, PERCENT, RATIO, SPEED, TOKENS, Number
 from .numbers import (
-    MOVED, by_set, bytes_by_batch, choice_batch, main_model, pick, rows_of, speed_ratios, speeds, timed_rows, usual,
+    by_set,
+    bytes_by_batch,
+    choice_batch,
+    main_model,
+    pick,
+    rows_of,
+    speed_ratios,
+    speeds,
+    timed_rows,
+    usual,
 )  # fmt: skip
 from .settings import LOW_SKEW
 
+AGAINST_FOUR = "speed against N = 4"
 UNEQUAL = "unequal memory, as in the paper: cached keeps a tenth of the experts"
 AGAINST = (  # line, how it is called, what to know
     ("on_demand", "on_demand", "equal fast memory"),
@@ -60,7 +70,7 @@ def _timed(rows: pd.DataFrame, regime: str, table: str) -> list[Number]:
 def speed_numbers(table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: str, note: str = "") -> list[Number]:
     """Latency and speed-up by batch, the best and the mean of each line; measured or simulated alike."""
     found: list[Number] = []
-    for line in speed:
+    for line in speed if table == "throughput" else ():
         for batch, value in speed[line].dropna().items():
             found += mean_of(table, line, "latency", 1000 * batch / value, "ms per token of a row", note, batch, kind)
     for line in ratios:
@@ -76,7 +86,9 @@ def speed_numbers(table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: s
 def _over_cached(table: str, ratios: pd.DataFrame, kind: str, note: str) -> list[Number]:
     if "specmoe" not in ratios:
         return []
-    found = mean_of(table, "specmoe", "latency, best batch", 100 / ratios["specmoe"].max(), "% of on_demand", note, None, kind)
+    found = mean_of(
+        table, "specmoe", "latency, best batch", 100 / ratios["specmoe"].max(), "% of on_demand", note, None, kind
+    )
     measure = "speed-up over cached, best batch"
     pairs = (("specmoe", "cached", UNEQUAL), ("specmoe, equal bytes", "cached, equal bytes", "equal fast memory"))
     for label, other, about in pairs:
@@ -200,9 +212,19 @@ def _experts(rows: pd.DataFrame) -> list[Number]:
         values = {num: by_set(rows, batch, draft_experts=num) for num in (2, 4, 8, 16)}
         for num, each in values.items() if sum(len(each) > 0 for each in values.values()) > 1 else ():
             found += mean_of("draft_experts", f"N = {num}", TOKENS, each, "tokens", batch=batch)
-    for num, value in choice_speeds(rows, "draft_experts").items():
+    speed = choice_speeds(rows, "draft_experts")
+    for num, value in speed.items():
         found += mean_of("draft_experts", f"N = {num:g}", "speed", value, SPEED, batch=256)
-    return found
+    return found + against_four(speed, 256, "measured")
+
+
+def against_four(speed: pd.Series, batch: int, kind: str, note: str = "") -> list[Number]:
+    """Speed by N over that at N = 4."""
+    ratios = speed / speed[4] if 4 in speed.index else speed.iloc[:0]
+    about = ("times N = 4", note, batch, kind)
+    return [
+        n for num, value in ratios.items() for n in mean_of("draft_experts", f"N = {num:g}", AGAINST_FOUR, value, *about)
+    ]
 
 
 def choice_speeds(rows: pd.DataFrame, by: str, **settings) -> pd.Series:

@@ -1,7 +1,7 @@
 """Rows of the results, chosen and put into frames: batch x line of a figure, tokens per round by prompt set.
 
-Comes in: the results folder. Goes out: pandas frames. ``measured`` makes numbers of them, ``page`` lines for figures; nothing
-here knows who ought to win.
+Comes in: the results folder. Goes out: pandas frames. ``measured`` makes numbers of them, ``page`` lines for figures;
+nothing here knows who ought to win.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ def main_model(results: dict[str, dict]) -> str:
 
 def pick(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     """Rows with these settings; all else at the report's defaults where the setting is not named (None: any)."""
-    wanted = {"draft_set": "hot_temporal", "substitute": "affinity", "eviction": "static", "prompt_set": 0, "budget": "draft"}
+    wanted = {
+        "draft_set": "hot_temporal",
+        "substitute": "affinity",
+        "eviction": "static",
+        "prompt_set": 0,
+        "budget": "draft",
+    }
     for name, value in (wanted | settings).items():
         if len(rows) and value is not None:
             rows = rows[rows[name].isin(value if isinstance(value, list) else [value])]
@@ -92,8 +98,10 @@ def speeds(timed: pd.DataFrame) -> pd.DataFrame:
 
 
 def speed_ratios(timed: pd.DataFrame) -> pd.DataFrame:
-    """Speed over on_demand's: batch x line, with "overlapped (oracle)" for perfect overlap (computed from measured parts)."""
+    """Speed over on_demand's: batch x line; "overlapped (oracle)": perfect overlap, computed from measured parts."""
     table = speeds(timed)
+    if "on_demand" not in table:
+        return pd.DataFrame()
     overlapped = timed[timed["line"] == "overlapped"].set_index("batch")
     if len(overlapped):
         table["overlapped (oracle)"] = overlapped["oracle_tokens_per_second"].astype(float)
@@ -116,7 +124,11 @@ def bytes_by_batch(rows: pd.DataFrame, prompt_set: int = 0) -> pd.DataFrame:
 
 def choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Counted specmoe rows of all prompt sets and batches."""
-    return rows[(rows["regime"] == "count") & (rows["method"] == "specmoe") & (rows["budget"] == "draft")] if len(rows) else rows
+    return (
+        rows[(rows["regime"] == "count") & (rows["method"] == "specmoe") & (rows["budget"] == "draft")]
+        if len(rows)
+        else rows
+    )
 
 
 def choice_batch(rows: pd.DataFrame) -> int | None:

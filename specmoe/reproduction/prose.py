@@ -1,7 +1,7 @@
 """Titles of the tables, and what one must know to compare them with the paper's.
 
-Goes out: ``TITLES``, ``WHY`` by table, ``WHY_MAP``. ``document`` and the notebook print them; numbers in them are of set-ups, not
-results.
+Goes out: ``TITLES``, ``WHY`` by table, ``WHY_MAP``. ``document`` and the notebook print them; numbers in them are of
+set-ups, not results.
 """
 
 from __future__ import annotations
@@ -19,54 +19,83 @@ TITLES = {
     "implied": "Throughput on the machine that the paper's numbers imply",
 }
 WHY = {
-    "throughput": "**Measured**: experts widened to 256 KiB on a disk throttled to 0.25 GB/s, two cores, prefetching on; speed over the "
-    "rounds in which the batch is full. Every method has the bytes that N = 4 needs, but `cached` (13 of 128 experts, as in the "
-    "paper: **unequal memory**) and `specmoe, bytes of cached`. `overlapped` guesses the next layer's experts; the paper's Overlap "
-    "is an oracle: `overlapped (oracle)`. **Simulated**: our recordings at the size of NLLB-MoE on an H100 behind PCIe 5.0; "
-    "`specmoe` does not prefetch there, as the paper's. Why ours differ: computing is slow here compared with reading (hundreds "
-    "of FLOP per byte, the paper's machine has about 15,000), so drafting costs more of what it saves. Simulated tokens per second "
-    "are far above the paper's because its link is used at a small part of its rate (last table); compare ratios.",
-    "bytes": "Bytes carry over between machines. Prefetching is off, as in the paper. In the paper, and in the lines marked so, "
-    "caching keeps 13 of 128 experts and specmoe 4: that is **unequal memory**. The same at equal bytes stands beside it.",
-    "growth": "Bytes per token times batch, decoding only, rounds with the batch kept full; ranges over sets of held-out "
-    "sentences. At batch 1 a set is 12 sentences, so the ranges are wide. A model with two sparse decoder layers and a narrow "
-    "domain reaches all its hot experts earlier than a large one: that keeps `on_demand` below the paper's.",
-    "substitution": "Ranges are the smallest and largest of several sets of held-out prompts. `no_experts` is the control: a draft "
-    "with no expert output at all. The paper has no such control. Where `affinity` is level with `random`: our experts come "
-    "from one dense layer (upcycling) and stay similar, and the expert closest to the mean of all is the nearest of most, so a "
-    "substitute matters little. A model whose experts were trained apart could tell.",
-    "draft_set": "`hot_global` stands on a calibration run over a few of the same prompts, which flatters it. With few rows "
-    "the last verification says what these rows need next; with 256 rows it is near the average of all text, and so near "
-    "`hot_global`.",
-    "draft_experts": "N changes the memory too: each N has the bytes that it needs. More draft experts accept more; each draft step "
-    "computes more of them, which costs time on a CPU and, at the paper's sizes, reading their weights from the GPU's memory.",
-    "low_skew": "**Measured**: `tiny-balanced` (8 experts, even use) and `tiny-skewed` (32 experts), 0.25 GB/s, equal bytes. "
-    "**Simulated**: their recorded routing at the sizes of Mixtral-8x7B and Llama-4-Scout on the paper's machine, as far as a model "
-    "of other expert counts can stand for these. Compare the shape, not the numbers. N = 4 of 8 experts is half of them: with so "
-    "much resident, drafts are nearly the model's own.",
-    "ssd": "**Measured**: the disk as it is, direct I/O, experts widened to 3 MiB. **Simulated**: an H100 that reads from one NVMe SSD "
-    "of 7 GB/s. The paper's means are over its batches, ours over those in the table; its speed-ups are lower on the SSD than "
-    "behind PCIe, which a slower link alone does not explain: the mechanism gains more the slower the link is.",
-    "migration": "**Measured**: the share of decoding in which nothing was computed because a read had not arrived, 0.25 GB/s. "
-    "**Simulated**: the same, replayed.",
-    "implied": "The paper says that a step at batch 256 moves 28 GB, that on_demand makes 28.6 tokens per second, and that up to 90 % of "
-    "the time is migration. So its link moved 3.5 GB/s, a twentieth of PCIe 5.0 (as copies from pageable memory, or many small "
-    "ones, reach), and the rest of a step is 2.1 ms for each of about 420 experts computed. **Simulated** with these two and nothing "
-    "else changed: on_demand is the paper's by construction, as our model needs as many distinct experts as the paper's (28 GB "
-    "are 70 of 128 experts a layer); nothing of specmoe is fitted. Where ours rises with N up to 16 and the paper's does not: 12 "
-    "more resident experts a layer save as many reads in each of our verifications. The paper's time per round grows from N = 4 to "
-    "16 (by 2 s, from its tokens per round and per second) although it drafts only 720 experts more. Its code, or its time per "
-    "round taken apart, would settle it.",
+    "throughput": (
+        "**Measured**: experts widened to 256 KiB on a disk throttled to 0.25 GB/s, two cores, prefetching on; speed "
+        "over the rounds in which the batch is full. Every method has the bytes that N = 4 needs, but `cached` (13 of "
+        "128 experts, as in the paper: **unequal memory**) and `specmoe, bytes of cached`. `overlapped` guesses the "
+        "next layer's experts; the paper's Overlap is an oracle: `overlapped (oracle)`. **Simulated**: our recordings "
+        "at the size of NLLB-MoE on an H100 behind PCIe 5.0; `specmoe` does not prefetch there, as the paper's. Why "
+        "ours differ: computing is slow here compared with reading (hundreds of FLOP per byte, the paper's machine "
+        "has about 15,000), so drafting costs more of what it saves. Simulated tokens per second are far above the "
+        "paper's because its link is used at a small part of its rate (last table); compare ratios."
+    ),
+    "bytes": (
+        "Bytes carry over between machines. Prefetching is off, as in the paper. In the paper, and in the lines "
+        "marked so, caching keeps 13 of 128 experts and specmoe 4: that is **unequal memory**. The same at equal "
+        "bytes stands beside it."
+    ),
+    "growth": (
+        "Bytes per token times batch, decoding only, rounds with the batch kept full; ranges over sets of held-out "
+        "sentences. At batch 1 a set is 12 sentences, so the ranges are wide. A model with two sparse decoder layers "
+        "and a narrow domain reaches all its hot experts earlier than a large one: that keeps `on_demand` below the "
+        "paper's."
+    ),
+    "substitution": (
+        "Ranges are the smallest and largest of several sets of held-out prompts. `no_experts` is the control: a "
+        "draft with no expert output at all. The paper has no such control. Where `affinity` is level with `random`: "
+        "our experts come from one dense layer (upcycling) and stay similar, and the expert closest to the mean of "
+        "all is the nearest of most, so a substitute matters little. A model whose experts were trained apart could "
+        "tell."
+    ),
+    "draft_set": (
+        "`hot_global` stands on a calibration run over a few of the same prompts, which flatters it. With few rows "
+        "the last verification says what these rows need next; with 256 rows it is near the average of all text, and "
+        "so near `hot_global`."
+    ),
+    "draft_experts": (
+        "N changes the memory too: each N has the bytes that it needs. More draft experts accept more; each draft "
+        "step computes more of them, which costs time on a CPU and, at the paper's sizes, reading their weights from "
+        "the GPU's memory."
+    ),
+    "low_skew": (
+        "**Measured**: `tiny-balanced` (8 experts, even use) and `tiny-skewed` (32 experts), 0.25 GB/s, equal bytes. "
+        "**Simulated**: their recorded routing at the sizes of Mixtral-8x7B and Llama-4-Scout on the paper's machine, "
+        "as far as a model of other expert counts can stand for these. Compare the shape, not the numbers. N = 4 of 8 "
+        "experts is half of them: with so much resident, drafts are nearly the model's own."
+    ),
+    "ssd": (
+        "**Measured**: the disk as it is, direct I/O, experts widened to 3 MiB. **Simulated**: an H100 that reads "
+        "from one NVMe SSD of 7 GB/s. The paper's means are over its batches, ours over those in the table; its "
+        "speed-ups are lower on the SSD than behind PCIe, which a slower link alone does not explain: the mechanism "
+        "gains more the slower the link is."
+    ),
+    "migration": (
+        "**Measured**: the share of decoding in which nothing was computed because a read had not arrived, 0.25 GB/s. "
+        "**Simulated**: the same, replayed."
+    ),
+    "implied": (
+        "The paper says that a step at batch 256 moves 28 GB, that on_demand makes 28.6 tokens per second, and that "
+        "up to 90 % of the time is migration. So its link moved 3.5 GB/s, a twentieth of PCIe 5.0 (as copies from "
+        "pageable memory, or many small ones, reach), and the rest of a step is 2.1 ms for each of about 420 experts "
+        "computed. **Simulated** with these two and nothing else changed: on_demand is the paper's by construction, "
+        "as our model needs as many distinct experts as the paper's (28 GB are 70 of 128 experts a layer); nothing of "
+        "specmoe is fitted. Where ours rises with N up to 16 and the paper's does not: 12 more resident experts a "
+        "layer save as many reads in each of our verifications. The paper's time per round grows from N = 4 to 16 (by "
+        "2 s, from its tokens per round and per second) although it drafts only 720 experts more. Its code, or its "
+        "time per round taken apart, would settle it."
+    ),
 }
 WHY_MAP = (
-    "**Simulated** by `specmoe.simulate` from recordings of real runs at the sizes of NLLB-MoE, Llama-4-Scout and Mixtral-8x7B, "
-    "every method with the same fast memory (what N draft experts need). `overlapped` guesses, it is no oracle; `cached` is the "
-    "eviction that read least; `specmoe` the better of gamma 4 and 10, with or without prefetching. The balance is the compute "
-    "rate over the link rate; link, memory and overheads are the H100's, so that the map is exact at that line and a likeness "
-    "at the others. Circles are **measured** here, with our small models and their overheads: where a circle has another colour "
-    "than the map around it, the small model's overheads decided."
+    "**Simulated** by `specmoe.simulate` from recordings of real runs at the sizes of NLLB-MoE, Llama-4-Scout and "
+    "Mixtral-8x7B, every method with the same fast memory (what N draft experts need). `overlapped` guesses, it is no "
+    "oracle; `cached` is the eviction that read least; `specmoe` the better of gamma 4 and 10, with or without "
+    "prefetching. The balance is the compute rate over the link rate; link, memory and overheads are the H100's, so "
+    "that the map is exact at that line and a likeness at the others. Circles are **measured** here, with our small "
+    "models and their overheads: where a circle has another colour than the map around it, the small model's "
+    "overheads decided."
 )
 KINDS_MEAN = (
-    "**paper**: reported in arXiv 2604.10152, as collected in reading notes. **measured**: ran here. **simulated**: computed from "
-    "recordings of runs, on the hardware that is named. No column mixes them."
+    "**paper**: reported in arXiv 2604.10152, as collected in reading notes. **measured**: ran here. **simulated**: "
+    "computed from recordings of runs, on the hardware that is named. No column mixes them."
 )
+NOTE = "'cached' keeps a tenth of the experts, the paper's unequal memory; all others but 'resident': equal bytes"

@@ -1,4 +1,4 @@
-"""Recordings that the report needs beside the simulator's shipped ones: the paper's unequal memory, other draft sets, sampling.
+"""Recordings that the report needs beside the simulator's: the paper's unequal memory, other draft sets, sampling.
 
 Comes in: a shipped model. Goes out: ``results/recordings.npz``, by ``python -m specmoe.reproduction record``. They count; no
 clock is in them. ``simulated`` replays them.

@@ -6,6 +6,8 @@ says so when they do not settle it.
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from .facts import RATIO, TOKENS, Number
@@ -124,7 +126,9 @@ def say_batch_one(numbers: list[Number]) -> str:
                 ratio = speeds["specmoe"].value / speeds[label].value
                 word = "slower than" if ratio < 1 / 1.05 else "faster than" if ratio > 1.05 else "level with"
                 agree = "as in the paper" if ratio < 1.05 else "other than in the paper"
-                said.append(f"At batch 1 `specmoe` is {word} `cached` {memory} ({ratio:.2f} times its speed, {kind}), {agree}.")
+                said.append(
+                    f"At batch 1 `specmoe` is {word} `cached` {memory} ({ratio:.2f} times its speed, {kind}), {agree}."
+                )
     return " ".join(said) or "Batch 1 was not measured on the clock."
 
 
@@ -134,7 +138,7 @@ def say_control(numbers: list[Number]) -> str:
         found = labelled(numbers, "substitution", TOKENS, batch=batch)
         if {"affinity", "no_experts"} <= set(found):
             share = (found["no_experts"].value - 1) / max(1e-9, found["affinity"].value - 1)
-            return f"A draft with **no** expert output still gains {100 * share:.0f} % of the drafted tokens that `affinity` gains."
+            return f"A draft with **no** expert output still gains {100 * share:.0f} % of the tokens that `affinity` gains."
     return "The control without experts was not measured."
 
 
@@ -142,7 +146,7 @@ def say_speed_up(numbers: list[Number], table: str) -> str:
     """Whose best speed-up is the largest, of the methods under the budget."""
     said = []
     for kind in OURS:
-        best = {label: n for label, n in labelled(numbers, table, "speed-up, best batch", kind).items()}
+        best = labelled(numbers, table, "speed-up, best batch", kind)
         best = {label: n for label, n in best.items() if label != "resident"}
         if best:
             first = max(best, key=lambda label: best[label].value)
@@ -159,8 +163,14 @@ def say_low_skew(numbers: list[Number]) -> str:
         for model in dict.fromkeys(n.label.partition(":")[0] for n in found if n.kind == kind):
             batches = sorted({n.batch for n in found if n.kind == kind and n.label.startswith(f"{model}:") and n.batch > 4})
             at = {batch: labelled(numbers, "low_skew", "speed-up", kind, batch) for batch in batches}
-            behind = [b for b in batches if not _leads({name: n.value for name, n in at[b].items() if name.startswith(model)})]
-            said = f"behind at batch {', '.join(map(str, behind))}" if behind else "ahead at every batch above 4, as in the paper"
+            behind = [
+                b for b in batches if not _leads({name: n.value for name, n in at[b].items() if name.startswith(model)})
+            ]
+            said = (
+                f"behind at batch {', '.join(map(str, behind))}"
+                if behind
+                else "ahead at every batch above 4, as in the paper"
+            )
             lines.append(f"- {model}, {kind}: `specmoe` is {said}.")
     return "\n".join(lines)
 
@@ -183,6 +193,25 @@ def say_map(cells: pd.DataFrame, balance: float, machine: str = "the paper's mac
         said = ", ".join(f"{row.batch}: `{row.winner}` {row.margin:.2f}" for row in near.itertuples())
         lines.append(f"- {model}, N = {number:g}: batch {said} times the next.")
     return f"At the balance of {machine} ({balance:,.0f} FLOP per byte):\n\n" + "\n".join(lines)
+
+
+def say_agreement(cells: pd.DataFrame, own: pd.DataFrame) -> str:
+    """Does the map, drawn with one machine's link and memory, name the winners that other machines' own rates give?"""
+    said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in agreement(cells, own).items())
+    return (
+        f"Of all models, N and batches, the map names the winner that a machine's own rates give (both simulated): {said}."
+    )
+
+
+def agreement(cells: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
+    """Machine -> share of its points (model, N, batch) at which the map names the same winner."""
+    found = {}
+    for name, part in own.groupby("machine", sort=False):
+        nearest = min(cells["balance"].unique(), key=lambda each: abs(math.log(each / part["balance"].iloc[0])))
+        at = cells[cells["balance"] == nearest]
+        both = part.merge(at, on=["model", "draft_experts", "batch"], suffixes=("", "_map"))
+        found[name] = float((both["winner"] == both["winner_map"]).mean())
+    return found
 
 
 def say_clock(rows: pd.DataFrame) -> str:

@@ -71,7 +71,9 @@ def plan_low_skew(how_much: str = "full") -> list[Run]:
         runs += [run for run in counted if run.budget == "draft" and run.method != "overlapped"]
         each = replace(base, regime="throttled", temperature=1.0)
         names = ("on_demand", "overlapped", "cached", "specmoe")
-        runs += [replace(each, batch=batch, method=name) for batch in (FEW if how_much == "full" else (16,)) for name in names]
+        runs += [
+            replace(each, batch=batch, method=name) for batch in (FEW if how_much == "full" else (16,)) for name in names
+        ]
     return list(dict.fromkeys(runs))
 
 

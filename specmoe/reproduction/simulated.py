@@ -1,7 +1,7 @@
 """The simulated numbers: recorded runs of our models replayed on the paper's machine, at the sizes of the paper's models.
 
-Comes in: recordings (``specmoe.simulate``'s shipped ones and those of ``record``). Goes out: ``Number``s of kind "simulated",
-each note names the hardware. Tokens, reads and distinct experts are those of the recorded run.
+Comes in: recordings (``specmoe.simulate``'s shipped ones and those of ``record``). Goes out: ``Number``s of kind
+"simulated", each note names the hardware. Tokens, reads and distinct experts are those of the recorded run.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from functools import cache
 
 import pandas as pd
 
-from ..simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, simulate
-from ..simulate.shipped import recordings
+from ..simulate import PAPER_SIZES, PRESETS, Hardware, Recording, recordings, simulate
 from .facts import SPEED, Number
-from .measured import low_skew_numbers, mean_of, share_numbers, speed_numbers
+from .measured import against_four, low_skew_numbers, mean_of, share_numbers, speed_numbers
 from .record import own_recordings
 from .settings import LOW_SKEW, MAIN
 
 H100, SSD = PRESETS["h100"], PRESETS["h100-ssd"]
 SIZES = {
-    MAIN: PAPER_SIZES["nllb-moe-54b"], "tiny-balanced": PAPER_SIZES["mixtral-8x7b"], "tiny-skewed": PAPER_SIZES["llama-4-scout"],
-}  # fmt: skip
+    MAIN: PAPER_SIZES["nllb-moe-54b"],
+    "tiny-balanced": PAPER_SIZES["mixtral-8x7b"],
+    "tiny-skewed": PAPER_SIZES["llama-4-scout"],
+}
 PAPER_NAMES = {"tiny-balanced": "Mixtral-8x7B", "tiny-skewed": "Llama-4-Scout"}
 GAMMA = 10
 
 
 def _implied() -> Hardware:
-    """The paper's machine as slow as its own numbers say: 28 GB a step of on_demand, 256 rows at 28.6 tokens/s, 90.11 % of the
-    time in migration; what is left of a step is shared among the experts that it computes."""
+    """The paper's machine as slow as its own numbers say: 28 GB a step of on_demand, 256 rows at 28.6 tokens/s, 90.11 % of
+    the time in migration; what is left of a step is shared among the experts that it computes."""
     step_s, step_bytes, migration = 256 / 28.6, 28e9, 0.9011
     experts = step_bytes / SIZES[MAIN].expert_bytes
     rates = {"link_bytes_per_s": step_bytes / (step_s * migration), "expert_overhead_s": step_s * (1 - migration) / experts}
@@ -58,7 +59,7 @@ def all_recordings() -> tuple[Recording, ...]:
 
 def chosen(model: str, method: str, draft_experts: int | None = None, **settings) -> list[Recording]:
     """Recordings of ``model`` with these settings, and no special one (of more memory, another draft set) unasked."""
-    special = {name: None for name in SPECIAL}
+    special = dict.fromkeys(SPECIAL)
     found = []
     for each in all_recordings():
         fits = all(each.settings.get(name) == value for name, value in (special | settings).items())
@@ -110,27 +111,33 @@ def _at_implied() -> list[Number]:
         speed |= {f"specmoe, N = {num}": found["specmoe"].get(256)} if len(found) else {}
     note = f"link {IMPLIED.link_bytes_per_s / 1e9:.1f} GB/s, {1000 * IMPLIED.expert_overhead_s:.1f} ms per expert computed"
     measure = "speed at batch 256"
-    return [n for line, value in speed.items() for n in mean_of("implied", line, measure, value, SPEED, note, None, "simulated")]
+    return [
+        n for line, value in speed.items() for n in mean_of("implied", line, measure, value, SPEED, note, None, "simulated")
+    ]
 
 
 def _migration() -> list[Number]:
     shares = replayed(MAIN, H100, lambda played: 100 * played.migration_share)
-    return [n for line in shares for n in share_numbers("migration", line, shares[line].dropna(), "simulated", "H100, PCIe 5.0")]
+    return [
+        n for line in shares for n in share_numbers("migration", line, shares[line].dropna(), "simulated", "H100, PCIe 5.0")
+    ]
 
 
 def _choices() -> list[Number]:
     """Speed by N and by draft set at batch 256."""
     found: list[Number] = []
-    for num in (2, 4, 8, 16):
-        speed = replayed(MAIN, H100, speed_of, ("specmoe",), num)
-        for batch, value in speed["specmoe"].items() if len(speed) else ():
-            found += mean_of("draft_experts", f"N = {num}", "speed", value, SPEED, "H100, PCIe 5.0", batch, "simulated")
+    by_number = {num: replayed(MAIN, H100, speed_of, ("specmoe",), num) for num in (2, 4, 8, 16)}
+    speeds = pd.DataFrame({num: frame["specmoe"] for num, frame in by_number.items() if len(frame)})
+    about = ("H100, PCIe 5.0", "simulated")
+    for batch, row in speeds.iterrows():
+        for num, value in row.dropna().items():
+            found += mean_of("draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1])
+        found += against_four(row.dropna(), batch, about[1], about[0])
     sets = {name: replayed(MAIN, H100, speed_of, ("specmoe",), draft_set=name) for name in ("random", "hot_global")}
     sets["hot_temporal"] = replayed(MAIN, H100, speed_of, ("specmoe",))
     for name, speed in sets.items() if len(sets["random"]) else ():
         for batch, value in (speed["specmoe"] / sets["random"]["specmoe"]).dropna().items():
-            about = ("times random", "H100, PCIe 5.0", batch, "simulated")
-            found += mean_of("draft_set", name, "speed against random", value, *about)
+            found += mean_of("draft_set", name, "speed against random", value, "times random", about[0], batch, about[1])
     return found
 
 
@@ -145,8 +152,3 @@ def _low_skew() -> list[Number]:
         ratios = speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
         found += low_skew_numbers(PAPER_NAMES[model], ratios, "simulated", f"routing of {model}; H100, PCIe 5.0")
     return found
-
-
-def size_words(size: ModelSize) -> str:
-    """``"6 MoE layers, experts of 67 MB"``."""
-    return f"{size.num_layers} MoE layers, experts of {size.expert_bytes / 1e6:.0f} MB"

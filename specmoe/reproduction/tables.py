@@ -12,6 +12,13 @@ import pandas as pd
 
 from .facts import KINDS, Number
 
+OF_A_PIVOT = (
+    "speed-up, best batch",
+    "speed-up, mean over batches",
+    "latency, best batch",
+    "time in expert migration, largest",
+)
+
 
 @dataclass(frozen=True)
 class Pivot:
@@ -30,12 +37,13 @@ class Pivot:
 
 
 def compare(numbers: list[Number], key: str) -> pd.DataFrame:
-    """What has no batch, or what the paper reports too: one row per label and measure, one column per kind."""
+    """What the paper reports too, or what has no batch and is no best or mean of what a pivot shows: one row per label and
+    measure, one column per kind."""
     mine = [number for number in numbers if number.table == key]
     reported = {_row(number) for number in mine if number.kind == "paper"}
     rows: dict[tuple, dict] = {}
     for number in mine:
-        if number.batch is None or _row(number) in reported:
+        if _row(number) in reported or (number.batch is None and number.measure not in OF_A_PIVOT):
             at = "" if number.batch is None else f" at batch {number.batch}"
             row = rows.setdefault(_row(number), {"row": number.label, "what": number.measure + at})
             row[number.kind] = words(number)

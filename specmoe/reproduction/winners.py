@@ -26,6 +26,7 @@ from .simulated import SIZES, SPECIAL, all_recordings
 BASE = PRESETS["h100"]
 BALANCES = tuple(10 ** (1 + step / 6) for step in range(28))  # 10 to 316,000 FLOP per byte
 MACHINES = {"laptop": "laptop", "consumer": "RTX 4090", "h100": "H100, H200", "h100-ssd": "H100 + SSD"}
+STAR = (MAIN, 4, BASE.balance, 256, "paper: 4.3\N{MULTIPLICATION SIGN}")
 NOT_ON_MAP = ("resident", "auto")
 ROUNDS = 60  # of a recording, evenly spread, stand for all of it on the map
 TITLES = {
@@ -41,7 +42,9 @@ def map_recordings(models: Iterable[str] = (MAIN, "tiny-skewed", "tiny-balanced"
     found = [
         each
         for each in all_recordings()
-        if each.info["name"] in models and not any(each.settings.get(name) for name in SPECIAL) and each.method not in NOT_ON_MAP
+        if each.info["name"] in models
+        and not any(each.settings.get(name) for name in SPECIAL)
+        and each.method not in NOT_ON_MAP
     ]
     return [thin(each) for each in sorted(found, key=lambda each: models.index(each.info["name"]))]
 
@@ -90,16 +93,6 @@ def _on(machine: Hardware, chosen: list[Recording]) -> pd.DataFrame:
 def machines() -> dict[str, float]:
     """Names to write on the map -> balance."""
     return {label: PRESETS[name].balance for name, label in MACHINES.items()}
-
-
-def agreement(cells: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
-    """Machine -> share of its points (model, N, batch) at which the map names the winner that its own rates give."""
-    keys, found = ["model", "draft_experts", "batch"], {}
-    for name, part in own.groupby("machine", sort=False):
-        nearest = min(cells["balance"].unique(), key=lambda each: abs(np.log(each / part["balance"].iloc[0])))
-        both = part.merge(cells[cells["balance"] == nearest], on=keys, suffixes=("", "_map"))
-        found[name] = float((both["winner"] == both["winner_map"]).mean())
-    return found
 
 
 def measured_points(results: dict[str, dict]) -> pd.DataFrame:
