@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -156,6 +157,25 @@ def test_a_table_joins_the_kinds_of_one_number_and_mixes_none():
     assert joined.loc["cached", "measured"] == "" and joined.loc["cached", "simulated"].startswith("60")
 
 
+def test_numbers_of_a_batch_stand_in_columns_each_kind_in_a_table_of_its_own():
+    made = [number("ssd", "specmoe", "speed-up", value, kind, batch=batch)
+            for kind, value in (("measured", 2.0), ("simulated", 3.0)) for batch in (1, 64)]  # fmt: skip
+    shown = {each.kind: each for each in paper.pivots(made, "ssd")}
+    assert set(shown) == {"measured", "simulated"}
+    assert list(shown["measured"].frame.columns) == [1, 64] and "**measured**" in shown["measured"].caption
+    assert set(shown["measured"].frame.to_numpy().ravel()) == {"2"}
+    assert not len(paper.compare(made, "ssd"))  # neither reported by the paper nor without a batch
+
+
+def test_the_claims_follow_the_numbers():
+    growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
+    claims = paper.claims([*paper.FACTS, *growth]).set_index("the paper's claim")
+    assert claims.loc["bytes grow slowest with the batch", "here"] == "holds"
+    claims = paper.claims([*paper.FACTS, growth[0], replace(growth[1], value=9.0)]).set_index("the paper's claim")
+    assert claims.loc["bytes grow slowest with the batch", "here"] == "does not"
+    assert claims.loc["faster on an SSD", "here"] == "not measured"
+
+
 def test_sentences_change_when_the_numbers_do():
     growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
     assert "as the mechanism says" in sentences.say_growth(growth)
@@ -284,6 +304,12 @@ def test_the_clock_is_said_and_drawn_from_its_rows():
     assert "median error 10 %" in sentences.say_clock(pd.DataFrame([row]))
     ax = draw.clock_scatter(pd.DataFrame([row]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native"]
+
+
+def test_names_of_lines_that_end_together_are_pushed_apart():
+    heights = draw._apart(np.array([1.0, 1.01, 1.02, 3.0]), 0.5)
+    assert np.diff(heights).min() >= 0.5 - 1e-9 and heights[3] == 3.0
+    assert heights[:3].mean() == pytest.approx(1.01)  # the push is shared
 
 
 def test_lines_are_named_at_their_ends():

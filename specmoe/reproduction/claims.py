@@ -24,18 +24,9 @@ def claims(numbers: list[Number]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _first(text: str) -> str:
-    return (
-        "not measured"
-        if "not measured" in text or "not varied" in text
-        else "holds"
-        if "as the mech" in text
-        else "does not"
-    )
-
-
 def _growth_holds(numbers: list[Number]) -> str:
-    return _first(say_growth(numbers))
+    said = say_growth(numbers)
+    return "not measured" if "not measured" in said else "holds" if "as the mechanism" in said else "does not"
 
 
 def _ahead(table: str) -> Callable:

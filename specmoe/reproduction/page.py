@@ -66,6 +66,8 @@ def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
     if what == "bytes":
         return bytes_by_batch(rows) / 1e6
     if what.startswith("simulated"):
+        if main_model(results) != MAIN:
+            return pd.DataFrame()  # the recordings are of the shipped model
         speed = replayed(MAIN, SSD if what.endswith("disk") else H100, speed_of)
         speed = speed.drop(columns="specmoe, prefetch", errors="ignore")  # hardly to be told from the other
         return speed if what.endswith("speed") else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
