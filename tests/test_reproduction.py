@@ -14,12 +14,11 @@ import pytest
 
 from specmoe import report
 from specmoe import reproduction as paper
-from specmoe.errors import OptionError, SpecMoEError
+from specmoe.errors import OptionError
 from specmoe.figures import paper as draw
-from specmoe.reproduction import __main__ as command
 from specmoe.reproduction import sentences, settings
 from specmoe.reproduction.document import FILE
-from specmoe.reproduction.measure import ResultFile, full_rounds, full_window, tenth, weights_digest
+from specmoe.reproduction.measure import weights_digest
 from specmoe.reproduction.numbers import RESULTS
 from specmoe.tiny import shipped_path
 
@@ -208,81 +207,6 @@ def test_batch_one_is_said_as_it_is():
     slower, faster = (number("throughput", "specmoe", "speed", value, batch=1) for value in (80.0, 130.0))
     assert "slower than" in sentences.say_batch_one([cached, slower])
     assert "other than in the paper" in sentences.say_batch_one([cached, faster])
-
-
-# ---- measuring ---------------------------------------------------------------------------------------------
-
-
-def test_a_plan_has_no_run_twice_and_quick_is_smaller():
-    full, quick = settings.plan(), settings.plan(how_much="quick")
-    assert len({run.key for run in full}) == len(full)
-    assert len(quick) < len(full) / 2
-    assert {run.batch for run in full} == {1, 4, 16, 64, 128, 256}
-    assert {run.prompt_set for run in full} == set(range(5))
-    assert tenth(128) == 13
-
-
-def test_only_rounds_with_a_full_batch_count():
-    frame = pd.DataFrame(
-        [
-            (0, "verify", "fetch", 0, 100),
-            (0, "verify", "round", 6, 2),
-            (1, "verify", "fetch", 0, 1000),
-            (1, "verify", "round", 3, 1),
-            (-1, "prefill", "fetch", 0, 5),
-        ],
-        columns=["round", "phase", "kind", "count", "size"],
-    )
-    assert full_rounds(frame, 2) == {
-        "tokens_per_round": 3.0,
-        "fetched_bytes_per_token": 100 / 6,
-        "full_rounds": 1,
-        "tokens": 6,
-    }
-
-
-def test_a_measurement_goes_on_where_it_stopped(tmp_path):
-    runs = [settings.Run("tiny-skewed", method, 4, gamma=3) for method in ("on_demand", "specmoe")]
-    assert paper.measure(runs[:1], tmp_path) == 0
-    first = (tmp_path / "tiny-skewed.json").read_text(encoding="utf-8")
-    seen = []
-    assert paper.measure(runs, tmp_path, progress=lambda *what: seen.append(what)) == 0
-    assert [(done, of) for done, of, _ in seen] == [(1, 2)]
-    rows = paper.load_results(tmp_path)["tiny-skewed"]["rows"]
-    assert list(rows) == [run.key for run in runs]
-    assert rows[runs[0].key] == json.loads(first)["rows"][runs[0].key]
-    assert rows[runs[0].key]["tokens_digest"] == rows[runs[1].key]["tokens_digest"]
-    assert paper.measure(runs + [replace(runs[0], batch=2)], tmp_path, seconds=-1) == 1
-
-
-def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
-    run = settings.Run("tiny-skewed", "on_demand", 4)
-    from specmoe.reproduction.measure import generate, load_engine, queue_of
-
-    with load_engine("tiny-skewed", run) as loaded:
-        output = generate(loaded, run, queue_of(loaded, run))
-    found, frame = full_window(output, 4), output.trace.to_frame()
-    full = frame[(frame["kind"] == "round") & (frame["size"] == 4)]
-    assert found["tokens_per_second"] == pytest.approx(full["count"].sum() / full["seconds"].sum())
-    assert 0 < found["full_rounds"] == len(full) < (frame["kind"] == "round").sum() + 1
-
-
-def test_a_measurement_that_is_not_done_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "plan", lambda how_much: [settings.Run("tiny-skewed", "on_demand", 1, gamma=1)])
-    monkeypatch.setattr(command, "plan_low_skew", lambda how_much: [])
-    assert command.main(["measure", "--seconds", "-1", "--out", str(tmp_path)]) == 3
-    assert "1 of 1 runs are missing" in capsys.readouterr().out
-
-
-def test_an_unknown_model_is_refused_before_anything_is_measured(tmp_path):
-    with pytest.raises(SpecMoEError, match="no-such-model"):
-        paper.open_results(model="no-such-model", out_dir=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_rows_of_other_weights_are_dropped(tmp_path):
-    (tmp_path / "tiny-skewed.json").write_text(json.dumps({"weights_sha256": "other", "rows": {"a": {}}}))
-    assert ResultFile(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}
 
 
 # ---- figures -----------------------------------------------------------------------------------------------
