@@ -26,7 +26,8 @@ LINK_MARKS = "^osDv"
 def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | None = None, batch: int | None = None):
     """One row per label: the paper's value, the measured one with its reach over prompt sets, the simulated one.
 
-    ``numbers``: rows of one table with label, measure, value, kind, unit, low, high. ``batch``: of measures that have several.
+    ``numbers``: rows of one table with label, measure, value, kind, unit, low, high. ``batch``: of measures that have
+    several.
     """
     need_columns(numbers, "label", "measure", "value", "kind", "low", "high")
     part = numbers[numbers["measure"] == measure]

@@ -154,7 +154,8 @@ def _time(loaded, unit: list[Run]) -> list[dict]:
 
 def queue_of(loaded, run: Run) -> list:
     """A queue that keeps the batch full for a while: seconds are read only as long as it is."""
-    queue = max(2 * run.batch if run.batch < 64 else run.batch * 3 // 2, 8)
+    longer = 2.0 if run.batch < 64 else 1.5 if run.batch < 128 else 1.25
+    queue = max(int(longer * run.batch), 8)
     return bench._Prompts(loaded, None, queue, 100 + run.prompt_set).of(run.batch)
 
 

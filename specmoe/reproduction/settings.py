@@ -52,9 +52,9 @@ def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> l
     numbers = [num for num in (2, 4, 8, 16) if num <= num_experts]
     sets, large = range(5 if full else 2), replace(base, batch=256)
     runs = [*_counted(base, BATCHES if full else FEW), *_choices(base, sets, numbers)]
-    runs += _timed(base, "throttled", BATCHES if full else (16,))
+    runs += _timed(base, "throttled", (64, 1, 256, 16, 4, 128) if full else (16,))
     if full:
-        runs += _timed(base, "disk", (*FEW, 256)) + _spread(base, sets) + _choices(large, sets, numbers)
+        runs += _timed(base, "disk", FEW) + _spread(base, sets) + _choices(large, sets, numbers)
         large = replace(large, regime="throttled")
         runs += [replace(large, draft_experts=num) for num in numbers]
         runs += [replace(large, draft_set=name) for name in DRAFT_SETS]
