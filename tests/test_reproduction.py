@@ -227,7 +227,7 @@ def test_the_clock_is_said_and_drawn_from_its_rows():
     row = {"method": "specmoe", "batch": 16, "link": "native", "measured": 100.0, "predicted": 110.0, "error": 0.1}
     assert "median error 10 %" in sentences.say_clock(pd.DataFrame([row]))
     ax = draw.clock_scatter(pd.DataFrame([row]))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native", "specmoe"]
 
 
 def test_names_of_lines_that_end_together_are_pushed_apart():

@@ -215,12 +215,12 @@ def agreement(cells: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
 
 
 def say_clock(rows: pd.DataFrame) -> str:
-    """How far the simulator is from our clock, by link: median and worst of the runs."""
+    """How far the simulator is from our clock, by model and link: median and worst of the runs."""
     if not len(rows):
         return "No results of the simulator against our own clock are committed: nothing is claimed about it here."
     lines = []
-    for link, part in rows.groupby("link"):
+    for where, part in rows.groupby([name for name in ("model", "link") if name in rows]):
         size = 100 * part.groupby(["method", "batch"])["error"].median().abs()
         worst = " at batch ".join(map(str, size.idxmax()))
-        lines.append(f"- {link}: median error {size.median():.0f} %, worst {size.max():.0f} % (`{worst}`).")
+        lines.append(f"- {', '.join(where)}: median error {size.median():.0f} %, worst {size.max():.0f} % (`{worst}`).")
     return "\n".join(lines)
