@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import matplotlib
 import pandas as pd
@@ -12,6 +13,7 @@ from specmoe import reproduction as paper
 from specmoe.errors import OptionError
 from specmoe.figures.winners import map_of_winners
 from specmoe.reproduction import sentences, settings, simulated
+from specmoe.reproduction.record import own_recordings, record_model
 from specmoe.simulate import PRESETS, recordings, simulate
 
 winners = importlib.import_module("specmoe.reproduction.winners")  # the function has its module's name
@@ -66,7 +68,7 @@ def test_the_machine_that_the_papers_numbers_imply_gives_its_on_demand():
     numbers = simulated.simulated_numbers()
     ours = sentences.value_of(numbers, "implied", "on_demand", "speed at batch 256", "simulated")
     assert ours.value == pytest.approx(28.6, rel=0.05)
-    shares = simulated.replayed(settings.MAIN, simulated.IMPLIED, lambda each: each.migration_share, ("on_demand",))
+    shares = simulated.replayed(simulated.IMPLIED, lambda each: each.migration_share, ("on_demand",))
     assert shares["on_demand"][256] == pytest.approx(0.9011, abs=0.02)
 
 
@@ -122,3 +124,17 @@ def test_a_map_of_too_little_is_refused(given, words):
     frame = frame[given["columns"]] if "columns" in given else frame[frame["batch"].isin(given["batches"])]
     with pytest.raises(OptionError, match=words):
         map_of_winners(frame)
+
+
+def test_another_model_is_simulated_at_its_own_size(tmp_path, monkeypatch):
+    """``-p model=...``: recordings of its own runs, on the map and on the paper's machine."""
+    monkeypatch.setattr(importlib.import_module("specmoe.reproduction.record"), "FEW", (1, 4))
+    monkeypatch.setattr(importlib.import_module("specmoe.reproduction.measure"), "TOKENS", 24)
+    record_model("tiny-balanced", 2, tmp_path)
+    runs = own_recordings(tmp_path)
+    stranger = [replace(each, info=each.info | {"name": "mine"}) for each in runs]
+    assert simulated.size_of(stranger[0]).expert_bytes == stranger[0].info["record_bytes"]
+    numbers = simulated.simulated_numbers(stranger)
+    assert {each.table for each in numbers} == {"throughput", "ssd", "migration"}
+    assert all("its own size" in each.note for each in numbers)
+    assert set(paper.winners(stranger, [100.0])["model"]) == {"mine"}

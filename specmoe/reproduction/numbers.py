@@ -38,10 +38,17 @@ TIMED_LINES = {
 }
 
 
-def load_results(folder: Path | str = RESULTS) -> dict[str, dict]:
-    """Model name -> ``{"model", "machine", "rows", ...}``; ``OptionError`` where nothing was measured."""
+class Results(dict):
+    """Model name -> ``{"model", "machine", "rows", ...}``. ``recordings``: of the model that was asked for; None:
+    those of the shipped models."""
+
+    recordings: list | None = None
+
+
+def load_results(folder: Path | str = RESULTS) -> Results:
+    """What was measured into ``folder``; ``OptionError`` where nothing was."""
     files = sorted(Path(folder).glob("*.json"))
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    found = Results({file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files})
     if not found:
         raise OptionError(f"there are no results in {folder}: measure some with rerun=quick")
     return found

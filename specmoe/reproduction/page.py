@@ -16,7 +16,8 @@ from ..errors import OptionError, check_choice
 from .facts import FACTS, Number
 from .measure import measure
 from .measured import measured_numbers
-from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, speeds, timed_rows
+from .numbers import Results, bytes_by_batch, load_results, main_model, rows_of, speed_ratios, speeds, timed_rows
+from .record import own_recordings, record_model
 from .sentences import frame_of
 from .settings import MAIN, RERUNS, plan, plan_low_skew
 from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
@@ -24,9 +25,7 @@ from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
 CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
 
 
-def open_results(
-    rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None
-) -> dict[str, dict]:
+def open_results(rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None) -> Results:
     """Committed results, or those of a new measurement, kept in ``<out_dir>/results`` so that it can be taken up again.
 
     Another ``model`` than the shipped translation model is always measured (at least "quick"). ``OptionError`` for an
@@ -47,18 +46,22 @@ def open_results(
         with engine.load(model, store="memory") as loaded:
             runs = plan(model, how_much, loaded.info["experts"])
     measure(runs, folder, progress=progress)
-    return load_results(folder)
+    if model != MAIN:
+        record_model(model, runs[0].draft_experts, folder)
+    results = load_results(folder)
+    results.recordings = own_recordings(folder) or None
+    return results
 
 
-def all_numbers(results: dict[str, dict]) -> list[Number]:
+def all_numbers(results: Results) -> list[Number]:
     """Every number of the report: the paper's, the measured, the simulated (of the shipped models' recordings)."""
-    return [*FACTS, *measured_numbers(results), *(simulated_numbers() if main_model(results) == MAIN else [])]
+    return [*FACTS, *measured_numbers(results), *(simulated_numbers(results.recordings))]
 
 
 LINES = ("speed", "latency", "disk", "bytes", "simulated speed", "simulated disk")
 
 
-def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
+def lines_at(results: Results, what: str) -> pd.DataFrame:
     """Batch x method for a figure: "speed" or "latency" throttled, speed-up on the "disk", "bytes" (MB); simulated on the
     paper's machine: "simulated speed", speed-up on a "simulated disk". Empty where there is nothing."""
     check_choice("what", what, LINES)
@@ -66,9 +69,7 @@ def lines_at(results: dict[str, dict], what: str) -> pd.DataFrame:
     if what == "bytes":
         return bytes_by_batch(rows) / 1e6
     if what.startswith("simulated"):
-        if main_model(results) != MAIN:
-            return pd.DataFrame()  # the recordings are of the shipped model
-        speed = replayed(MAIN, SSD if what.endswith("disk") else H100, speed_of)
+        speed = replayed(SSD if what.endswith("disk") else H100, speed_of, of=results.recordings)
         speed = speed.drop(columns="specmoe, prefetch", errors="ignore")  # hardly to be told from the other
         return speed if what.endswith("speed") else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
     timed = timed_rows(rows, "disk" if what == "disk" else "throttled")

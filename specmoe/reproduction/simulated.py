@@ -12,7 +12,7 @@ from functools import cache
 
 import pandas as pd
 
-from ..simulate import PAPER_SIZES, PRESETS, Hardware, Recording, recordings, simulate
+from ..simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, recordings, simulate
 from .facts import SPEED, Number
 from .measured import against_four, low_skew_numbers, mean_of, share_numbers, speed_numbers
 from .record import own_recordings
@@ -57,11 +57,12 @@ def all_recordings() -> tuple[Recording, ...]:
     return (*recordings(), *own_recordings())
 
 
-def chosen(model: str, method: str, draft_experts: int | None = None, **settings) -> list[Recording]:
+def chosen(model: str, method: str, draft_experts: int | None = None, of: Iterable[Recording] | None = None,
+           **settings) -> list[Recording]:  # fmt: skip
     """Recordings of ``model`` with these settings, and no special one (of more memory, another draft set) unasked."""
     special = dict.fromkeys(SPECIAL)
     found = []
-    for each in all_recordings():
+    for each in of or all_recordings():
         fits = all(each.settings.get(name) == value for name, value in (special | settings).items())
         at = draft_experts is None or each.info["draft_experts"] == draft_experts
         if each.info["name"] == model and each.method == method and fits and at:
@@ -69,15 +70,22 @@ def chosen(model: str, method: str, draft_experts: int | None = None, **settings
     return sorted(found, key=lambda each: each.batch)
 
 
-def replayed(model: str, hardware: Hardware, value: Callable, lines: Iterable[str] = tuple(LINES), draft_experts: int = 4,
-             **settings) -> pd.DataFrame:  # fmt: skip
-    """``value(Simulated)`` of each line: batch x line, at the size of the paper's model that ``model`` stands for."""
+def size_of(recording: Recording) -> ModelSize:
+    """Of the paper's model that a shipped one stands for; another model stands for itself."""
+    return SIZES.get(recording.info["name"]) or ModelSize.of(recording.info)
+
+
+def replayed(hardware: Hardware, value: Callable, lines: Iterable[str] = tuple(LINES), draft_experts: int | None = 4,
+             model: str = MAIN, of: list[Recording] | None = None, **settings) -> pd.DataFrame:  # fmt: skip
+    """``value(Simulated)`` of each line: batch x line. ``of``: recordings of another model than the shipped ones."""
+    if of:
+        model, draft_experts = of[0].info["name"], None
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         method, wanted, overlap = LINES[line]
         wanted = {name: given for name, given in (wanted | settings).items() if method == "specmoe" or name in SPECIAL}
-        for each in chosen(model, method, draft_experts, **wanted):
-            found.setdefault(line, {})[each.batch] = value(simulate(each, hardware, SIZES[model], overlap))
+        for each in chosen(model, method, draft_experts, of, **wanted):
+            found.setdefault(line, {})[each.batch] = value(simulate(each, hardware, size_of(each), overlap))
     return pd.DataFrame(found).sort_index()
 
 
@@ -85,14 +93,16 @@ def speed_of(played) -> float:
     return played.tokens_per_second
 
 
-def simulated_numbers() -> list[Number]:
-    """Every table for which it makes sense."""
-    found = [*_throughput("throughput", H100, "H100, PCIe 5.0"), *_throughput("ssd", SSD, "H100, NVMe SSD of 7 GB/s")]
-    return [*found, *_at_implied(), *_migration(), *_choices(), *_low_skew()]
+def simulated_numbers(of: list[Recording] | None = None) -> list[Number]:
+    """Every table for which it makes sense; throughput and migration only for another model (``of``), at its own size."""
+    at = "; at its own size" if of else ""
+    found = [*_throughput("throughput", H100, f"H100, PCIe 5.0{at}", of), *_migration(f"H100, PCIe 5.0{at}", of)]
+    found += _throughput("ssd", SSD, f"H100, NVMe SSD of 7 GB/s{at}", of)
+    return found if of else [*found, *_at_implied(), *_choices(), *_low_skew()]
 
 
-def _throughput(table: str, hardware: Hardware, note: str) -> list[Number]:
-    speed = replayed(MAIN, hardware, speed_of)
+def _throughput(table: str, hardware: Hardware, note: str, of: list[Recording] | None) -> list[Number]:
+    speed = replayed(hardware, speed_of, of=of)
     found = [
         number
         for line in speed
@@ -105,9 +115,9 @@ def _throughput(table: str, hardware: Hardware, note: str) -> list[Number]:
 
 def _at_implied() -> list[Number]:
     """Batch 256 on the machine that the paper's own numbers imply: on_demand is then near the paper's by construction."""
-    speed = replayed(MAIN, IMPLIED, speed_of).loc[256].dropna().to_dict()
+    speed = replayed(IMPLIED, speed_of).loc[256].dropna().to_dict()
     for num in (2, 8, 16):
-        found = replayed(MAIN, IMPLIED, speed_of, ("specmoe",), num)
+        found = replayed(IMPLIED, speed_of, ("specmoe",), num)
         speed |= {f"specmoe, N = {num}": found["specmoe"].get(256)} if len(found) else {}
     note = f"link {IMPLIED.link_bytes_per_s / 1e9:.1f} GB/s, {1000 * IMPLIED.expert_overhead_s:.1f} ms per expert computed"
     measure = "speed at batch 256"
@@ -116,25 +126,23 @@ def _at_implied() -> list[Number]:
     ]
 
 
-def _migration() -> list[Number]:
-    shares = replayed(MAIN, H100, lambda played: 100 * played.migration_share)
-    return [
-        n for line in shares for n in share_numbers("migration", line, shares[line].dropna(), "simulated", "H100, PCIe 5.0")
-    ]
+def _migration(note: str, of: list[Recording] | None) -> list[Number]:
+    shares = replayed(H100, lambda played: 100 * played.migration_share, of=of)
+    return [n for line in shares for n in share_numbers("migration", line, shares[line].dropna(), "simulated", note)]
 
 
 def _choices() -> list[Number]:
     """Speed by N and by draft set at batch 256."""
     found: list[Number] = []
-    by_number = {num: replayed(MAIN, H100, speed_of, ("specmoe",), num) for num in (2, 4, 8, 16)}
+    by_number = {num: replayed(H100, speed_of, ("specmoe",), num) for num in (2, 4, 8, 16)}
     speeds = pd.DataFrame({num: frame["specmoe"] for num, frame in by_number.items() if len(frame)})
     about = ("H100, PCIe 5.0", "simulated")
     for batch, row in speeds.iterrows():
         for num, value in row.dropna().items():
             found += mean_of("draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1])
         found += against_four(row.dropna(), batch, about[1], about[0])
-    sets = {name: replayed(MAIN, H100, speed_of, ("specmoe",), draft_set=name) for name in ("random", "hot_global")}
-    sets["hot_temporal"] = replayed(MAIN, H100, speed_of, ("specmoe",))
+    sets = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in ("random", "hot_global")}
+    sets["hot_temporal"] = replayed(H100, speed_of, ("specmoe",))
     for name, speed in sets.items() if len(sets["random"]) else ():
         for batch, value in (speed["specmoe"] / sets["random"]["specmoe"]).dropna().items():
             found += mean_of("draft_set", name, "speed against random", value, "times random", about[0], batch, about[1])
@@ -146,7 +154,7 @@ def _low_skew() -> list[Number]:
     lines = ("on_demand", "overlapped (oracle)", "cached, equal bytes", "specmoe")
     found: list[Number] = []
     for model in LOW_SKEW:
-        speed = replayed(model, H100, speed_of, lines, 4, temperature=1.0, gamma=5)
+        speed = replayed(H100, speed_of, lines, 4, model, temperature=1.0, gamma=5)
         if not len(speed):
             continue
         ratios = speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")

@@ -21,7 +21,7 @@ from ..simulate import PRESETS, Hardware, ModelSize, Recording
 from ..simulate import winners as winners_at
 from .numbers import main_model, rows_of, timed_rows
 from .settings import LINK, LOW_SKEW, MAIN
-from .simulated import SIZES, SPECIAL, all_recordings
+from .simulated import SPECIAL, all_recordings, size_of
 
 BASE = PRESETS["h100"]
 BALANCES = tuple(10 ** (1 + step / 6) for step in range(28))  # 10 to 316,000 FLOP per byte
@@ -73,9 +73,9 @@ def winners(recordings: Iterable[Recording] | None = None, balances: Iterable[fl
     return pd.concat([_on(machine, chosen) for machine in on], ignore_index=True)
 
 
-def own_rates() -> pd.DataFrame:
+def own_rates(recordings: Iterable[Recording] | None = None) -> pd.DataFrame:
     """The marked machines, each with all its own rates, not the map's: the same columns and ``machine``."""
-    chosen = map_recordings()
+    chosen = list(map_recordings() if recordings is None else recordings)
     return pd.concat([_on(PRESETS[name], chosen).assign(machine=name) for name in MACHINES], ignore_index=True)
 
 
@@ -83,7 +83,7 @@ def _on(machine: Hardware, chosen: list[Recording]) -> pd.DataFrame:
     parts = []
     for model in dict.fromkeys(each.info["name"] for each in chosen):
         runs = [each for each in chosen if each.info["name"] == model]
-        size, part, share = layer_share(SIZES[model], machine, runs[0].experts.shape[1])
+        size, part, share = layer_share(size_of(runs[0]), machine, runs[0].experts.shape[1])
         found = winners_at(runs, part, size, [machine.balance])
         speeds = [name for name in METHODS if name in found]
         parts.append(found.assign(**{name: found[name] * share for name in speeds}))
