@@ -182,15 +182,16 @@ def test_sentences_change_when_the_numbers_do():
     assert "not measured" in sentences.say_growth([])
 
 
-def test_an_order_is_claimed_only_where_the_ranges_are_apart():
-    first = number("substitution", "affinity", TOKENS, 7.5, low=7.2, high=7.8, num=5)
-    second = number("substitution", "random", TOKENS, 7.0, low=6.8, high=7.1, num=5)
+def test_an_order_is_claimed_only_where_it_holds_on_every_set():
+    about = {"batch": 256, "num": 5, "unit": "%"}
+    tokens = [number("substitution", name, TOKENS, 7.0, batch=256) for name in ("affinity", "random")]
+    pair = number("substitution", "affinity", f"{TOKENS} against random", 3.0, low=1.0, high=5.0, **about)
     order = ("affinity", "random")
-    assert "as in the paper" in sentences.say_order([first, second], "substitution", order)
-    overlapping = replace(second, high=7.3)
-    assert "not settled" in sentences.say_order([first, overlapping], "substitution", order)
-    ahead = replace(second, low=7.9, high=8.1)
-    assert "other than in the paper" in sentences.say_order([first, ahead], "substitution", order)
+    assert "ahead on every set, as in the paper" in sentences.say_order([*tokens, pair], "substitution", order)
+    open_pair = replace(pair, low=-1.0)
+    assert "not settled (from -1.0" in sentences.say_order([*tokens, open_pair], "substitution", order)
+    behind = replace(pair, value=-2.0, low=-3.0, high=-1.0)
+    assert "other than in the paper" in sentences.say_order([*tokens, behind], "substitution", order)
 
 
 def test_the_best_number_is_computed():

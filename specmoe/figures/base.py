@@ -61,14 +61,14 @@ def compact_png(axes, dots_per_inch: int = 100, num_colors: int = 96) -> bytes:
     return packed.getvalue()
 
 
-def show(axes, num_colors: int = 96) -> None:
+def show(axes, num_colors: int = 96, dots_per_inch: int = 100) -> None:
     """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as alternative text; close it."""
     from IPython.display import Image, display
 
     figure = np.atleast_1d(axes)[0].figure
     title = figure.get_suptitle() or np.atleast_1d(axes)[0].get_title(loc="left")
     said = ". ".join(words for words in (title, figure.get_supxlabel()) if words)
-    display(Image(compact_png(axes, num_colors=num_colors), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
+    display(Image(compact_png(axes, dots_per_inch, num_colors), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
     plt.close(figure)
 
 

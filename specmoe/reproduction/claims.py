@@ -46,13 +46,14 @@ def _ahead(table: str) -> Callable:
 
 def _order_holds(table: str, order: tuple[str, ...]) -> Callable:
     def judge(numbers: list[Number]) -> str:
-        batch = max((b for b in batches_of(numbers, table, TOKENS) if b is not None), default=None)
-        found = labelled(numbers, table, TOKENS, batch=batch)
-        if not set(order) <= set(found):
-            return "not measured"
-        words = {1: ">", 0: "~", -1: "<"}
-        pairs = [f" {words[order_of(found[a], found[b])]} {b}" for a, b in zip(order, order[1:])]
-        return f"batch {batch}: {order[0]}{''.join(pairs)} (~: ranges over {found[order[0]].num} sets overlap)"
+        words, said = {1: "ahead of", 0: "level with", -1: "behind"}, []
+        for batch in batches_of(numbers, table, TOKENS)[-1:]:
+            for first, second in zip(order, order[1:]):
+                pair = value_of(numbers, table, first, f"{TOKENS} against {second}", batch=batch)
+                if pair is not None:
+                    said.append(f"{first} {words[order_of(pair)]} {second}")
+                    sets = f" (batch {batch}, {pair.num} sets)"
+        return "; ".join(said) + sets if said else "not measured"
 
     return judge
 

@@ -152,9 +152,9 @@ def _time(loaded, unit: list[Run]) -> list[dict]:
     return [_median_row(windows[run.key]) | about for run in unit]
 
 
-def queue_of(loaded, run: Run) -> list:
+def queue_of(loaded, run: Run, longer: float | None = None) -> list:
     """A queue that keeps the batch full for a while: seconds are read only as long as it is."""
-    longer = 2.0 if run.batch < 64 else 1.5 if run.batch < 128 else 1.25
+    longer = longer or (2.0 if run.batch < 64 else 1.5 if run.batch < 128 else 1.25)
     queue = max(int(longer * run.batch), 8)
     return bench._Prompts(loaded, None, queue, 100 + run.prompt_set).of(run.batch)
 

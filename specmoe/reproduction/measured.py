@@ -25,6 +25,7 @@ from .numbers import (
 from .settings import LOW_SKEW
 
 AGAINST_FOUR = "speed against N = 4"
+SUBSTITUTES = ("affinity", "random", "router", "drop", "no_experts")
 UNEQUAL = "unequal memory, as in the paper: cached keeps a tenth of the experts"
 AGAINST = (  # line, how it is called, what to know
     ("on_demand", "on_demand", "equal fast memory"),
@@ -181,23 +182,35 @@ def _counted_batches(rows: pd.DataFrame) -> list[int]:
 def _substitution(rows: pd.DataFrame) -> list[Number]:
     found: list[Number] = []
     for batch in _counted_batches(rows):
-        random = by_set(rows, batch, substitute="random")
-        for name in ("affinity", "random", "router", "drop", "no_experts") if len(random) else ():
-            values = by_set(rows, batch, substitute=name)
-            found += mean_of("substitution", name, TOKENS, values, "tokens", batch=batch)
-            against = (100 * (values / random - 1)).dropna()
-            note = f"batch {batch}"
-            if name != "random" and batch == choice_batch(rows):
-                found += mean_of("substitution", name, f"{TOKENS} against random", against, PERCENT, note)
+        values = {name: by_set(rows, batch, substitute=name) for name in SUBSTITUTES}
+        if len(values["random"]):
+            pairs = [(name, "random") for name in SUBSTITUTES if name != "random"]
+            found += _tokens("substitution", values, batch) + _paired("substitution", values, pairs, batch)
+            if batch == choice_batch(rows):
+                found += _paired("substitution", values, pairs, None, f"batch {batch}")
+    return found
+
+
+def _tokens(table: str, values: dict[str, pd.Series], batch: int) -> list[Number]:
+    return [n for name, each in values.items() for n in mean_of(table, name, TOKENS, each, "tokens", batch=batch)]
+
+
+def _paired(table: str, values: dict[str, pd.Series], pairs: list[tuple], batch: int | None, note: str = "") -> list[Number]:
+    """In percent, set of prompts by set: sets differ more from each other than what is compared."""
+    found: list[Number] = []
+    for first, second in pairs:
+        change = (100 * (values[first] / values[second] - 1)).dropna()
+        found += mean_of(table, first, f"{TOKENS} against {second}", change, PERCENT, note, batch)
     return found
 
 
 def _sets(rows: pd.DataFrame) -> list[Number]:
     found: list[Number] = []
     for batch in _counted_batches(rows):
-        others = by_set(rows, batch, draft_set="random")
-        for name in ("random", "hot_global", "hot_temporal") if len(others) else ():
-            found += mean_of("draft_set", name, TOKENS, by_set(rows, batch, draft_set=name), "tokens", batch=batch)
+        values = {name: by_set(rows, batch, draft_set=name) for name in ("random", "hot_global", "hot_temporal")}
+        if len(values["random"]):
+            pairs = [("hot_global", "random"), ("hot_temporal", "random"), ("hot_temporal", "hot_global")]
+            found += _tokens("draft_set", values, batch) + _paired("draft_set", values, pairs, batch)
     timed = choice_speeds(rows, "draft_set", draft_experts=usual(rows), draft_set=None)
     for name, value in timed.items():
         if "random" in timed:

@@ -41,16 +41,19 @@ WHY = {
         "paper's."
     ),
     "substitution": (
-        "Ranges are the smallest and largest of several sets of held-out prompts. `no_experts` is the control: a "
-        "draft with no expert output at all. The paper has no such control. Where `affinity` is level with `random`: "
-        "our experts come from one dense layer (upcycling) and stay similar, and the expert closest to the mean of "
-        "all is the nearest of most, so a substitute matters little. A model whose experts were trained apart could "
-        "tell."
+        "Ranges are the smallest and largest of several sets of held-out prompts; changes are taken set by set. "
+        "`no_experts` is the control: a draft with no expert output at all; the paper has none. Why `affinity` gains "
+        "little over `random` here: our experts come from one dense layer (upcycling) and stay similar, and the "
+        "expert closest to the mean of all is the nearest of most, so the choice of the substitute matters little. A "
+        "model whose experts were trained apart would tell."
     ),
     "draft_set": (
-        "`hot_global` stands on a calibration run over a few of the same prompts, which flatters it. With few rows "
-        "the last verification says what these rows need next; with 256 rows it is near the average of all text, and "
-        "so near `hot_global`."
+        "Ranges are over sets of held-out prompts, and an order is judged set by set. `hot_global` stands on a "
+        "calibration run over a few of the same prompts, which flatters it, and our text is one narrow domain: its "
+        "average is a better guess of what the next block needs than the counts of one block, so `hot_global` is "
+        "level with `hot_temporal` or ahead. Where the text changes its subject the average is worse; the paper's own "
+        "difference between the two is 0.6 %. A model and prompts of many domains, and a calibration on other "
+        "prompts, would settle it."
     ),
     "draft_experts": (
         "N changes the memory too: each N has the bytes that it needs. More draft experts accept more; each draft "
@@ -61,7 +64,9 @@ WHY = {
         "**Measured**: `tiny-balanced` (8 experts, even use) and `tiny-skewed` (32 experts), 0.25 GB/s, equal bytes. "
         "**Simulated**: their recorded routing at the sizes of Mixtral-8x7B and Llama-4-Scout on the paper's machine, "
         "as far as a model of other expert counts can stand for these. Compare the shape, not the numbers. N = 4 of 8 "
-        "experts is half of them: with so much resident, drafts are nearly the model's own."
+        "experts is half of them, and what is resident need not be fetched: that, and drafts that are nearly the "
+        "model's own, is why `tiny-balanced` gains far more than the paper's Mixtral. The paper does not say (in what "
+        "we know) how many of Mixtral's experts it kept."
     ),
     "ssd": (
         "**Measured**: the disk as it is, direct I/O, experts widened to 3 MiB. **Simulated**: an H100 that reads "

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..config import DRAFT_SETS
 from ..simulate import Recording
 from ..simulate.recording import load_all, save_all
 from .facts import BATCHES
-from .measure import generate, load_engine, queue_of
+from .measure import QUEUE, generate, load_engine, queue_of
 from .numbers import RESULTS
 from .settings import FEW, LOW_SKEW, MAIN, Run
 
@@ -53,7 +54,7 @@ def _main_runs() -> Iterator[list[Run]]:
     base = Run(MAIN, "cached", 1, budget="tenth")
     yield [replace(base, batch=batch) for batch in BATCHES]
     base = Run(MAIN, "specmoe", 256)
-    yield [replace(base, draft_set=name) for name in ("random", "hot_global")]
+    yield [replace(base, draft_set=name) for name in DRAFT_SETS]
 
 
 def _low_skew_runs() -> Iterator[list[Run]]:
@@ -63,10 +64,11 @@ def _low_skew_runs() -> Iterator[list[Run]]:
 
 
 def _recorded(loaded, run: Run) -> Recording:
-    output = generate(loaded, run, queue_of(loaded, run), prefetch=False)
+    """Special settings are named, so that the run stands only for what asks for it; a comparison of draft sets names all."""
+    output = generate(loaded, run, queue_of(loaded, run, QUEUE), prefetch=False)
     settings = {"budget": "tenth"} if run.budget == "tenth" else {}
     settings |= {"temperature": run.temperature} if run.temperature else {}
     if run.method == "specmoe":
         settings |= {"gamma": run.gamma, "prefetch": False}
-        settings |= {"draft_set": run.draft_set} if run.draft_set != "hot_temporal" else {}
+        settings |= {"draft_set": run.draft_set} if (run.model, run.batch) == (MAIN, 256) else {}
     return Recording.of(output, loaded.info, **settings).full()

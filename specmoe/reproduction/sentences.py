@@ -14,7 +14,7 @@ from .facts import RATIO, TOKENS, Number
 
 CLOSE = 0.25  # a number within 25 % of the paper's is called near
 OURS = ("measured", "simulated")
-SETTLE = "more prompt sets, or the paper's own weights and prompts, would settle it"
+SETTLE = "more sets of prompts would settle the order here, and only the paper's own weights and prompts its own"
 
 
 def frame_of(numbers: list[Number]) -> pd.DataFrame:
@@ -66,16 +66,16 @@ def say_growth(numbers: list[Number]) -> str:
 
 
 def say_order(numbers: list[Number], table: str, order: tuple[str, ...], measure: str = TOKENS) -> str:
-    """Does the paper's order hold? Two labels are told apart only where their ranges over the prompt sets are disjoint."""
-    lines = []
+    """Does the paper's order hold? Two labels are told apart only where one is ahead on every set of prompts."""
+    lines, neighbours = [], list(zip(order, order[1:]))
     for batch in batches_of(numbers, table, measure):
-        found = labelled(numbers, table, measure, batch=batch)
-        if set(order) <= set(found):
-            said = [_order_words(found[first], found[second]) for first, second in zip(order, order[1:])]
-            few = min(found[label].num for label in order)
-            at = "" if batch is None else f"Batch {batch}, "
-            lines.append(f"- {at}{few} prompt set{'s' if few > 1 else ''}: {'; '.join(said)}.")
-    return "\n".join(lines) or "Not all of these were measured."
+        at = {"batch": batch}
+        pairs = [value_of(numbers, table, first, f"{measure} against {second}", **at) for first, second in neighbours]
+        if batch is not None and all(pairs):
+            few = min(number.num for number in pairs)
+            said = "; ".join(map(_order_words, pairs))
+            lines.append(f"- Batch {batch}, {few} prompt set{'s' if few > 1 else ''}: {said}.")
+    return "\n".join(lines) + f"\n\nWhere it is not settled, {SETTLE}." if lines else "Not all of these were measured."
 
 
 def batches_of(numbers: list[Number], table: str, measure: str, kind: str = "measured") -> list:
@@ -83,20 +83,20 @@ def batches_of(numbers: list[Number], table: str, measure: str, kind: str = "mea
     return sorted(found, key=lambda batch: batch or 0)
 
 
-def _order_words(first: Number, second: Number) -> str:
-    names = f"`{first.label}` ({first.value:.2f}) and `{second.label}` ({second.value:.2f})"
-    told = order_of(first, second)
+def _order_words(pair: Number) -> str:
+    names = f"`{pair.label}` against `{pair.measure.rpartition(' ')[2]}` {pair.value:+.1f} %"
+    told = order_of(pair)
     if told > 0:
-        return f"{names}: the first is ahead on every set, as in the paper"
+        return f"{names}: ahead on every set, as in the paper"
     if told < 0:
-        return f"{names}: the **second** is ahead on every set, other than in the paper"
-    return f"{names}: not settled, the ranges overlap; {SETTLE}"
+        return f"{names}: **behind** on every set, other than in the paper"
+    return f"{names}: not settled (from {pair.low:+.1f} to {pair.high:+.1f} %)"
 
 
-def order_of(first: Number, second: Number) -> int:
-    """1 where the first is above on every set, -1 where the second is, 0 where their ranges overlap."""
-    ends = [(n.value if n.low is None else n.low, n.value if n.high is None else n.high) for n in (first, second)]
-    return 1 if ends[0][0] > ends[1][1] else -1 if ends[1][0] > ends[0][1] else 0
+def order_of(pair: Number) -> int:
+    """Of a change in percent, set by set: 1 where all are above zero, -1 where all are below, 0 else."""
+    low, high = (pair.value if end is None else end for end in (pair.low, pair.high))
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def say_best_number(numbers: list[Number]) -> str:

@@ -141,9 +141,9 @@ def _choices() -> list[Number]:
         for num, value in row.dropna().items():
             found += mean_of("draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1])
         found += against_four(row.dropna(), batch, about[1], about[0])
-    sets = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in ("random", "hot_global")}
-    sets["hot_temporal"] = replayed(H100, speed_of, ("specmoe",))
-    for name, speed in sets.items() if len(sets["random"]) else ():
+    names = ("random", "hot_global", "hot_temporal")
+    sets = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in names}
+    for name, speed in sets.items() if all(map(len, sets.values())) else ():
         for batch, value in (speed["specmoe"] / sets["random"]["specmoe"]).dropna().items():
             found += mean_of("draft_set", name, "speed against random", value, "times random", about[0], batch, about[1])
     return found
