@@ -68,7 +68,8 @@ def show(axes, num_colors: int = 96, dots_per_inch: int = 100) -> None:
     figure = np.atleast_1d(axes)[0].figure
     title = figure.get_suptitle() or np.atleast_1d(axes)[0].get_title(loc="left")
     said = ". ".join(words for words in (title, figure.get_supxlabel()) if words)
-    display(Image(compact_png(axes, dots_per_inch, num_colors), width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
+    picture = compact_png(axes, dots_per_inch, num_colors)
+    display(Image(picture, width=int(72 * figure.get_figwidth()), alt=f"Figure: {said}"))
     plt.close(figure)
 
 
