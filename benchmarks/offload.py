@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from .settings import EXPERT_BYTES, TOKENS, Cell, Length
@@ -21,20 +22,18 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 SPARE = 1.05
 MORE = 1.25  # the limit grows by this much when the peer does not get through
 TRIES = 4
-_limits: dict[int, int] = {}  # batch -> bytes, from specmoe's own run
 
 
-def measure_offload(place, cell: Cell, length: Length) -> dict:
-    """One of the two in a process of its own; specmoe's run of a batch sets the limit for the peer's."""
+def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) -> dict:
+    """One of the two in a process of its own; specmoe's run of a batch (in ``rows``) sets the limit for the peer's."""
     with tempfile.TemporaryDirectory(prefix="specmoe-offload-") as folder:
         job = {"model": cell.model, "batch": cell.batch, "seconds": length.slice_s, "warm_up_s": length.warm_up_s,
                "prompts": place.prompts(cell.model), "folder": folder}  # fmt: skip
         if cell.what == "specmoe":
-            found = _in_a_process({**job, "what": "specmoe", "texts": place.texts(cell.model)})
-            _limits[cell.batch] = found["limit_bytes"]
-            return found
+            return _in_a_process({**job, "what": "specmoe", "texts": place.texts(cell.model)})
+        limit = rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
         widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
-        return _peer({**job, "what": "accelerate", "limit_bytes": _limits.get(cell.batch)})
+        return _peer({**job, "what": "accelerate", "limit_bytes": limit})
 
 
 def _peer(job: dict) -> dict:

@@ -33,7 +33,9 @@ def measure_cell(run: Run, cell: Cell, file: results.ResultFile) -> dict:
     """Measure one cell by the rules of its part, and note the facts of its model."""
     if cell.part in ("resident", "offload"):
         run.place.close()
-        return (peers.measure_resident if cell.part == "resident" else offload.measure_offload)(run.place, cell, run.length)
+        if cell.part == "resident":
+            return peers.measure_resident(run.place, cell, run.length)
+        return offload.measure_offload(run.place, cell, run.length, file.rows)
     row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(cell.part, speed)(
         run, cell
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from benchmarks import floors, gpu, offload, page, parts, results, run, settings, tables
+from benchmarks import floors, gpu, gpu_numbers, offload, page, parts, results, run, settings, tables
 from benchmarks.settings import Cell, Length
 from benchmarks.window import EndlessQueue, Window, measure, staggered
 from benchmarks.workplace import Workplace
@@ -364,7 +364,7 @@ def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path,
 
 
 def test_first_divergences_are_positions():
-    found = gpu.compare([[1, 2, 3], [4, 5], [6, 7]], [[1, 9, 3], [4, 5], [6]])
+    found = gpu_numbers.compare([[1, 2, 3], [4, 5], [6, 7]], [[1, 9, 3], [4, 5], [6]])
     assert found == {"prompts": 3, "same": 1, "first_divergences": [1, 1]}
 
 
