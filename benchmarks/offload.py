@@ -1,7 +1,7 @@
 """specmoe against transformers + accelerate with its experts on disk, both held to the same total memory.
 
 Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in a process of its
-own, in a memory control group (cgroup v1, as root): specmoe first, whose resident memory after its warm-up, plus 5 %,
+own, in a memory control group (cgroup v1, as root): specmoe first, whose resident memory after its warm-up, plus 10 %,
 becomes the limit of both (page cache counts in it). Where no control group can be made, the peer's files are dropped
 from the page cache after every step; ``held_by`` says which it was. The peer keeps bf16, the checkpoint's own dtype,
 so that it reads as many bytes as we do."""
@@ -13,14 +13,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from .settings import EXPERT_BYTES, TOKENS, Cell, Length
 
 GROUPS = Path("/sys/fs/cgroup/memory")
-SPARE = 1.05
-MORE = 1.25  # the limit grows by this much when the peer does not get through
+SPARE = 1.1
+MORE = 1.25  # the limit grows by this much when one of the two does not get through
 TRIES = 4
 
 
@@ -28,34 +29,38 @@ def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) ->
     """One of the two in a process of its own; specmoe's run of a batch (in ``rows``) sets the limit for the peer's."""
     with tempfile.TemporaryDirectory(prefix="specmoe-offload-") as folder:
         job = {"model": cell.model, "batch": cell.batch, "seconds": length.slice_s, "warm_up_s": length.warm_up_s,
-               "prompts": place.prompts(cell.model), "folder": folder}  # fmt: skip
+               "prompts": place.prompts(cell.model), "folder": folder,
+               "group": f"specmoe-bench-{os.getpid()}"}  # fmt: skip
         if cell.what == "specmoe":
-            return _in_a_process({**job, "what": "specmoe", "texts": place.texts(cell.model)})
+            return _until_it_lives({**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE}, "spare")
         limit = rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
         widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
-        return _peer({**job, "what": "accelerate", "limit_bytes": limit})
+        return _until_it_lives({**job, "what": "accelerate", "limit_bytes": limit}, "limit_bytes")
 
 
-def _peer(job: dict) -> dict:
-    """The peer under its limit; where the limit kills it, the limit is raised, and the row says so."""
+def _until_it_lives(job: dict, limit: str) -> dict:
+    """A run under its limit; where that kills it, what ``job[limit]`` says is raised, and the row holds the limit it had."""
     for _ in range(TRIES):
         try:
             return _in_a_process(job)
         except subprocess.CalledProcessError as failure:
-            if failure.returncode >= 0 or not job["limit_bytes"]:
+            if failure.returncode >= 0 or not job[limit]:
                 raise
-            job = {**job, "limit_bytes": int(job["limit_bytes"] * MORE)}
-    raise RuntimeError(f"accelerate does not get through with {job['limit_bytes']} bytes of memory")
+            job = {**job, limit: job[limit] * MORE}
+    raise RuntimeError(f"{job['what']} does not get through with {limit} = {job[limit]:.4g}")
 
 
 def _in_a_process(job: dict) -> dict:
     """``python -m benchmarks.offload job.json``: its last line is the row."""
     file = Path(job["folder"]) / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.offload", str(file)], capture_output=True, text=True,
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.offload", str(file)], capture_output=True, text=True,
+            cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+    finally:
+        Group(job["group"]).remove()
     if done.returncode:
         sys.stderr.write(done.stderr[-4000:])
         raise subprocess.CalledProcessError(done.returncode, "benchmarks.offload")
@@ -94,10 +99,13 @@ def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
 
 
 class Group:
-    """A memory control group of this process; without root or cgroup v1 it does nothing (``there`` is False)."""
+    """A memory control group by name; without root or cgroup v1 it does nothing (``there`` is False)."""
 
-    def __init__(self):
-        self.path = GROUPS / f"specmoe-bench-{os.getpid()}"
+    def __init__(self, name: str):
+        self.path, self.there = GROUPS / name, False
+
+    def enter(self) -> None:
+        """This process from now on belongs to it."""
         try:
             self.path.mkdir()
             (self.path / "cgroup.procs").write_text(str(os.getpid()))
@@ -110,14 +118,16 @@ class Group:
         stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
         return int(stat["total_rss"]) + int(stat["total_mapped_file"])
 
-    def limit(self, num_bytes: int) -> None:
-        (self.path / "memory.limit_in_bytes").write_text(str(num_bytes))
+    def limit(self, num_bytes: float) -> None:
+        (self.path / "memory.limit_in_bytes").write_text(str(int(num_bytes)))
 
-    def leave(self) -> None:
-        """Back to the group above, so that this one can be removed."""
-        if self.there:
-            (GROUPS / "cgroup.procs").write_text(str(os.getpid()))
-            self.path.rmdir()
+    def remove(self) -> None:
+        """Its process has ended; the kernel may need a moment to notice."""
+        for _ in range(20):
+            try:
+                return self.path.rmdir() if self.path.is_dir() else None
+            except OSError:
+                time.sleep(0.1)
 
 
 def specmoe_run(job: dict, group: Group) -> dict:
@@ -132,7 +142,7 @@ def specmoe_run(job: dict, group: Group) -> dict:
     with specmoe.load(job["model"], expert_bytes=EXPERT_BYTES, fast_memory=memory, trace=False) as engine:
         warm = Window(job["batch"], job["warm_up_s"], 0.1, job["texts"])
         measure(engine, job["prompts"], warm, max_new_tokens=TOKENS, method="specmoe")
-        limit = int(SPARE * group.resident_bytes()) if group.there else None
+        limit = int(job["spare"] * group.resident_bytes()) if group.there else None
         if limit:
             group.limit(limit)
         found = measure(engine, job["prompts"], window, max_new_tokens=TOKENS, method="specmoe")
@@ -191,11 +201,10 @@ def drop_page_cache(folder: Path) -> None:
 
 
 def main(file: str) -> int:
-    job, group = json.loads(Path(file).read_text(encoding="utf-8")), Group()
-    try:
-        found = (specmoe_run if job["what"] == "specmoe" else accelerate_run)(job, group)
-    finally:
-        group.leave()
+    job = json.loads(Path(file).read_text(encoding="utf-8"))
+    group = Group(job["group"])
+    group.enter()
+    found = (specmoe_run if job["what"] == "specmoe" else accelerate_run)(job, group)
     print(json.dumps(found | {"tokens_per_second": found["num_new_tokens"] / found["seconds"]}))
     return 0
 

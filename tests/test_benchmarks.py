@@ -390,7 +390,7 @@ def test_accelerate_is_told_to_keep_everything_but_experts_in_memory(tmp_path):
     assert {"model.embed_tokens", "model.norm", "lm_head"} <= set(places) - set(on_disk)
 
 
-def test_a_peer_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(monkeypatch):
+def test_a_run_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(monkeypatch):
     tried = []
 
     def in_a_process(job):
@@ -400,13 +400,15 @@ def test_a_peer_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(mo
         return {"limit_bytes": job["limit_bytes"]}
 
     monkeypatch.setattr(offload, "_in_a_process", in_a_process)
-    assert offload._peer({"limit_bytes": 1000}) == {"limit_bytes": 1562} and tried == [1000, 1250, 1562]
+    assert offload._until_it_lives({"limit_bytes": 1000}, "limit_bytes") == {"limit_bytes": 1562.5}
+    assert tried == [1000, 1250, 1562.5]
 
 
 def test_without_a_control_group_files_are_dropped_from_the_page_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(offload, "GROUPS", tmp_path / "no such folder")
-    group = offload.Group()
+    group = offload.Group("none")
+    group.enter()
     assert not group.there
-    group.leave()
+    group.remove()
     (tmp_path / "file").write_bytes(b"x" * 5000)
     offload.drop_page_cache(tmp_path)
