@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import cached_property
 
 import torch
 
@@ -76,7 +77,7 @@ class PassProber(Prober):
         """A job with so many rows in flight, each of ``positions`` tokens."""
         self.settle()
         engine, trace = self.engine, Trace(enabled=self.engine.options.trace)
-        state = self._state()
+        state = self.state
         pool = ResidentPool(engine.store, engine._slots, 0, trace)
         policy = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
         engine.experts.begin_run(pool, policy, trace, substitute="no_experts")
@@ -89,7 +90,8 @@ class PassProber(Prober):
                   frozenset(), trace)  # fmt: skip
         return job, batch
 
-    def _state(self):
+    @cached_property
+    def state(self):
         """What a prefilled row of an encoder-decoder brings: keys and values of its source."""
         engine = self.engine
         if not engine.is_translation:
