@@ -62,7 +62,7 @@ def test_a_fit_finds_the_constants_that_made_its_timings():
     assert fitted.layer_overhead_s == pytest.approx(1) and fitted.expert_overhead_s == pytest.approx(3)
     assert fitted.flop_per_s == pytest.approx(20)
     parts = fitted.parts
-    assert (parts.wave_latency_s, parts.wave_read_s, parts.wave_overhead_s) == pytest.approx((0.25, 2, 0.7))
+    assert (parts.latency_s, parts.read_s, parts.wave_overhead_s) == pytest.approx((0.25, 2, 0.7))
     assert (parts.contention, parts.link_contention) == (1.25, 1.5) and parts.read_overhead_s == pytest.approx(0.7)
     assert parts.keep_s == 0.02 and parts.prepare_s == 0.04
 
@@ -71,7 +71,7 @@ def test_the_mean_of_two_probings_is_of_every_timing():
     one, two = made_up_probes(), made_up_probes(read_s=4.0)
     merged = mean_probes([one, two])
     assert merged["waves"][0] == pytest.approx([(a + b) / 2 for a, b in zip(one["waves"][0], two["waves"][0])])
-    assert merged["model"] == "m" and fit_machine(merged).parts.wave_read_s == pytest.approx(3)
+    assert merged["model"] == "m" and fit_machine(merged).parts.read_s == pytest.approx(3)
 
 
 def test_probed_parts_are_met_between_and_beyond_what_was_timed():

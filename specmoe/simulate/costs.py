@@ -64,9 +64,7 @@ class Probed:
     drafts: list = field(repr=False)  # a MoE layer in draft mode: [tokens, seconds]
     guesses: list = field(repr=False)  # [tokens, seconds]
     latency_s: float  # of a burst of reads
-    read_s: float  # of a record when reads follow each other while experts are computed
-    wave_latency_s: float
-    wave_read_s: float
+    read_s: float  # of a record when reads follow each other
     read_overhead_s: float  # what asking for a record and taking it costs the computing thread
     wave_overhead_s: float  # the same in a synchronous pool
     contention: float  # how much longer computing takes while records are read
@@ -76,7 +74,7 @@ class Probed:
 
     def on_link(self, share: float) -> Probed:
         """The same machine when a record crosses in ``share`` of the seconds."""
-        return replace(self, read_s=self.read_s * share, wave_read_s=self.wave_read_s * share)
+        return replace(self, read_s=self.read_s * share)
 
     def verify_trunk(self, rows: int, block: float, positions: int) -> float:
         at = sorted({p for _, _, p, _ in self.passes})
@@ -93,7 +91,7 @@ class Probed:
         return linear(tokens, *zip(*self.guesses))
 
     def wave(self, reads: int) -> float:
-        return self.wave_latency_s + reads * self.wave_read_s
+        return self.latency_s + reads * self.read_s
 
 
 @dataclass(frozen=True)

@@ -33,24 +33,24 @@ def fit_machine(probes: dict, name: str = "this machine") -> Hardware:
     latency_s, read_s = least_squares([[1, n] for n, _ in probes["reads"]], [s for _, s in probes["reads"]])
     terms, seconds = [[1, e, p] for e, p, _ in probes["resident"]], [s for *_, s in probes["resident"]]
     layer_s, expert_s, pair_s = least_squares(terms, seconds)
+    rate = probes["record_bytes"] / max(read_s, 1e-12)
     return Hardware(
-        name, probes["record_bytes"] / max(read_s, 1e-12), latency_s, probes["expert_flops_per_token"] / max(pair_s, 1e-12),
-        1e18, probes["passes"][0][-1], layer_s, expert_s, probes["num_readers"], fit_parts(probes, read_s),
-        "probes of this machine",
+        name, rate, latency_s, probes["expert_flops_per_token"] / max(pair_s, 1e-12), 1e18, probes["passes"][0][-1], layer_s,
+        expert_s, probes["num_readers"], fit_parts(probes, rate), "probes of this machine",
     )  # fmt: skip
 
 
-def fit_parts(probes: dict, read_s: float) -> Probed:
-    """The parts of the probed model: tables as they are, and the few constants that stand between them."""
+def fit_parts(probes: dict, rate: float) -> Probed:
+    """The parts of the probed model: tables as they are, and the few constants that stand between them. ``rate``: bytes
+    per second of the link while probing."""
     layer = fit_layer(probes["resident"])
-    wave_latency_s, wave_read_s = _fit_waves(probes["waves"], probes["num_readers"])
+    latency_s, read_s = _fit_waves(probes["waves"], probes["num_readers"])
     wave_overhead_s = _fit_wave_overhead(probes["waves"], layer)
-    factors = _fit_overlap(probes["stream"], layer, wave_latency_s, wave_read_s, wave_overhead_s)
-    rate = probes["record_bytes"] / max(read_s, 1e-12)
+    compute, link, overhead_s = _fit_overlap(probes["stream"], layer, latency_s, read_s, wave_overhead_s)
+    keep_s, prepare_s = (statistics.median(probes[part]) for part in ("keep", "prepare"))
     return Probed(
-        probes["model"], rate, probes["passes"], probes["steps"], layer, probes["draft"], probes["guess"], wave_latency_s,
-        wave_read_s, wave_latency_s, wave_read_s, factors[2], wave_overhead_s, *factors[:2],
-        statistics.median(probes["keep"]), statistics.median(probes["prepare"]),
+        probes["model"], rate, probes["passes"], probes["steps"], layer, probes["draft"], probes["guess"], latency_s, read_s,
+        overhead_s, wave_overhead_s, compute, link, keep_s, prepare_s,
     )  # fmt: skip
 
 
