@@ -133,6 +133,8 @@ def test_attention_looks_as_far_as_the_longest_row_with_its_block(runs):
     plain = Recording.of(outputs["on_demand"], info)
     longest = max(len(tokens) for tokens in outputs["on_demand"].sequences)
     assert plain.positions[-1] == longest - 1 and (np.diff(plain.positions) == 1).all()
+    drafted = Recording.of(outputs["specmoe"], info)
+    assert drafted.positions[0] == plain.positions[0] + drafted.gammas[0]
 
 
 # ---- shipped recordings ----------------------------------------------------------------------------------------
