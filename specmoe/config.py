@@ -120,6 +120,9 @@ class GenerateOptions:
     gamma: int | None = None
     draft_set: str | Callable = "hot_temporal"
     substitute: str = "affinity"
+    draft_top_k: int | None = (
+        None  # experts per token while drafting; None: the model's (half of them where gamma is the planner's)
+    )
     eviction: str = "temporal"
     prefetch: bool = True
     batch_size: int | None = None
@@ -143,8 +146,9 @@ class GenerateOptions:
         check_choice("accept_rule", self.accept_rule, ACCEPT_RULES)
         if not callable(self.draft_set):
             check_choice("draft_set", self.draft_set, DRAFT_SETS)
-        _check_integers(self, "max_new_tokens", "gamma", "batch_size", "top_k", "seed", "first_prompt")
+        _check_integers(self, "max_new_tokens", "gamma", "batch_size", "top_k", "seed", "first_prompt", "draft_top_k")
         _check_at_least(self, {"max_new_tokens": 1, "gamma": 0, "batch_size": 1, "top_k": 0, "seed": 0, "first_prompt": 0})
+        _check_at_least(self, {"draft_top_k": 1})
         _check_at_least(self, {"temperature": 0, "top_p": 0})
         if self.do_sample and self.temperature == 0:
             raise OptionError("temperature=0 with do_sample=True: use do_sample=False for greedy decoding")

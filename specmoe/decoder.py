@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.fx.experimental._config  # noqa: F401 (an attribute of its package only once imported)
 from transformers import PreTrainedModel
 
 from .adapters import position_modules
@@ -23,10 +25,43 @@ from .kv_cache import RaggedKVCache, attention_windows
 logger = logging.getLogger("specmoe")
 
 
+class Passes:
+    """Calls a model; after ``compile()`` through torch.compile: one graph for any number of rows, tokens and positions."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.compiled, self._plain = model, None, False
+
+    def compile(self) -> None:
+        self.compiled = torch.compile(self.model.forward, dynamic=True)
+
+    @contextmanager
+    def plainly(self):
+        """Within, nothing is compiled (prefills, whose shapes never come again)."""
+        before, self._plain = self._plain, True
+        yield
+        self._plain = before
+
+    def __call__(self, **inputs):
+        if self.compiled is None or self._plain:
+            return self.model(**inputs)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES), _no_shape_alike():
+                return self.compiled(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as failure:
+            kind = self.model.config.model_type
+            logger.warning("compile=True: %s cannot be compiled (%s); using the plain path", kind, failure)
+            self.compiled = None
+            return self.model(**inputs)
+
+
+def _no_shape_alike():
+    """Two sizes that happen to be equal now (rows and tokens, say) are not to be taken for one size for ever."""
+    config = getattr(torch.fx.experimental, "_config", None)
+    return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
+
+
 class CausalDecoder:
     """A decoder-only model. State: the KV cache of the rows in flight (rows 0 .. B-1)."""
-
-    can_compile = True
 
     def __init__(self, model: PreTrainedModel):
         check_rollback(model)
@@ -37,7 +72,8 @@ class CausalDecoder:
         self.num_layers = self.config.num_hidden_layers
         self.positioned = position_modules(model)
         self.kv_cache: RaggedKVCache | None = None
-        self._compiled = None
+        self._all_rows: RaggedKVCache | None = None
+        self.passes = Passes(model)
 
     @property
     def max_positions(self) -> int | None:
@@ -52,7 +88,10 @@ class CausalDecoder:
         self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
 
     def close(self) -> None:
-        self.kv_cache = None
+        self.kv_cache = self._all_rows = None
+
+    def largest_block(self, num_rows: int) -> int | None:
+        """Tokens of a row that may run at once; None: any number."""
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
         """Blocks of any size are fine: no router of a decoder-only model has a capacity."""
@@ -65,7 +104,8 @@ class CausalDecoder:
             return [None] * len(rows)
         target(live)
         kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
-        self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), logits_to_keep=1)
+        with self.passes.plainly():
+            self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), logits_to_keep=1)
         return [kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())]
 
     def enter(self, row: int, state) -> None:
@@ -82,29 +122,22 @@ class CausalDecoder:
         """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T, V]``."""
         return self._forward(self.kv_cache, tokens, starts)
 
-    def compile(self) -> None:
-        """Send draft steps through torch.compile."""
-        self._compiled = torch.compile(self.model.forward, dynamic=False)
+    draft_step = step
 
-    def draft_step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """``step`` for one token per row; compiled on static shapes [num_rows, 1] if ``compile`` was called."""
-        if self._compiled is None:
-            return self.step(tokens, starts)
-        num_rows, idle = len(starts), self.kv_cache.num_rows - len(starts)  # idle rows write where nobody looks
-        tokens = torch.nn.functional.pad(tokens, (0, 0, 0, idle))
-        starts = torch.nn.functional.pad(starts, (0, idle))
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
-                return self._forward(self.kv_cache, tokens, starts, self._compiled)[:num_rows]
-        except torch._dynamo.exc.TorchDynamoException as failure:
-            logger.warning("compile=True: %s cannot be compiled (%s); using the plain path", self.config.model_type, failure)
-            self._compiled = None
-            return self.step(tokens[:num_rows], starts[:num_rows])
+    def narrow(self, rows: torch.Tensor) -> None:
+        """Go on with ``rows`` only, until ``widen``; what they write is lost then."""
+        self._all_rows = self._all_rows or self.kv_cache
+        self.kv_cache = self.kv_cache.select(rows)
 
-    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, compiled=None, **kwargs):
-        positions = kv_cache.place(starts, tokens.shape[1], static=compiled is not None)
+    def widen(self) -> None:
+        """All rows again, as they were before ``narrow``."""
+        if self._all_rows is not None:
+            self.kv_cache, self._all_rows = self._all_rows, None
+
+    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, **kwargs):
+        positions = kv_cache.place(starts, tokens.shape[1])
         tell_positions(self.positioned, positions)
-        output = (compiled or self.model)(
+        output = self.passes(
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
             attention_mask=self._masks(kv_cache),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -73,14 +74,16 @@ class Engine:
         )  # fmt: skip
         distances = expert_distances(self.packed)
         self.compiled = options.compile and compiler_works(options.device)
-        kernel = ExpertKernel(layout, self.model.dtype, options.device, self.compiled)
+        on_gpu = self.compiled and str(options.device) != "cpu"  # on a CPU padding costs more than compiling gains
+        kernel = ExpertKernel(layout, self.model.dtype, options.device, compile=on_gpu)
         self.experts = OffloadedExperts(self.model, modules, kernel, distances, num_encoder_layers)
         self.store = open_store(options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers)
         try:
             self._slots = allocate_slots(self.memory.num_slots, self.store)
-            self.experts.install()
+            kernel.calibrate(modules[next(iter(modules))], self._slots[0], self.decoder.config.hidden_size)
+            self.experts.install(opaque=self.compiled)
             if self.compiled:
-                self.decoder.compile()
+                self.decoder.passes.compile()
         except BaseException:
             self.store.close()
             raise
@@ -99,6 +102,8 @@ class Engine:
         rows = self._read(prompts, attention_mask, options)
         method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
+        if method.planner.weighs:
+            method.planner.stay_within(self.decoder.largest_block(batch_size))
         self.decoder.check_blocks(rows, batch_size, method.planner.largest)
         trace = Trace(enabled=self.options.trace)
         pool = self._pool(method, trace)
@@ -108,9 +113,8 @@ class Engine:
             self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
             self._preload(pool, method)
             self.decoder.open(batch_size, max(row.limit for row in job.queue))
-            if self.compiled and self.decoder.can_compile:
-                self.experts.use_static_shapes(batch_size, self.decoder.config.num_experts_per_tok)
-            seconds = self._run(job, watcher)
+            with self.decoder.passes.plainly() if options.substitute == "router" else nullcontext():
+                seconds = self._run(job, watcher)
         finally:
             watcher.close()
             pool.reset_reads()
@@ -168,7 +172,10 @@ class Engine:
 
     def _pool(self, method: Method, trace: Trace) -> ResidentPool:
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
-        return ResidentPool(self.store, slots, method.num_kept, trace, **method.pool_options)
+        policy = method.policy
+        return ResidentPool(
+            self.store, slots, method.num_kept, trace, value=lambda key: policy.value(*key), **method.pool_options
+        )
 
     def _preload(self, pool: ResidentPool, method: Method) -> None:
         """Fixed sets are fetched before decoding begins, and not counted."""

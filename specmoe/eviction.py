@@ -22,6 +22,10 @@ class KeepPolicy:
         """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most ``num_kept``."""
         return set()
 
+    def value(self, layer: int, expert: int) -> float:
+        """What keeping an expert that nobody chose to keep is worth, compared with others of any layer."""
+        return 0.0
+
     def best(self, layer: int, candidates: set[int]) -> set[int]:
         """The at most ``num_kept`` of ``candidates`` that this policy would rather keep; observes nothing."""
         return set(sorted(candidates)[: self.num_kept])
@@ -92,6 +96,9 @@ class Temporal(_Ranked):
         self._score[layer] = [count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)]
 
     def _rank(self, layer, expert):
+        return self._score[layer][expert]
+
+    def value(self, layer, expert):
         return self._score[layer][expert]
 
 

@@ -22,7 +22,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from . import affinity
 from .errors import UnsupportedModelError
 from .eviction import KeepPolicy
-from .kernels import ExpertKernel, expert_forward
+from .kernels import ExpertKernel
+from .opaque import experts_operator, number_of
 from .resident_pool import ResidentPool
 from .trace import Trace
 from .transfers import ExpertKey
@@ -54,6 +55,30 @@ def groups(counts: list[int], order: torch.Tensor) -> dict[int, torch.Tensor]:
     return chunks
 
 
+def fewer_choices(index: torch.Tensor, weights: torch.Tensor, top_k) -> tuple[torch.Tensor, torch.Tensor]:
+    """Only each token's ``top_k`` heaviest choices ("half" of them; None: all), which share the weight of all:
+    [T, K] -> [T, top_k] twice."""
+    top_k = -(-index.shape[1] // 2) if top_k == "half" else top_k
+    if top_k is None or top_k >= index.shape[1]:
+        return index, weights
+    kept = weights.topk(top_k, dim=1)
+    share = weights.sum(dim=1, keepdim=True) / kept.values.sum(dim=1, keepdim=True).clamp(min=1e-20)
+    return index.gather(1, kept.indices), kept.values * share
+
+
+def merge_choices(index: torch.Tensor, weights: torch.Tensor, none: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token whose choices have the same stand-in needs it once: ``index``, ``weights`` [T, K] -> the same sum from fewer
+    pairs (the later choice becomes ``none``, its weight goes to the earlier)."""
+    index, weights = index.clone(), weights.clone()
+    for later in range(1, index.shape[1]):
+        for earlier in range(later):
+            same = (index[:, later] == index[:, earlier]) & (index[:, later] != none)
+            weights[:, earlier] += weights[:, later] * same
+            weights[:, later] *= ~same
+            index[:, later] = torch.where(same, none, index[:, later])
+    return index, weights
+
+
 class OffloadedExperts:
     """All MoE layers of one model, served from one pool. ``target()`` and ``draft()`` switch the mode.
 
@@ -70,42 +95,51 @@ class OffloadedExperts:
         self.distances = distances  # [L, E, E]
         self.router_logits: list[torch.Tensor | None] = [None] * self.num_layers
         self._hooks: list = []
-        self.drafting = self.static = False
+        self.drafting = False
         self.live: torch.Tensor | None = None
 
-    def install(self) -> None:
-        """Register the experts function and point this model at it."""
+    def install(self, opaque: bool = False) -> None:
+        """Register the experts function and point this model at it; ``opaque``: as an operator, for torch.compile."""
         ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
+        forward = partial(experts_operator(), number_of(self)) if opaque else self.forward
         for layer, module in enumerate(self.modules):
-            module._specmoe_forward = partial(self._forward, layer)
+            module._specmoe_forward = partial(forward, layer)
         for module in self.model.modules():
             if hasattr(module, "config"):
                 module.config._experts_implementation = NAME
-        for layer, router in enumerate(self.routers):
-            if router is not None:
-                self._hooks.append(router.register_forward_hook(partial(self._remember_logits, layer)))
 
     def uninstall(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._listen(False)
         for module in self.modules:
             del module._specmoe_forward
         self.pool = None
 
     def begin_run(self, pool: ResidentPool, policy: KeepPolicy, trace: Trace, *, substitute: str = "affinity",
-                  prefetch: bool = False, guess_next: bool = False, seed: int = 0) -> None:  # fmt: skip
+                  prefetch: bool = False, guess_next: bool = False, seed: int = 0,
+                  draft_top_k: int | str | None = None) -> None:  # fmt: skip
         """A new run: everything remembered about earlier ones is forgotten."""
         if (substitute == "router" or guess_next) and None in self.routers:
             what = "substitute='router'" if substitute == "router" else "method='overlapped'"
             raise UnsupportedModelError(f"{what} needs the router's scores, and {self.model.config.model_type} hides them")
         self.pool, self.policy, self.trace = pool, policy, trace
         self.substitute, self.prefetch, self.guess_next = substitute, prefetch, guess_next
+        self.draft_top_k = draft_top_k
+        self._listen(substitute == "router")
         self.generator = torch.Generator().manual_seed(seed)
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]
-        self.started = self.keep_as_is = self.static = False
+        self.started = self.keep_as_is = False
         self.target(None)
+
+    def _listen(self, to_routers: bool) -> None:
+        """Remember the routers' scores, or no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            router.register_forward_hook(partial(self._remember_logits, layer))
+            for layer, router in enumerate(self.routers) if to_routers
+        ]  # fmt: skip
 
     # ---- modes -------------------------------------------------------------------------------------------------
 
@@ -144,32 +178,7 @@ class OffloadedExperts:
             return False
         self.stand_ins = {layer: self._stand_ins(layer).to(self.model.device) for layer in self.draft_layers}
         self.votes = [[0] * self.num_experts for _ in range(self.num_layers)]
-        if self.static:
-            self._prepare_static()
         return True
-
-    def _prepare_static(self) -> None:
-        """Draft experts as lists of exactly N weights per layer (the last repeats where fewer are here)."""
-        num_draft = self.policy.num_kept
-        self.columns, self.draft_weights = [], []
-        for layer, residents in enumerate(self.draft_residents):
-            place = torch.full((self.num_experts + 1,), num_draft)
-            place[residents] = torch.arange(len(residents))
-            self.columns.append(place.to(self.model.device)[self.stand_ins[layer]])  # [E + 1]
-            padded = residents + residents[-1:] * (num_draft - len(residents))
-            records = [self.pool.record(ExpertKey(layer, expert)) for expert in padded]
-            self.draft_weights.append([self.kernel.layout.views(record) for record in records])
-
-    def use_static_shapes(self, num_rows: int, top_k: int) -> None:
-        """Draft steps of this run have ``num_rows`` rows, always (for torch.compile)."""
-        self.static = self.substitute in ("affinity", "random", "drop")
-        self.named = torch.zeros(self.num_layers, num_rows, top_k, dtype=torch.long, device=self.model.device)
-
-    def after_draft_step(self) -> None:
-        """What a compiled step cannot do inside: count the votes of its routers."""
-        if self.static and self.prefetch:
-            for layer in range(self.num_layers):
-                self._vote(layer, self.named[layer, : len(self.live)])
 
     def _stand_ins(self, layer: int) -> torch.Tensor:
         residents = self.draft_residents[layer]
@@ -181,7 +190,8 @@ class OffloadedExperts:
 
     # ---- the experts function ------------------------------------------------------------------------------------
 
-    def _forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One MoE layer in the mode of the moment: [T, D], [T, K], [T, K] -> [T, D]."""
         if weights.shape != index.shape:
             raise UnsupportedModelError(
                 f"the router of {self.model.config.model_type} in transformers {transformers.__version__} gives weights"
@@ -205,29 +215,19 @@ class OffloadedExperts:
         return self._compute(layer, hidden, weights, chunks, arrivals, self.kernel.target)
 
     def _draft_layer(self, layer, hidden, index, weights):
-        if self.static:
-            return self._draft_layer_static(layer, hidden, index, weights)
         if self.prefetch:
             self._vote(layer, index)
         if self.substitute == "no_experts":
             return torch.zeros_like(hidden)
+        index, weights = fewer_choices(index, weights, self.draft_top_k)
         mapped = self.stand_ins[layer][index]  # [T, K]
         if self.substitute == "router":
             mapped = self._route_among_residents(layer, index, mapped)
+        mapped, weights = merge_choices(mapped, weights, self.num_experts)
         counts, order = dispatch(mapped, self.num_experts, self.live)
         chunks = groups(counts, order)
         residents = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in chunks)
         return self._compute(layer, hidden, weights, chunks, residents, self.kernel.draft)
-
-    def _draft_layer_static(self, layer, hidden, index, weights):
-        """The same on static shapes, for torch.compile: every draft expert computes every token, unused ones weigh 0."""
-        self.named[layer].copy_(index.view_as(self.named[layer]))  # votes are counted after the step
-        columns = self.columns[layer][index]  # [T, K] place among the draft experts, N for none
-        shares = hidden.new_zeros(len(hidden), self.policy.num_kept + 1).scatter_add(1, columns, weights.to(hidden.dtype))
-        x, out = hidden.to(self.kernel.layout.dtype), torch.zeros_like(hidden)
-        for place, expert_weights in enumerate(self.draft_weights[layer]):
-            out += shares[:, place : place + 1] * expert_forward(self.modules[layer], expert_weights, x).to(out.dtype)
-        return out
 
     def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, chunks: dict[int, torch.Tensor],
                  records: Iterator, kernel) -> torch.Tensor:  # fmt: skip

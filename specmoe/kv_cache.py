@@ -33,7 +33,8 @@ class RaggedLayer(CacheLayerMixin):
     def _buffer(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, size = states.shape
         # zeros, not empty: a masked NaN would still poison the weighted sum
-        return torch.zeros(self.cache.num_rows, heads, self.cache.num_positions, size, dtype=states.dtype,
+        # one row and position more than can be used: a used part is never the whole, which torch.compile would tell apart
+        return torch.zeros(self.cache.num_rows + 1, heads, self.cache.num_positions + 1, size, dtype=states.dtype,
                            device=states.device)  # fmt: skip
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -71,14 +72,12 @@ class RaggedKVCache(Cache):
         self.device = torch.device(device)
         self.place(torch.zeros(1, dtype=torch.long), 1)
 
-    def place(self, starts: torch.Tensor, num_tokens: int, static: bool = False) -> torch.Tensor:
+    def place(self, starts: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions [B, T].
 
-        Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one.
-        ``static`` shows the whole buffer instead of its used part, so that shapes never change (torch.compile).
-        """
+        Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one."""
         positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=self.num_positions - 1)
-        self.length = self.num_positions if static else int(positions.max()) + 1
+        self.length = int(positions.max()) + 1
         self.positions = positions.to(self.device, non_blocking=True)
         self.rows = torch.arange(len(starts), device=self.device)[:, None]  # [B, 1]
         return self.positions
@@ -100,6 +99,15 @@ class RaggedKVCache(Cache):
             if layer.is_initialized:
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
+
+    def select(self, rows: torch.Tensor) -> RaggedKVCache:
+        """A copy that holds only ``rows``, in this order."""
+        copy = RaggedKVCache(len(self.layers), len(rows), self.num_positions, self.device)
+        kept = torch.cat([rows, rows[:1]]).to(self.device)  # and the row nobody uses
+        for mine, other in zip(self.layers, copy.layers, strict=True):
+            if mine.is_initialized:
+                other.keys, other.values, other.is_initialized = mine.keys[kept], mine.values[kept], True
+        return copy
 
     def take_row(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and values)."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .checkpoint import PackedExperts
+from .confidence import ConfidencePlanner
 from .config import GenerateOptions
 from .draft_sets import make_draft_set
 from .eviction import KeepPolicy, Static, make_policy
@@ -30,7 +31,7 @@ class Method:
 
     policy: KeepPolicy
     num_kept: int
-    planner: FixedGamma | CostPlanner
+    planner: FixedGamma | CostPlanner | ConfidencePlanner
     num_slots: int | None = None
     preload: list[set[int]] | None = None
     pool_options: dict = field(default_factory=dict)
@@ -66,14 +67,20 @@ def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExp
 
 def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, int], hotness) -> Method:
     policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
-    read_ahead = {"prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0}
+    planner = _planner(options)
+    read_ahead = {
+        "prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0,
+        "draft_top_k": options.draft_top_k or ("half" if planner.weighs else None),
+    }  # fmt: skip
     preload = getattr(policy, "fixed", None)
     if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
         preload = [set(range(size[1]))] * size[0]
-    return Method(policy, memory.draft_experts, _planner(options), preload=preload, experts_options=read_ahead)
+    return Method(policy, memory.draft_experts, planner, preload=preload, experts_options=read_ahead)
 
 
-def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner:
+def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner | ConfidencePlanner:
+    if options.gamma is None and not options.do_sample:
+        return ConfidencePlanner(may_not_draft=options.method == "auto")
     if options.method == "auto":
         return CostPlanner(CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma})))
     if options.gamma is not None:

@@ -25,15 +25,20 @@ LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
 class RoundCost:
     """What a round cost: seconds of all its draft steps and of its verification; per row drafted and accepted."""
 
-    gamma: int
+    gamma: int  # draft steps
     draft_s: float
     verify_s: float
     drafted: list[int]
     accepted: list[int]
+    steps: tuple[tuple[int, float], ...] = ()  # rows and seconds of each draft step
+    expected_rejections: float = 0.0  # rows that the draft's own probabilities expect to be cut short
+    new_tokens: int = 0  # committed, all rows
 
 
 class FixedGamma:
     """Always the same gamma."""
+
+    weighs = probing = False  # it asks for no confidence, and tries nothing out
 
     def __init__(self, gamma: int):
         self.gamma = self.largest = gamma
@@ -48,6 +53,8 @@ class FixedGamma:
 class CostPlanner:
     """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
 
+    weighs = False
+
     def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
         self.candidates, self.largest = candidates, max(candidates)
         self._probes = [gamma for gamma in PROBES if gamma in candidates]
@@ -57,6 +64,11 @@ class CostPlanner:
         self.agreed = np.zeros(max(candidates))  # of them, rows whose token there was accepted
         self._seen: set[int] = set()
         self._num_rounds = 0
+
+    @property
+    def probing(self) -> bool:
+        """Is it still trying things out?"""
+        return bool(self._probes)
 
     def choose(self) -> int:
         self._num_rounds += 1

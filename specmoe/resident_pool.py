@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -34,12 +34,15 @@ class _Loading:
 class ResidentPool:
     """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
     ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
+    Of those that linger the one of least ``value`` goes first; among equals the least recently used.
     ``linger=False`` drops an expert once computed (on-demand);
     ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
-                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0):  # fmt: skip
+                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
+                 value: Callable[[ExpertKey], float] | None = None):  # fmt: skip
         self.store = store
+        self.value = value or (lambda key: 0.0)
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
@@ -267,7 +270,7 @@ class ResidentPool:
         self.settle_landed()
         if self.free:
             return self.free.pop()
-        key = next((key for key in self.resident if self._lingers(key)), None)
+        key = min((key for key in self.resident if self._lingers(key)), key=self.value, default=None)
         if key is None and not for_prefetch:
             key = self._sacrifice_prefetch()
         if key is not None:

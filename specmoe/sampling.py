@@ -66,6 +66,14 @@ class Sampler:
         noise = self._noise(prompts, positions, q, stream)
         return (q / noise).argmax(dim=-1), q
 
+    def confidence(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Greedy: the probability that the draft gives its own choice, float64 [B] on the CPU; else None: how likely a
+        sampled token is says little about whether the target draws it too."""
+        if not self.greedy:
+            return None
+        logits = logits.float()
+        return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp().cpu().double()
+
     def verify(self, logits: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int], q: torch.Tensor | None,
                prompts: Sequence[int], positions: Sequence[int]) -> list[Verdict]:  # fmt: skip
         """Target logits [B, G + 1, V] and drafted tokens [B, G] -> one verdict per row.

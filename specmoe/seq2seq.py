@@ -9,7 +9,6 @@ needs of a source are computed there once and kept with the row. ``speculate`` c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -18,12 +17,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutput
 
-from .adapters import check_blocks, position_modules
-from .decoder import as_bias, check_rollback, pad, tell_positions
+from .adapters import check_blocks, largest_block, position_modules
+from .decoder import Passes, as_bias, check_rollback, pad, tell_positions
 from .errors import UnsupportedModelError
 from .kv_cache import RaggedKVCache
-
-logger = logging.getLogger("specmoe")
 
 
 class CrossKV:
@@ -51,6 +48,14 @@ class CrossKV:
         for buffer in (buffer for pair in self.buffers for buffer in pair):
             buffer[target] = buffer[source]
 
+    def select(self, rows: torch.Tensor) -> CrossKV:
+        """A copy that holds only ``rows``, in this order."""
+        copy = CrossKV(len(self.buffers), len(rows))
+        kept = rows.to(self.buffers[0][0].device)
+        copy.buffers = [[buffer[kept] for buffer in pair] for pair in self.buffers]
+        copy.lengths = self.lengths[rows]
+        return copy
+
     def view(self, num_rows: int) -> tuple[DynamicCache, torch.Tensor]:
         """The first ``num_rows`` rows as a cache that is already filled, and which keys are real, bool [B, 1, 1, S]."""
         longest = int(self.lengths[:num_rows].max())
@@ -64,8 +69,6 @@ class CrossKV:
 class Seq2SeqDecoder:
     """An encoder-decoder model. State: KV cache and cross-attention keys and values of the rows in flight."""
 
-    can_compile = False
-
     def __init__(self, model: PreTrainedModel):
         check_rollback(model)
         self.model, self.config = model, model.config
@@ -74,6 +77,7 @@ class Seq2SeqDecoder:
         self.positioned = position_modules(model)
         self.num_layers = getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
         self.kv_cache: RaggedKVCache | None = None
+        self.passes = Passes(model)
 
     @property
     def max_positions(self) -> int | None:
@@ -96,10 +100,14 @@ class Seq2SeqDecoder:
         """Make room for ``num_rows`` rows of ``num_positions`` decoder tokens."""
         self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
         self.cross = CrossKV(self.num_layers, num_rows)
-        self._view = None
+        self._view = self._all_rows = None
 
     def close(self) -> None:
-        self.kv_cache = self.cross = self._view = None
+        self.kv_cache = self.cross = self._view = self._all_rows = None
+
+    def largest_block(self, num_rows: int) -> int | None:
+        """Tokens of a row that may run at once; None: any number."""
+        return largest_block(self.config, num_rows)
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
         """Refuse a run whose blocks could exceed a router's capacity."""
@@ -122,7 +130,8 @@ class Seq2SeqDecoder:
         target(live)
         self_kv, cross = RaggedKVCache(self.num_layers, *tokens.shape, device), DynamicCache()
         starts = torch.zeros(len(rows), dtype=torch.long)
-        self._forward(self_kv, cross, real[:, None, None, :], tokens, starts, encoded.last_hidden_state)
+        with self.passes.plainly():
+            self._forward(self_kv, cross, real[:, None, None, :], tokens, starts, encoded.last_hidden_state)
         return [
             (self_kv.take_row(row, length), [(x.keys[row, :, :num], x.values[row, :, :num]) for x in cross.layers])
             for row, (length, num) in enumerate(zip(lengths, real.sum(dim=1).tolist(), strict=True))
@@ -152,15 +161,22 @@ class Seq2SeqDecoder:
 
     draft_step = step
 
-    def compile(self) -> None:
-        logger.warning("compile=True: draft steps of an encoder-decoder run on the plain path")
+    def narrow(self, rows: torch.Tensor) -> None:
+        """Go on with ``rows`` only, until ``widen``; what they write is lost then."""
+        self._all_rows = self._all_rows or (self.kv_cache, self.cross)
+        self.kv_cache, self.cross, self._view = self.kv_cache.select(rows), self.cross.select(rows), None
+
+    def widen(self) -> None:
+        """All rows again, as they were before ``narrow``."""
+        if self._all_rows is not None:
+            (self.kv_cache, self.cross), self._all_rows, self._view = self._all_rows, None, None
 
     def _forward(self, self_kv: RaggedKVCache, cross: DynamicCache, real: torch.Tensor, tokens: torch.Tensor,
                  starts: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:  # fmt: skip
         """The decoder over a block; ``encoded`` [B, S, d_model] is read only while ``cross`` is empty."""
         positions = self_kv.place(starts, tokens.shape[1])
         tell_positions(self.positioned, positions)
-        output = self.model(
+        output = self.passes(
             encoder_outputs=MoEModelOutput(last_hidden_state=encoded),
             attention_mask=as_bias(real.to(self.model.device), self.model.dtype),
             decoder_input_ids=tokens.to(self.model.device),

@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
+from .confidence import ConfidencePlanner
 from .decoder import CausalDecoder, check_finite
+from .drafting import Drafted, Drafting
 from .experts import OffloadedExperts
 from .planner import CostPlanner, FixedGamma, RoundCost
 from .sampling import Sampler, Verdict
@@ -60,14 +61,6 @@ class Row:
         return self.limit - len(self.tokens)
 
 
-class Drafted(NamedTuple):
-    """What was drafted: tokens [B, G], how many of them count [B], their distributions q [B, G, V] when sampling."""
-
-    tokens: torch.Tensor
-    num: list[int]
-    q: torch.Tensor | None = None
-
-
 @dataclass
 class Totals:
     """Sums over a run. Decoding and prefill stand apart."""
@@ -91,7 +84,7 @@ class Job:
     decoder: CausalDecoder | Seq2SeqDecoder
     experts: OffloadedExperts
     sampler: Sampler
-    planner: FixedGamma | CostPlanner
+    planner: FixedGamma | CostPlanner | ConfidencePlanner
     queue: deque[Row]
     batch_size: int
     eos: frozenset[int]
@@ -121,28 +114,34 @@ def decode(job: Job) -> Iterator[list[Row]]:
 def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
     """Up to ``gamma`` tokens per row from the model restricted to its resident experts (paper, step 1)."""
     limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])  # the last token is the target's own
-    gamma = int(limits.max())
-    if gamma == 0 or not job.experts.prepare_draft():
+    if not int(limits.max()) or not job.experts.prepare_draft():
         return Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
     job.trace.phase, began_s = "draft", time.perf_counter()
-    prompts, starts, tokens = _prompts(rows), _starts(rows), _last_tokens(rows)
-    num, alive = torch.zeros(len(rows), dtype=torch.long), limits > 0
-    drafted, distributions = [], []
-    for step in range(gamma):
-        job.experts.draft(alive)
-        logits = job.decoder.draft_step(tokens, starts + step)[:, -1]  # [B, V]
-        job.experts.after_draft_step()
-        picked, q = job.sampler.draft(logits, prompts, (starts + step + 1).tolist())
-        tokens = picked.cpu()[:, None]  # [B, 1]
-        drafted.append(tokens)
-        distributions.append(q)
-        num += alive
-        alive = alive & (step + 1 < limits) & ~_is_eos(picked.cpu(), job.eos)
-        if not alive.any():
-            break
-    job.trace.add("draft", count=int(num.sum()), size=len(rows), seconds=time.perf_counter() - began_s)
-    q = None if distributions[0] is None else torch.stack(distributions, dim=1)
-    return Drafted(torch.cat(drafted, dim=1), num.tolist(), q)
+    block = Drafting(limits, torch.tensor(sorted(job.eos), dtype=torch.long))
+    tokens, starts = _last_tokens(rows), _starts(rows)
+    while block.alive.any():
+        tokens, starts = draft_step(job, rows, block, tokens, starts)
+    job.decoder.widen()
+    drafted = block.block()
+    job.trace.add("draft", count=sum(drafted.num), size=len(rows), seconds=time.perf_counter() - began_s)
+    return drafted
+
+
+def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where [B]."""
+    began_s, prompts = time.perf_counter(), [rows[row].prompt for row in block.here.tolist()]
+    job.experts.draft(block.alive[block.here])
+    logits = job.decoder.draft_step(tokens, starts)[:, -1]  # [B, V]
+    starts = starts + 1
+    picked, q = job.sampler.draft(logits, prompts, starts.tolist())
+    tokens = picked.cpu()
+    block.add(tokens, q, job.sampler.confidence(logits) if job.planner.weighs else None, job.planner)
+    kept = None if q is not None else block.leave_out()
+    block.steps.append((len(prompts), time.perf_counter() - began_s))
+    if kept is not None and block.alive.any():
+        job.decoder.narrow(kept)
+        tokens, starts = tokens[kept], starts[kept]
+    return tokens[:, None], starts
 
 
 def verify(job: Job, rows: list[Row], drafted: Drafted) -> torch.Tensor:
@@ -191,10 +190,11 @@ def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict]
     totals.num_accepted += sum(accepted)
     totals.draft_s += drafted_s - began_s
     totals.verify_s += now_s - drafted_s
-    totals.gammas.append(drafted.tokens.shape[1])
+    totals.gammas.append(len(drafted.steps))
     job.trace.add("round", count=totals.num_new_tokens - tokens_before, size=len(rows), seconds=now_s - began_s)
-    cost = RoundCost(drafted.tokens.shape[1], drafted_s - began_s, now_s - drafted_s, drafted.num, accepted)
-    job.planner.observe(cost)
+    new_tokens = totals.num_new_tokens - tokens_before
+    job.planner.observe(RoundCost(len(drafted.steps), drafted_s - began_s, now_s - drafted_s, drafted.num, accepted,
+                                  drafted.steps, drafted.expected_rejections, new_tokens))  # fmt: skip
 
 
 def retire(job: Job, rows: list[Row]) -> None:
@@ -246,7 +246,3 @@ def _starts(rows: list[Row]) -> torch.Tensor:
 
 def _last_tokens(rows: list[Row]) -> torch.Tensor:
     return torch.tensor([[row.tokens[-1]] for row in rows])  # [B, 1]
-
-
-def _is_eos(tokens: torch.Tensor, eos: frozenset[int]) -> torch.Tensor:
-    return torch.isin(tokens, torch.tensor(sorted(eos), dtype=tokens.dtype))

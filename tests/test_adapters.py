@@ -508,3 +508,20 @@ def test_other_families_come_back_as_they_are():
     before = list(map(type, model.modules()))
     assert adapters.adapt(model) is model and list(map(type, model.modules())) == before
     assert adapters.conversions(model) == [] and adapters.position_modules(model) == []
+
+
+@pytest.mark.parametrize("before_dropping", [True, False])
+def test_nllb_router_without_a_capacity_chooses_as_the_original(before_dropping):
+    """The short way (``_choose_freely``) against transformers' own counting of places, on random logits."""
+    sizes = {"d_model": 16, "num_experts": 12, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    settings = {"normalize_router_prob_before_dropping": before_dropping, "moe_eval_capacity_token_fraction": 1.0}
+    config = make_config("nllb-moe", **sizes, **settings, router_bias=True)
+    torch.manual_seed(0)
+    original = nllb.theirs.NllbMoeTop2Router(config).eval()
+    x = torch.randn(64, 16)
+    with torch.no_grad():
+        _, probabilities, logits = original(x)
+        original.__class__ = nllb.Router
+        ours_logits, weights, index = original(x)
+    torch.testing.assert_close(ours_logits, logits)
+    torch.testing.assert_close(torch.zeros(64, 12).scatter(1, index, weights), probabilities)

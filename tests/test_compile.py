@@ -31,7 +31,7 @@ def test_compiled_draft_and_kernels_give_the_same_tokens(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="specmoe"):
         compiled, stats, engine = tokens_of(folder, compile=True)
     assert compiled == plain
-    assert engine.compiled and engine.decoder._compiled is not None, caplog.text  # it did not fall back
+    assert engine.compiled and engine.decoder.passes.compiled is not None, caplog.text  # it did not fall back
     assert stats.acceptance_rate == pytest.approx(plain_stats.acceptance_rate, abs=0.1)  # the same draft model
 
 

@@ -54,6 +54,7 @@ class FakeModel:
     log: list[tuple] = field(default_factory=list)
     num_prompts: int = 0
     drafting: bool = False
+    all_rows: list[FakeRow] | None = None
     pool = type("Pool", (), {"counts": PoolCounts()})()
 
     # the decoder
@@ -88,15 +89,19 @@ class FakeModel:
 
     draft_step = step
 
+    def narrow(self, rows):
+        self.all_rows = self.all_rows or self.rows
+        self.rows = [FakeRow(self.rows[row].prompt, dict(self.rows[row].memory)) for row in rows.tolist()]
+
+    def widen(self):
+        self.rows, self.all_rows = self.all_rows or self.rows, None
+
     # the experts
     def draft(self, live):
         self.drafting, self.live = True, live
 
     def target(self, live):
         self.drafting, self.live = False, live
-
-    def after_draft_step(self):
-        pass
 
     def prepare_draft(self):
         self.cold -= 1

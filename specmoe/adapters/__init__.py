@@ -21,7 +21,16 @@ from .fused import FusedExperts, RaggedPositions
 
 FAMILIES = {"nllb-moe": nllb, "switch_transformers": switch, "llama4_text": llama4}
 
-__all__ = ["FusedExperts", "RaggedPositions", "adapt", "check_blocks", "conversions", "position_modules", "top_k"]
+__all__ = [
+    "FusedExperts",
+    "RaggedPositions",
+    "adapt",
+    "check_blocks",
+    "conversions",
+    "largest_block",
+    "position_modules",
+    "top_k",
+]
 
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:
@@ -59,3 +68,9 @@ def check_blocks(config, *, num_rows: int, block: int, source: int) -> None:
     family = FAMILIES.get(config.model_type)
     if hasattr(family, "check_blocks"):
         family.check_blocks(config, num_rows, block, source)
+
+
+def largest_block(config, num_rows: int) -> int | None:
+    """Tokens of a row that may run at once in a batch of ``num_rows``, where a router has a capacity; None: any number."""
+    family = FAMILIES.get(config.model_type)
+    return family.largest_block(config, num_rows) if hasattr(family, "largest_block") else None

@@ -1,8 +1,8 @@
 """NLLB-MoE: every token goes to the two experts with the highest router probabilities.
 
 transformers 5.23's own ``NllbMoeExperts.forward`` takes the one-hot of a mask that is one-hot already, and so computes
-experts 0 and 1 for every token. Here the routing is read from what the router returns: ``router_probs`` [T, E] holds the
-weight of the first expert and of the second, zero elsewhere (normalised, or cut by a capacity, as the config says).
+experts 0 and 1 for every token. Here the routing is what the router says: the weights of the first expert and of the
+second (normalised, and with a fixed capacity cut by it, as the config says).
 
 ``moe_token_dropout`` scales what experts give by ``1 - p`` in evaluation, as fairseq trained the model. Padding needs no
 mask here: padded tokens are told apart outside (they fetch nothing), and nobody reads them.
@@ -27,11 +27,24 @@ TOP_K = 2
 
 
 class Router(theirs.NllbMoeTop2Router):
-    """The model's router, its logits [T, E] first; then the probabilities [T, E] after normalisation and capacity."""
+    """The model's router: logits [T, E], then weights and experts of both choices [T, 2] (weight 0: none)."""
 
-    def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.moe_eval_capacity_token_fraction > 0:
+            return self._choose_freely(hidden_states)
         _, router_probs, router_logits = super().forward(hidden_states, padding_mask)
-        return router_logits, router_probs
+        return router_logits, *router_probs.topk(TOP_K, dim=-1)
+
+    def _choose_freely(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the original computes where an expert has room for every token, without counting who comes first."""
+        logits = nn.functional.linear(tokens.to(self.dtype), self.classifier.weight.to(self.dtype), self._bias())
+        index = logits.topk(TOP_K, dim=-1).indices
+        chosen = logits.softmax(dim=-1).to(tokens.dtype).gather(1, index)
+        total = chosen.sum(dim=1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).eps)
+        return logits, chosen / total, index
+
+    def _bias(self) -> torch.Tensor | None:
+        return None if self.classifier.bias is None else self.classifier.bias.to(self.dtype)
 
 
 class SparseBlock(nn.Module):
@@ -47,8 +60,7 @@ class SparseBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> torch.Tensor:
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])  # [T, D]
-        _, router_probs = self.router(tokens)
-        weights, index = router_probs.topk(TOP_K, dim=-1)  # [T, 2]
+        _, weights, index = self.router(tokens)
         return self.experts(tokens, index, weights * self.eval_scale).view_as(hidden_states)
 
 
@@ -74,6 +86,11 @@ def check(config) -> None:
             f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on which tokens run "
             "together: no exact verification exists; set it to 1.0 in config.json"
         )
+
+
+def largest_block(config, num_rows: int) -> int | None:
+    """Tokens of a row that may run at once, when ``num_rows`` rows run together; None: any number."""
+    return None if config.moe_eval_capacity_token_fraction > 0 else config.expert_capacity // num_rows
 
 
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:

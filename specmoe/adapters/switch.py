@@ -76,6 +76,11 @@ def check(config) -> None:
         )
 
 
+def largest_block(config, num_rows: int) -> int:
+    """Tokens of a row that may run at once: the capacity counts those of one row."""
+    return config.expert_capacity
+
+
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:
     if block > config.expert_capacity:
         raise OptionError(

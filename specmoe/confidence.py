@@ -1,0 +1,147 @@
+"""How far to draft, decided token by token: a drafted token must be worth the seconds that it costs.
+
+Comes in, after every round: what it cost and what was accepted; during a round: how sure the draft is of each row. Goes out:
+which tokens to verify, which rows to draft on with, and whether to draft at all. ``speculate`` asks; ``planner``
+chooses one gamma for all rows instead, where there is no confidence to go by (sampling).
+
+A token that is accepted with chance P saves P * s seconds, where s is the present time per committed token. Verifying it costs
+v, the slope of the verification's seconds over its tokens; drafting one more costs d for its row and f for the step. So
+
+    verify while  P * s >= v          draft on while  P * c * s >= v + d  and, over all rows,  sum(P * c * s - v - d) >= f
+
+with c the chance that one more token agrees. s, v, d, f and c are measured while decoding, over recent rounds; and so is
+how much more or less sure the draft is than it should be. (The marginal rule of fractional programming: seconds / tokens is
+least where the next token costs just what tokens cost now; Dinkelbach 1967.)
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .planner import RoundCost
+
+LARGEST = 24  # tokens drafted per round, at most
+RECENT = 0.15  # weight of the newest round in a running mean
+LOOK_AGAIN = 24  # rounds until plain decoding is tried again, times the square of how much slower it was
+
+
+class Line:
+    """Running least squares of y = base + slope * x, the newest point weighing most. Both are at least 0."""
+
+    def __init__(self, keep: float):
+        self.keep = keep
+        self.weight = self.x = self.y = self.xx = self.xy = 0.0
+        self._slope: float | None = None
+
+    def add(self, x: float, y: float) -> None:
+        for name, value in (("weight", 1.0), ("x", x), ("y", y), ("xx", x * x), ("xy", x * y)):
+            setattr(self, name, self.keep * getattr(self, name) + value)
+        mean_x, mean_y = self.x / self.weight, self.y / self.weight
+        variance = self.xx / self.weight - mean_x**2
+        if variance > (0.03 * mean_x) ** 2:  # else x hardly varied: the slope stays what it was
+            steepest = mean_y / mean_x
+            self._slope = min(max((self.xy / self.weight - mean_x * mean_y) / variance, 0.0), steepest)
+
+    @property
+    def slope(self) -> float:
+        """While x has hardly varied: half of what there is to share out."""
+        return (0.5 * self.y / self.x if self.x else 0.0) if self._slope is None else self._slope
+
+    @property
+    def base(self) -> float:
+        return max(0.0, (self.y - self.slope * self.x) / self.weight) if self.weight else 0.0
+
+
+class ConfidencePlanner:
+    """State: running means of costs. ``may_not_draft``: plain decoding is one of its choices (``auto``)."""
+
+    weighs, largest = True, LARGEST
+
+    def __init__(self, may_not_draft: bool):
+        self._probes = [0, 6, 0, 2, 12, 2] if may_not_draft else [6, 2, 12, 2]  # the first round warms up
+        self.may_not_draft = may_not_draft
+        self.verify, self.step = Line(0.9), Line(0.97)  # seconds over tokens of a block; over rows of a draft step
+        self.seconds_per_token: dict[bool, float] = {}  # drafting or not -> of recent rounds
+        self.doubt = 1.0  # rejections per rejection that the draft expects
+        self.sure = 0.9  # the chance that one more token agrees
+        self._warm, self._look_in = False, LOOK_AGAIN
+        self._free = False  # no gamma is prescribed in this round
+
+    def stay_within(self, block: int | None) -> None:
+        """No more than ``block`` tokens of a row can be verified at once (None: any number)."""
+        if block is not None:
+            self.largest = max(1, min(self.largest, block - 1))
+
+    @property
+    def probing(self) -> bool:
+        """Is it still trying things out?"""
+        return bool(self._probes)
+
+    def choose(self) -> int:
+        """Tokens to draft in this round, at most."""
+        self._free = not self._probes
+        if self._probes:
+            return min(self._probes.pop(0), self.largest)
+        if not self.may_not_draft:
+            return self.largest
+        drafts = self._drafting_pays()
+        self._look_in -= 1
+        if self._look_in <= 0:
+            self._look_in = self._patience()
+            drafts = not drafts
+        return self.largest if drafts else 0
+
+    def _drafting_pays(self) -> bool:
+        return self.seconds_per_token.get(True, 0.0) <= self.seconds_per_token.get(False, float("inf"))
+
+    def _patience(self) -> int:
+        slow, fast = sorted(self.seconds_per_token.values())[::-1] if len(self.seconds_per_token) == 2 else (1.0, 1.0)
+        return int(LOOK_AGAIN * min((slow / fast) ** 2, 20.0))
+
+    # ---- during a round ------------------------------------------------------------------------------------------------
+
+    def belief(self, confidence: torch.Tensor) -> torch.Tensor:
+        """The chance that a drafted token is accepted, given how sure the draft is of it."""
+        return (1 - self.doubt * (1 - confidence)).clamp(min=0.01)
+
+    def worth_verifying(self, chance: torch.Tensor) -> torch.Tensor:
+        """Which tokens should be in the block, bool [B]; ``chance`` [B] that all tokens of a row are accepted."""
+        if not self._free:
+            return torch.ones_like(chance, dtype=torch.bool)
+        return chance * self._worth_s() >= self.verify.slope
+
+    def worth_drafting(self, chance: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """Which of the rows that are ``alive`` should draft one token more, bool [B]."""
+        if not self._free:
+            return alive
+        gain_s = chance * self.sure * self._worth_s() - self.verify.slope - self.step.slope
+        going = alive & (gain_s >= 0)
+        return going if float(gain_s[going].sum()) >= self.step.base else torch.zeros_like(going)
+
+    def _worth_s(self) -> float:
+        return self.seconds_per_token.get(True, float("inf"))
+
+    # ---- after a round -------------------------------------------------------------------------------------------------
+
+    def observe(self, cost: RoundCost) -> None:
+        """Learn from a round; the very first one only warmed things up."""
+        if not self._warm:
+            self._warm = True
+            return
+        drafted, drafts = sum(cost.drafted), bool(cost.steps)
+        if cost.new_tokens:
+            seconds = (cost.draft_s + cost.verify_s) / cost.new_tokens
+            self.seconds_per_token[drafts] = _mean(self.seconds_per_token.get(drafts), seconds)
+        self.verify.add(len(cost.drafted) + drafted, cost.verify_s)
+        for rows, seconds in cost.steps:
+            self.step.add(rows, seconds)
+        if drafted:
+            rejections = sum(a < d for a, d in zip(cost.accepted, cost.drafted, strict=True))
+            if cost.expected_rejections > 0:
+                ratio = min(max(rejections / cost.expected_rejections, 0.5), 2.0)
+                self.doubt = min(max(_mean(self.doubt, self.doubt * ratio), 0.05), 5.0)
+            self.sure = _mean(self.sure, sum(cost.accepted) / max(1, sum(cost.accepted) + rejections))
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else (1 - RECENT) * old + RECENT * new

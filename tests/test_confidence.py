@@ -1,0 +1,121 @@
+"""The planner that weighs each drafted token, and the block that grows by its word: hand-made costs, no clock."""
+
+import pytest
+import torch
+
+from specmoe.confidence import ConfidencePlanner, Line
+from specmoe.drafting import Drafting
+from specmoe.planner import FixedGamma, RoundCost
+
+NO_EOS = torch.tensor([], dtype=torch.long)
+
+
+def observe(
+    planner, rows=4, gamma=4, verify_s=0.1, per_token_s=0.01, step_s=0.01, per_row_s=0.001, accepted=4, expected=0.5
+):
+    """One round on an imagined machine."""
+    drafted = [gamma] * rows
+    steps = tuple((rows, step_s + per_row_s * rows) for _ in range(gamma))
+    cost_s = verify_s + per_token_s * rows * (gamma + 1)
+    accepted = [min(accepted, gamma)] * rows
+    draft_s = sum(seconds for _, seconds in steps)
+    planner.observe(RoundCost(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows))
+
+
+def settled(may_not_draft=True, **costs) -> ConfidencePlanner:
+    """After its trials, on a machine of such costs."""
+    planner = ConfidencePlanner(may_not_draft)
+    while planner.probing:
+        observe(planner, gamma=planner.choose(), **costs)
+    return planner
+
+
+def test_a_line_through_points_that_lie_on_one_is_found():
+    line = Line(0.9)
+    for x in (1, 5, 9, 3):
+        line.add(x, 2 + 0.5 * x)
+    assert line.slope == pytest.approx(0.5) and line.base == pytest.approx(2)
+
+
+def test_before_x_has_varied_half_of_the_cost_counts_as_slope():
+    line = Line(0.9)
+    line.add(4, 8)
+    assert line.slope == pytest.approx(1) and line.base == pytest.approx(4)
+
+
+def test_it_drafts_where_drafting_pays_and_not_where_it_does_not():
+    assert settled(verify_s=1.0).choose() == ConfidencePlanner.largest
+    assert settled(verify_s=0.0, step_s=1.0).choose() == 0
+    assert settled(may_not_draft=False, verify_s=0.0, step_s=1.0).choose() == ConfidencePlanner.largest
+
+
+def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
+    close, far = settled(), settled()
+    close.seconds_per_token, far.seconds_per_token = {True: 1.0, False: 1.1}, {True: 1.0, False: 3.0}
+    assert close._patience() < far._patience()
+
+
+def test_a_token_is_verified_only_if_its_chance_pays_for_it():
+    planner = settled(verify_s=0.0, per_token_s=0.02)
+    planner.choose()
+    worth = planner.worth_verifying(torch.tensor([0.99, 0.01], dtype=torch.float64))
+    assert worth.tolist() == [True, False]
+
+
+def test_the_costlier_the_verified_token_the_higher_the_bar():
+    chances = torch.linspace(0, 1, 101, dtype=torch.float64)
+    kept = []
+    for per_token_s in (0.001, 0.02):
+        planner = settled(verify_s=0.2, per_token_s=per_token_s)
+        planner.choose()
+        kept.append(int(planner.worth_verifying(chances).sum()))
+    assert kept[0] > kept[1] > 0
+
+
+def test_drafting_ends_for_all_when_together_they_do_not_pay_for_a_step():
+    planner = settled(verify_s=0.2, per_token_s=0.001, step_s=0.01)
+    planner.choose()
+    planner.step.y *= 1000  # a draft step is dear now
+    alive = torch.tensor([True, True])
+    assert not planner.worth_drafting(torch.tensor([0.9, 0.9], dtype=torch.float64), alive).any()
+
+
+def test_a_draft_that_is_too_sure_is_believed_less():
+    planner = ConfidencePlanner(False)
+    sure = torch.tensor([0.9], dtype=torch.float64)
+    before = float(planner.belief(sure))
+    for _ in range(10):
+        observe(planner, accepted=1, expected=0.5)  # four rejections, half a one expected
+    assert float(planner.belief(sure)) < before
+
+
+def test_a_capacity_bounds_the_block():
+    planner = ConfidencePlanner(True)
+    planner.stay_within(4)
+    assert planner.largest == 3 and all(planner.choose() <= 3 for _ in range(10))
+
+
+def test_rows_end_at_eos_and_limit_and_unused_columns_go():
+    block, fixed = Drafting(torch.tensor([3, 2, 1]), torch.tensor([9])), FixedGamma(3)
+    block.add(torch.tensor([9, 1, 1]), None, None, fixed)
+    assert block.alive.tolist() == [False, True, False]
+    block.add(torch.tensor([5, 5, 5]), None, None, fixed)
+    assert not block.alive.any()
+    drafted = block.block()
+    assert drafted.num == [1, 2, 1] and drafted.tokens.shape == (3, 2)
+
+
+def test_rows_that_have_stopped_are_left_out_once_they_are_many():
+    block = Drafting(torch.tensor([1] * 6 + [5] * 4), NO_EOS)
+    block.add(torch.arange(10), None, None, FixedGamma(5))
+    kept = block.leave_out()
+    assert kept.tolist() == [6, 7, 8, 9] and block.here.tolist() == kept.tolist()
+    block.add(torch.tensor([1, 2, 3, 4]), None, None, FixedGamma(5))
+    assert block.block().tokens[6:].tolist() == [[6, 1], [7, 2], [8, 3], [9, 4]]
+
+
+def test_one_row_is_never_left_alone():
+    """A compiled pass knows one row as a case of its own."""
+    block = Drafting(torch.tensor([1] * 9 + [5]), NO_EOS)
+    block.add(torch.arange(10), None, None, FixedGamma(5))
+    assert len(block.leave_out()) == 2
