@@ -1,13 +1,13 @@
 """How far to draft, decided token by token: a drafted token must be worth the seconds that it costs.
 
-Comes in, after every round: what it cost and what was accepted; during a round: how sure the draft is of each row. Goes out:
-which tokens to verify, which rows to draft on with, and whether to draft at all. ``speculate`` asks; ``planner``
+Comes in, after every round: what it cost and what was accepted; during a round: how sure the draft is of each row. Goes
+out: which tokens to verify, which rows to draft on with, and whether to draft at all. ``speculate`` asks; ``planner``
 chooses one gamma for all rows instead, where there is no confidence to go by (sampling).
 
 A token that is accepted with chance P saves P * s seconds, where s is the present time per committed token. Verifying it costs
 v, the slope of the verification's seconds over its tokens; drafting one more costs d for its row and f for the step. So
 
-    verify while  P * s >= v          draft on while  P * c * s >= v + d  and, over all rows,  sum(P * c * s - v - d) >= f
+    verify while  P * s >= v;  draft on while  P * c * s >= v + d  and, over all rows,  sum(P * c * s - v - d) >= f
 
 with c the chance that one more token agrees. s, v, d, f and c are measured while decoding, over recent rounds; and so is
 how much more or less sure the draft is than it should be. (The marginal rule of fractional programming: seconds / tokens is

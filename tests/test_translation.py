@@ -187,7 +187,7 @@ def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
 
 
 def test_the_shipped_model_translates_drafts_well_and_every_method_agrees():
-    """The claims of its card, on fewer sentences and with room for it: 99.8 % right, 7.6 tokens per round, a third of the loads."""
+    """The claims of its card, on fewer sentences and with room: 99.8 % right, 7.6 tokens per round, a third of the loads."""
     pairs, job, found = held_out_pairs(96, 11), {"gamma": 10, "batch_size": 32, "prefetch": False}, {}
     with load("tiny-translate", draft_experts=4, store="memory") as engine:
         for method in ("on_demand", "specmoe"):
