@@ -65,7 +65,7 @@ class LayerProber(Prober):
             def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
                 for layer in self.layers:
                     index = torch.from_numpy(self.random.integers(self.num_experts, size=shape))
-                    experts._forward(layer, hidden, index, weights)
+                    experts.forward(layer, hidden, index, weights)
 
             found.append([tokens, self.time(work) / len(self.layers)])
         return found
@@ -142,7 +142,7 @@ class LayerProber(Prober):
         def work():
             before, index = function.pool.counts.copy(), [draw() for _ in self.layers]
             for layer, chosen in zip(self.layers, index):
-                function._forward(layer, hidden, chosen, weights)
+                function.forward(layer, hidden, chosen, weights)
             found.append(function.pool.counts.minus(before))
 
         seconds = self.time(work) / number
