@@ -5,7 +5,8 @@ out: which tokens to verify, which rows to draft on with, and whether to draft a
 chooses one gamma for all rows instead, where there is no confidence to go by (sampling).
 
 A token that is accepted with chance P saves P * s seconds, where s is the present time per committed token. Verifying it
-costs v, the slope of the verification's seconds over its tokens; drafting one more costs d for its row and f for the step. So
+costs v, the slope of the verification's seconds over its tokens; drafting one more costs d for its row and f for the
+step. So
 
     verify while  P * s >= v;  draft on while  P * c * s >= v + d  and, over all rows,  sum(P * c * s - v - d) >= f
 

@@ -26,20 +26,21 @@ STEPS_PER_DRAFT = 3
 
 
 class BareExperts:
-    """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs after each
-    draft step; its seconds are counted apart."""
+    """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs before
+    each draft step; its seconds are counted apart."""
 
     def __init__(self, experts, between):
-        self.target = self.draft = experts.draft
+        self.target = self._draft = experts.draft
         self.between, self.between_s = between, 0.0
 
     def prepare_draft(self) -> bool:
         return True
 
-    def after_draft_step(self) -> None:
+    def draft(self, live: torch.Tensor | None) -> None:
         began_s = time.perf_counter()
         self.between()
         self.between_s += time.perf_counter() - began_s
+        self._draft(live)
 
 
 class PassProber(Prober):
