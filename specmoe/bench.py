@@ -253,7 +253,7 @@ def _measure(engine, plan: _Plan, batch: int, prompts: list) -> tuple[dict[str, 
     runs = {variant.label: _Runs() for variant in plan.variants}
     for variant in plan.variants:
         plan.begin(f"{variant.label}, batch {batch}, warm-up")
-        # Compiled kernels have static shapes, so their warm-up has to be a run like those that follow.
+        # A compiled model is traced for the shapes it meets, so its warm-up has to be a run like those that follow.
         most = plan.decode["max_new_tokens"]
         tokens = most if _compiled(engine) else min(WARM_UP_TOKENS, most)
         began_s = time.perf_counter()

@@ -168,7 +168,7 @@ def _loading(parser: _Parser) -> None:
     group.add_argument("--expert-bytes", metavar="BYTES", help="widen experts to this size, same outputs")
     group.add_argument("--device", help="cpu (default) or cuda")
     group.add_argument("--dtype", help="of the arithmetic, e.g. float32")
-    group.add_argument("--compile", action="store_true", help="compile draft step and expert kernels")
+    group.add_argument("--compile", action="store_true", help="torch.compile the model around its experts (about a minute of warm-up)")
     group.add_argument("--num-readers", type=int, metavar="R", help="threads that read the store (4)")
 
 

@@ -1,4 +1,5 @@
-"""How many tokens to draft in the next round; gamma = 0 is plain decoding.
+"""How many tokens to draft in the next round, one number for all rows; gamma = 0 is plain decoding. (``confidence`` decides
+token by token instead, where the draft's own confidence says something: greedy decoding with no gamma given.)
 
 Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one, the value with the
 fewest expected seconds per committed token. ``speculate`` asks once per round.
