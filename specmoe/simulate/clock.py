@@ -38,14 +38,14 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
     ``others``: processors that other programs used meanwhile; what ran beside too much of it is probed or run again
     (``quiet``). Every method is warmed up once.
     """
-    rows = []
+    rows, longest = [], max(prompts, key=len)  # the batch's longest source is what cross-attention looks at
     for method in methods:
         engine.generate(prompts[:16], method=method, max_new_tokens=8, batch_size=16)
-    before = quietly(lambda: probe_machine(engine, prompts[0]))
+    before = quietly(lambda: probe_machine(engine, longest))
     for batch in batches:
         for repeat in range(repeats):
             runs = [quietly(partial(_run, engine, prompts, method, batch, new_tokens, gamma)) for method in methods]
-            after = quietly(lambda: probe_machine(engine, prompts[0]))
+            after = quietly(lambda: probe_machine(engine, longest))
             machine = fit_machine(mean_probes([before[0], after[0]]))
             for output, others in runs:
                 rows.append(_row(engine, batch, repeat, output, machine) | {"others": max(others, before[1], after[1])})
