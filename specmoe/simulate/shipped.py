@@ -40,7 +40,10 @@ def recordings(model: str | None = None, draft_experts: int | None = None, batch
         and (method is None or each.method == method)
     ]
     if not chosen:
-        there = ", ".join(f"{name} with N = {' or '.join(map(str, numbers))}" for name, numbers in SHIPPED.items())
+        numbers: dict[str, set[int]] = {}
+        for each in found:
+            numbers.setdefault(each.info["name"], set()).add(each.info["draft_experts"])
+        there = ", ".join(f"{name} with N = {' or '.join(map(str, sorted(some)))}" for name, some in numbers.items())
         raise OptionError(f"no shipped recording has model={model!r}, draft_experts={draft_experts!r}, batch={batch!r}, "
                           f"method={method!r}: there are {there}, batch {', '.join(map(str, BATCHES))}")  # fmt: skip
     return chosen
