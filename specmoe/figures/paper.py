@@ -30,13 +30,15 @@ def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | Non
     several.
     """
     need_columns(numbers, "label", "measure", "value", "kind", "low", "high")
-    part = numbers[numbers["measure"] == measure]
+    part = found = numbers[numbers["measure"] == measure]
     if not len(part):
         raise OptionError(f"no number is called {measure!r}: there are {', '.join(sorted(set(numbers['measure'])))}")
-    if batch is not None:
-        part = part[part["batch"] == batch]
+    if "batch" in part:
+        part = part[part["batch"].isna() if batch is None else part["batch"] == batch]
         if not len(part):
-            raise OptionError(f"{measure!r} has no number at batch {batch}")
+            raise OptionError(
+                f"{measure!r} has no number at batch {batch}: there are its batches {sorted(set(found['batch']))}"
+            )
     labels, own = list(dict.fromkeys(part["label"])), ax is None
     if own:
         _, ax = plt.subplots(figsize=(8, 1.6 + 0.55 * len(labels)), layout="constrained")
