@@ -136,6 +136,16 @@ def test_the_document_is_up_to_date():
     assert FILE.read_text(encoding="utf-8") == paper.document(), "run python -m specmoe.reproduction"
 
 
+def test_the_numbers_of_the_readme_are_those_of_the_results():
+    readme = (FILE.parents[1] / "README.md").read_text(encoding="utf-8")
+    numbers = paper.all_numbers(paper.load_results())
+    change = sentences.value_of(numbers, "bytes", "specmoe", "change against on_demand, best batch").value
+    growth = [sentences.value_of(numbers, "growth", label, GROWTH).value for label in ("specmoe", "on_demand")]
+    speed = sentences.value_of(numbers, "throughput", "specmoe", "speed-up, best batch", "simulated").value
+    for words in (f"{change:.1f} % (measured)", f"{growth[0]:.1f}x, {growth[1]:.1f}x (measured)", f"{speed:.1f}x (simulated"):
+        assert words in readme
+
+
 def test_results_are_small():
     assert sum(file.stat().st_size for file in RESULTS.glob("*.json")) < 2**20
 
