@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from .errors import OptionError, check_choice
@@ -88,15 +89,16 @@ def layer_requests(frame: pd.DataFrame, layer: int, num_experts: int | None = No
     ``num_experts`` E; None: the highest expert seen in the trace + 1. Raises ``OptionError`` for a layer without routes.
     """
     layer = check_number("layer", layer, layers_of(frame))
-    routes = frame[frame["kind"] == "route"]
-    num_experts = num_experts or int(routes["expert"].max()) + 1
+    routed = frame["kind"] == "route"
+    num_experts = num_experts or int(frame.loc[routed, "expert"].max()) + 1
     step = frame["kind"].isin(["prefill", "verify"]).cumsum()  # the event that ends a step comes last in it
-    routes = routes[routes["layer"] == layer]
-    requests = []
-    for _, part in routes.groupby(step[routes.index], sort=True):
-        counts = part.set_index("expert")["count"].reindex(range(num_experts), fill_value=0)
-        requests.append(Request(int(part["round"].iloc[0]), str(part["phase"].iloc[0]), tuple(counts.astype(int))))
-    return requests
+    of_layer = routed & (frame["layer"] == layer) & (frame["expert"] < num_experts)
+    part = frame[of_layer]
+    _, first, place = np.unique(step[of_layer], return_index=True, return_inverse=True)
+    counts = np.zeros((len(first), num_experts), dtype=int)
+    counts[place, part["expert"]] = part["count"]
+    rounds, phases = part["round"].iloc[first], part["phase"].iloc[first]
+    return [Request(int(r), str(p), tuple(row)) for r, p, row in zip(rounds, phases, counts.tolist(), strict=True)]
 
 
 def replay_pool(requests: Sequence[Request], num_kept: int, policy: str) -> list[Held]:

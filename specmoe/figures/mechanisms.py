@@ -62,7 +62,8 @@ def default_kept(num_experts: int) -> int:
 
 def _two_axes(ax, size: tuple[float, float], heights: tuple[int, int]) -> tuple[Axes, Axes]:
     if ax is None:
-        _, axes = plt.subplots(2, 1, figsize=size, height_ratios=heights, sharex=True, layout="constrained")
+        _, axes = plt.subplots(2, 1, figsize=size, height_ratios=heights, sharex=True)
+        axes[0].figure.subplots_adjust(left=0.065, right=0.625, bottom=0.115, top=0.935, hspace=0.05)
         return axes[0], axes[1]
     axes = list(np.atleast_1d(ax))
     if len(axes) != 2:
