@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from .adapters import position_modules
 from .errors import SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
-from .kv_cache import RaggedKVCache, attention_windows
+from .kv_cache import RaggedKVCache, attention_windows, kv_argument
 
 logger = logging.getLogger("specmoe")
 
@@ -71,6 +71,7 @@ class CausalDecoder:
         self.eager = self.config._attn_implementation == "eager"
         self.num_layers = self.config.num_hidden_layers
         self.positioned = position_modules(model)
+        self.kv_argument = kv_argument(model)
         self.kv_cache: RaggedKVCache | None = None
         self._all_rows: RaggedKVCache | None = None
         self.passes = Passes(model)
@@ -141,8 +142,8 @@ class CausalDecoder:
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
             attention_mask=self._masks(kv_cache),
-            past_key_values=kv_cache,
             use_cache=True,
+            **{self.kv_argument: kv_cache},
             **kwargs,
         )
         return output.logits

@@ -9,12 +9,19 @@ copied when tokens are rejected: the next block simply overwrites them. ``decode
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .errors import UnsupportedModelError
 
 ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def kv_argument(model) -> str:
+    """What ``model.forward`` calls its KV cache: transformers 5.24 renamed the argument, and warns at the old name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class RaggedLayer(CacheLayerMixin):

@@ -35,7 +35,8 @@ class Routing:
     router's first); weight (the router's); step ("target" or "draft"); expert that the router named; computed (the expert
     that ran in its place, the same one or a stand-in; -1: none); state: "resident" (in fast memory when its layer asked),
     "prefetched" (read ahead of the router), "fetched", or in draft steps "substituted", "left out".
-    Only tokens of the final text are in it: what was rejected is not.
+    Only tokens of the final text are in it: what was rejected is not. Of an encoder-decoder it holds the decoder's
+    tokens and layers; positions are the decoder's, its start token the first.
     """
 
     output: Output
@@ -43,6 +44,7 @@ class Routing:
     num_layers: int
     num_experts: int
     top_k: int
+    first_layer: int = 0  # encoder-decoder: the decoder's first MoE layer; the encoder's come before it and are not here
 
     @property
     def tokens(self) -> list[int]:
@@ -60,6 +62,7 @@ class _Step:
     phase: str
     round: int
     layer: int
+    num_live: int  # tokens that count; the rest is padding
     index: list[list[int]]
     weights: list[list[float]]
     computed: list[list[int]]
@@ -72,17 +75,18 @@ def record_routing(engine: Engine, prompt: str | list[int], max_new_tokens: int 
     """Decode one ``prompt`` (text or ids) and record every choice of every router.
 
     ``options`` are those of ``Engine.generate``. Raises ``OptionError`` for more than one prompt or an engine without a
-    trace, ``UnsupportedModelError`` for an encoder-decoder or a compiled draft.
+    trace, ``UnsupportedModelError`` for a compiled draft.
     """
     _check(engine, prompt)
     with _recording(engine.experts) as steps:
         output = engine.generate([prompt], max_new_tokens=max_new_tokens, method=method, **options)
-    info = engine.info
-    rows = [row for step in _placed(steps, output) for row in step]
+    info, first_layer = engine.info, engine.experts.draft_layers.start
+    decoding = [step for step in steps if step.layer >= first_layer]
+    rows = [row for step in _placed(decoding, output) for row in step]
     picks = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
     order = ["position", "layer", "step", "choice"]
     picks = picks.sort_values(order, ascending=[True, True, False, True], ignore_index=True)
-    return Routing(output, picks, info["layers"], info["experts"], int(info["top_k"]))
+    return Routing(output, picks, info["layers"], info["experts"], int(info["top_k"]), first_layer)
 
 
 def _check(engine: Engine, prompt) -> None:
@@ -91,9 +95,10 @@ def _check(engine: Engine, prompt) -> None:
         raise OptionError(f"prompt={prompt!r:.60} is not one prompt: give one text, or one list of token ids")
     if not engine.options.trace:
         raise OptionError("the engine was loaded with trace=False, so no round is recorded: load it with trace=True")
-    if engine.is_translation or engine.compiled:
-        what = "an encoder-decoder" if engine.is_translation else "a compiled draft"
-        raise UnsupportedModelError(f"routing is recorded token by token, which {what} does not allow: use another model or load with compile=False")  # fmt: skip  # noqa: E501
+    if engine.compiled:
+        raise UnsupportedModelError(
+            "routing is recorded token by token, which a compiled draft does not allow: load with compile=False"
+        )
 
 
 @contextmanager
@@ -124,7 +129,8 @@ def _observe(experts: OffloadedExperts, layer: int, index: torch.Tensor, weights
     rows = index.shape[0] if experts.live is None else len(experts.live)  # some models hand in their pairs one by one
     ahead = {key.expert for key in pool.unclaimed if key.layer == layer}
     parts = (part.reshape(rows, -1).tolist() for part in (index, weights.float(), computed))
-    return _Step(trace.phase, trace.round, layer, *parts, pool.resident_experts(layer) - ahead, ahead)
+    num_live = rows if experts.live is None else int(experts.live.sum())
+    return _Step(trace.phase, trace.round, layer, num_live, *parts, pool.resident_experts(layer) - ahead, ahead)
 
 
 def _stand_ins(experts: OffloadedExperts, layer: int, index: torch.Tensor) -> torch.Tensor:
@@ -140,7 +146,7 @@ def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:
     drafted: Counter = Counter()  # draft steps seen so far, by round and layer
     for step in steps:
         if step.phase == "prefill":
-            yield _rows(step, "target", 0, len(step.index))
+            yield _rows(step, "target", 0, step.num_live)
             continue
         block = blocks[step.round]
         first = block.start - 1  # the row's last token opens the block

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import MoEModelOutput
 from .adapters import check_blocks, largest_block, position_modules
 from .decoder import Passes, as_bias, check_rollback, pad, tell_positions
 from .errors import UnsupportedModelError
-from .kv_cache import RaggedKVCache
+from .kv_cache import RaggedKVCache, kv_argument
 
 
 class CrossKV:
@@ -76,6 +76,7 @@ class Seq2SeqDecoder:
             model.set_attn_implementation("eager")  # the one whose masks and biases are given here, row by row
         self.positioned = position_modules(model)
         self.num_layers = getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
+        self.kv_argument = kv_argument(model)
         self.kv_cache: RaggedKVCache | None = None
         self.passes = Passes(model)
 
@@ -181,7 +182,7 @@ class Seq2SeqDecoder:
             attention_mask=as_bias(real.to(self.model.device), self.model.dtype),
             decoder_input_ids=tokens.to(self.model.device),
             decoder_attention_mask=as_bias(self_kv.mask(), self.model.dtype),
-            past_key_values=EncoderDecoderCache(self_kv, cross),
             use_cache=True,
+            **{self.kv_argument: EncoderDecoderCache(self_kv, cross)},
         )
         return output.logits

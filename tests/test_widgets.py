@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import io
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -20,10 +22,13 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 
+import specmoe
 from specmoe import figures, simulate, widgets
 from specmoe.errors import OptionError, UnsupportedModelError
+from specmoe.figures import tokens
 from specmoe.report.run import widget_errors
 from specmoe.routing import record_routing
+from specmoe.tiny.translate_data import held_out_pairs
 
 METHODS = ("on_demand", "cached", "specmoe")
 
@@ -97,6 +102,14 @@ def test_every_control_changes_the_figure(request, name):
         before = explorer.png
         explorer.controls[control].value = value
         assert explorer.png != before, f"{name}: {control} = {value} changes nothing"
+
+
+def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(request, monkeypatch):
+    explorer, seen = make("knobs", request), []
+    draw = explorer.draw
+    monkeypatch.setattr(explorer, "draw", lambda **values: seen.append(gc.isenabled()) or draw(**values))
+    explorer.controls["batch"].value = 4
+    assert seen == [False] and gc.isenabled()
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -187,11 +200,19 @@ def test_recording_leaves_the_engine_as_it_was(engine):
     assert [module._specmoe_forward for module in engine.experts.modules] == before
 
 
-def test_the_map_prints_the_experts_that_were_picked(routing):
-    ax = figures.routing_map(routing, first=0, num_tokens=4)
+def test_the_map_prints_the_experts_that_were_picked(routing, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tokens, "_draw_words", lambda ax, places, words, colors: drawn.extend(zip(places.tolist(), words)))
+    figures.routing_map(routing, first=0, num_tokens=4)
     picks = routing.picks[(routing.picks["step"] == "target") & (routing.picks["position"] < 4)]
-    inside = [text.get_text() for text in ax.texts]
-    assert sorted(inside) == sorted(picks["expert"].astype(str))
+    y = picks["layer"] * routing.top_k + picks["choice"]
+    expected = zip(picks["position"], y, picks["expert"])
+    assert sorted(drawn) == sorted(([float(x), float(at)], str(expert)) for x, at, expert in expected)
+
+
+def test_a_star_is_a_stand_in_and_a_dash_an_expert_left_out():
+    part = pd.DataFrame({"state": ["fetched", "substituted", "left out"], "computed": [3, 7, -1], "expert": [3, 4, 5]})
+    assert tokens.cell_words(part) == ["3", "7*", "-"]
 
 
 # ---- what the twins draw -------------------------------------------------------------------------
@@ -306,6 +327,48 @@ def test_routing_is_of_one_prompt(engine, monkeypatch):
     monkeypatch.setattr(engine, "compiled", True)
     with pytest.raises(UnsupportedModelError, match="compiled"):
         record_routing(engine, PROMPTS[0])
+
+
+@pytest.fixture(scope="module")
+def translated():
+    with specmoe.load("tiny-translate", store="memory", draft_experts=4) as engine:
+        sentence = held_out_pairs(1, 0)[0].english
+        routing = record_routing(engine, sentence, max_new_tokens=16, gamma=4, eos_token_id=[])
+        return routing, engine.generate([sentence], method="specmoe", max_new_tokens=16, gamma=4, eos_token_id=[])
+
+
+def test_routing_of_a_translation_is_the_decoders_and_adds_up_to_its_trace(translated):
+    routing, plain = translated
+    assert routing.tokens == plain.sequences[0].tolist(), "recording changed a token"
+    layers = range(routing.first_layer, routing.num_layers)
+    target = routing.picks[routing.picks["step"] == "target"]
+    assert 0 < routing.first_layer and set(target["layer"]) == set(layers)
+    assert len(target) == (len(routing.tokens) - 1) * len(layers) * routing.top_k
+    frame = plain.trace.to_frame()
+    routes = frame[(frame["kind"] == "route") & (frame["phase"] == "prefill") & (frame["layer"] >= routing.first_layer)]
+    before = target[target["round"] == -1].groupby(["layer", "expert"]).size()
+    assert before.to_dict() == routes.set_index(["layer", "expert"])["count"].to_dict()
+
+
+def test_a_translation_is_explored_by_clicking_on_its_words(translated):
+    explorer = widgets.routing_explorer(translated[0])
+    words = [word for word, _ in explorer.controls["token"].options]
+    assert isinstance(explorer.controls["token"], ipywidgets.ToggleButtons) and "fra_Latn" in words[1]
+    before = explorer.png
+    explorer.controls["token"].value = 7
+    assert explorer.png != before
+    with pytest.raises(OptionError, match="first_layer=0 .*did you mean 2"):
+        figures.routing_map(translated[0], first_layer=0)
+
+
+def test_a_long_text_gets_a_list_to_scroll(routing, monkeypatch):
+    monkeypatch.setattr(widgets.base, "MOST_BUTTONS", 5)
+    assert isinstance(widgets.routing_explorer(routing).controls["token"], ipywidgets.Select)
+
+
+def test_a_run_without_a_draft_offers_no_view_of_one(engine):
+    routing = record_routing(engine, PROMPTS[0], max_new_tokens=4, method="on_demand", eos_token_id=[])
+    assert set(widgets.routing_explorer(routing).controls) == {"token"}
 
 
 # ---- in a kernel without a front end -------------------------------------------------------------

@@ -7,7 +7,9 @@ Comes in: ipywidgets controls by name, and a function of their values that draws
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -17,6 +19,7 @@ from IPython.display import Image, display
 DOTS_PER_INCH = 96
 WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
 NAMED = {"description_width": "9.5rem"}
+MOST_BUTTONS = 96
 
 
 class Explorer(ipywidgets.VBox):
@@ -37,9 +40,10 @@ class Explorer(ipywidgets.VBox):
         super().__init__([*self.controls.values(), self.output])
 
     def _show(self, **values) -> None:
-        axes = np.atleast_1d(self.draw(**values)).flat[0]
-        self.png = still(axes.figure)
-        display(Image(self.png, alt=self.about))
+        with _no_collection():
+            axes = np.atleast_1d(self.draw(**values)).flat[0]
+            self.png = still(axes.figure)
+            display(Image(self.png, alt=self.about))
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -48,6 +52,18 @@ class Explorer(ipywidgets.VBox):
             return bundle
         picture = {"image/png": base64.b64encode(self.png).decode(), "text/plain": f"Widget: {self.about}"}
         return picture | {k: v for k, v in data.items() if k not in picture}, metadata | {"image/png": {"alt": self.about}}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is collected after the picture has been sent: with a model in memory a collection takes 0.3 s."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def still(figure) -> bytes:
@@ -76,6 +92,15 @@ def choice(name: str, options, value=None) -> ipywidgets.Dropdown:
     options = list(options)
     chosen = {} if value is None else {"value": value}
     return ipywidgets.Dropdown(options=options, description=name, style=NAMED, layout=WIDE, **chosen)
+
+
+def words_to_click(name: str, options, value) -> ipywidgets.ToggleButtons | ipywidgets.Select:
+    """One of (word, value) pairs, laid out as the text they make; a list to scroll where there are too many."""
+    if len(options) > MOST_BUTTONS:
+        numbered = [(f"{place}: {word}", one) for place, (word, one) in enumerate(options)]
+        return ipywidgets.Select(options=numbered, value=value, rows=5, description=name, style=NAMED, layout=WIDE)
+    look = {**NAMED, "button_width": "auto"}
+    return ipywidgets.ToggleButtons(options=options, value=value, description=name, style=look, layout=WIDE)
 
 
 def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:

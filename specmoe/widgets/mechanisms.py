@@ -8,26 +8,25 @@ from __future__ import annotations
 from .. import figures, replay
 from ..figures import mechanisms as drawn
 from ..figures import tokens as spelled
-from .base import Explorer, choice, slider, span, steps
+from .base import Explorer, choice, slider, span, steps, words_to_click
 
 
 def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
-    """Tokens x layers coloured by expert; choose a token to have it spelled out (``figures.routing_map``).
+    """Tokens x layers coloured by expert; click a token of the text to have it spelled out (``figures.routing_map``).
 
-    ``routing``: of ``specmoe.routing.record_routing(engine, prompt)``.
+    ``routing``: of ``specmoe.routing.record_routing(engine, prompt)``. Where nothing was drafted no control offers the draft.
     """
     spelled.check_routing(routing)
     positions = sorted(routing.picks["position"].unique().tolist())
     first_new = min(routing.num_prompt_tokens, positions[-1])
     token = first_new if token is None else replay.check_number("token", token, positions)
     words = spelled.words_of(routing.output.tokenizer, routing.tokens)
-    shown = len(spelled.shown_layers(routing, 0))
-    controls = {
-        "token": steps("token", [(f"{p}: {words[p]}", p) for p in positions], token),
-        "step": choice("computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")]),
-    }
-    if shown < routing.num_layers:
-        controls["first_layer"] = slider("first layer", 0, routing.num_layers - shown, 0)
+    layers = spelled.shown_layers(routing)
+    controls = {"token": words_to_click("token", [(words[p], p) for p in positions], token)}
+    if (routing.picks["step"] == "draft").any():
+        controls["step"] = choice("computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")])
+    if layers.stop < routing.num_layers:
+        controls["first_layer"] = slider("first layer", layers.start, routing.num_layers - len(layers), layers.start)
 
     def draw(**values):
         return figures.routing_map(routing, num_tokens=num_tokens, **values)
@@ -42,10 +41,11 @@ def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None)
     row = rows[0] if row is None else replay.check_number("row", row, rows)
     blocks = {row: replay.blocks_of(output.trace, row) for row in rows}
     longest = max(len(each) for each in blocks.values())
+    step = replay.check_number("step", step, range(len(blocks[row])))
     acts = [("1 draft", "draft"), ("2 verify", "verify"), ("3 accept", "accept")]
     controls = {
         "row": choice("prompt", rows, row),
-        "step": slider("round of the prompt", 0, longest - 1, replay.check_number("step", step, range(len(blocks[row])))),
+        "step": steps("round of the prompt", [(str(number + 1), number) for number in range(longest)], step),
         "act": steps("reveal", acts, "accept"),
     }
 

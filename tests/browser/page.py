@@ -1,4 +1,4 @@
-"""One notebook in JupyterLab, as a person uses it: open, run all, move every control, look.
+"""One notebook in JupyterLab, Notebook 7 or Voila, as a person uses it: open, run all, move every control, look.
 
 Comes in: a playwright page and the server's address. Goes out: what went wrong, as sentences, and screenshots.
 """
@@ -11,15 +11,18 @@ from urllib.parse import urlsplit
 LOCAL = {"127.0.0.1", "localhost", ""}
 # The shell's own remarks that say nothing about a notebook: a file it looks for and may not find.
 HARMLESS = ("favicon", "Failed to load resource: the server responded with a status of 404")
-IDLE = """() => document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'
-    && !!document.querySelector('.jp-NotebookPanel .jp-Toolbar-kernelName')?.innerText.includes('Python')"""
+IDLE = """() => (document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status ?? 'idle') === 'idle'
+    && !!document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.innerText.includes('Python')"""
 WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
     .some(prompt => prompt.innerText.includes('[*]'))"""
 MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
     .filter(cell => cell.querySelector('.cm-content')?.innerText.trim()
         && /^\\[\\s*\\]:?$/.test(cell.querySelector('.jp-InputPrompt').innerText.trim())).length"""
 FIGURES = "root => [...root.querySelectorAll('img')].map(image => image.src.length + image.src.slice(-400)).join()"
-CONTROLS = ".widget-slider, .widget-dropdown"
+CONTROLS = ".widget-slider, .widget-dropdown, .widget-toggle-buttons, .widget-select"
+PATHS = {"lab": "lab/tree", "notebook": "notebooks", "voila": "voila/render"}
+NOTEBOOK = ".jp-Notebook"  # in all three front ends
+TALLEST = 14_000  # pixels of a picture of a whole notebook
 
 
 class Problems(list):
@@ -40,9 +43,14 @@ class Problems(list):
             self.append(f"external request: {request.url[:200]}")
 
 
-def open_and_run(page, address: str, token: str, name: str, seconds: int = 120) -> None:
+def open_and_run(page, address: str, token: str, name: str, front_end: str = "lab", seconds: int = 120) -> None:
     """Open the notebook ``name``, run all its cells and wait until the kernel rests."""
-    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
+    more = "&reset" if front_end == "lab" else ""
+    page.goto(f"{address}/{PATHS[front_end]}/{name}?token={token}{more}", timeout=seconds * 1000)
+    if front_end == "voila":  # runs by itself, and shows the page when all is done
+        page.wait_for_selector(".jp-OutputArea-output", timeout=seconds * 1000)
+        page.wait_for_timeout(3000)
+        return
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
     page.wait_for_function(f"() => document.querySelector('.jp-Dialog') || ({IDLE})()", timeout=60_000)
     if page.query_selector(".jp-Dialog"):
@@ -53,26 +61,36 @@ def open_and_run(page, address: str, token: str, name: str, seconds: int = 120) 
     page.wait_for_function(f"() => !({WAITING})() && ({IDLE})()", timeout=seconds * 1000)
 
 
+def picture(page, path: Path, front_end: str = "lab") -> None:
+    """The whole notebook in one picture: the window is made as tall as its cells, and small again."""
+    size = page.viewport_size
+    tall = page.evaluate(f"() => document.querySelector('{NOTEBOOK}')?.scrollHeight ?? document.body.scrollHeight")
+    page.set_viewport_size({**size, "height": min(TALLEST, int(tall) + 160)})
+    page.wait_for_timeout(800)
+    page.screenshot(path=path)
+    page.set_viewport_size(size)
+
+
 def failures(page) -> list[str]:
     """Errors in outputs, and cells that Run All left out."""
     found = []
-    for output in page.query_selector_all(".jp-Notebook [data-mime-type='application/vnd.jupyter.error']"):
+    for output in page.query_selector_all("[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedError"):
         found.append(f"a cell or widget failed: {output.inner_text().strip().splitlines()[-1]}")
     if left := page.evaluate(MISSING):
         found.append(f"{left} cells were not run")
     return found
 
 
-def move_controls(page, shots: Path) -> tuple[int, list[str]]:
-    """Move every slider and choose in every dropdown: how many there were, and those that changed no figure."""
-    found = []
+def move_controls(page, shots: Path) -> tuple[list[int], list[str]]:
+    """Move every control of every widget: how many there were in each, and those that changed no figure."""
+    found, moved = [], []
     boxes = page.query_selector_all(".jp-OutputArea-output .widget-vbox")
     boxes = [box for box in boxes if box.query_selector("img") and box.query_selector(CONTROLS)]
-    moved = 0
     for number, box in enumerate(boxes, 1):
+        moved.append(0)
         for control in box.query_selector_all(CONTROLS):
             if (changed := _move(page, box, control)) is not None:
-                moved += 1
+                moved[-1] += 1
                 if not changed:
                     found.append(f"widget {number}: {control.inner_text().splitlines()[0]} changes no figure")
         box.scroll_into_view_if_needed()
@@ -83,21 +101,31 @@ def move_controls(page, shots: Path) -> tuple[int, list[str]]:
 def _move(page, box, control) -> bool | None:
     """Whether the figure changed; None: the control has one value only."""
     before = box.evaluate(FIGURES)
-    select = control.query_selector("select")
-    if select:
-        count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
-        if count < 2:
-            return None
-        select.select_option(index=(chosen + 1) % count)
-    else:
-        handle = control.query_selector(".noUi-handle")
-        least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
-        if least == most:
-            return None
-        handle.focus()
-        handle.press("ArrowLeft" if now >= most else "ArrowRight")
+    if not _set_next(control):
+        return None
     for _ in range(50):
         page.wait_for_timeout(100)
         if box.evaluate(FIGURES) != before:
             return True
     return False
+
+
+def _set_next(control) -> bool:
+    """Another value by hand: the next of a menu, a button that is not down, one step of a slider. False: there is none."""
+    select, buttons = control.query_selector("select"), control.query_selector_all("button")
+    if select:
+        count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
+        if count > 1:
+            select.select_option(index=(chosen + 1) % count)
+        return count > 1
+    if buttons:
+        others = [button for button in buttons if "mod-active" not in button.get_attribute("class")]
+        if others:
+            others[len(others) // 2].click()
+        return bool(others)
+    handle = control.query_selector(".noUi-handle")
+    least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
+    if least < most:
+        handle.focus()
+        handle.press("ArrowLeft" if now >= most else "ArrowRight")
+    return least < most

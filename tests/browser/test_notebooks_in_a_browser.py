@@ -1,12 +1,15 @@
 """JupyterLab in a real browser runs each notebook: no error, no request to elsewhere, every control moves its figure.
 
-In ``make test`` the shortest notebook only; ``make browser-test`` sets SPECMOE_BROWSER=all. Screenshots are kept under
-``reports/browser/``.
+In ``make test`` the shortest notebook only; ``make browser-test`` sets SPECMOE_BROWSER=all. Pictures are kept under
+``reports/browser/``. SPECMOE_FRONT_END=notebook or voila opens Notebook 7 or Voila instead, which may live in another
+environment (SPECMOE_JUPYTER=its Python).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,14 +17,16 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from jupyter import serving  # noqa: E402
-from page import Problems, failures, move_controls, open_and_run  # noqa: E402
+from jupyter import FRONT_ENDS, serving  # noqa: E402
+from page import Problems, failures, move_controls, open_and_run, picture  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "reports" / "browser"
 CHROMIUM = os.environ.get("SPECMOE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ALL = os.environ.get("SPECMOE_BROWSER", "")
-FIRST = "00_start_here"
+FRONT_END = os.environ.get("SPECMOE_FRONT_END", "lab")
+FIRST = "06_sampling_without_bias"
+SLOW = {"report": 420}  # seconds it may take; the others have 150
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
@@ -30,6 +35,13 @@ def chosen() -> list[Path]:
     found = sorted((ROOT / "notebooks").glob("*.ipynb"))
     wanted = {FIRST} if not ALL else set(ALL.split(","))
     return [path for path in found if "all" in wanted or path.stem in wanted]
+
+
+def widgets_in(path: Path) -> int:
+    """How many widgets the notebook's cells make."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return len(re.findall(r"\bwidgets\.\w+\(", code))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +56,8 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with serving(chosen(), tmp_path_factory.mktemp("lab")) as address:
+def server(browser, tmp_path_factory):
+    with serving(chosen(), tmp_path_factory.mktemp("jupyter"), FRONT_END) as address:
         yield address
 
 
@@ -57,17 +69,17 @@ def page(browser):
 
 
 @pytest.mark.parametrize("path", chosen(), ids=lambda path: path.stem)
-def test_a_notebook_runs_and_its_widgets_move(path, page, lab):
+def test_a_notebook_runs_and_its_widgets_move(path, page, server):
     SHOTS.mkdir(parents=True, exist_ok=True)
     problems = Problems()
     problems.watch(page)
-    open_and_run(page, *lab, path.name)
-    shot = SHOTS / f"{path.stem}.png"
-    page.screenshot(path=shot)
+    open_and_run(page, *server, path.name, FRONT_END, SLOW.get(path.stem, 150))
+    shot = SHOTS / f"{path.stem}{'' if FRONT_END == 'lab' else '_' + FRONT_END}.png"
+    picture(page, shot)
     moved, still = move_controls(page, shot)
-    print(f"{path.stem}: {moved} controls moved")
+    print(f"{path.stem} in {FRONT_END}: controls moved per widget: {moved}")
     assert [*failures(page), *still, *problems] == []
-    assert moved > 0 or "widgets." not in path.read_text(encoding="utf-8"), "no widget of this notebook shows a control"
+    assert len(moved) == widgets_in(path) and all(moved), "a widget of this notebook shows no control that moves"
 
 
 def test_an_external_request_and_a_console_error_would_be_seen(page):
@@ -79,3 +91,23 @@ def test_an_external_request_and_a_console_error_would_be_seen(page):
     page.wait_for_timeout(300)
     assert any("external request: https://cdn.example/x.png" in problem for problem in problems)
     assert any("console error: broken" in problem for problem in problems)
+
+
+BOX = "<div class='jp-OutputArea-output'><div class='widget-vbox'>{}<img src='data:image/png;base64,AAAA'></div></div>"
+MENU = "<div class='widget-dropdown'>name<select><option>a<option>b</select></div>"
+
+
+def test_a_control_that_moves_nothing_and_a_widget_without_controls_would_be_seen(page, tmp_path):
+    page.set_content(BOX.format(MENU) + BOX.format(""))
+    moved, still = move_controls(page, tmp_path / "shot.png")
+    assert moved == [1] and still == ["widget 1: name changes no figure"]
+
+
+def test_an_error_in_an_output_would_be_seen(page):
+    shown = "<div data-mime-type='application/vnd.jupyter.error'>Traceback\nZeroDivisionError: division by zero</div>"
+    page.set_content(f"<div class='jp-Notebook'>{shown}</div>")
+    assert failures(page) == ["a cell or widget failed: ZeroDivisionError: division by zero"]
+
+
+def test_the_front_end_is_one_of_three():
+    assert FRONT_END in FRONT_ENDS
