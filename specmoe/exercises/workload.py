@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import pandas as pd
 import torch
 
 from .. import checkpoint
 from ..affinity import expert_distances
-from ..engine import load
-from ..metrics import tokens_per_round
+from ..engine import Engine, load
 from ..output import Output
 from ..replay import Request, layer_requests, layers_of
 from ..routing import record_routing
+from ..simulate import Recording
 from ..tiny.data import held_out_prompts
 
 MODEL, NUM_EXPERTS, NUM_DRAFT = "tiny-skewed", 32, 4
@@ -36,12 +35,15 @@ def shipped_distances() -> torch.Tensor:
     return expert_distances(checkpoint.pack(checkpoint.resolve(MODEL)))
 
 
-def run(num_prompts: int = 4, max_new_tokens: int = 32, **options) -> Output:
-    """One deterministic run of the shipped model, experts in host memory, nothing read ahead, no early end."""
+def run(**options) -> Output:
+    """One deterministic run of the shipped model, experts in host memory."""
     with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
-        return engine.generate(
-            prompts(num_prompts), max_new_tokens=max_new_tokens, prefetch=False, eos_token_id=[], **options
-        )
+        return generate(engine, **options)
+
+
+def generate(engine: Engine, num_prompts: int = 4, max_new_tokens: int = 32, **options) -> Output:
+    """Nothing read ahead, no early end: counts repeat exactly."""
+    return engine.generate(prompts(num_prompts), max_new_tokens=max_new_tokens, prefetch=False, eos_token_id=[], **options)
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,11 +74,11 @@ def bytes_per_token(draft_set: str | Callable) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def recorded_rounds() -> pd.DataFrame:
-    """One row per gamma: ``gamma``, ``tokens`` (per row and round) and ``fetches`` (reads per round), of real runs."""
-    rows = []
-    for gamma in GAMMAS:
-        output = run(method="specmoe", gamma=gamma, batch_size=4)
-        stats = output.stats
-        rows.append((gamma, tokens_per_round(output.trace.to_frame()), stats.num_fetches / stats.num_rounds))
-    return pd.DataFrame(rows, columns=["gamma", "tokens", "fetches"])
+def recorded_rounds() -> dict[int, Recording]:
+    """Gamma -> a real run with it, as ``simulate`` replays them; four rows always in flight."""
+    runs = {}
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        for gamma in GAMMAS:
+            output = generate(engine, num_prompts=12, method="specmoe", gamma=gamma, batch_size=4)
+            runs[gamma] = Recording.of(output, engine.info).full()
+    return runs

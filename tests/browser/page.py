@@ -11,6 +11,14 @@ from urllib.parse import urlsplit
 LOCAL = {"127.0.0.1", "localhost", ""}
 # The shell's own remarks that say nothing about a notebook: a file it looks for and may not find.
 HARMLESS = ("favicon", "Failed to load resource: the server responded with a status of 404")
+# What the other two front ends do by themselves (Notebook 7.6, Voila 0.5): neither keeps a widget from working, and the
+# addresses are refused here as a room without a network would refuse them.
+OF_FRONT_END = {
+    "lab": (),
+    "notebook": ("Cannot read properties of undefined (reading 'schema')",),
+    "voila": ("external request: https://cdn.jsdelivr.net/npm/@fortawesome/", "Failed to load resource: net::ERR_",
+              "The getter for the shared module is not a function"),
+}  # fmt: skip
 IDLE = """() => (document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status ?? 'idle') === 'idle'
     && !!document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.innerText.includes('Python')"""
 WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
@@ -21,12 +29,16 @@ MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
 FIGURES = "root => [...root.querySelectorAll('img')].map(image => image.src.length + image.src.slice(-400)).join()"
 CONTROLS = ".widget-slider, .widget-dropdown, .widget-toggle-buttons, .widget-select"
 PATHS = {"lab": "lab/tree", "notebook": "notebooks", "voila": "voila/render"}
-NOTEBOOK = ".jp-Notebook"  # in all three front ends
+SCROLLED = ".jp-WindowedPanel-outer, .jp-Notebook, body"  # one of them is as tall as all cells
 TALLEST = 14_000  # pixels of a picture of a whole notebook
 
 
 class Problems(list):
     """Console errors and requests that left this machine, collected while a page lives."""
+
+    def not_of(self, front_end: str) -> list[str]:
+        """Those that are not the front end's own."""
+        return [problem for problem in self if not any(words in problem for words in OF_FRONT_END[front_end])]
 
     def watch(self, page) -> None:
         page.on("console", self._console)
@@ -61,10 +73,10 @@ def open_and_run(page, address: str, token: str, name: str, front_end: str = "la
     page.wait_for_function(f"() => !({WAITING})() && ({IDLE})()", timeout=seconds * 1000)
 
 
-def picture(page, path: Path, front_end: str = "lab") -> None:
+def picture(page, path: Path) -> None:
     """The whole notebook in one picture: the window is made as tall as its cells, and small again."""
     size = page.viewport_size
-    tall = page.evaluate(f"() => document.querySelector('{NOTEBOOK}')?.scrollHeight ?? document.body.scrollHeight")
+    tall = page.evaluate(f"() => Math.max(...[...document.querySelectorAll('{SCROLLED}')].map(one => one.scrollHeight))")
     page.set_viewport_size({**size, "height": min(TALLEST, int(tall) + 160)})
     page.wait_for_timeout(800)
     page.screenshot(path=path)
@@ -111,7 +123,7 @@ def _move(page, box, control) -> bool | None:
 
 
 def _set_next(control) -> bool:
-    """Another value by hand: the next of a menu, a button that is not down, one step of a slider. False: there is none."""
+    """Another value by hand: the next of a menu, a button that is not down, a click on a slider. False: there is none."""
     select, buttons = control.query_selector("select"), control.query_selector_all("button")
     if select:
         count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
@@ -125,7 +137,10 @@ def _set_next(control) -> bool:
         return bool(others)
     handle = control.query_selector(".noUi-handle")
     least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
-    if least < most:
-        handle.focus()
-        handle.press("ArrowLeft" if now >= most else "ArrowRight")
+    if least < most:  # a click on the bar, away from the handle
+        bar = control.query_selector(".noUi-base")
+        bar.scroll_into_view_if_needed()
+        box = bar.bounding_box()
+        share = 0.2 if now - least > (most - least) / 2 else 0.8
+        bar.click(position={"x": share * box["width"], "y": box["height"] / 2}, force=True)
     return least < most

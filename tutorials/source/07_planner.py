@@ -10,8 +10,9 @@ from specmoe.exercises import check_planner
 
 # %% [markdown]
 # `rounds` is a list of dictionaries, one per gamma that was tried: `gamma`, `tokens` (that a row gains per round), `bytes` (fetched
-# per round) and `compute_s` (seconds of drafting and verifying). Reads and compute follow each other. Return the gamma with the fewest
-# seconds per token. Tokens and fetches are recorded; the seconds of the score are **simulated** with assumed rates.
+# per round) and `compute_s` (seconds of drafting and verifying). Return the gamma with the fewest seconds per token, as if reads and
+# compute followed each other. Tokens and fetches are recorded; `specmoe.simulate` **simulates** the score on three links (and lets
+# reads overlap with compute, so within five percent of the best counts as right).
 
 # %% stub
 
