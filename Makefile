@@ -15,6 +15,9 @@ TEST_ARGS ?=
 LAB_ARGS ?=
 BROWSER ?= all
 NOTEBOOKS_OUT ?= reports/notebooks
+# Facts of these repeat exactly: nbval compares every output. Of the others only outputs that say so, and that they run.
+EXACT_NOTEBOOKS := 02_experts_in_slow_memory 03_hot_experts 05_batched_verification 06_sampling_without_bias
+NBVAL := -q -p no:cacheprovider --nbval-cell-timeout=900
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -59,12 +62,16 @@ browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_st
 lab: setup ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(LAB_ARGS)
 
-notebooks: setup ## execute all notebooks (NOTEBOOKS_OUT=notebooks: in place, to commit them)
+notebooks: setup ## execute all notebooks, by papermill and again under nbval (NOTEBOOKS_OUT=notebooks: in place, to commit them)
 	@mkdir -p $(NOTEBOOKS_OUT)
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  test -e "$$notebook" || { echo "There is no notebook in notebooks/." >&2; exit 1; }; \
 	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
 	done
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(NBVAL) --nbval --nbval-sanitize-with=tests/nbval_sanitize.cfg \
+	  $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
+	  $(filter-out $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb),$(wildcard notebooks/*.ipynb)) tutorials/solutions
 
 # Waiting OpenMP threads spin otherwise, on cores that the readers need.
 BENCH = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.run

@@ -9,8 +9,8 @@ Nothing else in the package stands on this file.
 from __future__ import annotations
 
 import random
-import statistics
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ import torch
 
 from .errors import OptionError, check_choice
 from .figures.base import COLORS, styled
-from .kernels import bucket, compiler_works, expert_forward
 from .planner import CANDIDATES, CostPlanner, RoundCost
 from .sampling import Sampler, Verdict
 
@@ -218,41 +217,6 @@ def profile_draft_step(engine: Engine, prompts, step: int = 8, **options) -> pd.
     return table.set_index("operator")
 
 
-def compare_compiled(engine: Engine, tokens=(1, 16, 64), repeats: int = 50, seed: int = 0) -> pd.DataFrame:
-    """One expert of ``engine``'s size, eager and through ``torch.compile``: a row per number of tokens, padded_to, seconds
-    of the first compiled call of that shape (it compiles), median microseconds of later calls, and the largest relative
-    difference of the results. The compiled columns are empty where no compiler works. Measured here; weights are noise."""
-    layout, module = engine.packed.layout, engine.experts.modules[0]
-    made = torch.Generator().manual_seed(seed)
-    weights = {name: (torch.randn(shape, generator=made) / 16).to(layout.dtype)
-               for name, shape in zip(layout.names, layout.shapes, strict=True)}  # fmt: skip
-    works, hidden = compiler_works(), engine.decoder.config.hidden_size
-    compiled = torch.compile(expert_forward, dynamic=False) if works else expert_forward
-    rows = []
-    with torch.inference_mode():
-        for num in tokens:
-            x = torch.randn(num, hidden, generator=made).to(layout.dtype)
-            padded = torch.nn.functional.pad(x, (0, 0, 0, bucket(num) - num))
-            eager_s, plain = _timed(lambda x=x: expert_forward(module, weights, x), repeats)
-            first_s, _ = _timed(lambda x=padded: compiled(module, weights, x), 1)
-            later_s, fast = _timed(lambda x=padded: compiled(module, weights, x), repeats)
-            apart = float((fast[:num] - plain).abs().max() / plain.abs().max())
-            rows.append((num, bucket(num), eager_s * 1e6, later_s * 1e6, first_s, apart))
-    names = ["tokens", "padded_to", "eager_us", "compiled_us", "first_call_s", "relative_difference"]
-    table = pd.DataFrame(rows, columns=names).set_index("tokens")
-    return table if works else table.assign(compiled_us=float("nan"), first_call_s=float("nan"))
-
-
-def _timed(call, repeats: int):
-    """(median seconds, the last result) of ``repeats`` calls."""
-    seconds = []
-    for _ in range(repeats):
-        began_s = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - began_s)
-    return statistics.median(seconds), result
-
-
 # ---- a checkpoint of your own --------------------------------------------------------------------------------------
 
 
@@ -277,5 +241,20 @@ def random_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
     return Path(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows none meanwhile: a bar of one step only clutters a notebook."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()

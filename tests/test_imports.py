@@ -20,7 +20,7 @@ ORDER = """
     experts kv_cache decoder seq2seq sampling planner confidence drafting
     speculate metrics replay tiny memory prompts translation output methods
     progress
-    exactness engine routing probes doctor simulate figures lessons widgets report bench exercises reproduction sweep jobs
+    exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction sweep jobs
     commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.

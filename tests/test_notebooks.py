@@ -1,15 +1,20 @@
-"""Every teaching notebook runs from top to bottom with small parameters, its own checks hold, and the key numbers that it
-prints as its last line are what they claim."""
+"""Every teaching notebook runs from top to bottom once: those whose facts repeat exactly under nbval, which compares every output
+with the committed one; the others by papermill with small parameters. The key numbers in a notebook's last line hold."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from specmoe.errors import OptionError
+from specmoe.report.parameters import report_parameters, typed_parameters
 from specmoe.report.run import widget_errors
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -17,13 +22,16 @@ ELSEWHERE = {
     "report": "executed by tests/test_report.py",
     "paper": "a reproduction of many minutes, its parts are tested with the report's",
 }
+EXACT = ["02_experts_in_slow_memory", "03_hot_experts", "05_batched_verification", "06_sampling_without_bias"]
+SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
     "00_start_here": {"new_tokens": 16},
     "01_why_offloading_hurts": {"new_tokens": 12},
-    "02_experts_in_slow_memory": {"new_tokens": 12},
-    "03_hot_experts": {"new_tokens": 16},
     "04_self_draft": {"new_tokens": 16, "num_draft": [1, 4], "seeds": [0]},
-    "05_batched_verification": {"new_tokens": 16, "batch_sizes": [1, 16], "num_sentences": 48},
+    "07_overlap_and_prefetch": {"new_tokens": 20},
+    "08_when_does_it_pay": {"batch_sizes": [1, 4], "balances": [10.0, 100000.0], "turned": [1, 64]},
+    "09_eager_and_compiled": {"counts": [16]},
+    "10_your_model": {"draft_choices": [2, 6], "gammas": [4], "new_tokens": 16},
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
@@ -50,6 +58,11 @@ def quiet_threads(monkeypatch):
 def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
     if name in ELSEWHERE:
         pytest.skip(ELSEWHERE[name])
+    if name in EXACT:
+        done = exactly(FOLDER / f"{name}.ipynb")
+        assert done.returncode == 0, done.stdout[-4000:]
+        check_run(name, nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))
+        return
     import papermill
 
     target = tmp_path / f"{name}.ipynb"
@@ -57,6 +70,17 @@ def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
         FOLDER / f"{name}.ipynb", target, parameters=SMALL.get(name, {}), cwd=FOLDER, progress_bar=False,
         kernel_name="python3", log_output=False,
     )  # fmt: skip
+    check_run(name, notebook)
+
+
+def exactly(path: Path) -> subprocess.CompletedProcess:
+    """Run ``path`` under nbval: every output but pictures must be the committed one."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout=300",
+               f"--nbval-sanitize-with={SANITIZE}", "-c", "/dev/null", "--rootdir", str(path.parent), str(path)]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=path.parent)
+
+
+def check_run(name: str, notebook) -> None:
     assert widget_errors(notebook) == []
     found = numbers(notebook)
     assert found, "no key numbers"
@@ -95,6 +119,37 @@ def check_hurts(found):
     assert found["requests_per_read"][0] < found["requests_per_read"][-1] and found["share_touched"] < 0.5
 
 
+def check_sampling(found):
+    shares = found["accepted_share"]
+    assert found["sound_samplers_pass"] and found["biased_sampler_caught"] and found["coupled_texts_same_as_plain"]
+    assert shares["no residual"] == shares["rejection"] > shares["coupled"]
+
+
+def check_overlap(found):
+    assert found["same_tokens"] is True
+    assert found["oracle_recall"] > 0.5 and found["oracle_precision"] > 0.5
+    assert all(reads > 0 for reads in found["fetches_without_prefetch"])
+
+
+def check_pays(found):
+    chosen, per_round = found["planner_choices"], found["tokens_per_round_by_n"]
+    assert chosen["slow link, draft 2 %"] > chosen["draft 20 %"] > chosen["fast link, draft 100 %"] == 0
+    assert found["same_tokens"] and found["fewest_bytes_mostly_win_on_slowest_link"]
+    assert found["skewness"]["tiny-skewed"] > 2 * found["skewness"]["tiny-balanced"]
+    assert found["cells"] == 2 * 2 * 2
+    assert per_round["16.0"] > per_round["2.0"] > 1
+
+
+def check_compiled(found):
+    assert found["same_tokens"] and found["many_operator_calls"]
+    assert found["shapes_up_to_300_tokens"] == 6 and 0 <= found["relative_difference"] < 0.05
+
+
+def check_own_model(found):
+    assert found["exact"] and found["same_tokens_in_every_bench"] and found["methods"] == 5
+    assert 0 < found["skewness"] < 1 and found["best"] in ([2, 4], [6, 4])
+
+
 CLAIMS = {
     "00_start_here": check_start,
     "01_why_offloading_hurts": check_hurts,
@@ -102,4 +157,74 @@ CLAIMS = {
     "03_hot_experts": check_hot,
     "04_self_draft": check_draft,
     "05_batched_verification": check_batch,
+    "06_sampling_without_bias": check_sampling,
+    "07_overlap_and_prefetch": check_overlap,
+    "08_when_does_it_pay": check_pays,
+    "09_eager_and_compiled": check_compiled,
+    "10_your_model": check_own_model,
 }
+
+
+def test_make_compares_the_same_notebooks_exactly():
+    makefile = (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
+    line = next(line for line in makefile.splitlines() if line.startswith("EXACT_NOTEBOOKS"))
+    assert line.split(":=")[1].split() == EXACT
+
+
+def test_every_teaching_notebook_has_claims():
+    assert set(CLAIMS) == set(NAMES) - set(ELSEWHERE)
+
+
+CHANGED = {"a fact": ("print(6 * 7)", "41"), "a digit that counts": ("print(0.1234)", "0.1235")}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_exact_comparison_notices(name, tmp_path):
+    source, committed = CHANGED[name]
+    assert exactly(committed_notebook(tmp_path, source, committed)).returncode == 1
+
+
+def test_the_exact_comparison_lets_clocks_and_paths_pass(tmp_path):
+    source = "print('2026-01-02 03:04:05', '/tmp/elsewhere/x', 0.12345678, object())"
+    committed = "2025-09-09 09:09:09 /home/ada/y 0.12349999 <object object at 0x7f0000000000>"
+    assert exactly(committed_notebook(tmp_path, source, committed)).returncode == 0
+
+
+def committed_notebook(folder: Path, source: str, printed: str) -> Path:
+    """A notebook of one cell whose committed output is ``printed``."""
+    output = nbformat.v4.new_output("stream", name="stdout", text=printed + "\n")
+    cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[output])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = folder / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), path)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ELSEWHERE)))
+def test_an_unknown_or_mistyped_parameter_is_named_with_the_nearest(name):
+    known = report_parameters(name)
+    first = next(iter(known))
+    with pytest.raises(OptionError, match=f"no parameter '{first}x': did you mean '{first}'"):
+        typed_parameters(name, {f"{first}x": 1})
+    number = next(key for key, declared in known.items() if "int" in declared["type"])
+    with pytest.raises(OptionError, match=f"parameter {number}='many' is not a"):
+        typed_parameters(name, {number: "many"})
+
+
+def test_a_key_number_that_breaks_a_claim_is_noticed():
+    """The claims themselves can fail."""
+    committed = {name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name in EXACT}
+    check_sampling(committed["06_sampling_without_bias"])
+    for name, key, value in BROKEN:
+        with pytest.raises(AssertionError):
+            CLAIMS[name](committed[name] | {key: value})
+
+
+BROKEN = [
+    ("02_experts_in_slow_memory", "misses_temporal", [9999, 1]),
+    ("02_experts_in_slow_memory", "belady", [9999, 1, 1, 1]),
+    ("03_hot_experts", "gini", 0.01),
+    ("05_batched_verification", "saved_by_pool", {"1": 0.1, "16": 0.9}),
+    ("06_sampling_without_bias", "biased_sampler_caught", False),
+    ("06_sampling_without_bias", "accepted_share", {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3}),
+]

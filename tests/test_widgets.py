@@ -133,6 +133,17 @@ def test_a_page_without_widgets_gets_the_figure_and_its_description(request, nam
     assert explorer.about in data["text/plain"]
 
 
+def test_a_widget_whose_drawing_failed_claims_no_figure(rows, monkeypatch):
+    monkeypatch.setattr(figures, "knobs", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # in a kernel it lands in the widget's output instead
+        widgets.knobs(rows)
+    monkeypatch.undo()
+    explorer = widgets.knobs(rows)
+    explorer.png = b""
+    data = explorer._repr_mimebundle_()[0]
+    assert "image/png" not in data and data["text/plain"].startswith("Widget without a figure")
+
+
 @pytest.mark.parametrize("name", ["routing_map", "round_steps", "pool_replay", "timeline", "knobs", "winners_map"])
 def test_no_word_is_smaller_than_12_points(request, name):
     source = {"routing_map": "routing", "knobs": "rows", "winners_map": "winners"}.get(name, "output")

@@ -50,8 +50,12 @@ class Explorer(ipywidgets.VBox):
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         if not data:
             return bundle
-        picture = {"image/png": base64.b64encode(self.png).decode(), "text/plain": f"Widget: {self.about}"}
-        return picture | {k: v for k, v in data.items() if k not in picture}, metadata | {"image/png": {"alt": self.about}}
+        said = f"Widget: {self.about}" if self.png else f"Widget without a figure: {self.about}"
+        data = {"text/plain": said} | {kind: value for kind, value in data.items() if kind != "text/plain"}
+        if not self.png:  # drawing failed: the error is in the output below the controls, and no twin claims otherwise
+            return data, metadata
+        picture = {"image/png": base64.b64encode(self.png).decode()}
+        return picture | data, metadata | {"image/png": {"alt": self.about}}
 
 
 @contextmanager

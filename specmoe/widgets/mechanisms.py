@@ -14,7 +14,7 @@ from .base import Explorer, choice, slider, span, steps, words_to_click
 def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
     """Tokens x layers coloured by expert; click a token of the text to have it spelled out (``figures.routing_map``).
 
-    ``routing``: of ``specmoe.routing.record_routing(engine, prompt)``. Where nothing was drafted no control offers the draft.
+    ``routing``: of ``specmoe.routing.record_routing(engine, prompt)``. Where nothing was drafted, nothing offers the draft.
     """
     spelled.check_routing(routing)
     positions = sorted(routing.picks["position"].unique().tolist())
