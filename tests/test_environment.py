@@ -151,3 +151,12 @@ def test_the_devcontainer_installs_what_make_setup_does():
 def test_the_readme_tells_colab_to_install_from_the_repository():
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "git+" in line)
     assert Requirement(re.search(r'"(specmoe[^"]*)"', line)[1]).extras <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_colab_line_works_once_the_reader_fills_in_the_account():
+    """OWNER is the one thing to replace, the text says so, and what comes out is an address that pip takes."""
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^!pip install \"(.*)\"$", readme, re.MULTILINE)
+    filled = Requirement(line.replace("OWNER", "ada"))
+    assert filled.url == "git+https://github.com/ada/specmoe" and line.count("OWNER") == 1
+    assert re.search(r"in place of `OWNER`", readme)

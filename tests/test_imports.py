@@ -20,8 +20,8 @@ ORDER = """
     experts kv_cache decoder seq2seq sampling planner confidence drafting
     speculate metrics replay tiny memory prompts translation output methods
     progress
-    exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction sweep jobs
-    commands cli
+    exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction
+    sweep jobs commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.
 RANK = {name: rank for rank, name in enumerate([*ORDER, "__init__", "__main__"])}

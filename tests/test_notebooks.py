@@ -1,5 +1,5 @@
-"""Every teaching notebook runs from top to bottom once: those whose facts repeat exactly under nbval, which compares every output
-with the committed one; the others by papermill with small parameters. The key numbers in a notebook's last line hold."""
+"""Every teaching notebook runs from top to bottom once: those whose facts repeat exactly under nbval, which compares every
+output with the committed one; the others by papermill with small parameters. The key numbers in the last line hold."""
 
 from __future__ import annotations
 
