@@ -7,6 +7,7 @@ import torch
 from tiny_architectures import make_checkpoint
 
 import specmoe
+from specmoe import compiling
 
 PROMPTS = [[5, 6, 7, 8], [3], [20, 21, 22]]
 JOB = {"method": "specmoe", "gamma": 3, "max_new_tokens": 10, "batch_size": 2, "eos_token_id": []}
@@ -48,3 +49,28 @@ def test_without_a_compiler_one_warning_and_the_plain_path(folder, monkeypatch, 
     ]
     monkeypatch.undo()
     assert compiled == tokens_of(folder)[0]
+
+
+@pytest.mark.parametrize(("wrong", "apart"), [(1.0, 0.0), (1.5, 0.5)])
+def test_a_compiled_expert_is_held_against_the_eager_one(folder, monkeypatch, wrong, apart):
+    """The difference is the compiled result's own; padding rows do not count. (Here "compiling" scales the result.)"""
+    monkeypatch.setattr(compiling, "compiler_works", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: lambda *args: wrong * function(*args))
+    with specmoe.load(str(folder), draft_experts=3) as engine:
+        table = compiling.compare_expert(engine, tokens=(1, 20), repeats=2)
+    assert table["padded_to"].tolist() == [16, 32] and (table["first_call_s"] > 0).all()
+    assert table["relative_difference"].tolist() == pytest.approx([apart, apart], abs=1e-4)
+
+
+def test_where_nothing_compiles_the_columns_are_empty(folder, monkeypatch):
+    monkeypatch.setattr(compiling, "compiler_works", lambda: False)
+    with specmoe.load(str(folder), draft_experts=3) as engine:
+        table = compiling.compare_expert(engine, tokens=(4,), repeats=1)
+    assert table["compiled_us"].isna().all() and table["first_call_s"].isna().all() and (table["eager_us"] > 0).all()
+
+
+def test_the_shipped_measurement_says_when_and_where_and_that_no_token_changed():
+    table, machine = compiling.shipped()
+    assert set(table.index) == {"eager", "compiled"} and table["same_tokens"].all()
+    assert machine["date"][:4].isdigit() and machine["cores"] and machine["torch"]
+    assert table.loc["compiled", "first_run_s"] > 10 * table.loc["eager", "first_run_s"]

@@ -14,8 +14,9 @@ import wrong_answers
 
 from specmoe import exercises
 from specmoe.errors import OptionError
-from specmoe.exercises import ExerciseError
+from specmoe.exercises import ExerciseError, planning
 from specmoe.exercises.build import build, differences, read_source, sources_of
+from specmoe.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -95,6 +96,18 @@ def test_an_eviction_that_is_valid_but_worse_than_lru_is_told_both_scores():
 
     with pytest.raises(ExerciseError, match="where LRU fetches"):
         exercises.check_eviction(lowest_numbers)
+
+
+def test_a_planner_is_scored_by_the_simulator_on_recorded_runs():
+    """Right on the small tables, plain decoding on the recorded ones: only ``specmoe.simulate`` can tell."""
+    right = wrong_answers.by(lambda one, rate: (one["bytes"] / rate + one["compute_s"]) / one["tokens"])
+    with pytest.raises(ExerciseError, match="a recorded one is not"):
+        exercises.check_planner(lambda rounds, rate: right(rounds, rate) if len(rounds) < 6 else 0)
+    passed = exercises.check_planner(right)
+    run = planning.recorded_rounds()[0]
+    played = simulate(run, planning.machine(1e9), planning.size_of(run))
+    plain_ms = 1e3 * played.batch * played.seconds / played.num_new_tokens
+    assert passed.scores.set_index("link").loc["SSD 1 GB/s", "gamma_0_ms"] == round(plain_ms, 2)
 
 
 def test_committed_notebooks_are_what_their_sources_give():
