@@ -123,6 +123,15 @@ def test_the_timeline_of_a_round_by_hand():
     assert len(table) == len(spans)
 
 
+def test_a_read_that_overlaps_the_rounds_end_is_cut_there():
+    frame = small_trace().to_frame()
+    late = frame["kind"] == "fetch"
+    frame.loc[late, ["time_s", "seconds"]] += 2.0  # it begins as before, and arrives after the round has ended
+    whole = frame[frame["kind"] == "round"].iloc[0]
+    fetch = replay.timeline(frame, 0).query("kind == 'fetch'").iloc[0]
+    assert fetch["begin_s"] == pytest.approx(1.5) and fetch["end_s"] == pytest.approx(whole["seconds"])
+
+
 def test_reads_at_the_same_time_take_different_lanes(open_engine):
     frame = open_engine("mixtral").generate(PROMPTS, max_new_tokens=8, method="specmoe", gamma=2).trace.to_frame()
     for round in replay.rounds_of(frame):
