@@ -52,7 +52,11 @@ report: setup ## run the main report and print the path of its HTML
 	@$(BIN)/specmoe report run report --out reports/$$(date +%Y-%m-%d_%H%M%S) $(REPORT_ARGS)
 
 # One thread per worker: two workers with two threads each would only take turns on two cores.
+# Where there is a Chromium one notebook runs in it; what drives it is installed then, and the test skips if that fails.
 test: setup ## all tests
+	@if { command -v chromium || command -v google-chrome; } >/dev/null 2>&1 && ! $(BIN)/python -c 'import playwright' 2>/dev/null; then \
+	  $(PIP) install --quiet --disable-pip-version-check -e '.[browser]' || echo "No playwright: the browser test will skip." >&2; \
+	fi
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(TEST_ARGS)
 
 browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_start_here: that one); pictures in reports/browser
