@@ -78,6 +78,7 @@ def picture(page, path: Path) -> None:
     size = page.viewport_size
     tall = page.evaluate(f"() => Math.max(...[...document.querySelectorAll('{SCROLLED}')].map(one => one.scrollHeight))")
     page.set_viewport_size({**size, "height": min(TALLEST, int(tall) + 160)})
+    page.evaluate(f"() => document.querySelectorAll('{SCROLLED}').forEach(one => one.scrollTop = 0)")
     page.wait_for_timeout(800)
     page.screenshot(path=path)
     page.set_viewport_size(size)
@@ -123,7 +124,7 @@ def _move(page, box, control) -> bool | None:
 
 
 def _set_next(control) -> bool:
-    """Another value by hand: the next of a menu, a button that is not down, a click on a slider. False: there is none."""
+    """Another value by hand: the next of a menu, a button that is not down, a slider dragged. False: there is none."""
     select, buttons = control.query_selector("select"), control.query_selector_all("button")
     if select:
         count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
@@ -135,12 +136,19 @@ def _set_next(control) -> bool:
         if others:
             others[len(others) // 2].click()
         return bool(others)
-    handle = control.query_selector(".noUi-handle")
+    handle = control.query_selector_all(".noUi-handle")[-1]  # of a range the upper one
     least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
-    if least < most:  # a click on the bar, away from the handle
-        bar = control.query_selector(".noUi-base")
-        bar.scroll_into_view_if_needed()
-        box = bar.bounding_box()
-        share = 0.2 if now - least > (most - least) / 2 else 0.8
-        bar.click(position={"x": share * box["width"], "y": box["height"] / 2}, force=True)
+    if least < most:
+        _drag(control, handle, 0.2 if now - least > (most - least) / 2 else 0.8)
     return least < most
+
+
+def _drag(control, handle, share: float) -> None:
+    """The handle is taken and let go at ``share`` of the bar."""
+    bar, mouse = control.query_selector(".noUi-base"), control.owner_frame().page.mouse
+    bar.scroll_into_view_if_needed()
+    along, grip = bar.bounding_box(), handle.bounding_box()
+    mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
+    mouse.down()
+    mouse.move(along["x"] + share * along["width"], grip["y"] + grip["height"] / 2, steps=4)
+    mouse.up()
