@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import specmoe
-from specmoe import figures, simulate, widgets
+from specmoe import figures, replay, simulate, widgets
 from specmoe.errors import OptionError, UnsupportedModelError
 from specmoe.figures import tokens
 from specmoe.report.run import widget_errors
@@ -221,6 +221,11 @@ def test_the_map_prints_the_experts_that_were_picked(routing, monkeypatch):
     assert sorted(drawn) == sorted(([float(x), float(at)], str(expert)) for x, at, expert in expected)
 
 
+def test_the_expert_used_most_is_the_darkest():
+    picks = pd.DataFrame({"step": ["target"] * 4 + ["draft"], "layer": [0] * 5, "expert": [7, 3, 7, 5, 3]})
+    assert tokens.use_ranks(picks) == {(0, 7): 0, (0, 3): 1, (0, 5): 2}
+
+
 def test_a_star_is_a_stand_in_and_a_dash_an_expert_left_out():
     part = pd.DataFrame({"state": ["fetched", "substituted", "left out"], "computed": [3, 7, -1], "expert": [3, 4, 5]})
     assert tokens.cell_words(part) == ["3", "7*", "-"]
@@ -235,6 +240,21 @@ def test_round_steps_reveals_one_act_after_the_other(output):
     assert "1 draft" in shown["draft"] and "2 verify" not in shown["draft"]
     assert "2 verify" in shown["verify"] and "3 accept" not in shown["verify"]
     assert "3 accept" in shown["accept"] and str(block.committed[-1]) in shown["accept"]
+
+
+def test_the_pool_figure_counts_up_to_its_step_and_colours_hits_and_misses(output):
+    frame = output.trace.to_frame()
+    requests = replay.layer_requests(frame, replay.layers_of(frame)[0])
+    table = replay.pool_table(requests, 2).set_index(["policy", "step"])
+    above, below = figures.pool_replay(output, step=1, num_kept=2)
+    said = [text.get_text() for text in below.get_legend().get_texts()]
+    for policy, words in zip(replay.REPLAYED, said, strict=True):
+        now = table.loc[policy, 1]
+        assert words.endswith(f": {now['total_misses']} misses, {now['total_hits']} hits")
+    state = above.images[0].get_array()
+    for column, now in enumerate(replay.replay_pool(requests, 2, "temporal")):
+        assert set(np.flatnonzero(state[:, column] == 3)) == now.needed - now.before
+        assert set(np.flatnonzero(state[:, column] == 2)) == now.needed & now.before
 
 
 def test_knobs_shows_the_row_of_the_choice(rows):
