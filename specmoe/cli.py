@@ -117,6 +117,7 @@ def _generate(parser: _Parser) -> None:
     add("--batch-size", type=int, metavar="B", help="rows in flight; finished ones are refilled")
     add("--max-new-tokens", type=int, metavar="T", help="at most this many new tokens each (64)")
     add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens (0: all)")
+    add("--draft-top-k", type=int, metavar="K", help="experts per token while drafting; default: the model's")
     add("--top-p", type=float, metavar="P", help="sample among the likeliest tokens up to this mass (1)")
     add("--accept-rule", help="when sampling: coupled (default) or rejection")
     add("--seed", type=int, help="of sampling")
@@ -168,7 +169,7 @@ def _loading(parser: _Parser) -> None:
     group.add_argument("--expert-bytes", metavar="BYTES", help="widen experts to this size, same outputs")
     group.add_argument("--device", help="cpu (default) or cuda")
     group.add_argument("--dtype", help="of the arithmetic, e.g. float32")
-    group.add_argument("--compile", action="store_true", help="torch.compile the model around its experts (about a minute of warm-up)")
+    group.add_argument("--compile", action="store_true", help="torch.compile around the experts (a minute of warm-up)")
     group.add_argument("--num-readers", type=int, metavar="R", help="threads that read the store (4)")
 
 

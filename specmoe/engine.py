@@ -172,10 +172,7 @@ class Engine:
 
     def _pool(self, method: Method, trace: Trace) -> ResidentPool:
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
-        policy = method.policy
-        return ResidentPool(
-            self.store, slots, method.num_kept, trace, value=lambda key: policy.value(*key), **method.pool_options
-        )
+        return ResidentPool(self.store, slots, method.num_kept, trace, **method.pool_options)
 
     def _preload(self, pool: ResidentPool, method: Method) -> None:
         """Fixed sets are fetched before decoding begins, and not counted."""

@@ -22,10 +22,6 @@ class KeepPolicy:
         """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most ``num_kept``."""
         return set()
 
-    def value(self, layer: int, expert: int) -> float:
-        """What keeping an expert that nobody chose to keep is worth, compared with others of any layer."""
-        return 0.0
-
     def best(self, layer: int, candidates: set[int]) -> set[int]:
         """The at most ``num_kept`` of ``candidates`` that this policy would rather keep; observes nothing."""
         return set(sorted(candidates)[: self.num_kept])
@@ -35,14 +31,14 @@ class _Ranked(KeepPolicy):
     """Keep the ``num_kept`` candidates (needed now or resident) with the highest ``_rank``."""
 
     def keep(self, layer, counts, resident):
-        self._observe(layer, counts)
+        self.observe(layer, counts)
         return self.best(layer, {expert for expert, count in enumerate(counts) if count} | resident)
 
     def best(self, layer, candidates):
         ranked = sorted(candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True)
         return set(ranked[: self.num_kept])
 
-    def _observe(self, layer: int, counts: Sequence[int]) -> None:
+    def observe(self, layer: int, counts: Sequence[int]) -> None:
         raise NotImplementedError
 
     def _rank(self, layer: int, expert: int):
@@ -57,7 +53,7 @@ class LRU(_Ranked):
         self._step = [0] * num_layers
         self._last = [[(-1, 0)] * num_experts for _ in range(num_layers)]  # (step, tokens) of the last request
 
-    def _observe(self, layer, counts):
+    def observe(self, layer, counts):
         self._step[layer] += 1
         for expert, count in enumerate(counts):
             if count:
@@ -74,7 +70,7 @@ class LFU(_Ranked):
         super().__init__(num_layers, num_experts, num_kept)
         self._total = [[0] * num_experts for _ in range(num_layers)]
 
-    def _observe(self, layer, counts):
+    def observe(self, layer, counts):
         total = self._total[layer]
         for expert, count in enumerate(counts):
             total[expert] += count
@@ -90,7 +86,7 @@ class Temporal(_Ranked):
         super().__init__(num_layers, num_experts, num_kept)
         self._score = [[0.0] * num_experts for _ in range(num_layers)]
 
-    def _observe(self, layer, counts):
+    def observe(self, layer, counts):
         # earlier use is squeezed below one token, so that it only breaks ties and orders the unused
         highest = max(self._score[layer], default=0.0) + 1.0
         self._score[layer] = [count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)]
@@ -98,7 +94,8 @@ class Temporal(_Ranked):
     def _rank(self, layer, expert):
         return self._score[layer][expert]
 
-    def value(self, layer, expert):
+    def use(self, layer: int, expert: int) -> float:
+        """How much it was used lately, compared with others of any layer (``observe`` only, nothing kept)."""
         return self._score[layer][expert]
 
 

@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from . import affinity
 from .errors import UnsupportedModelError
-from .eviction import KeepPolicy
+from .eviction import KeepPolicy, Temporal
 from .kernels import ExpertKernel
 from .opaque import experts_operator, number_of
 from .resident_pool import ResidentPool
@@ -126,6 +126,8 @@ class OffloadedExperts:
         self.draft_top_k = draft_top_k
         self._listen(substitute == "router")
         self.generator = torch.Generator().manual_seed(seed)
+        self.recent = Temporal(self.num_layers, self.num_experts, 0)
+        pool.value = lambda key: self.recent.use(*key)
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]
@@ -241,6 +243,7 @@ class OffloadedExperts:
 
     def _count(self, layer: int, counts: list[int]) -> None:
         self.counts[layer] = counts
+        self.recent.observe(layer, counts)
         totals = self.totals[layer]
         for expert, count in enumerate(counts):
             if count:

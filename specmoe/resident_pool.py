@@ -39,10 +39,9 @@ class ResidentPool:
     ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
-                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
-                 value: Callable[[ExpertKey], float] | None = None):  # fmt: skip
+                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0):  # fmt: skip
         self.store = store
-        self.value = value or (lambda key: 0.0)
+        self.value: Callable[[ExpertKey], float] = lambda key: 0.0  # set by the run: how much an expert was used lately
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
