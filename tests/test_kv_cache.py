@@ -155,3 +155,15 @@ def test_every_sign_of_recurrent_state_is_enough(sign):
     config = SimpleNamespace(model_type="strange", is_hybrid=sign.get("is_hybrid", False))
     with pytest.raises(UnsupportedModelError, match="strange keeps recurrent state"):
         check_rollback(SimpleNamespace(config=config, _is_stateful=sign.get("_is_stateful", False)))
+
+
+def test_a_selection_is_a_copy_of_its_rows_in_their_order():
+    cache = RaggedKVCache(1, 3, 8)
+    cache.place(torch.zeros(3, dtype=torch.long), 2)
+    by_row = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 1, 2, 2)
+    cache.update(by_row, by_row + 10, 0)
+    part = cache.select(torch.tensor([2, 0, 1]))
+    assert part.layers[0].keys[:3, 0, 0, 0].tolist() == [3, 1, 2]
+    assert part.layers[0].values[:3, 0, 0, 0].tolist() == [13, 11, 12]
+    part.layers[0].keys.zero_()
+    assert cache.layers[0].keys[:3, 0, 0, 0].tolist() == [1, 2, 3], "the original stays"

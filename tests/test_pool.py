@@ -338,3 +338,12 @@ def test_the_trace_has_one_event_per_read_hit_and_eviction():
     counts = pool.counts
     assert (kinds.count("fetch"), kinds.count("hit")) == (counts.num_fetches, counts.num_hits) == (5, 2)
     assert kinds.count("evict") == 5 - len(pool.resident)
+
+
+def test_of_the_lingering_the_one_used_least_lately_goes_first():
+    pool = make_pool(4, num_kept=1)
+    pool.value = lambda key: {0: 5.0, 1: 1.0, 2: 3.0}.get(key.expert, 9.0)
+    for expert in (0, 1, 2):
+        consume(pool, 0, {expert})
+    consume(pool, 1, {4, 5})  # wants one slot more than is free
+    assert pool.resident_experts(0) == {0, 2}, "expert 1 was the least used"
