@@ -37,22 +37,30 @@ def dispatch(index: torch.Tensor, num_experts: int, live: torch.Tensor | None) -
     Pair p is token p // K's choice p % K. Pairs of dead tokens (``live`` [T] False) and of expert E ("none") come last
     and are in no count. A model may hand in its pairs one by one (T * K, 1): each live flag then counts for K of them.
     """
+    pairs = _living_pairs(index, num_experts, live)
+    return _tokens_per_expert(pairs, num_experts), torch.argsort(pairs, stable=True)
+
+
+def _living_pairs(index: torch.Tensor, num_experts: int, live: torch.Tensor | None) -> torch.Tensor:
+    """The expert of every pair [T * K]; ``num_experts`` where the token is dead."""
     pairs = index.reshape(-1)
-    if live is not None:
-        pairs = pairs.masked_fill(~live.repeat_interleave(len(pairs) // len(live)), num_experts)
-    order = torch.argsort(pairs, stable=True)
-    counts = torch.bincount(pairs, minlength=num_experts + 1)[:num_experts]
-    return counts.tolist(), order
+    if live is None:
+        return pairs
+    return pairs.masked_fill(~live.repeat_interleave(len(pairs) // len(live)), num_experts)
 
 
-def groups(counts: list[int], order: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Expert -> its pair numbers, for experts with tokens."""
-    chunks, begin = {}, 0
+def _tokens_per_expert(pairs: torch.Tensor, num_experts: int) -> list[int]:
+    return torch.bincount(pairs, minlength=num_experts + 1)[:num_experts].tolist()
+
+
+def runs_of(counts: list[int]) -> dict[int, slice]:
+    """Expert with tokens -> where its pairs stand in the sorted order."""
+    runs, begin = {}, 0
     for expert, count in enumerate(counts):
         if count:
-            chunks[expert] = order[begin : begin + count]
+            runs[expert] = slice(begin, begin + count)
             begin += count
-    return chunks
+    return runs
 
 
 def fewer_choices(index: torch.Tensor, weights: torch.Tensor, top_k) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +77,8 @@ def fewer_choices(index: torch.Tensor, weights: torch.Tensor, top_k) -> tuple[to
 def merge_choices(index: torch.Tensor, weights: torch.Tensor, none: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A token whose choices have the same stand-in needs it once: ``index``, ``weights`` [T, K] -> the same sum from fewer
     pairs (the later choice becomes ``none``, its weight goes to the earlier)."""
+    if index.shape[1] == 1:
+        return index, weights
     index, weights = index.clone(), weights.clone()
     for later in range(1, index.shape[1]):
         for earlier in range(later):
@@ -204,7 +214,7 @@ class OffloadedExperts:
 
     def _target_layer(self, layer, hidden, index, weights):
         counts, order = dispatch(index, self.num_experts, self.live)
-        chunks = groups(counts, order)
+        runs = runs_of(counts)
         self._count(layer, counts)
         if layer < self.pool.first_kept:
             keep = set()
@@ -212,9 +222,9 @@ class OffloadedExperts:
             keep = self.pool.kept[layer]
         else:
             keep = self.policy.keep(layer, counts, self.pool.resident_experts(layer))
-        arrivals = self.pool.request(layer, chunks, keep)
+        arrivals = self.pool.request(layer, runs, keep)
         self._guess_next_layer(layer, hidden, index.shape[1])
-        return self._compute(layer, hidden, weights, chunks, arrivals, self.kernel.target)
+        return self._compute(layer, hidden, weights, order, runs, arrivals, self.kernel.target)
 
     def _draft_layer(self, layer, hidden, index, weights):
         if self.prefetch:
@@ -227,18 +237,20 @@ class OffloadedExperts:
             mapped = self._route_among_residents(layer, index, mapped)
         mapped, weights = merge_choices(mapped, weights, self.num_experts)
         counts, order = dispatch(mapped, self.num_experts, self.live)
-        chunks = groups(counts, order)
-        residents = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in chunks)
-        return self._compute(layer, hidden, weights, chunks, residents, self.kernel.draft)
+        runs = runs_of(counts)
+        residents = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in runs)
+        return self._compute(layer, hidden, weights, order, runs, residents, self.kernel.draft)
 
-    def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, chunks: dict[int, torch.Tensor],
+    def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, order: torch.Tensor, runs: dict[int, slice],
                  records: Iterator, kernel) -> torch.Tensor:  # fmt: skip
         """Every pair's output into its own row, then one weighted sum: the result cannot depend on arrival order."""
         num_tokens, top_k = weights.shape
-        pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1])  # [T * K, D]
+        order = order[: sum(run.stop - run.start for run in runs.values())]  # P pairs that count
+        inputs = hidden.index_select(0, order // top_k)  # [P, D], each expert's together
+        outputs = torch.empty_like(inputs)
         for expert, record in records:
-            rows = chunks[expert]
-            pairs[rows] = kernel(self.modules[layer], record, hidden[rows // top_k])
+            outputs[runs[expert]] = kernel(self.modules[layer], record, inputs[runs[expert]])
+        pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1]).index_copy_(0, order, outputs)  # [T * K, D]
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
 
     def _count(self, layer: int, counts: list[int]) -> None:
@@ -254,7 +266,7 @@ class OffloadedExperts:
 
     def _vote(self, layer: int, index: torch.Tensor) -> None:
         """The draft's router names experts, before substitution: read those it asks for often enough."""
-        counts, _ = dispatch(index, self.num_experts, self.live)
+        counts = _tokens_per_expert(_living_pairs(index, self.num_experts, self.live), self.num_experts)
         threshold = 1 if index.shape[0] == 1 else 2
         votes = self.votes[layer]
         for expert, count in enumerate(counts):

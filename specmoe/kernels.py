@@ -29,9 +29,14 @@ def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch
     """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]."""
     gated = "gate_up_proj" in weights
     hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed)  # [n, 2F] or [n, F]
-    hidden = module._apply_gate(hidden) if gated else module.act_fn(hidden)  # [n, F]
+    hidden = module._apply_gate(hidden) if gated else _activate(module.act_fn, hidden)  # [n, F]
     y = _linear(hidden, weights, "down_proj", module.is_transposed)  # [n, D]
     return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
+
+
+def _activate(act_fn, hidden: torch.Tensor) -> torch.Tensor:
+    """In place where it can be: a second buffer of this size costs more than the arithmetic."""
+    return hidden.relu_() if isinstance(act_fn, nn.ReLU) else act_fn(hidden)
 
 
 def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool) -> torch.Tensor:

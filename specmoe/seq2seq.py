@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutput
 
 from .adapters import check_blocks, largest_block, position_modules
@@ -35,11 +35,12 @@ class CrossKV:
         self.lengths[row] = states[0][0].shape[1]
         for layer, pair in enumerate(states):
             if not self.buffers[layer]:
-                self.buffers[layer] = [x.new_zeros(len(self.lengths), x.shape[0], 0, x.shape[2]) for x in pair]
+                # one row and position more than used, as in ``kv_cache``
+                self.buffers[layer] = [x.new_zeros(len(self.lengths) + 1, x.shape[0], 1, x.shape[2]) for x in pair]
             for index, states_of_row in enumerate(pair):
                 buffer, length = self.buffers[layer][index], states_of_row.shape[1]
-                if buffer.shape[2] < length:
-                    buffer = self.buffers[layer][index] = F.pad(buffer, (0, 0, 0, length - buffer.shape[2]))
+                if buffer.shape[2] <= length:
+                    buffer = self.buffers[layer][index] = F.pad(buffer, (0, 0, 0, length + 1 - buffer.shape[2]))
                 buffer[row, :, :length] = states_of_row
 
     def move_row(self, source: int, target: int) -> None:
@@ -51,7 +52,7 @@ class CrossKV:
     def select(self, rows: torch.Tensor) -> CrossKV:
         """A copy that holds only ``rows``, in this order."""
         copy = CrossKV(len(self.buffers), len(rows))
-        kept = rows.to(self.buffers[0][0].device)
+        kept = torch.cat([rows, rows[:1]]).to(self.buffers[0][0].device)  # and the row nobody uses
         copy.buffers = [[buffer[kept] for buffer in pair] for pair in self.buffers]
         copy.lengths = self.lengths[rows]
         return copy
@@ -60,10 +61,17 @@ class CrossKV:
         """The first ``num_rows`` rows as a cache that is already filled, and which keys are real, bool [B, 1, 1, S]."""
         longest = int(self.lengths[:num_rows].max())
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.buffers):
-            cache.update(keys[:num_rows, :, :longest], values[:num_rows, :, :longest], layer)
+        cache.layers = [_filled(keys[:num_rows, :, :longest], values[:num_rows, :, :longest]) for keys, values in self.buffers]
         real = torch.arange(longest) < self.lengths[:num_rows, None]
         return cache, real[:, None, None, :]
+
+
+def _filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
+    """A cache layer that holds these tensors themselves (``update`` would copy them)."""
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 class Seq2SeqDecoder:
