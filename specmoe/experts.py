@@ -122,7 +122,7 @@ class OffloadedExperts:
         self._listen(False)
         for module in self.modules:
             del module._specmoe_forward
-        self.pool = None
+        self.pool = self.kernel.remembered = None
 
     def begin_run(self, pool: ResidentPool, policy: KeepPolicy, trace: Trace, *, substitute: str = "affinity",
                   prefetch: bool = False, guess_next: bool = False, seed: int = 0,
@@ -138,6 +138,7 @@ class OffloadedExperts:
         self.generator = torch.Generator().manual_seed(seed)
         self.recent = Temporal(self.num_layers, self.num_experts, 0)
         pool.value = lambda key: self.recent.use(*key)
+        self.kernel.remembered = {} if pool.num_kept == self.num_experts else None
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]

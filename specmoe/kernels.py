@@ -62,6 +62,7 @@ class ExpertKernel:
         )  # fmt: skip
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
         self.compiled = compile
+        self.remembered: dict[int, dict[str, torch.Tensor]] | None = None  # of a run whose records never move; by address
         self.widen_from = 1 << 30  # tokens of a draft from which on widening pays; see ``calibrate``
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
@@ -85,12 +86,21 @@ class ExpertKernel:
 
     def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
+        return self._run(module, self._in_dtype(record), x)
+
+    def _in_dtype(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The record's weights in the model's dtype: in the scratch, or each in a copy of its own (``remembered``)."""
+        if self.remembered is not None:
+            if record.data_ptr() not in self.remembered:
+                weights = self.layout.views(record).items()
+                self.remembered[record.data_ptr()] = {name: weight.to(self.dtype) for name, weight in weights}
+            return self.remembered[record.data_ptr()]
         weights = self.layout.views(record)
-        if self.scratch is not None:
-            for name, weight in weights.items():
-                self.scratch[name].copy_(weight)
-            weights = self.scratch
-        return self._run(module, weights, x)
+        if self.scratch is None:
+            return weights
+        for name, weight in weights.items():
+            self.scratch[name].copy_(weight)
+        return self.scratch
 
     def draft(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype; or widened, for as many tokens as

@@ -110,6 +110,9 @@ class ResidentPool:
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
         self.kept[layer] = set(keep)
         keys = [ExpertKey(layer, expert) for expert in experts]
+        if self.num_kept == self.num_experts and all(key in self.resident for key in keys):
+            self._count_request(keys, [])  # nothing ever leaves such a pool: there is no more to keep books of
+            return ((key.expert, self.record(key)) for key in keys)
         self._give_up_unclaimed(layer, keys)
         hits = [key for key in keys if key in self.resident and key not in self.unclaimed]
         misses = [key for key in keys if key not in set(hits)]
