@@ -70,15 +70,15 @@ notebooks: setup ## execute all notebooks, by papermill and again under nbval (N
 	@mkdir -p $(NOTEBOOKS_OUT)
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  test -e "$$notebook" || { echo "There is no notebook in notebooks/." >&2; exit 1; }; \
-	  OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
+	  GOMP_SPINCOUNT=30000 $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
 	done
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(NBVAL) --nbval --nbval-sanitize-with=tests/nbval_sanitize.cfg \
+	@GOMP_SPINCOUNT=30000 $(BIN)/python -m pytest $(NBVAL) --nbval --nbval-sanitize-with=tests/nbval_sanitize.cfg \
 	  $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb)
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
+	@GOMP_SPINCOUNT=30000 $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
 	  $(filter-out $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb),$(wildcard notebooks/*.ipynb)) tutorials/solutions
 
 # Waiting OpenMP threads spin otherwise, on cores that the readers need.
-BENCH = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.run
+BENCH = GOMP_SPINCOUNT=30000 $(BIN)/python -m benchmarks.run
 
 bench: setup ## measure every target in windows of 20 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
 	@$(BENCH) $(BENCH_ARGS)

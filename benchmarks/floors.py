@@ -1,12 +1,16 @@
-"""What the hardware allows: bytes over the link, FLOPs over the compute rate, whichever takes longer.
+"""What the hardware allows: bytes over the link, FLOPs over the compute rate, whichever takes longer; and drafting before
+the reads that nobody can ask for earlier.
 
 Comes in: the sums of a window, the facts of its model, the probes of the machine. Goes out: seconds per token that no
 implementation of this method with these counts could beat here. ``tables`` calls this.
 
 FLOPs are those of linear layers: 2 per weight and token, the trunk's once, an expert's for each of ``top_k``; widened
 experts count with all their columns, because all are computed. Attention scores, norms and routing tables are left
-out, so the floor is a little too low, never too high. Drafted tokens may be computed in the experts' own dtype,
-verified ones are in fp32."""
+out, so the floor is a little too low, never too high. Drafted tokens may be computed in the experts' own dtype and
+with one expert for each layer, verified ones are in fp32 with all.
+
+A round drafts, then verifies, and while it drafts only what it prefetches can cross the link: into slots that hold nothing
+else. So drafting adds to the reads on demand; it does not hide behind them."""
 
 from __future__ import annotations
 
@@ -38,12 +42,14 @@ def link_rate(row_link: float | None, probe: dict) -> float:
 
 
 def floor(sums: dict, model: dict, probe: dict, link_bytes_per_s: float | None) -> dict:
-    """Seconds per token at least, by link and by arithmetic, and the larger of the two."""
+    """Seconds per token at least: by link and by arithmetic if they overlapped for ever, and with drafting first."""
     tokens = max(1, sums["num_new_tokens"])
-    flops = sum(model["flops_per_token"].values())
+    trunk, experts = model["flops_per_token"]["trunk"], model["flops_per_token"]["experts"]
     fp32, fastest = probe["fp32_flop_per_s"], max(probe["fp32_flop_per_s"], probe["bf16_flop_per_s"])
-    verified = flops * (sums["row_rounds"] + sums["num_drafted"]) / fp32
-    drafted = flops * sums["num_drafted"] / fastest
-    link_s = sums["fetched_bytes"] / link_rate(link_bytes_per_s, probe) / tokens
-    compute_s = (verified + drafted) / tokens
-    return {"link_s": link_s, "compute_s": compute_s, "floor_s": max(link_s, compute_s)}
+    verified_s = (trunk + experts) * (sums["row_rounds"] + sums["num_drafted"]) / fp32 / tokens
+    drafted_s = (trunk + experts / model["top_k"]) * sums["num_drafted"] / fastest / tokens
+    rate = link_rate(link_bytes_per_s, probe) * tokens
+    link_s, ahead_s = sums["fetched_bytes"] / rate, sums["num_prefetches"] * model["record_bytes"] / rate
+    compute_s = verified_s + drafted_s
+    in_turn_s = drafted_s + max(link_s - ahead_s, verified_s)
+    return {"link_s": link_s, "compute_s": compute_s, "floor_s": max(link_s, compute_s, in_turn_s)}

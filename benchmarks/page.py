@@ -23,7 +23,7 @@ Written by `python -m benchmarks.page` from [benchmarks/results](../benchmarks/r
 [benchmarks/README.md](../benchmarks/README.md). Everything here was measured, nothing simulated. Ratios are between
 methods that ran in turn on the same machine, with the same bytes of fast memory; a *floor* is max(bytes / link, FLOPs
 / rate) for the bytes and tokens that a method really needed, with the link and the compute rate measured in the same
-run."""
+run; drafting stands before the reads that nobody can ask for earlier, so it adds to them."""
 SPEED_ALT = "Decoding speed over on-demand by batch, for both models, on the disk as it is and at 0.25 GB/s"
 FLOOR_ALT = "Measured seconds over the floor of link and arithmetic, by batch, for both models and links"
 

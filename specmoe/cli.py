@@ -16,6 +16,7 @@ import traceback
 from typing import NoReturn
 
 from . import commands
+from .config import SPIN
 from .errors import OptionError, SpecMoEError
 
 
@@ -33,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads must not spin where readers need the core
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(*SPIN)
     as_json, debug = "--json" in words, "--debug" in words
     try:
         args = parse(words)

@@ -59,7 +59,7 @@ class ConfidencePlanner:
     weighs, largest = True, LARGEST
 
     def __init__(self, may_not_draft: bool):
-        self._probes = [0, 6, 0, 2, 12, 2] if may_not_draft else [6, 2, 12, 2]  # the first round warms up
+        self._probes = [0, 6, 0, 12] if may_not_draft else [6, 2, 12]  # the first round warms up
         self.may_not_draft = may_not_draft
         self.verify, self.step = Line(0.9), Line(0.97)  # seconds over tokens of a block; over rows of a draft step
         self.seconds_per_token: dict[bool, float] = {}  # drafting or not -> of recent rounds

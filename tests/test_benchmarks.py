@@ -22,7 +22,7 @@ PROBE = {
     "random_bytes_per_s": {"1": 1e9, "2": 2e9}, "sequential_bytes_per_s": 1.5e9, "fp32_flop_per_s": 1e11,
     "bf16_flop_per_s": 2e11, "fp32_flop_per_byte": 50.0,
 }  # fmt: skip
-MODEL = {"flops_per_token": {"trunk": 1e6, "experts": 9e6}}
+MODEL = {"flops_per_token": {"trunk": 1e6, "experts": 9e6}, "top_k": 2, "record_bytes": 1e6}
 
 
 # ---- what is measured
@@ -206,19 +206,30 @@ def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
 
 
 def test_a_floor_is_the_longer_of_link_and_arithmetic():
-    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "row_rounds": 4, "num_drafted": 16}
-    found = floors.floor(sums, MODEL, PROBE, None)
+    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "num_prefetches": 0, "row_rounds": 4, "num_drafted": 16}
+    found, experts, trunk = floors.floor(sums, MODEL, PROBE, None), *(MODEL["flops_per_token"][x] for x in ("experts", "trunk"))
+    drafted_s = (trunk + experts / MODEL["top_k"]) * 16 / 2e11 / 10
     assert found["link_s"] == pytest.approx(4e9 / 2e9 / 10)
-    assert found["compute_s"] == pytest.approx((1e7 * 20 / 1e11 + 1e7 * 16 / 2e11) / 10)
-    assert found["floor_s"] == found["link_s"]
+    assert found["compute_s"] == pytest.approx(1e7 * 20 / 1e11 / 10 + drafted_s)
     assert floors.floor(sums, MODEL, PROBE, 1e9)["link_s"] == pytest.approx(0.4)
     assert floors.floor({**sums, "fetched_bytes": 0}, MODEL, PROBE, None)["floor_s"] == found["compute_s"]
+
+
+def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
+    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "num_prefetches": 0, "row_rounds": 4, "num_drafted": 16}
+    found = floors.floor(sums, MODEL, PROBE, None)
+    verified_s = 1e7 * 20 / 1e11 / 10
+    assert found["floor_s"] == pytest.approx(found["link_s"] + found["compute_s"] - verified_s)
+    all_ahead = {**sums, "num_prefetches": 4e9 / MODEL["record_bytes"]}
+    assert floors.floor(all_ahead, MODEL, PROBE, None)["floor_s"] == pytest.approx(found["link_s"])
+    plain = {**sums, "num_drafted": 0}
+    assert floors.floor(plain, MODEL, PROBE, None)["floor_s"] == pytest.approx(found["link_s"])
 
 
 def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "translate-native", slice: int = 0,
         **more) -> dict:  # fmt: skip
     model, link = ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
-    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "row_rounds": 10,
+    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "num_prefetches": 0, "row_rounds": 10,
             "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0, "eviction": "lru"}  # fmt: skip
     cell = Cell(part, model, link, batch, what, slice)
     return {**asdict(cell), "tokens_per_second": speed, **sums, **more}

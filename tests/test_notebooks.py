@@ -50,7 +50,7 @@ def leaves(value):
 
 @pytest.fixture(autouse=True)
 def quiet_threads(monkeypatch):
-    """Torch's threads sleep while they wait; on two cores spinning ones make a run many times slower."""
+    """Torch's threads sleep while they wait; beside other tests spinning ones make a run many times slower."""
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
 

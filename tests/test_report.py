@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from specmoe import report
+from specmoe.config import SPIN
 from specmoe.errors import OptionError, SpecMoEError
 
 PARAMETERS = """\
@@ -168,15 +169,17 @@ def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(fo
     assert json.loads((out / "metrics.json").read_text())[2] == 4
 
 
-@pytest.mark.parametrize("own", [None, "ACTIVE"])
-def test_kernels_get_threads_that_sleep_unless_told_otherwise(folder, tmp_path, monkeypatch, own):
+@pytest.mark.parametrize("own", [None, "123"])
+def test_kernels_get_threads_that_soon_sleep_unless_told_otherwise(folder, tmp_path, monkeypatch, own):
+    name, value = SPIN
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv(name, raising=False)
     if own:
-        monkeypatch.setenv("OMP_WAIT_POLICY", own)
-    write(folder, "env", new_markdown_cell("# Env"), new_code_cell("import os\nos.environ['OMP_WAIT_POLICY']"))
+        monkeypatch.setenv(name, own)
+    write(folder, "env", new_markdown_cell("# Env"), new_code_cell(f"import os\n'spin ' + os.environ['{name}']"))
     page = report.run_report("env", out_dir=tmp_path / "out")
-    assert (own or "PASSIVE") in page.read_text(encoding="utf-8")
-    assert os.environ.get("OMP_WAIT_POLICY") == own
+    assert f"spin {own or value}" in page.read_text(encoding="utf-8")
+    assert os.environ.get(name) == own
 
 
 @pytest.mark.parametrize("parameters", [{"gama": 3}, {"gamma": "x"}])

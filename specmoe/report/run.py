@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..config import SPIN
 from ..errors import OptionError, SpecMoEError
 from .page import offline_html
 from .parameters import OUT_DIR, find_report, first_line, literal, need, one_line, typed_parameters
@@ -89,13 +90,13 @@ def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool)
 
 @contextmanager
 def _patient_threads() -> Iterator[None]:
-    """Kernels started here let torch's threads sleep while they wait for each other, unless the user said otherwise.
-    They spin by default, and on two cores with anything else running that made a report five to ten times slower."""
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ:
+    """Kernels started here let torch's threads sleep soon when they wait for each other (``SPIN``), unless the user said
+    otherwise."""
+    name, value = SPIN
+    if name in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield
         return
-    os.environ[name] = "PASSIVE"
+    os.environ[name] = value
     try:
         yield
     finally:
