@@ -17,7 +17,8 @@ TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
 PEERS = (("resident", "memory", "resident", "transformers"), ("offload", "native", "specmoe", "accelerate"))
 SUMMED = (
-    "num_new_tokens", "seconds", "fetched_bytes", "num_prefetches", "row_rounds", "num_drafted", "wait_s", "draft_s", "verify_s",
+    "num_new_tokens", "seconds", "fetched_bytes", "num_prefetches", "row_rounds", "num_drafted",
+    "wait_s", "draft_s", "verify_s",
 )  # fmt: skip
 
 

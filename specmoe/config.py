@@ -20,8 +20,9 @@ EVICTIONS = ("lru", "lfu", "static", "temporal")
 DRAFT_SETS = ("random", "hot_global", "hot_temporal")
 SUBSTITUTES = ("affinity", "router", "random", "drop", "no_experts")
 ACCEPT_RULES = ("coupled", "rejection")
-# What the command line and a report's kernel set before torch is loaded, where it brings GNU's OpenMP: how long its idle threads
-# spin. Not at all, and a draft step of many small products takes up to twice as long; much longer, and readers miss the core.
+# What the command line and a report's kernel set before torch is loaded, where it brings GNU's OpenMP: how long its idle
+# threads spin. Not at all, and a draft step of many small products takes up to twice as long; much longer, and readers miss
+# the core.
 SPIN = ("GOMP_SPINCOUNT", "30000")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 

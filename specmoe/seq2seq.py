@@ -61,7 +61,7 @@ class CrossKV:
         """The first ``num_rows`` rows as a cache that is already filled, and which keys are real, bool [B, 1, 1, S]."""
         longest = int(self.lengths[:num_rows].max())
         cache = DynamicCache()
-        cache.layers = [_filled(keys[:num_rows, :, :longest], values[:num_rows, :, :longest]) for keys, values in self.buffers]
+        cache.layers = [_filled(*(x[:num_rows, :, :longest] for x in pair)) for pair in self.buffers]
         real = torch.arange(longest) < self.lengths[:num_rows, None]
         return cache, real[:, None, None, :]
 

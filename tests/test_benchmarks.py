@@ -207,8 +207,8 @@ def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
 
 def test_a_floor_is_the_longer_of_link_and_arithmetic():
     sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "num_prefetches": 0, "row_rounds": 4, "num_drafted": 16}
-    found, experts, trunk = floors.floor(sums, MODEL, PROBE, None), *(MODEL["flops_per_token"][x] for x in ("experts", "trunk"))
-    drafted_s = (trunk + experts / MODEL["top_k"]) * 16 / 2e11 / 10
+    found, flops = floors.floor(sums, MODEL, PROBE, None), MODEL["flops_per_token"]
+    drafted_s = (flops["trunk"] + flops["experts"] / MODEL["top_k"]) * 16 / 2e11 / 10
     assert found["link_s"] == pytest.approx(4e9 / 2e9 / 10)
     assert found["compute_s"] == pytest.approx(1e7 * 20 / 1e11 / 10 + drafted_s)
     assert floors.floor(sums, MODEL, PROBE, 1e9)["link_s"] == pytest.approx(0.4)
@@ -229,8 +229,8 @@ def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
 def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "translate-native", slice: int = 0,
         **more) -> dict:  # fmt: skip
     model, link = ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
-    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "num_prefetches": 0, "row_rounds": 10,
-            "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0, "eviction": "lru"}  # fmt: skip
+    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "num_prefetches": 0,
+            "row_rounds": 10, "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0, "eviction": "lru"}  # fmt: skip
     cell = Cell(part, model, link, batch, what, slice)
     return {**asdict(cell), "tokens_per_second": speed, **sums, **more}
 
