@@ -230,7 +230,8 @@ def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "
         **more) -> dict:  # fmt: skip
     model, link = ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
     sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "num_prefetches": 0,
-            "row_rounds": 10, "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0, "eviction": "lru"}  # fmt: skip
+            "row_rounds": 10, "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0,
+            "eviction": "lru"}  # fmt: skip
     cell = Cell(part, model, link, batch, what, slice)
     return {**asdict(cell), "tokens_per_second": speed, **sums, **more}
 
