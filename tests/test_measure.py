@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from specmoe.reproduction import __main__ as command
 from specmoe.reproduction import settings
 from specmoe.reproduction.measure import (
     ResultFile,
+    _units,
     full_rounds,
     full_window,
     generate,
@@ -31,6 +33,24 @@ def test_a_plan_has_no_run_twice_and_quick_is_smaller():
     assert {run.batch for run in full} == {1, 4, 16, 64, 128, 256}
     assert {run.prompt_set for run in full} == set(range(5))
     assert tenth(128) == 13
+
+
+def test_what_is_compared_on_the_clock_alternates_whatever_its_memory_or_n():
+    timed = [run for run in settings.plan() if (run.regime, run.batch) == ("throttled", 256)]
+    [unit] = _units(timed)
+    assert {(run.method, run.budget) for run in unit} >= {("cached", "draft"), ("cached", "tenth"), ("specmoe", "tenth")}
+    assert {run.draft_experts for run in unit} == {2, 4, 8, 16} and len({run.draft_set for run in unit}) == 3
+    assert [len(unit) for unit in _units([run for run in settings.plan() if run.regime == "count"])][:3] == [1, 1, 1]
+
+
+def test_counting_leaves_the_machine_of_what_was_timed(tmp_path):
+    run, loaded = settings.Run("tiny-skewed", "specmoe", 1), SimpleNamespace(info={"experts": 32})
+    for regime, cpu in (("throttled", "old"), ("count", "new"), ("throttled", "new")):
+        file = ResultFile(tmp_path, "tiny-skewed", "tiny-skewed")
+        file.machine = {"cpu": cpu}
+        file.add([replace(run, regime=regime)], [{"tokens_per_second": 1.0}], loaded)
+        kept = json.loads((tmp_path / "tiny-skewed.json").read_text(encoding="utf-8"))["machine"]["cpu"]
+        assert kept == ("new" if (regime, cpu) == ("throttled", "new") else "old")
 
 
 def test_only_rounds_with_a_full_batch_count():

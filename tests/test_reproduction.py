@@ -203,6 +203,8 @@ def test_an_order_is_claimed_only_where_it_holds_on_every_set():
     assert "not settled (from -1.0" in sentences.say_order([*tokens, open_pair], "substitution", order)
     behind = replace(pair, value=-2.0, low=-3.0, high=-1.0)
     assert "other than in the paper" in sentences.say_order([*tokens, behind], "substitution", order)
+    alone = replace(pair, low=None, high=None, num=1)
+    assert "one set of prompts settles nothing" in sentences.say_order([*tokens, alone], "substitution", order)
 
 
 def test_the_best_number_is_computed():
@@ -212,6 +214,27 @@ def test_the_best_number_is_computed():
 
     assert "measured, is N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
     assert "measured, is N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
+    close = [replace(n, low=n.value - 0.6, high=n.value + 0.6) for n in numbers(1, 4, 3, 2)]
+    assert "though the repeats of N = 8 reach as far as its own" in sentences.say_best_number(close)
+
+
+def test_the_committed_results_reach_what_the_translation_model_was_made_for():
+    results = paper.load_results()
+    rows = results[settings.MAIN]["rows"].values()
+    large = [r for r in rows if (r["regime"], r["batch"], r["budget"], r["prompt_set"]) == ("count", 256, "draft", 0)]
+    ours = next(r for r in large if r["method"] == "specmoe" and (r["draft_experts"], r["gamma"]) == (4, 10)
+                and (r["draft_set"], r["substitute"]) == ("hot_temporal", "affinity"))  # fmt: skip
+    theirs = next(r for r in large if r["method"] == "on_demand")
+    assert ours["tokens_per_round"] >= 7.0
+    assert ours["fetched_bytes_per_token"] / theirs["fetched_bytes_per_token"] <= 1 - 0.7673
+    assert sentences.value_of(paper.all_numbers(results), "growth", "specmoe", GROWTH).value <= 10.96
+
+
+def test_the_committed_clock_keeps_the_simulators_targets():
+    rows = paper.clock_rows()
+    cells = rows.groupby(["link", "model", "method", "batch"])["error"].median().abs()
+    assert cells["0.25 GB/s"].median() <= 0.10 and cells["native"].median() <= 0.20
+    assert set(cells["0.25 GB/s"].reset_index()["batch"]) == {1, 16, 64}
 
 
 def test_batch_one_is_said_as_it_is():

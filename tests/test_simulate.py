@@ -15,6 +15,7 @@ from specmoe.errors import OptionError
 from specmoe.simulate import (
     PAPER_SIZES,
     PRESETS,
+    Hardware,
     ModelSize,
     Recording,
     floor_seconds,
@@ -197,6 +198,13 @@ def test_a_faster_link_or_faster_arithmetic_never_slows_a_method(data):
 
 
 @pytest.mark.parametrize("name", ["link_bytes_per_s", "flop_per_s", "memory_bytes_per_s"])
+def test_a_rate_that_is_left_out_is_named():
+    with pytest.raises(OptionError, match="flop_per_s=None of hardware 'mine' must be a number above zero"):
+        Hardware("mine", link_bytes_per_s=1e9, link_latency_s=0.0, memory_bytes_per_s=1e11)
+    with pytest.raises(OptionError, match="link_latency_s=None of hardware 'mine'"):
+        Hardware("mine", link_bytes_per_s=1e9, flop_per_s=1e12, memory_bytes_per_s=1e11)
+
+
 @pytest.mark.parametrize("rate", [0, -1, None, float("nan"), "fast"])
 def test_hardware_without_a_rate_is_refused(name, rate):
     with pytest.raises(OptionError, match=f"{name}=.*above zero"):

@@ -17,6 +17,7 @@ from .facts import PAPER_MODELS, Number
 from .numbers import load_results, main_model, rows_of
 from .page import all_numbers, clock_rows
 from .prose import KINDS_MEAN, TITLES, WHY, WHY_MAP
+from .settings import MAIN
 from .tables import markdown, markdown_table
 from .winners import BASE, winners
 
@@ -46,11 +47,12 @@ def setup(results: dict[str, dict]) -> str:
     dates = sorted(set(rows["measured"].str[:10]))
     num_runs = sum(len(each["rows"]) for each in results.values())
     versions = ", ".join(f"{key} {machine[key]}" for key in ("specmoe", "torch", "transformers", "python") if key in machine)
+    about = "" if name == MAIN else f" What is said beside the tables to explain differences was written about {MAIN}."
     return (
         f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts top-{model['top_k']}) on "
         f"{machine['cpu']}, {machine['cores']} cores, no GPU; {versions}; {', '.join(dates)}; {num_runs} runs. Mean Gini of "
         f"expert use (our definition of skewness; the paper's is not known): {_skewness(rows)}, the paper says "
-        f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE."
+        f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE.{about}"
     )
 
 
@@ -68,7 +70,8 @@ def document(results: dict[str, dict] | None = None, numbers: list[Number] | Non
     parts = [
         "# The paper's numbers and ours",
         "Made by `python -m specmoe.reproduction document` from `specmoe/reproduction/results`; don't edit. The figures are "
-        f"in `specmoe report run paper`. {KINDS_MEAN}",
+        "in `specmoe report run paper`; add `-p rerun=quick` (minutes) or `-p rerun=full` to measure again, and "
+        f"`-p model=...` for another checkpoint. {KINDS_MEAN}",
         "## What came out",
         markdown_table(claims(numbers)),
         setup(results),

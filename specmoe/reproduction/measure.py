@@ -38,38 +38,45 @@ def measure(runs: Iterable[Run], folder: Path, seconds: float | None = None, pro
     runs, began_s = list(runs), time.monotonic()
     files = {name: ResultFile(folder, name, (paths or {}).get(name, name)) for name in dict.fromkeys(r.model for r in runs)}
     missing = [run for run in runs if run.key not in files[run.model].rows]
-    for (model, *_), group in groupby(sorted(missing, key=_order(missing)), key=_engine_key):
+    for (model, _), group in groupby(sorted(missing, key=_order(missing)), key=_machine_key):
         with ExitStack() as stack:
-            loaded = None
+            engines: dict[tuple, engine.Engine] = {}
             for unit in _units(list(group)):
                 if seconds is not None and time.monotonic() - began_s > seconds:
                     return sum(run.key not in files[run.model].rows for run in runs)
                 if progress is not None:
                     progress(sum(run.key in files[run.model].rows for run in runs), len(runs), unit[0].key)
-                loaded = loaded or stack.enter_context(load_engine(files[model].path, unit[0]))
-                files[model].add(unit, _measure_unit(loaded, unit), loaded)
+                for run in unit:
+                    if _engine_key(run) not in engines:
+                        engines[_engine_key(run)] = stack.enter_context(load_engine(files[model].path, run))
+                loaded = [engines[_engine_key(run)] for run in unit]
+                files[model].add(unit, _measure_unit(loaded, unit), loaded[0])
     return 0
 
 
+def _machine_key(run: Run) -> tuple:
+    return (run.model, run.regime)
+
+
 def _engine_key(run: Run) -> tuple:
-    return (run.model, run.regime, run.budget, run.draft_experts)
+    return (run.budget, run.draft_experts)
 
 
 def _order(runs: list[Run]) -> Callable:
-    """Runs that share an engine together, engines in the order in which they first come."""
+    """Runs of one model and regime together, in the order in which they first come."""
     first = {}
     for place, run in enumerate(runs):
-        first.setdefault(_engine_key(run), place)
-    return lambda run: first[_engine_key(run)]
+        first.setdefault(_machine_key(run), place)
+    return lambda run: first[_machine_key(run)]
 
 
 def _units(runs: list[Run]) -> list[list[Run]]:
-    """Counted runs one by one; timed ones that differ only in the method together, so that their repeats alternate."""
-
-    def unit(run: Run):
-        return run.key if run.regime == "count" else (run.batch, run.draft_set, run.substitute, run.temperature)
-
-    return [list(group) for _, group in groupby(sorted(runs, key=lambda run: runs.index(run)), key=unit)]
+    """Counted runs one by one; all timed ones of a batch together, whatever their memory, N or draft set: what is compared
+    alternates."""
+    units: dict[object, list[Run]] = {}
+    for run in runs:
+        units.setdefault(run.key if run.regime == "count" else (run.batch, run.temperature), []).append(run)
+    return list(units.values())
 
 
 def load_engine(path: str, run: Run):
@@ -92,8 +99,9 @@ def tenth(num_experts: int) -> int:
     return max(1, round(0.1 * num_experts))
 
 
-def _measure_unit(loaded, unit: list[Run]) -> list[dict]:
-    return [_count(loaded, unit[0])] if unit[0].regime == "count" else _time(loaded, unit)
+def _measure_unit(loaded: list, unit: list[Run]) -> list[dict]:
+    """Rows of ``unit``, run ``i`` by engine ``loaded[i]``."""
+    return [_count(loaded[0], unit[0])] if unit[0].regime == "count" else _time(loaded, unit)
 
 
 # ---- counting ----------------------------------------------------------------------------------------------
@@ -138,23 +146,27 @@ def full_rounds(frame: pd.DataFrame, batch: int) -> dict:
 # ---- timing ------------------------------------------------------------------------------------------------
 
 
-def _time(loaded, unit: list[Run]) -> list[dict]:
-    """Runs that differ in the method only, in turn: one short warm-up each, then ``REPEATS`` rounds of all of them."""
-    prompts = queue_of(loaded, unit[0])
-    for run in unit:
-        generate(loaded, run, prompts[: min(run.batch, 16)], WARM_UP_TOKENS)
+def _time(loaded: list, unit: list[Run]) -> list[dict]:
+    """Runs that are compared, in turn: one short warm-up each, then ``REPEATS`` times all of them."""
+    prompts = queue_of(loaded[0], unit[0])
+    pairs = list(zip(loaded, unit, strict=True))
+    for each, run in pairs:
+        generate(each, run, prompts[: min(run.batch, 16)], WARM_UP_TOKENS)
     windows: dict[str, list[dict]] = {run.key: [] for run in unit}
     for _ in range(REPEATS):
-        for run in unit:
-            windows[run.key].append(full_window(generate(loaded, run, prompts), run.batch))
+        for each, run in pairs:
+            windows[run.key].append(full_window(generate(each, run, prompts), run.batch))
+    return [_median_row(windows[run.key]) | _about(each, prompts) for each, run in pairs]
+
+
+def _about(loaded, prompts: list) -> dict:
     about = {"repeats": REPEATS, "num_prompts": len(prompts), "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s")}
-    about |= {name: loaded.info[name] for name in ("slots", "expert_bytes")}
-    return [_median_row(windows[run.key]) | about for run in unit]
+    return about | {name: loaded.info[name] for name in ("slots", "expert_bytes")}
 
 
 def queue_of(loaded, run: Run, longer: float | None = None) -> list:
     """A queue that keeps the batch full for a while: seconds are read only as long as it is."""
-    longer = longer or (2.0 if run.batch < 64 else 1.5 if run.batch < 128 else 1.25)
+    longer = longer or (2.0 if run.batch < 64 else 1.5)
     queue = max(int(longer * run.batch), 8)
     return bench._Prompts(loaded, None, queue, 100 + run.prompt_set).of(run.batch)
 
@@ -208,6 +220,7 @@ class ResultFile:
         kept = found if found.get("weights_sha256") == self.weights else {}
         self.rows: dict[str, dict] = kept.get("rows", {})
         self.models: dict = kept.get("model", {})
+        self._machine: dict = kept.get("machine", {})
 
     @cached_property
     def machine(self) -> dict:
@@ -219,7 +232,9 @@ class ResultFile:
         for run, row in zip(runs, rows, strict=True):
             self.rows[run.key] = row | asdict(run) | {"model": Path(run.model).name, "measured": today}
         self.models = self.models or dict(loaded.info) | {"name": Path(runs[0].model).name}
-        content = {"model": self.models, "weights_sha256": self.weights, "machine": self.machine, "rows": self.rows}
+        if not self._machine or runs[0].regime != "count":  # counts are of any machine; its rates belong to what was timed
+            self._machine = self.machine
+        content = {"model": self.models, "weights_sha256": self.weights, "machine": self._machine, "rows": self.rows}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(bench.plain(content), indent=0) + "\n", encoding="utf-8")

@@ -225,10 +225,11 @@ def _experts(rows: pd.DataFrame) -> list[Number]:
         values = {num: by_set(rows, batch, draft_experts=num) for num in (2, 4, 8, 16)}
         for num, each in values.items() if sum(len(each) > 0 for each in values.values()) > 1 else ():
             found += mean_of("draft_experts", f"N = {num}", TOKENS, each, "tokens", batch=batch)
-    speed = choice_speeds(rows, "draft_experts")
-    for num, value in speed.items():
-        found += mean_of("draft_experts", f"N = {num:g}", "speed", value, SPEED, batch=256)
-    return found + against_four(speed, 256, "measured")
+    for row in choice_runs(rows).sort_values("draft_experts").itertuples():
+        reach = (row.tokens_per_second_min, row.tokens_per_second_max)
+        label, about = f"N = {row.draft_experts:g}", {"num": int(row.repeats), "batch": 256}
+        found.append(Number("draft_experts", label, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about))
+    return found + against_four(choice_speeds(rows, "draft_experts"), 256, "measured")
 
 
 def against_four(speed: pd.Series, batch: int, kind: str, note: str = "") -> list[Number]:
@@ -240,7 +241,16 @@ def against_four(speed: pd.Series, batch: int, kind: str, note: str = "") -> lis
     ]
 
 
-def choice_speeds(rows: pd.DataFrame, by: str, **settings) -> pd.Series:
-    """Timed specmoe runs at batch 256 with just the memory that N needs, by draft set or by N."""
+RUN_FIELDS = ["draft_experts", "tokens_per_second", "tokens_per_second_min", "tokens_per_second_max", "repeats"]
+
+
+def choice_runs(rows: pd.DataFrame, **settings) -> pd.DataFrame:
+    """Timed specmoe runs at batch 256 with just the memory that N needs."""
     found = pick(rows, regime="throttled", method="specmoe", batch=256, **settings) if len(rows) else rows
+    return found if len(found) else pd.DataFrame(columns=RUN_FIELDS)
+
+
+def choice_speeds(rows: pd.DataFrame, by: str, **settings) -> pd.Series:
+    """Their speeds, by draft set or by N."""
+    found = choice_runs(rows, **settings)
     return found.set_index(by)["tokens_per_second"] if len(found) else pd.Series(dtype=float)

@@ -25,9 +25,11 @@ WHY = {
         "128 experts, as in the paper: **unequal memory**) and `specmoe, bytes of cached`. `overlapped` guesses the "
         "next layer's experts; the paper's Overlap is an oracle: `overlapped (oracle)`. **Simulated**: our recordings "
         "at the size of NLLB-MoE on an H100 behind PCIe 5.0; `specmoe` does not prefetch there, as the paper's. Why "
-        "ours differ: computing is slow here compared with reading (hundreds of FLOP per byte, the paper's machine "
-        "has about 15,000), so drafting costs more of what it saves. Simulated tokens per second are far above the "
-        "paper's because its link is used at a small part of its rate (last table); compare ratios."
+        "ours differ: computing is slow here compared with reading (the map below says how many FLOP per byte), so "
+        "drafting costs more of what it saves, and at the largest batches the arithmetic of two cores limits every "
+        "method: the speed-up peaks earlier than the paper's. At batches of 128 and more a run of `specmoe` is a few "
+        "long rounds. Simulated tokens per second are far above the paper's because its link is used at a small part "
+        "of its rate (last table); compare ratios."
     ),
     "bytes": (
         "Bytes carry over between machines. Prefetching is off, as in the paper. In the paper, and in the lines "
@@ -36,10 +38,12 @@ WHY = {
     ),
     "growth": (
         "Bytes per token times batch, decoding only, rounds with the batch kept full; ranges over sets of held-out "
-        "sentences. A model with two sparse decoder layers and a narrow domain reaches all its hot experts earlier "
-        "than a large one: that keeps `on_demand` below the paper's. `cached` with 13 of 128 experts starts lower "
-        "here, because 13 hold most of what one sentence of a narrow domain needs, and so it grows more than the "
-        "paper's."
+        "sentences. For `on_demand` it is the distinct experts of a step at batch 256 over those at batch 1. Our "
+        "model needs about 70 a layer at batch 256, as the paper's does (28 GB a step), and a top-2 router 2 at batch "
+        "1: no more than 35 times. The paper's 45 times are 1.5 experts a layer at batch 1; a second expert that is "
+        "dropped, or is still there from the step before, would give that. `cached` with 13 of 128 experts starts "
+        "lower here, because 13 hold most of what one sentence of a narrow domain needs, and so it grows more than "
+        "the paper's."
     ),
     "substitution": (
         "Ranges are the smallest and largest of several sets of held-out prompts; changes are taken set by set. "
@@ -66,18 +70,23 @@ WHY = {
         "**Simulated**: their recorded routing at the sizes of Mixtral-8x7B and Llama-4-Scout on the paper's machine, "
         "as far as a model of other expert counts can stand for these. Compare the shape, not the numbers. N = 4 of 8 "
         "experts is half of them, and what is resident need not be fetched: that, and drafts that are nearly the "
-        "model's own, is why `tiny-balanced` gains far more than the paper's Mixtral. The paper does not say (in what "
-        "we know) how many of Mixtral's experts it kept."
+        "model's own, is why `tiny-balanced`, simulated, gains far more than the paper's Mixtral. The paper does not "
+        "say (in what we know) how many of Mixtral's experts it kept. On our clock `specmoe` gains less and can fall "
+        "behind at large batches: there drafting takes most of its time, while the others hardly wait for the link "
+        "any more. Llama-4-Scout, simulated, is above the paper's too; the overheads that the paper's numbers imply "
+        "(last table) are not in it. One set of prompts, prefetching on."
     ),
     "ssd": (
-        "**Measured**: the disk as it is, direct I/O, experts widened to 3 MiB. **Simulated**: an H100 that reads "
-        "from one NVMe SSD of 7 GB/s. The paper's means are over its batches, ours over those in the table; its "
-        "speed-ups are lower on the SSD than behind PCIe, which a slower link alone does not explain: the mechanism "
-        "gains more the slower the link is."
+        "**Measured**: the disk as it is, direct I/O, experts widened to 3 MiB, prefetching on. **Simulated**: an "
+        "H100 that reads from one NVMe SSD of 7 GB/s. The paper's means are over its batches, ours over those in the "
+        "table. Simulated speed-ups are above the paper's as they are behind PCIe: the overheads that its numbers "
+        "imply (last table) are not in them. `cached` gains more than the paper's because 13 experts hold most of "
+        "what a narrow domain needs."
     ),
     "migration": (
         "**Measured**: the share of decoding in which nothing was computed because a read had not arrived, 0.25 GB/s. "
-        "**Simulated**: the same, replayed."
+        "**Simulated**: the same, replayed. Here computing takes a larger part of a step than on the paper's GPU, so "
+        "less of it is waiting."
     ),
     "implied": (
         "The paper says that a step at batch 256 moves 28 GB, that on_demand makes 28.6 tokens per second, and that "
@@ -86,9 +95,11 @@ WHY = {
         "computed. **Simulated** with these two and nothing else changed: on_demand is the paper's by construction, "
         "as our model needs as many distinct experts as the paper's (28 GB are 70 of 128 experts a layer); nothing of "
         "specmoe is fitted. Where ours rises with N up to 16 and the paper's does not: 12 more resident experts a "
-        "layer save as many reads in each of our verifications. The paper's time per round grows from N = 4 to 16 (by "
-        "2 s, from its tokens per round and per second) although it drafts only 720 experts more. Its code, or its "
-        "time per round taken apart, would settle it."
+        "layer save as many reads in each of our verifications. The paper's time per round grows from N = 4 to 16 by "
+        "2 s (from its tokens per round and per second). It drafts 720 experts more in a round: were each to take the "
+        "2.1 ms of a verified one, they would be 1.5 s of it, while our replay charges drafting its memory traffic "
+        "only. The same would explain a part of why specmoe comes out faster than the paper's at N of 2 to 8. Its "
+        "code, or its time per round taken apart, would settle it."
     ),
 }
 WHY_MAP = (

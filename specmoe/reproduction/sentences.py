@@ -86,6 +86,8 @@ def batches_of(numbers: list[Number], table: str, measure: str, kind: str = "mea
 def _order_words(pair: Number) -> str:
     names = f"`{pair.label}` against `{pair.measure.rpartition(' ')[2]}` {pair.value:+.1f} %"
     told = order_of(pair)
+    if pair.num < 2:
+        return f"{names}: one set of prompts settles nothing"
     if told > 0:
         return f"{names}: ahead on every set, as in the paper"
     if told < 0:
@@ -94,7 +96,9 @@ def _order_words(pair: Number) -> str:
 
 
 def order_of(pair: Number) -> int:
-    """Of a change in percent, set by set: 1 where all are above zero, -1 where all are below, 0 else."""
+    """Of a change in percent, set by set: 1 where all are above zero, -1 where all are below, 0 else, and of one set."""
+    if pair.num < 2:
+        return 0
     low, high = (pair.value if end is None else end for end in (pair.low, pair.high))
     return 1 if low > 0 else -1 if high < 0 else 0
 
@@ -112,8 +116,15 @@ def say_best_number(numbers: list[Number]) -> str:
             best = max(speeds, key=lambda label: speeds[label].value)
             inside = best not in (list(speeds)[0], list(speeds)[-1])
             place = "in the middle as in the paper" if inside else "at the end, not in the middle"
-            said.append(f"The fastest, {kind}, is {best}, {place}.")
+            level = [name for name, n in speeds.items() if name != best and _reaches(n, speeds[best])]
+            doubt = f", though the repeats of {' and '.join(level)} reach as far as its own" if level else ""
+            said.append(f"The fastest, {kind}, is {best}, {place}{doubt}.")
     return " ".join(said) or "N was not varied here."
+
+
+def _reaches(number: Number, best: Number) -> bool:
+    """Do the repeats of the two overlap?"""
+    return number.high is not None and best.low is not None and number.high >= best.low
 
 
 def say_batch_one(numbers: list[Number]) -> str:

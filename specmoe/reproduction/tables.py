@@ -61,18 +61,19 @@ def _row(number: Number) -> tuple:
 def pivots(numbers: list[Number], key: str) -> list[Pivot]:
     """Every measure of a table that a kind has at two batches or more."""
     found: dict[tuple, dict[str, dict[int, str]]] = {}
-    about: dict[tuple, Number] = {}
+    about: dict[tuple, list[Number]] = {}
     for number in (n for n in numbers if n.table == key and n.batch is not None and n.kind != "paper"):
         group = (number.measure, number.kind)
-        about[group] = number
+        about.setdefault(group, []).append(number)
         found.setdefault(group, {}).setdefault(number.label, {})[number.batch] = short(number)
     made = []
     for group, rows in found.items():
         batches = sorted({batch for row in rows.values() for batch in row})
         if len(batches) > 1:
             frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=batches).fillna("")
-            note = about[group].note if group[1] == "simulated" else ""
-            made.append(Pivot(*group, about[group].unit, note, frame))
+            notes = dict.fromkeys(number.note for number in about[group] if number.note)
+            note = "; ".join(notes) if group[1] == "simulated" else ""
+            made.append(Pivot(*group, about[group][0].unit, note, frame))
     return made
 
 

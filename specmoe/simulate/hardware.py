@@ -17,10 +17,10 @@ class Hardware:
     """Rates per second, overheads in seconds. ``OptionError`` when a rate is missing, zero or negative."""
 
     name: str
-    link_bytes_per_s: float  # slow to fast memory
-    link_latency_s: float  # before the first byte of a burst of reads
-    flop_per_s: float
-    memory_bytes_per_s: float  # of the fast memory
+    link_bytes_per_s: float | None = None  # slow to fast memory; None of any rate: missing, and refused
+    link_latency_s: float | None = None  # before the first byte of a burst of reads
+    flop_per_s: float | None = None
+    memory_bytes_per_s: float | None = None  # of the fast memory
     step_overhead_s: float = 0.0  # of one forward pass, whatever its size
     layer_overhead_s: float = 0.0  # of one MoE layer in a pass
     expert_overhead_s: float = 0.0  # of one expert computed
