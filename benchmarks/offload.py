@@ -35,6 +35,7 @@ def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) ->
             return _until_it_lives({**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE}, "spare")
         limit = rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
         widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
+        drop_page_cache(Path(folder))  # pages are charged to whoever touches them first: that must be the peer
         return _until_it_lives({**job, "what": "accelerate", "limit_bytes": limit}, "limit_bytes")
 
 
@@ -196,6 +197,7 @@ def drop_page_cache(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             file = os.open(path, os.O_RDONLY)
+            os.fsync(file)  # a page that is not on the disk yet stays
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(file)
 

@@ -23,7 +23,9 @@ from .planner import RoundCost
 
 LARGEST = 24  # tokens drafted per round, at most
 RECENT = 0.15  # weight of the newest round in a running mean
-LOOK_AGAIN = 24  # rounds until plain decoding is tried again, times the square of how much slower it was
+KEEP = 0.96  # of older rounds in the seconds of a token: a round of one row commits few, and a choice must not follow noise
+LOOK_AGAIN = 24  # rounds until the other way, drafting or not, is tried again, times the square of how much slower it was
+TRIAL = 3  # rounds of such a trial: one alone says little
 
 
 class Line:
@@ -62,10 +64,12 @@ class ConfidencePlanner:
         self._probes = [0, 6, 0, 12] if may_not_draft else [6, 2, 12]  # the first round warms up
         self.may_not_draft = may_not_draft
         self.verify, self.step = Line(0.9), Line(0.97)  # seconds over tokens of a block; over rows of a draft step
-        self.seconds_per_token: dict[bool, float] = {}  # drafting or not -> of recent rounds
+        self.seconds_per_token: dict[bool, float] = {}  # drafting or not -> of recent rounds together
+        self._spent = {True: (0.0, 0.0), False: (0.0, 0.0)}  # seconds and tokens of those rounds, the newest weighing most
         self.doubt = 1.0  # rejections per rejection that the draft expects
         self.sure = 0.9  # the chance that one more token agrees
-        self._warm, self._look_in = False, LOOK_AGAIN
+        self._warm, self._drafts = False, True
+        self._look_in, self._trials = LOOK_AGAIN, 0  # rounds until a trial begins; that it still lasts
         self._free = False  # no gamma is prescribed in this round
 
     def stay_within(self, block: int | None) -> None:
@@ -85,12 +89,13 @@ class ConfidencePlanner:
             return min(self._probes.pop(0), self.largest)
         if not self.may_not_draft:
             return self.largest
-        drafts = self._drafting_pays()
-        self._look_in -= 1
-        if self._look_in <= 0:
-            self._look_in = self._patience()
-            drafts = not drafts
-        return self.largest if drafts else 0
+        if not self._trials:
+            self._drafts = self._drafting_pays()
+            self._look_in -= 1
+            if self._look_in <= 0:
+                self._look_in, self._trials, self._drafts = self._patience(), TRIAL, not self._drafts
+        self._trials = max(0, self._trials - 1)
+        return self.largest if self._drafts else 0
 
     def _drafting_pays(self) -> bool:
         return self.seconds_per_token.get(True, 0.0) <= self.seconds_per_token.get(False, float("inf"))
@@ -131,8 +136,9 @@ class ConfidencePlanner:
             return
         drafted, drafts = sum(cost.drafted), bool(cost.steps)
         if cost.new_tokens:
-            seconds = (cost.draft_s + cost.verify_s) / cost.new_tokens
-            self.seconds_per_token[drafts] = _mean(self.seconds_per_token.get(drafts), seconds)
+            seconds, tokens = (x * KEEP for x in self._spent[drafts])
+            self._spent[drafts] = seconds + cost.draft_s + cost.verify_s, tokens + cost.new_tokens
+            self.seconds_per_token[drafts] = self._spent[drafts][0] / self._spent[drafts][1]
         self.verify.add(len(cost.drafted) + drafted, cost.verify_s)
         for rows, seconds in cost.steps:
             self.step.add(rows, seconds)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specmoe.confidence import ConfidencePlanner, Line
+from specmoe.confidence import KEEP, LOOK_AGAIN, TRIAL, ConfidencePlanner, Line
 from specmoe.drafting import Drafting
 from specmoe.planner import FixedGamma, RoundCost
 
@@ -53,6 +53,24 @@ def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
     close, far = settled(), settled()
     close.seconds_per_token, far.seconds_per_token = {True: 1.0, False: 1.1}, {True: 1.0, False: 3.0}
     assert close._patience() < far._patience()
+
+
+def test_a_trial_of_the_other_way_lasts_some_rounds_and_comes_back():
+    planner = settled()
+    planner.seconds_per_token = {True: 1.0, False: 1.5}
+    chosen = [planner.choose() > 0 for _ in range(LOOK_AGAIN + TRIAL + 2)]
+    tried = chosen.index(False)
+    assert chosen == [True] * tried + [False] * TRIAL + [True] * (len(chosen) - tried - TRIAL)
+
+
+def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
+    planner = ConfidencePlanner(False)
+    for tokens in (1, 1, 10, 1, 10):  # one second each; the first only warms up
+        planner.observe(RoundCost(1, 0.5, 0.5, [10], [tokens - 1], ((1, 0.05),) * 10, 0.0, tokens))
+    weights = [KEEP**age for age in range(4)]
+    together = sum(weights) / sum(w * t for w, t in zip(weights, (10, 1, 10, 1)))
+    assert planner.seconds_per_token[True] == pytest.approx(together)
+    assert together < sum(w * s for w, s in zip(weights, (0.1, 1, 0.1, 1))) / sum(weights)
 
 
 def test_a_token_is_verified_only_if_its_chance_pays_for_it():
