@@ -126,19 +126,19 @@ class OffloadedExperts:
 
     def begin_run(self, pool: ResidentPool, policy: KeepPolicy, trace: Trace, *, substitute: str = "affinity",
                   prefetch: bool = False, guess_next: bool = False, seed: int = 0,
-                  draft_top_k: int | str | None = None) -> None:  # fmt: skip
+                  draft_top_k: int | str | None = None, num_draft: int | None = None) -> None:  # fmt: skip
         """A new run: everything remembered about earlier ones is forgotten."""
         if (substitute == "router" or guess_next) and None in self.routers:
             what = "substitute='router'" if substitute == "router" else "method='overlapped'"
             raise UnsupportedModelError(f"{what} needs the router's scores, and {self.model.config.model_type} hides them")
         self.pool, self.policy, self.trace = pool, policy, trace
         self.substitute, self.prefetch, self.guess_next = substitute, prefetch, guess_next
-        self.draft_top_k = draft_top_k
+        self.draft_top_k, self.num_draft = draft_top_k, num_draft
         self._listen(substitute == "router")
         self.generator = torch.Generator().manual_seed(seed)
         self.recent = Temporal(self.num_layers, self.num_experts, 0)
         pool.value = lambda key: self.recent.use(*key)
-        self.kernel.remembered = {} if pool.num_kept == self.num_experts else None
+        self.kernel.remembered = {} if pool.never_evicts else None
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(self.num_layers)]
@@ -165,6 +165,12 @@ class OffloadedExperts:
         """The next forward passes are the draft's: resident experts only, no fetch."""
         self.drafting = True
         self._set_live(live)
+
+    def expect(self, drafting: bool) -> None:
+        """Will the next rounds draft? Where a run may do either, fewer experts are kept then: the rest of the bytes is for
+        reading ahead."""
+        if self.num_draft is not None:
+            self.policy.num_kept = self.pool.keeping = self.num_draft if drafting else self.pool.num_kept
 
     def prefill(self, run):
         """Run ``run(target)`` as the full model over prompt tokens: it calls ``target(live)`` before each forward pass. The

@@ -39,24 +39,26 @@ class ResidentPool:
     ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
-                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0):  # fmt: skip
+                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
+                 never_evicts: bool = False):  # fmt: skip
         self.store = store
         self.value: Callable[[ExpertKey], float] = lambda key: 0.0  # set by the run: how much an expert was used lately
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
         self.first_kept = first_kept
-        self.num_protected = (self.num_layers - first_kept) * num_kept
-        needed_slots = self.num_protected + 1
+        needed_slots = (self.num_layers - first_kept) * num_kept + 1
         if num_slots < needed_slots:
             raise FastMemoryError(
                 f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers - first_kept} MoE layers and "
                 f"read one more: {needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept = num_slots, num_kept
+        self.keeping = num_kept  # experts of a layer that are chosen to be kept at present, at most ``num_kept``
         self.linger, self.synchronous, self.poison = linger, synchronous, poison
+        self.never_evicts = never_evicts  # it holds all experts of all layers from the start (``resident``)
         self.slots = slots  # [slots, record_bytes] uint8, from allocate_slots
-        self.num_reserved = min(2, num_slots - self.num_protected)  # slots that prefetches never take
+        self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
         self.counts = PoolCounts()
         self._empty()
 
@@ -86,6 +88,11 @@ class ResidentPool:
         return self.slots[self.resident[key]]
 
     @property
+    def num_protected(self) -> int:
+        """Slots that belong to kept experts, those to come included."""
+        return sum(max(self.keeping, len(kept)) for kept in self.kept[self.first_kept :])
+
+    @property
     def prefetch_room(self) -> int:
         """How many more experts may be prefetched now."""
         return self.num_slots - self.num_protected - self.num_reserved - len(self.unclaimed)
@@ -110,8 +117,8 @@ class ResidentPool:
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
         self.kept[layer] = set(keep)
         keys = [ExpertKey(layer, expert) for expert in experts]
-        if self.num_kept == self.num_experts and all(key in self.resident for key in keys):
-            self._count_request(keys, [])  # nothing ever leaves such a pool: there is no more to keep books of
+        if self.never_evicts and all(key in self.resident for key in keys):
+            self._count_request(keys, [])  # there is no more to keep books of
             return ((key.expert, self.record(key)) for key in keys)
         self._give_up_unclaimed(layer, keys)
         hits = [key for key in keys if key in self.resident and key not in self.unclaimed]

@@ -14,6 +14,7 @@ from conftest import PROMPTS, tokens_of
 
 import specmoe
 from specmoe import StoreError
+from specmoe.confidence import ConfidencePlanner
 from specmoe.trace import COLUMNS, KINDS, PHASES
 from specmoe.transfers import ExpertKey
 
@@ -356,3 +357,14 @@ def test_facts_about_the_engine(open_engine):
     assert (info["layers"], info["experts"], info["top_k"], info["draft_experts"]) == (2, 8, 2, 3)
     assert info["record_bytes"] == 36864 and info["architecture"] == "mixtral"
     assert ExpertKey(1, 2) == (1, 2)
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+def test_auto_keeps_as_many_experts_as_cached_while_it_does_not_draft(monkeypatch, gamma):
+    monkeypatch.setattr(ConfidencePlanner, "choose", lambda planner: gamma)
+    with specmoe.load("tiny-skewed", store="memory", fast_memory="24MiB") as engine:
+        memory = engine.memory
+        assert memory.cached_experts > memory.draft_experts
+        engine.generate(["sums: 17 + 36", "sums: 12 + 30"], method="auto", max_new_tokens=12)
+        kept = max(len(kept) for kept in engine.experts.pool.kept)
+        assert memory.draft_experts < kept <= memory.cached_experts if gamma == 0 else kept == memory.draft_experts

@@ -289,6 +289,15 @@ def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
     assert (pool.counts.num_prefetches, pool.counts.num_fetches) == (2, 2), "what never moved is not counted"
 
 
+def test_the_fewer_are_to_be_kept_the_more_may_be_read_ahead():
+    pool = make_pool(num_slots=12, num_kept=2)
+    before = pool.prefetch_room
+    pool.keeping = 1
+    assert pool.prefetch_room == before + pool.num_layers
+    pool.kept[0] = {1, 2}  # kept while more were
+    assert pool.prefetch_room == before + pool.num_layers - 1
+
+
 def test_prefetches_never_take_the_last_slots():
     pool = make_pool(min_slots(LAYERS, 2) + 1, num_kept=2)
     assert pool.prefetch_room == 0 and not pool.prefetch(ExpertKey(0, 0))

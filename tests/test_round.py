@@ -103,6 +103,9 @@ class FakeModel:
     def target(self, live):
         self.drafting, self.live = False, live
 
+    def expect(self, drafting):
+        pass
+
     def prepare_draft(self):
         self.cold -= 1
         return self.cold < 0

@@ -229,3 +229,11 @@ def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):
     code, out, _ = specmoe_says("train", "tiny-translate", "--out", tmp_path / "o", "--steps", "4")
     assert code == 0 and out.strip() == str(tmp_path / "o")
     assert asked == {"out": tmp_path / "o", "steps": 4, "progress": None}
+
+
+def test_an_encoders_experts_pass_through_a_pool_that_keeps_all_of_the_decoders():
+    sentences = ["there are two red books on the table.", "it is ten to five."]
+    with load("tiny-translate", store="memory", fast_memory="1GiB") as engine:
+        assert engine.memory.cached_experts == engine.info["experts"]
+        found = [engine.generate(sentences, method=name, max_new_tokens=12).sequences for name in ("cached", "resident")]
+    assert [row.tolist() for row in found[0]] == [row.tolist() for row in found[1]]
