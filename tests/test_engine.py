@@ -362,7 +362,7 @@ def test_facts_about_the_engine(open_engine):
 @pytest.mark.parametrize("gamma", [0, 4])
 def test_auto_keeps_as_many_experts_as_cached_while_it_does_not_draft(monkeypatch, gamma):
     monkeypatch.setattr(ConfidencePlanner, "choose", lambda planner: gamma)
-    with specmoe.load("tiny-skewed", store="memory", fast_memory="24MiB") as engine:
+    with specmoe.load("tiny-skewed", store="memory", fast_memory="4MiB") as engine:
         memory = engine.memory
         assert memory.cached_experts > memory.draft_experts
         engine.generate(["sums: 17 + 36", "sums: 12 + 30"], method="auto", max_new_tokens=12)
