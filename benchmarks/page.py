@@ -53,7 +53,7 @@ def machine_words(files: dict[str, dict]) -> str:
         f"Measured {' and '.join(dict.fromkeys([days[0], days[-1]]))} on {machine.get('cpu')}, {machine.get('cores')} cores"
         f" ({machine.get('threads')} torch threads), {memory:.0f} GiB, no GPU; torch {machine.get('torch')}, transformers"
         f" {machine.get('transformers')}, Python {machine.get('python')}; code at {', '.join(codes)}. Windows of"
-        f" {length['repeats']} slices of {length['slice_s']:g} s, methods in turn."
+        f" {length['slice_s']:g} s, {length['repeats']} for each method, methods in turn."
     )
 
 
