@@ -8,7 +8,7 @@ overlapped   the same, but reads go on while experts are computed, and the next 
 cached       the pool keeps experts by an eviction policy (the paper's MoE-Caching)
 specmoe      draft experts are kept, gamma tokens are drafted with them, one verification fetches for all
 auto         specmoe with a planner that may choose gamma = 0
-resident     everything in fast memory: the ceiling, outside the budget
+resident     everything in fast memory: the ceiling, outside the budget (copies widened to the model's dtype are not counted)
 ===========  ==========================================================================================================
 """
 

@@ -15,6 +15,14 @@ import specmoe
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Ctrl-C counts even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch, owner, name: str, count: int) -> None:
     """Ctrl-C, as Jupyter's stop button sends it, when ``owner.name`` is called for the ``count``-th time."""
     original, calls = getattr(owner, name), []

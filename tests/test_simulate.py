@@ -197,7 +197,6 @@ def test_a_faster_link_or_faster_arithmetic_never_slows_a_method(data):
 # ---- bad input -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["link_bytes_per_s", "flop_per_s", "memory_bytes_per_s"])
 def test_a_rate_that_is_left_out_is_named():
     with pytest.raises(OptionError, match="flop_per_s=None of hardware 'mine' must be a number above zero"):
         Hardware("mine", link_bytes_per_s=1e9, link_latency_s=0.0, memory_bytes_per_s=1e11)
@@ -205,6 +204,7 @@ def test_a_rate_that_is_left_out_is_named():
         Hardware("mine", link_bytes_per_s=1e9, flop_per_s=1e12, memory_bytes_per_s=1e11)
 
 
+@pytest.mark.parametrize("name", ["link_bytes_per_s", "flop_per_s", "memory_bytes_per_s"])
 @pytest.mark.parametrize("rate", [0, -1, None, float("nan"), "fast"])
 def test_hardware_without_a_rate_is_refused(name, rate):
     with pytest.raises(OptionError, match=f"{name}=.*above zero"):
