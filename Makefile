@@ -19,9 +19,12 @@ NOTEBOOKS_OUT ?= reports/notebooks
 EXACT_NOTEBOOKS := 02_experts_in_slow_memory 03_hot_experts 05_batched_verification 06_sampling_without_bias
 NBVAL := -q -p no:cacheprovider --nbval-cell-timeout=900
 BENCH_ARGS ?=
+# Waiting OpenMP threads spin this long, then leave the core to the readers (specmoe/config.py).
+SPIN := GOMP_SPINCOUNT=30000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+
 .PHONY: help setup report test browser-test lab notebooks bench bench-quick lint clean
 
 help: ## list the targets
@@ -70,15 +73,14 @@ notebooks: setup ## execute all notebooks, by papermill and again under nbval (N
 	@mkdir -p $(NOTEBOOKS_OUT)
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  test -e "$$notebook" || { echo "There is no notebook in notebooks/." >&2; exit 1; }; \
-	  GOMP_SPINCOUNT=30000 $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
+	  $(SPIN) $(BIN)/python -m papermill --cwd notebooks --no-progress-bar "$$notebook" "$(NOTEBOOKS_OUT)/$$(basename "$$notebook")"; \
 	done
-	@GOMP_SPINCOUNT=30000 $(BIN)/python -m pytest $(NBVAL) --nbval --nbval-sanitize-with=tests/nbval_sanitize.cfg \
+	@$(SPIN) $(BIN)/python -m pytest $(NBVAL) --nbval --nbval-sanitize-with=tests/nbval_sanitize.cfg \
 	  $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb)
-	@GOMP_SPINCOUNT=30000 $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
+	@$(SPIN) $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
 	  $(filter-out $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb),$(wildcard notebooks/*.ipynb)) tutorials/solutions
 
-# Waiting OpenMP threads spin otherwise, on cores that the readers need.
-BENCH = GOMP_SPINCOUNT=30000 $(BIN)/python -m benchmarks.run
+BENCH = $(SPIN) $(BIN)/python -m benchmarks.run
 
 bench: setup ## measure every target in windows of 20 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
 	@$(BENCH) $(BENCH_ARGS)

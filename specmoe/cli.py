@@ -16,7 +16,7 @@ import traceback
 from typing import NoReturn
 
 from . import commands
-from .config import SPIN
+from .config import spin_setting
 from .errors import OptionError, SpecMoEError
 
 
@@ -34,8 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*SPIN)
+    os.environ.update(spin_setting())
     as_json, debug = "--json" in words, "--debug" in words
     try:
         args = parse(words)

@@ -7,6 +7,7 @@ Comes in: the keyword arguments of ``specmoe.load`` and ``Engine.generate``. Goe
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ ACCEPT_RULES = ("coupled", "rejection")
 # the core.
 SPIN = ("GOMP_SPINCOUNT", "30000")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def spin_setting() -> dict[str, str]:
+    """``SPIN`` as something to add to the environment; nothing where the user has said how threads wait."""
+    return {} if {SPIN[0], "OMP_WAIT_POLICY"} & os.environ.keys() else dict([SPIN])
 
 
 def parse_bytes(option: str, value: int | float | str | None) -> int | None:

@@ -31,7 +31,7 @@ from .resident_pool import ResidentPool, allocate_slots
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
 from .speculate import Job, Row, decode
-from .trace import Trace
+from .trace import PoolCounts, Trace
 from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 
 DEFAULT_BATCH_SIZE = 64
@@ -179,7 +179,7 @@ class Engine:
         for layer, experts in enumerate(method.preload or []):
             if layer >= pool.first_kept:
                 pool.fetch(layer, experts)
-        pool.forget_counts()
+        pool.counts = PoolCounts()
 
     def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on

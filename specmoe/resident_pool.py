@@ -34,9 +34,9 @@ class _Loading:
 class ResidentPool:
     """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
     ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
-    Of those that linger the one of least ``value`` goes first; among equals the least recently used.
-    ``linger=False`` drops an expert once computed (on-demand);
-    ``synchronous=True`` computes only when a wave of reads has landed, and reads only when it has been computed."""
+    Of those that linger the one of least ``value`` goes first; among equals the least recently used. ``linger=False`` drops
+    an expert once computed (on-demand); ``synchronous=True`` computes only when a wave of reads has landed, and reads only
+    when it has been computed; ``never_evicts``: it holds every expert from the start (``resident``)."""
 
     def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
                  linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
@@ -47,16 +47,16 @@ class ResidentPool:
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
         self.first_kept = first_kept
-        needed_slots = (self.num_layers - first_kept) * num_kept + 1
+        num_layers = self.num_layers - first_kept
+        needed_slots = min_slots(num_layers, num_kept)
         if num_slots < needed_slots:
             raise FastMemoryError(
-                f"{num_slots} slots cannot keep {num_kept} experts in each of {self.num_layers - first_kept} MoE layers and "
-                f"read one more: {needed_slots} slots of {store.record_bytes} bytes are needed"
+                f"{num_slots} slots cannot keep {num_kept} experts in each of {num_layers} MoE layers and read one more: "
+                f"{needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept = num_slots, num_kept
         self.keeping = num_kept  # experts of a layer that are chosen to be kept at present, at most ``num_kept``
-        self.linger, self.synchronous, self.poison = linger, synchronous, poison
-        self.never_evicts = never_evicts  # it holds all experts of all layers from the start (``resident``)
+        self.linger, self.synchronous, self.poison, self.never_evicts = linger, synchronous, poison, never_evicts
         self.slots = slots  # [slots, record_bytes] uint8, from allocate_slots
         self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
         self.counts = PoolCounts()
@@ -264,10 +264,9 @@ class ResidentPool:
 
     def _trace_read(self, key: ExpertKey, loading: _Loading) -> None:
         self.counts.read_s += loading.read.seconds
-        kind = "prefetch" if loading.prefetch else "fetch"
-        read = loading.read
-        size = self.store.record_bytes
-        self.trace.add(kind, key.layer, key.expert, size=size, seconds=read.seconds, ended_s=read.ended_s)
+        kind, read = "prefetch" if loading.prefetch else "fetch", loading.read
+        about = {"size": self.store.record_bytes, "seconds": read.seconds, "ended_s": read.ended_s}
+        self.trace.add(kind, key.layer, key.expert, **about)
 
     def settle_landed(self) -> None:
         """Make resident what has arrived meanwhile."""
@@ -326,10 +325,6 @@ class ResidentPool:
                 self._trace_read(key, loading)
         self.unclaimed &= self.resident.keys()
         self.needed.clear()
-
-    def forget_counts(self) -> None:
-        """Start counting from zero."""
-        self.counts = PoolCounts()
 
     @property
     def num_bytes(self) -> int:

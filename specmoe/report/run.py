@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import SPIN
+from ..config import spin_setting
 from ..errors import OptionError, SpecMoEError
 from .page import offline_html
 from .parameters import OUT_DIR, find_report, first_line, literal, need, one_line, typed_parameters
@@ -90,17 +90,14 @@ def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool)
 
 @contextmanager
 def _patient_threads() -> Iterator[None]:
-    """Kernels started here let torch's threads sleep soon when they wait for each other (``SPIN``), unless the user said
-    otherwise."""
-    name, value = SPIN
-    if name in os.environ or "OMP_WAIT_POLICY" in os.environ:
-        yield
-        return
-    os.environ[name] = value
+    """Kernels started here let torch's threads sleep soon when they wait for each other, unless the user said otherwise."""
+    ours = spin_setting()
+    os.environ.update(ours)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in ours:
+            del os.environ[name]
 
 
 def _failure(source: Path, number: int, code: str, reason: str, target: Path) -> str:
