@@ -17,7 +17,7 @@ from fake_engine import FakeEngine
 
 import specmoe
 from specmoe import bench, checkpoint, cli
-from specmoe.config import GenerateOptions, LoadOptions
+from specmoe.config import SPIN, GenerateOptions, LoadOptions
 from specmoe.errors import CheckpointError, OptionError
 
 COMMANDS = ["models", "generate", "bench", "pack", "verify", "report", "train", "doctor"]
@@ -469,3 +469,14 @@ def test_sampled_texts_of_a_file_do_not_depend_on_the_batch_size(real, monkeypat
     assert files[0].read_bytes() == files[1].read_bytes()
     texts = [json.loads(line)["text"] for line in files[0].read_text().splitlines()]
     assert len(set(texts)) > 1, "each prompt has its own noise"
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_waiting_threads_spin_briefly_unless_told_otherwise(monkeypatch, own):
+    for name in (SPIN[0], "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    cli.main(["models"])
+    assert os.environ.get(SPIN[0]) == (None if own else SPIN[1])

@@ -1,8 +1,10 @@
 """Fewer pairs to compute while drafting: choices that share a stand-in, and top_k less than the model's."""
 
+from types import SimpleNamespace
+
 import torch
 
-from specmoe.experts import fewer_choices, merge_choices
+from specmoe.experts import OffloadedExperts, fewer_choices, merge_choices
 
 
 def test_choices_with_one_stand_in_become_one_pair_with_the_sum_of_their_weights():
@@ -30,3 +32,11 @@ def test_the_heaviest_choices_share_the_weight_of_all():
     torch.testing.assert_close(shares, torch.tensor([[0.8]]))
     assert fewer_choices(index, weights, "half")[0].tolist() == [[7]]
     assert fewer_choices(index, weights, None)[0] is index and fewer_choices(index, weights, 2)[0] is index
+
+
+def test_a_row_that_no_longer_drafts_has_no_vote():
+    asked = []
+    pool = SimpleNamespace(prefetch=lambda key: asked.append(key.expert))
+    experts = SimpleNamespace(num_experts=4, live=torch.tensor([True, True, False, False]), votes=[[0] * 4], pool=pool)
+    OffloadedExperts._vote(experts, 0, torch.tensor([[1], [1], [2], [2]]))
+    assert asked == [1] and experts.votes == [[0, 2, 0, 0]]

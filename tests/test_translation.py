@@ -232,7 +232,7 @@ def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):
 
 
 def test_an_encoders_experts_pass_through_a_pool_that_keeps_all_of_the_decoders():
-    sentences = ["there are two red books on the table.", "it is ten to five."]
+    sentences = [pair.english for pair in held_out_pairs(40)]  # enough to use every slot more than once
     with load("tiny-translate", store="memory", fast_memory="1GiB") as engine:
         assert engine.memory.cached_experts == engine.info["experts"]
         found = [engine.generate(sentences, method=name, max_new_tokens=12).sequences for name in ("cached", "resident")]
