@@ -2,9 +2,9 @@
 
 Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in a process of its
 own, in a memory control group (cgroup v1, as root): specmoe first, whose resident memory after its warm-up, plus 10 %,
-becomes the limit of both (page cache counts in it). Where no control group can be made, the peer's files are dropped
-from the page cache after every step; ``held_by`` says which it was. The peer keeps bf16, the checkpoint's own dtype,
-so that it reads as many bytes as we do."""
+becomes the limit of both (page cache counts in it). Where no control group can be made, and once more beside it, the
+peer's files are dropped from the page cache after every step; ``held_by`` says which it was. The peer keeps bf16,
+the checkpoint's own dtype, so that it reads as many bytes as we do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) ->
                "group": f"specmoe-bench-{os.getpid()}"}  # fmt: skip
         if cell.what == "specmoe":
             return _until_it_lives({**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE}, "spare")
-        limit = rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
+        uncached = cell.what == "accelerate_uncached"  # whatever its memory, no page of its files is there in the next step
+        limit = None if uncached else rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
         widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
         drop_page_cache(Path(folder))  # pages are charged to whoever touches them first: that must be the peer
         return _until_it_lives({**job, "what": "accelerate", "limit_bytes": limit}, "limit_bytes")

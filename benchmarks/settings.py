@@ -114,7 +114,7 @@ def _alternating(part: str, length: Length) -> list[Cell]:
     pairs = {
         "tracing": ("trace_on", "trace_off"),
         "resident": ("resident", "transformers"),
-        "offload": ("specmoe", "accelerate"),
+        "offload": ("specmoe", "accelerate", "accelerate_uncached"),
     }
     turns = {"tracing": 5 if length.name == "full" else 2, "resident": 3 if length.name == "full" else 1, "offload": 1}[part]
     one = part == "tracing" or part == "offload" and length.name != "full"

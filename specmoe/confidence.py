@@ -21,7 +21,7 @@ import torch
 
 from .planner import RoundCost
 
-LARGEST = 24  # tokens drafted per round, at most
+LARGEST = 32  # tokens drafted per round, at most
 RECENT = 0.15  # weight of the newest round in a running mean
 KEEP = 0.96  # of older rounds in the seconds of a token: a round of one row commits few, and a choice must not follow noise
 LOOK_AGAIN = 24  # rounds until the other way, drafting or not, is tried again, times the square of how much slower it was
@@ -139,7 +139,8 @@ class ConfidencePlanner:
             seconds, tokens = (x * KEEP for x in self._spent[drafts])
             self._spent[drafts] = seconds + cost.draft_s + cost.verify_s, tokens + cost.new_tokens
             self.seconds_per_token[drafts] = self._spent[drafts][0] / self._spent[drafts][1]
-        self.verify.add(len(cost.drafted) + drafted, cost.verify_s)
+        if drafts:  # the first token of each row asks for the most experts: it says nothing about what one more costs
+            self.verify.add(len(cost.drafted) + drafted, cost.verify_s)
         for rows, seconds in cost.steps:
             self.step.add(rows, seconds)
         if drafted:

@@ -27,11 +27,12 @@ from .methods import Method, make_method
 from .output import Output, make_stats
 from .progress import Watcher
 from .prompts import check_lengths, read_prompts
-from .resident_pool import ResidentPool, allocate_slots
+from .resident_pool import ResidentPool
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
 from .speculate import Job, Row, decode
 from .trace import PoolCounts, Trace
+from .transfers import allocate_slots
 from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 
 DEFAULT_BATCH_SIZE = 64

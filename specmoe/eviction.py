@@ -9,6 +9,7 @@ means least recently *requested*, ties broken by the token count of that request
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -94,9 +95,19 @@ class Temporal(_Ranked):
     def _rank(self, layer, expert):
         return self._score[layer][expert]
 
-    def use(self, layer: int, expert: int) -> float:
-        """How much it was used lately, compared with others of any layer (``observe`` only, nothing kept)."""
-        return self._score[layer][expert]
+
+class RecentUse:
+    """How much every expert was used lately: ``use`` [layers][E], its tokens, of which each counts less the more came after
+    it (by a factor e for every ``HORIZON`` pairs of token and expert). For what no policy has chosen to keep."""
+
+    HORIZON = 2048  # long against a round of one row, about one round of 64
+
+    def __init__(self, num_layers: int, num_experts: int):
+        self.use = [[0.0] * num_experts for _ in range(num_layers)]
+
+    def observe(self, layer: int, counts: Sequence[int]) -> None:
+        keep = math.exp(-sum(counts) / self.HORIZON)
+        self.use[layer] = [keep * use + count for use, count in zip(self.use[layer], counts, strict=True)]
 
 
 class Static(KeepPolicy):

@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from . import affinity
 from .errors import UnsupportedModelError
-from .eviction import KeepPolicy, Temporal
+from .eviction import KeepPolicy, RecentUse
 from .kernels import ExpertKernel
 from .opaque import experts_operator, number_of
 from .resident_pool import ResidentPool
@@ -126,18 +126,20 @@ class OffloadedExperts:
 
     def begin_run(self, pool: ResidentPool, policy: KeepPolicy, trace: Trace, *, substitute: str = "affinity",
                   prefetch: bool = False, guess_next: bool = False, seed: int = 0,
-                  draft_top_k: int | str | None = None, num_draft: int | None = None) -> None:  # fmt: skip
+                  draft_top_k: int | str | None = None) -> None:  # fmt: skip
         """A new run: everything remembered about earlier ones is forgotten."""
         if (substitute == "router" or guess_next) and None in self.routers:
             what = "substitute='router'" if substitute == "router" else "method='overlapped'"
             raise UnsupportedModelError(f"{what} needs the router's scores, and {self.model.config.model_type} hides them")
         self.pool, self.policy, self.trace = pool, policy, trace
         self.substitute, self.prefetch, self.guess_next = substitute, prefetch, guess_next
-        self.draft_top_k, self.num_draft = draft_top_k, num_draft
+        self.draft_top_k = draft_top_k
         self._listen(substitute == "router")
         self.generator = torch.Generator().manual_seed(seed)
-        self.recent = Temporal(self.num_layers, self.num_experts, 0)
-        pool.value = lambda key: self.recent.use(*key)
+        self.recent = RecentUse(self.num_layers, self.num_experts)
+        self.votes = [[0] * self.num_experts for _ in range(self.num_layers)]
+        self.quorum = 1  # votes that an expert needs
+        pool.value = self._worth
         self.kernel.remembered = {} if pool.never_evicts else None
         self.counts = [[0] * self.num_experts for _ in range(self.num_layers)]
         self.totals = [[0] * self.num_experts for _ in range(self.num_layers)]
@@ -165,12 +167,6 @@ class OffloadedExperts:
         """The next forward passes are the draft's: resident experts only, no fetch."""
         self.drafting = True
         self._set_live(live)
-
-    def expect(self, drafting: bool) -> None:
-        """Will the next rounds draft? Where a run may do either, fewer experts are kept then: the rest of the bytes is for
-        reading ahead."""
-        if self.num_draft is not None:
-            self.policy.num_kept = self.pool.keeping = self.num_draft if drafting else self.pool.num_kept
 
     def prefill(self, run):
         """Run ``run(target)`` as the full model over prompt tokens: it calls ``target(live)`` before each forward pass. The
@@ -229,7 +225,7 @@ class OffloadedExperts:
             keep = self.pool.kept[layer]
         else:
             keep = self.policy.keep(layer, counts, self.pool.resident_experts(layer))
-        arrivals = self.pool.request(layer, runs, keep)
+        arrivals = self.pool.request(layer, runs, keep, self._named_after(layer))
         self._guess_next_layer(layer, hidden, index.shape[1])
         return self._compute(layer, hidden, weights, order, runs, arrivals, self.kernel.target)
 
@@ -260,9 +256,18 @@ class OffloadedExperts:
         pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1]).index_copy_(0, order, outputs)  # [T * K, D]
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
 
+    def _worth(self, key: ExpertKey) -> tuple[float, ...]:
+        """What keeping an expert that nobody chose to keep is worth: the draft's routers have named it for the verification
+        to come, or else it was much used lately. An encoder's is not worth anything: it ran once, for a prompt."""
+        if key.layer not in self.draft_layers:
+            return -1, 0.0
+        return self.votes[key.layer][key.expert], self.recent.use[key.layer][key.expert]
+
     def _count(self, layer: int, counts: list[int]) -> None:
         self.counts[layer] = counts
-        self.recent.observe(layer, counts)
+        self.votes[layer] = [0] * self.num_experts  # they were for this pass
+        if not self.keep_as_is:
+            self.recent.observe(layer, counts)
         totals = self.totals[layer]
         for expert, count in enumerate(counts):
             if count:
@@ -274,13 +279,20 @@ class OffloadedExperts:
     def _vote(self, layer: int, index: torch.Tensor) -> None:
         """The draft's router names experts, before substitution: read those it asks for often enough."""
         counts = _tokens_per_expert(_living_pairs(index, self.num_experts, self.live), self.num_experts)
-        threshold = 1 if index.shape[0] == 1 else 2
+        self.quorum = 1 if index.shape[0] == 1 else 2
         votes = self.votes[layer]
         for expert, count in enumerate(counts):
             if count:
                 votes[expert] += count
-                if votes[expert] >= threshold:
+                if votes[expert] >= self.quorum:
                     self.pool.prefetch(ExpertKey(layer, expert))
+
+    def _named_after(self, layer: int) -> list[ExpertKey]:
+        """What the draft's routers have named for the layers after this one, the next layer's first, the surest first."""
+        return [
+            ExpertKey(later, expert) for later in range(layer + 1, self.num_layers)
+            for votes, expert in sorted(((-v, e) for e, v in enumerate(self.votes[later]) if v >= self.quorum))
+        ]  # fmt: skip
 
     def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
         """Overlapped: the next layer's router, asked about this layer's input, names what to read meanwhile."""

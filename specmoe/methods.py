@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from .checkpoint import PackedExperts
 from .confidence import ConfidencePlanner
 from .config import GenerateOptions
-from .draft_sets import HotTemporal, make_draft_set
+from .draft_sets import make_draft_set
 from .eviction import KeepPolicy, Static, make_policy
 from .memory import MemoryPlan
 from .planner import CANDIDATES, CostPlanner, FixedGamma
@@ -74,13 +74,10 @@ def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, 
         "prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0,
         "draft_top_k": options.draft_top_k or ("half" if planner.weighs else None),
     }  # fmt: skip
-    num_kept = memory.draft_experts
-    if options.method == "auto" and isinstance(policy, HotTemporal) and memory.cached_experts > num_kept:
-        read_ahead["num_draft"], num_kept = num_kept, memory.cached_experts  # plain decoding keeps as many as ``cached``
     preload = getattr(policy, "fixed", None)
     if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
         preload = [set(range(size[1]))] * size[0]
-    return Method(policy, num_kept, planner, preload=preload, experts_options=read_ahead)
+    return Method(policy, memory.draft_experts, planner, preload=preload, experts_options=read_ahead)
 
 
 def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner | ConfidencePlanner:

@@ -21,7 +21,7 @@ import torch
 from .errors import FastMemoryError
 from .expert_store import DEMAND, PREFETCH, ExpertStore
 from .trace import PoolCounts, Trace
-from .transfers import ExpertKey, Read, aligned_bytes
+from .transfers import ExpertKey, Read
 
 
 @dataclass
@@ -34,7 +34,8 @@ class _Loading:
 class ResidentPool:
     """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
     ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
-    Of those that linger the one of least ``value`` goes first; among equals the least recently used. ``linger=False`` drops
+    Of those that linger the one of least ``value`` goes first, among equals the least recently used; for a read worth less
+    only ``max_passing`` slots are taken at a time. ``linger=False`` drops
     an expert once computed (on-demand); ``synchronous=True`` computes only when a wave of reads has landed, and reads only
     when it has been computed; ``never_evicts``: it holds every expert from the start (``resident``)."""
 
@@ -42,7 +43,7 @@ class ResidentPool:
                  linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
                  never_evicts: bool = False):  # fmt: skip
         self.store = store
-        self.value: Callable[[ExpertKey], float] = lambda key: 0.0  # set by the run: how much an expert was used lately
+        self.value: Callable[[ExpertKey], float] = lambda key: 0.0  # set by the run: what keeping an expert is worth
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
@@ -54,11 +55,11 @@ class ResidentPool:
                 f"{num_slots} slots cannot keep {num_kept} experts in each of {num_layers} MoE layers and read one more: "
                 f"{needed_slots} slots of {store.record_bytes} bytes are needed"
             )
-        self.num_slots, self.num_kept = num_slots, num_kept
-        self.keeping = num_kept  # experts of a layer that are chosen to be kept at present, at most ``num_kept``
+        self.num_slots, self.num_kept, self.num_protected = num_slots, num_kept, num_layers * num_kept
         self.linger, self.synchronous, self.poison, self.never_evicts = linger, synchronous, poison, never_evicts
-        self.slots = slots  # [slots, record_bytes] uint8, from allocate_slots
+        self.slots = slots  # [slots, record_bytes] uint8, from transfers.allocate_slots
         self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
+        self.max_passing = store.num_readers + 2  # on demand at once, beyond what takes the place of something worth less
         self.counts = PoolCounts()
         self._empty()
 
@@ -67,6 +68,8 @@ class ResidentPool:
         self.loading: dict[ExpertKey, _Loading] = {}
         self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
         self.needed: dict[ExpertKey, None] = {}  # asked for by the layer that is being computed, in the order of reads
+        self.passing: set[ExpertKey] = set()  # read on demand and not yet computed
+        self.later: deque[ExpertKey] = deque()  # of later layers, to be read once nothing of this one waits for a slot
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
         self.free: list[int] = list(range(self.num_slots))[::-1]
         self._last_use = [None] * self.num_slots  # CUDA events
@@ -88,11 +91,6 @@ class ResidentPool:
         return self.slots[self.resident[key]]
 
     @property
-    def num_protected(self) -> int:
-        """Slots that belong to kept experts, those to come included."""
-        return sum(max(self.keeping, len(kept)) for kept in self.kept[self.first_kept :])
-
-    @property
     def prefetch_room(self) -> int:
         """How many more experts may be prefetched now."""
         return self.num_slots - self.num_protected - self.num_reserved - len(self.unclaimed)
@@ -110,12 +108,14 @@ class ResidentPool:
 
     # ---- the target's request: every distinct expert once ---------------------------------------------------------
 
-    def request(self, layer: int, experts: Iterable[int], keep: set[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    def request(self, layer: int, experts: Iterable[int], keep: set[int],
+                later: Iterable[ExpertKey] = ()) -> Iterator[tuple[int, torch.Tensor]]:  # fmt: skip
         """Start reading what is missing of ``experts`` now; returns an iterator of (expert, record), hits first, then
         misses as they arrive. A record is valid until the next one is taken. From here on exactly ``keep`` is
-        protected in ``layer``. Changes: residents, counts, trace; evicts whatever neither is kept nor needed."""
+        protected in ``layer``. ``later``: experts of later layers, to be prefetched as soon as nothing of this one waits for
+        a slot. Changes: residents, counts, trace; evicts whatever neither is kept nor needed."""
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
-        self.kept[layer] = set(keep)
+        self.kept[layer], self.later = set(keep), deque(later)
         keys = [ExpertKey(layer, expert) for expert in experts]
         if self.never_evicts and all(key in self.resident for key in keys):
             self._count_request(keys, [])  # there is no more to keep books of
@@ -126,7 +126,8 @@ class ResidentPool:
         self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
-        queue = deque(key for key in misses if not self.holds(key))
+        absent = sorted((key for key in misses if not self.holds(key)), key=self.value, reverse=True)
+        queue = deque(absent)  # the more an expert is used, the earlier it may take the place of another
         for key in ahead:
             if key in self.loading:
                 self.store.hasten(self.loading[key].read)
@@ -147,6 +148,8 @@ class ResidentPool:
                     self._computed(key, queue)
         finally:
             self.needed.clear()
+            self.passing.clear()
+            self.later.clear()
 
     def _count_request(self, hits: list, misses: list) -> None:
         self.counts.num_hits += len(hits)
@@ -164,10 +167,12 @@ class ResidentPool:
             return
         wave = self.store.num_readers if self.synchronous else len(queue)
         for _ in range(min(wave, len(queue))):
-            slot = self._take_slot()
+            slot = self._take_slot(queue[0])
             if slot is None:
                 return
             self._load(queue.popleft(), slot, DEMAND)
+        while self.later and (self.holds(self.later[0]) or self.prefetch(self.later[0])):
+            self.later.popleft()
 
     def _land(self) -> list[ExpertKey]:
         """The next needed experts that have arrived, in the order of their reads, so that a run repeats itself; waits for
@@ -191,6 +196,7 @@ class ResidentPool:
     def _computed(self, key: ExpertKey, queue: deque) -> None:
         """``key`` has been used: it may go now unless it is kept. Its slot may carry the next miss."""
         self.needed.pop(key, None)
+        self.passing.discard(key)
         slot = self.resident.pop(key)
         if self.store.device.type == "cuda":
             self._last_use[slot] = torch.cuda.current_stream(self.store.device).record_event()
@@ -206,7 +212,7 @@ class ResidentPool:
         """Start reading ``key`` before its router asks, if there is room; True when a read was started."""
         if self.holds(key) or self.prefetch_room <= 0:
             return False
-        slot = self._take_slot(for_prefetch=True)
+        slot = self._take_slot(key, for_prefetch=True)
         if slot is None:
             return False
         self._load(key, slot, PREFETCH)
@@ -251,6 +257,7 @@ class ResidentPool:
         self.loading[key] = _Loading(slot, read, priority == PREFETCH)
         if priority == DEMAND:
             self.needed[key] = None
+            self.passing.add(key)
         self.counts.num_fetches += 1
         self.counts.fetched_bytes += self.store.record_bytes
 
@@ -273,37 +280,42 @@ class ResidentPool:
         for key in [key for key, loading in self.loading.items() if loading.read.done()]:
             self._settle(key)
 
-    def _take_slot(self, for_prefetch: bool = False) -> int | None:
-        """A slot to read into: a free one, a lingering expert's, or (never for a prefetch) an unclaimed prefetch's."""
+    def _take_slot(self, key: ExpertKey, for_prefetch: bool = False) -> int | None:
+        """A slot to read ``key`` into: a free one, that of the lingering expert worth least, or (never for a prefetch) an
+        unclaimed prefetch's."""
         self.settle_landed()
         if self.free:
             return self.free.pop()
-        key = min((key for key in self.resident if self._lingers(key)), key=self.value, default=None)
-        if key is None and not for_prefetch:
-            key = self._sacrifice_prefetch()
-        if key is not None:
-            self._evict(key)
+        least = min((other for other in self.resident if self._lingers(other)), key=self.value, default=None)
+        if least is not None and self._may_replace(key, least, for_prefetch):
+            self._evict(least)
+        elif least is None and not for_prefetch and not self.passing:
+            self._evict_prefetched()
         return self.free.pop() if self.free else None
+
+    def _may_replace(self, key: ExpertKey, lingering: ExpertKey, for_prefetch: bool) -> bool:
+        """At once when ``key`` stays or will be worth more once computed: then ``lingering`` would go anyway. Else only
+        a few slots carry such reads through, one after the other; the others keep what will be wanted again."""
+        few = not for_prefetch and len(self.passing) < self.max_passing
+        return few or key.expert in self.kept[key.layer] or self.value(key) >= self.value(lingering)
 
     def _lingers(self, key: ExpertKey) -> bool:
         return key.expert not in self.kept[key.layer] and key not in self.needed and key not in self.unclaimed
 
-    def _sacrifice_prefetch(self) -> ExpertKey | None:
+    def _evict_prefetched(self) -> None:
         """Demand goes before guesses: take back the newest queued prefetch, else wait for one and use its slot."""
         unclaimed = [key for key in self.loading if key in self.unclaimed]
         for key in reversed(unclaimed):
             if self.store.cancel(self.loading[key].read):
-                self._forget(key)
-                return None
+                return self._forget(key)
         landed = next((key for key in self.resident if key in self.unclaimed and key not in self.needed), None)
         key = landed or next(iter(unclaimed), None)
         if key is None:
-            return None
+            return
         if landed is None:
             self.loading[key].read.wait()
             self._settle(key)
-        self.unclaimed.discard(key)
-        return key
+        self._evict(key)
 
     def _evict(self, key: ExpertKey) -> None:
         slot = self.resident.pop(key)
@@ -325,6 +337,8 @@ class ResidentPool:
                 self._trace_read(key, loading)
         self.unclaimed &= self.resident.keys()
         self.needed.clear()
+        self.passing.clear()
+        self.later.clear()
 
     @property
     def num_bytes(self) -> int:
@@ -334,17 +348,3 @@ class ResidentPool:
 def min_slots(num_layers: int, num_kept: int) -> int:
     """Slots that a step needs when every layer keeps ``num_kept``: those, and one to carry the others through."""
     return num_layers * num_kept + 1
-
-
-@torch.inference_mode(False)  # readers write from threads of their own, which are not in a caller's inference mode
-def allocate_slots(num_slots: int, store: ExpertStore) -> torch.Tensor:
-    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
-    if store.device.type == "cpu":
-        return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
-    try:
-        return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
-    except torch.cuda.OutOfMemoryError as failure:
-        raise FastMemoryError(
-            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: lower fast_memory "
-            f"or draft_experts ({failure})"
-        ) from None

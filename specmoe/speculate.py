@@ -101,7 +101,6 @@ def decode(job: Job) -> Iterator[list[Row]]:
         began_s, tokens_before = time.perf_counter(), job.totals.num_new_tokens
         job.trace.round = job.totals.num_rounds
         gamma = job.planner.choose()
-        job.experts.expect(gamma > 0)
         drafted = draft(job, rows, gamma)  # resident experts only: no fetch
         drafted_s = time.perf_counter()
         logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays

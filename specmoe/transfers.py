@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from .errors import OptionError, StoreError
+from .errors import FastMemoryError, OptionError, StoreError
 
 STALL_S = 120.0  # a read that takes longer is reported, not waited for
 
@@ -32,6 +32,20 @@ def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
     if pin:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
     return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
+
+
+@torch.inference_mode(False)  # readers write from threads of their own, which are not in a caller's inference mode
+def allocate_slots(num_slots: int, store) -> torch.Tensor:
+    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
+    if store.device.type == "cpu":
+        return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
+    try:
+        return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
+    except torch.cuda.OutOfMemoryError as failure:
+        raise FastMemoryError(
+            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: lower fast_memory "
+            f"or draft_experts ({failure})"
+        ) from None
 
 
 def memory_of(buffer: torch.Tensor) -> memoryview:

@@ -107,6 +107,16 @@ def test_a_draft_that_is_too_sure_is_believed_less():
     assert float(planner.belief(sure)) < before
 
 
+def test_plain_rounds_say_nothing_about_what_one_more_token_costs():
+    """A row's first token asks for the most experts: with it in the line, every further one would look dearer than it is."""
+    with_plain, without = (settled(may_not_draft=False) for _ in range(2))
+    for gamma in (4, 8, 4, 8):
+        observe(with_plain, gamma=0, verify_s=0.0, per_token_s=0.001)
+        for planner in (with_plain, without):
+            observe(planner, gamma=gamma, verify_s=0.1, per_token_s=0.002)
+    assert with_plain.verify.slope == without.verify.slope > 0
+
+
 def test_a_capacity_bounds_the_block():
     planner = ConfidencePlanner(True)
     planner.stay_within(4)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specmoe.config import EVICTIONS
-from specmoe.eviction import LFU, LRU, Belady, KeepPolicy, Static, Temporal, make_policy, replay
+from specmoe.eviction import LFU, LRU, Belady, KeepPolicy, RecentUse, Static, Temporal, make_policy, replay
 
 E = 5
 steps = st.lists(st.lists(st.integers(0, 3), min_size=E, max_size=E), min_size=1, max_size=12)
@@ -55,6 +55,15 @@ def test_static_keeps_the_hottest_of_the_calibration_whatever_comes():
     policy = Static(2, E, 2, [[1, 5, 0, 4, 0], [0, 0, 0, 0, 7]])
     assert after(policy, counts(e0=9, e2=9)) == {1, 3}
     assert policy.fixed == [{1, 3}, {0, 4}]
+
+
+def test_recent_use_fades_with_the_tokens_that_came_after():
+    recent = RecentUse(2, E)
+    recent.observe(1, counts(e0=40))
+    recent.observe(1, counts(e1=RecentUse.HORIZON))
+    recent.observe(1, counts(e2=30))
+    assert recent.use[1][0] == pytest.approx(40 / 2.718 ** (1 + 30 / RecentUse.HORIZON), rel=1e-3) and not any(recent.use[0])
+    assert recent.use[1][1] > recent.use[1][2] > recent.use[1][0] > recent.use[1][3] == 0
 
 
 def test_layers_do_not_mix():

@@ -9,7 +9,7 @@ import torch
 from conftest import tokens_of
 
 import specmoe
-from specmoe import FastMemoryError, StoreError, resident_pool, transfers
+from specmoe import FastMemoryError, StoreError, transfers
 from specmoe.transfers import ExpertKey
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]
@@ -90,7 +90,7 @@ def no_room(num_slots: int, _store):
     """``allocate_slots`` on a GPU that is full."""
     with pytest.MonkeyPatch.context() as gpu:
         gpu.setattr(torch, "empty", full)
-        return resident_pool.allocate_slots(num_slots, OnGpu())
+        return transfers.allocate_slots(num_slots, OnGpu())
 
 
 def test_a_gpu_without_room_for_the_slots_is_a_fast_memory_error_that_says_how_much():

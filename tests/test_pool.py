@@ -107,15 +107,20 @@ class PoolMachine(RuleBasedStateMachine):
         slots = min_slots(LAYERS, kept) + spare
         self.pool = make_pool(slots, kept, seed, readers, linger=linger, synchronous=synchronous)
         self.store = self.pool.store
+        worth = random.Random(seed)
+        values = {ExpertKey(layer, expert): worth.randrange(3) for layer in range(LAYERS) for expert in range(EXPERTS)}
+        self.pool.value = values.get
 
-    @rule(layer=layers, experts=expert_sets, keep=expert_sets, data=st.data())
-    def request(self, layer, experts, keep, data):
+    @rule(layer=layers, experts=expert_sets, keep=expert_sets, later=expert_sets, data=st.data())
+    def request(self, layer, experts, keep, later, data):
         keep = set(sorted(keep)[: self.pool.num_kept])
         resident = {e for e in self.pool.resident_experts(layer) if ExpertKey(layer, e) not in self.pool.unclaimed}
         before, num_reads = self.pool.counts.copy(), len(self.store.reads)
         requested = sorted(experts)
         order = []
-        for expert, record in self.pool.request(layer, requested, keep):
+        for expert, record in self.pool.request(
+            layer, requested, keep, [ExpertKey(layer + 1, e) for e in later if layer + 1 < LAYERS]
+        ):
             assert record.tolist() == record_of(ExpertKey(layer, expert))
             self.pool.check_integrity()
             order.append(expert)
@@ -289,13 +294,46 @@ def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
     assert (pool.counts.num_prefetches, pool.counts.num_fetches) == (2, 2), "what never moved is not counted"
 
 
-def test_the_fewer_are_to_be_kept_the_more_may_be_read_ahead():
-    pool = make_pool(num_slots=12, num_kept=2)
-    before = pool.prefetch_room
-    pool.keeping = 1
-    assert pool.prefetch_room == before + pool.num_layers
-    pool.kept[0] = {1, 2}  # kept while more were
-    assert pool.prefetch_room == before + pool.num_layers - 1
+def valued(pool, **worth):
+    """``pool`` with what its experts are worth: ``a3`` is expert 3 of the first layer, ``b0`` expert 0 of the second."""
+    values = {ExpertKey("ab".index(name[0]), int(name[1:])): value for name, value in worth.items()}
+    pool.value = lambda key: values.get(key, 0)
+    return pool
+
+
+def test_reads_of_little_worth_pass_through_few_slots_and_leave_the_others_alone():
+    pool = make_pool(8, num_kept=0, num_readers=1)  # three slots carry reads at a time
+    consume(pool, 1, range(5))
+    valued(pool, b0=9, b1=9, b2=9, b3=9, b4=9, a0=1, a1=1, a2=1, a3=1, a4=1, a5=1)
+    assert sorted(consume(pool, 0, range(6))) == list(range(6))
+    assert pool.resident_experts(1) == set(range(5))
+
+
+def test_a_read_worth_more_takes_the_place_of_a_lingering_expert_at_once_the_worthiest_first():
+    pool = make_pool(6, num_kept=0, num_readers=1)
+    consume(pool, 1, range(6))
+    valued(pool, b5=1, a0=1, a1=2, a2=2, a3=2, a4=2, a5=3)
+    arrivals = pool.request(0, range(6), set())
+    assert [read.key.expert for read in pool.store.under_way] == [5, 1, 2, 3, 4, 0]
+    assert len(list(arrivals)) == 6
+
+
+def test_a_prefetch_does_not_push_out_what_is_worth_more():
+    pool = make_pool(6, num_kept=0)
+    consume(pool, 1, range(6))
+    valued(pool, **{f"b{expert}": 2 for expert in range(6)}, a0=1, a1=2)
+    assert not pool.prefetch(ExpertKey(0, 0)) and pool.prefetch(ExpertKey(0, 1))
+
+
+def test_a_later_layer_is_read_ahead_once_this_one_waits_for_no_slot():
+    pool = make_pool(5, num_kept=0, num_readers=1)
+    later = [ExpertKey(1, 4), ExpertKey(1, 2), ExpertKey(1, 0)]
+    arrivals = pool.request(0, [0, 1, 2], set(), later)
+    assert [read.key for read in pool.store.under_way] == [*map(ExpertKey, [0] * 3, range(3)), *later[:2]]
+    assert len(list(arrivals)) == 3 and all(map(pool.holds, later))
+    pool.check_integrity()
+    assert sorted(consume(pool, 1, [0, 2, 4, 5])) == [0, 2, 4, 5]
+    assert pool.counts.prefetch_used == pool.counts.num_prefetches == 3
 
 
 def test_prefetches_never_take_the_last_slots():

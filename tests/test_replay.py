@@ -89,8 +89,8 @@ def test_a_replay_misses_what_the_engine_missed(open_engine, monkeypatch, policy
     """The same policy and places, with empty spare slots: in the engine they may hold more than the policy."""
     request = ResidentPool.request
 
-    def strict(pool, layer, experts, keep):
-        yield from request(pool, layer, experts, keep)
+    def strict(pool, layer, experts, keep, later):
+        yield from request(pool, layer, experts, keep, later)
         for key in [key for key in pool.resident if key.layer == layer and key.expert not in keep]:
             pool._evict(key)
 

@@ -237,3 +237,12 @@ def test_an_encoders_experts_pass_through_a_pool_that_keeps_all_of_the_decoders(
         assert engine.memory.cached_experts == engine.info["experts"]
         found = [engine.generate(sentences, method=name, max_new_tokens=12).sequences for name in ("cached", "resident")]
     assert [row.tolist() for row in found[0]] == [row.tolist() for row in found[1]]
+
+
+def test_what_was_much_used_lingers_through_the_prefills_between_rounds(monkeypatch):
+    """An encoder's experts and a prompt's first token pass through the pool: neither drives out what decoding uses most."""
+    job = {"prompts": [pair.english for pair in held_out_pairs(40)], "batch_size": 4, "gamma": 4, "prefetch": False}
+    with load("tiny-translate", store="memory", fast_memory="30MiB") as engine:
+        wise = engine.generate(max_new_tokens=24, **job).stats.num_fetches
+        monkeypatch.setattr("specmoe.experts.OffloadedExperts._worth", lambda experts, key: 0)
+        assert wise < 0.7 * engine.generate(max_new_tokens=24, **job).stats.num_fetches

@@ -12,8 +12,7 @@ import torch
 
 from ..eviction import Static
 from ..expert_store import DEMAND
-from ..resident_pool import allocate_slots
-from ..transfers import ExpertKey
+from ..transfers import ExpertKey, allocate_slots
 from .probing import Prober
 
 BURSTS = (1, 2, 4, 8, 16)
