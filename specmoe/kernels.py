@@ -22,9 +22,7 @@ from .checkpoint import ExpertLayout
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
 LARGEST_CALIBRATED = 2**26  # bytes of a record above which timing it would take longer than it may save
-MOST_ROWS = (
-    512  # of one product: a prompt's rows may be many thousand, and their hidden layer many times as wide as they are
-)
+MOST_ROWS = 512  # of one product: a prompt's rows may be thousands, and their hidden layer many times as wide
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
@@ -114,8 +112,9 @@ class ExpertKernel:
 
     def _run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
-            parts = [expert_forward(module, weights, rows) for rows in x.split(MOST_ROWS)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(x) <= MOST_ROWS:
+                return expert_forward(module, weights, x)
+            return torch.cat([expert_forward(module, weights, rows) for rows in x.split(MOST_ROWS)])
         padded = F.pad(x, (0, 0, 0, bucket(len(x)) - len(x)))
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             return self._forward(module, weights, padded)[: len(x)]
