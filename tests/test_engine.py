@@ -13,7 +13,7 @@ import torch
 from conftest import PROMPTS, tokens_of
 
 import specmoe
-from specmoe import StoreError
+from specmoe import StoreError, kernels
 from specmoe.confidence import ConfidencePlanner
 from specmoe.resident_pool import ResidentPool
 from specmoe.trace import COLUMNS, KINDS, PHASES
@@ -95,6 +95,14 @@ def test_routed_tokens_are_live_tokens_times_top_k(open_engine):
         tokens = part[part.kind == phase]["count"].sum()
         for layer in (0, 1):
             assert part[(part.kind == "route") & (part.layer == layer)]["count"].sum() == 2 * tokens
+
+
+def test_the_products_of_many_rows_are_computed_in_parts(open_engine, monkeypatch):
+    """A long prompt's rows all at once would take much memory."""
+    whole, rows, forward = tokens_of(run(open_engine("mixtral"))), [], kernels.expert_forward
+    monkeypatch.setattr(kernels, "MOST_ROWS", 2)
+    monkeypatch.setattr(kernels, "expert_forward", lambda *given: rows.append(len(given[2])) or forward(*given))
+    assert tokens_of(run(open_engine("mixtral"))) == whole and max(rows) == 2
 
 
 def test_tracing_changes_neither_tokens_nor_stats(open_engine):
