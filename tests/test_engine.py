@@ -15,6 +15,7 @@ from conftest import PROMPTS, tokens_of
 import specmoe
 from specmoe import StoreError, kernels
 from specmoe.confidence import ConfidencePlanner
+from specmoe.eviction import RecentUse
 from specmoe.resident_pool import ResidentPool
 from specmoe.trace import COLUMNS, KINDS, PHASES
 from specmoe.transfers import ExpertKey
@@ -144,6 +145,7 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
 
     def listen(pool, layer, experts, keep, later):
         later = list(later)
+        assert all(pool.value(key)[0] > 0 for key in later), "what is named goes before what was only used"
         asked.append((pool.trace.phase, layer, {key.layer for key in later}))
         return request(pool, layer, experts, keep, later)
 
@@ -154,6 +156,18 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
     asked.clear()
     run(open_engine("mixtral"), method="specmoe", prefetch=False)
     assert not any(later for *_, later in asked)
+
+
+def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
+    engine, observe, phases = open_engine("mixtral"), RecentUse.observe, []
+
+    def listen(recent, layer, counts):
+        phases.append(engine.experts.trace.phase)
+        observe(recent, layer, counts)
+
+    monkeypatch.setattr(RecentUse, "observe", listen)
+    stats = run(engine, batch_size=2).stats
+    assert phases.count("prefill") == 2 and phases.count("verify") == 2 * stats.num_rounds  # two MoE layers
 
 
 def test_prefetches_are_used_and_counted(open_engine):

@@ -336,6 +336,13 @@ def test_a_later_layer_is_read_ahead_once_this_one_waits_for_no_slot():
     assert pool.counts.prefetch_used == pool.counts.num_prefetches == 3
 
 
+def test_a_layer_waits_for_its_own_reads_before_it_takes_the_slots_of_the_next_ones_prefetches():
+    pool = make_pool(5, num_kept=0)
+    ahead = [ExpertKey(1, expert) for expert in range(3)]
+    assert all(pool.prefetch(key) for key in ahead)
+    assert len(consume(pool, 0, range(6))) == 6 and all(map(pool.holds, ahead))
+
+
 def test_prefetches_never_take_the_last_slots():
     pool = make_pool(min_slots(LAYERS, 2) + 1, num_kept=2)
     assert pool.prefetch_room == 0 and not pool.prefetch(ExpertKey(0, 0))
