@@ -287,12 +287,12 @@ class OffloadedExperts:
                 if votes[expert] >= self.quorum:
                     self.pool.prefetch(ExpertKey(layer, expert))
 
-    def _named_after(self, layer: int) -> list[ExpertKey]:
+    def _named_after(self, layer: int) -> Iterator[ExpertKey]:
         """What the draft's routers have named for the layers after this one, the next layer's first, the surest first."""
-        return [
-            ExpertKey(later, expert) for later in range(layer + 1, self.num_layers)
-            for votes, expert in sorted(((-v, e) for e, v in enumerate(self.votes[later]) if v >= self.quorum))
-        ]  # fmt: skip
+        for later in range(layer + 1, self.num_layers):  # lazily: the pool takes no more than it has room for
+            votes = self.votes[later]
+            named = [expert for expert in range(self.num_experts) if votes[expert] >= self.quorum]
+            yield from (ExpertKey(later, expert) for expert in sorted(named, key=lambda expert: -votes[expert]))
 
     def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
         """Overlapped: the next layer's router, asked about this layer's input, names what to read meanwhile."""

@@ -43,7 +43,7 @@ class ResidentPool:
                  linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
                  never_evicts: bool = False):  # fmt: skip
         self.store = store
-        self.value: Callable[[ExpertKey], float] = lambda key: 0.0  # set by the run: what keeping an expert is worth
+        self.value: Callable = lambda key: 0.0  # set by the run: ExpertKey -> what keeping it is worth (only compared)
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
@@ -69,7 +69,7 @@ class ResidentPool:
         self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
         self.needed: dict[ExpertKey, None] = {}  # asked for by the layer that is being computed, in the order of reads
         self.passing: set[ExpertKey] = set()  # read on demand and not yet computed
-        self.later: deque[ExpertKey] = deque()  # of later layers, to be read once nothing of this one waits for a slot
+        self.next_later: ExpertKey | None = None  # of later layers, to be read once nothing of this one waits for a slot
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
         self.free: list[int] = list(range(self.num_slots))[::-1]
         self._last_use = [None] * self.num_slots  # CUDA events
@@ -115,7 +115,9 @@ class ResidentPool:
         protected in ``layer``. ``later``: experts of later layers, to be prefetched as soon as nothing of this one waits for
         a slot. Changes: residents, counts, trace; evicts whatever neither is kept nor needed."""
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
-        self.kept[layer], self.later = set(keep), deque(later)
+        self.kept[layer] = set(keep)
+        self.later = iter(later)
+        self.next_later = next(self.later, None)
         keys = [ExpertKey(layer, expert) for expert in experts]
         if self.never_evicts and all(key in self.resident for key in keys):
             self._count_request(keys, [])  # there is no more to keep books of
@@ -149,7 +151,7 @@ class ResidentPool:
         finally:
             self.needed.clear()
             self.passing.clear()
-            self.later.clear()
+            self.next_later = None
 
     def _count_request(self, hits: list, misses: list) -> None:
         self.counts.num_hits += len(hits)
@@ -171,8 +173,8 @@ class ResidentPool:
             if slot is None:
                 return
             self._load(queue.popleft(), slot, DEMAND)
-        while self.later and (self.holds(self.later[0]) or self.prefetch(self.later[0])):
-            self.later.popleft()
+        while self.next_later and (self.holds(self.next_later) or self.prefetch(self.next_later)):
+            self.next_later = next(self.later, None)
 
     def _land(self) -> list[ExpertKey]:
         """The next needed experts that have arrived, in the order of their reads, so that a run repeats itself; waits for
@@ -338,7 +340,7 @@ class ResidentPool:
         self.unclaimed &= self.resident.keys()
         self.needed.clear()
         self.passing.clear()
-        self.later.clear()
+        self.next_later = None
 
     @property
     def num_bytes(self) -> int:
