@@ -51,7 +51,7 @@ def generate(args: Namespace) -> int:
     stats = dataclasses.asdict(output.stats)
     _emit(args, {"model": info, "outputs": outputs, "stats": stats}, lambda: "\n\n".join(_shown(outputs, separator)))
     if not args.json:
-        print("\n" + _one_line(stats), file=sys.stderr)
+        print("\n" + _one_line(stats), *filter(None, [output.stats.remark]), sep="\n", file=sys.stderr)
     return 0
 
 

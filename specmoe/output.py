@@ -15,6 +15,8 @@ import torch
 from .speculate import Totals
 from .trace import PoolCounts, Trace
 
+SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -27,6 +29,7 @@ class Stats:
     seconds: float  # decoding, without prefill
     tokens_per_second: float
     num_rounds: int
+    num_plain_rounds: int  # of them, rounds without a draft
     tokens_per_round: float  # new tokens per row and round
     acceptance_rate: float  # accepted / drafted
     fetched_bytes: int
@@ -47,12 +50,21 @@ class Stats:
     def fetched_bytes_per_token(self) -> float:
         return self.fetched_bytes / max(1, self.num_new_tokens)
 
+    @property
+    def remark(self) -> str:
+        """What ``auto`` decided, where it was not to draft; else empty."""
+        if self.method != "auto" or self.num_rounds < SETTLED or 2 * self.num_plain_rounds <= self.num_rounds:
+            return ""
+        return f"drafting did not pay here: auto decoded {self.num_plain_rounds} of {self.num_rounds} rounds plainly"
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td style='text-align:left'>{name}</td><td style='text-align:right'>{html.escape(show(value))}</td></tr>"
             for name, value in dataclasses.asdict(self).items()
         )
-        return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
+        return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>" + (
+            f"<p>{self.remark}</p>" if self.remark else ""
+        )
 
 
 def show(value) -> str:
@@ -97,6 +109,7 @@ def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, s
         seconds=seconds,
         tokens_per_second=totals.num_new_tokens / seconds if seconds > 0 else float("nan"),
         num_rounds=totals.num_rounds,
+        num_plain_rounds=totals.gammas.count(0),
         tokens_per_round=totals.num_new_tokens / max(1, totals.row_rounds),
         acceptance_rate=totals.num_accepted / totals.num_drafted if totals.num_drafted else 0.0,
         fetched_bytes=moved.fetched_bytes,

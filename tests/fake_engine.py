@@ -64,6 +64,7 @@ class FakeEngine:
         stats = Stats(
             method=options.method, gamma=float(options.gamma or 0), batch_size=options.batch_size or 64,
             num_new_tokens=num_tokens, seconds=seconds, tokens_per_second=num_tokens / seconds, num_rounds=1,
+            num_plain_rounds=0,
             tokens_per_round=1.0, acceptance_rate=0.5 if drafts else 0.0, fetched_bytes=100 * num_tokens, num_fetches=1,
             num_hits=0, num_misses=1, prefetch_recall=0.0, prefetch_precision=float("nan"), wait_s=seconds / 4,
             draft_s=seconds / 8 if drafts else 0.0, verify_s=seconds / 2, prefill_s=0.5, prefill_bytes=10,

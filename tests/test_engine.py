@@ -158,6 +158,16 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
     assert not any(later for *_, later in asked)
 
 
+@pytest.mark.parametrize(("gamma", "rounds"), [(0, 24), (0, 4), (2, 24)])
+def test_auto_says_when_it_found_that_drafting_does_not_pay(open_engine, monkeypatch, gamma, rounds):
+    monkeypatch.setattr(ConfidencePlanner, "choose", lambda planner: gamma)
+    job = {"batch_size": len(PROMPTS), "max_new_tokens": rounds, "eos_token_id": []}
+    stats = open_engine("mixtral").generate(PROMPTS, method="auto", **job).stats
+    said = f"drafting did not pay here: auto decoded {rounds} of {rounds} rounds plainly"
+    assert stats.remark == (said if (gamma, rounds) == (0, 24) else "") and (stats.remark in stats._repr_html_())
+    assert not open_engine("mixtral").generate(PROMPTS, method="cached", **job).stats.remark, "nobody asked it to draft"
+
+
 def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
     engine, observe, phases = open_engine("mixtral"), RecentUse.observe, []
 
