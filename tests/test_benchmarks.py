@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -400,6 +401,19 @@ def test_accelerate_is_told_to_keep_everything_but_experts_in_memory(tmp_path):
     on_disk = [name for name, place in places.items() if place == "disk"]
     assert len(on_disk) == 4 and all(name.endswith(".experts") for name in on_disk)
     assert {"model.embed_tokens", "model.norm", "lm_head"} <= set(places) - set(on_disk)
+
+
+def test_the_peer_runs_once_in_our_memory_and_once_with_nothing_in_the_page_cache(monkeypatch):
+    jobs, what = [], [cell.what for cell in settings.cells("offload", settings.FULL)]
+    monkeypatch.setattr(offload, "widened_checkpoint", lambda *_: None)
+    monkeypatch.setattr(offload, "_in_a_process", lambda job: jobs.append(job) or {})
+    cell = Cell("offload", "tiny-skewed", "native", 16, "accelerate")
+    rows = {replace(cell, what="specmoe").key: {"limit_bytes": 7}}
+    place = SimpleNamespace(prompts=lambda model: [])
+    for peer in ("accelerate", "accelerate_uncached"):
+        assert what.count(peer) == 3
+        offload.measure_offload(place, replace(cell, what=peer), settings.FULL, rows)
+    assert [(job["what"], job["limit_bytes"]) for job in jobs] == [("accelerate", 7), ("accelerate", None)]
 
 
 def test_a_run_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(monkeypatch):
