@@ -296,10 +296,10 @@ class ResidentPool:
         return self.free.pop() if self.free else None
 
     def _may_replace(self, key: ExpertKey, lingering: ExpertKey, for_prefetch: bool) -> bool:
-        """At once when ``key`` stays or will be worth more once computed: then ``lingering`` would go anyway. Else only
-        a few slots carry such reads through, one after the other; the others keep what will be wanted again."""
+        """At once when ``key`` will be worth more once computed: then ``lingering`` would go anyway. Else only a few slots
+        carry such reads through, one after the other; the others keep what will be wanted again."""
         few = not for_prefetch and len(self.passing) < self.max_passing
-        return few or key.expert in self.kept[key.layer] or self.value(key) >= self.value(lingering)
+        return few or self.value(key) >= self.value(lingering)
 
     def _lingers(self, key: ExpertKey) -> bool:
         return key.expert not in self.kept[key.layer] and key not in self.needed and key not in self.unclaimed

@@ -145,7 +145,9 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
 
     def listen(pool, layer, experts, keep, later):
         later = list(later)
-        assert all(pool.value(key)[0] > 0 for key in later), "what is named goes before what was only used"
+        votes = [(key.layer, -pool.value(key)[0]) for key in later]
+        assert votes == sorted(votes) and all(vote < 0 for _, vote in votes), "the next layer first, the surest first"
+        assert not any(pool.value(ExpertKey(layer, e))[0] for e in range(pool.num_experts)), "its votes have been used"
         asked.append((pool.trace.phase, layer, {key.layer for key in later}))
         return request(pool, layer, experts, keep, later)
 
