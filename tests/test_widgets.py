@@ -104,6 +104,20 @@ def test_every_control_changes_the_figure(request, name):
         assert explorer.png != before, f"{name}: {control} = {value} changes nothing"
 
 
+def test_the_stepper_offers_the_rounds_of_the_chosen_prompt_and_no_more(engine):
+    output = engine.generate(PROMPTS, max_new_tokens=24, method="specmoe", gamma=2, eos_token_id=[])
+    rounds = {row: len(replay.blocks_of(output.trace, row)) for row in range(len(PROMPTS))}
+    few, many = min(rounds, key=rounds.get), max(rounds, key=rounds.get)
+    assert rounds[few] < rounds[many], "the test needs prompts of unequal length"
+    stepper, drawn = widgets.round_stepper(output, row=many), []
+    draw = stepper.draw
+    stepper.draw = lambda **values: drawn.append((values["row"], values["step"])) or draw(**values)
+    stepper.controls["step"].value = rounds[many] - 1
+    stepper.controls["row"].value = few
+    assert len(stepper.controls["step"].options) == rounds[few]
+    assert all(step < rounds[row] for row, step in drawn), "the figure was asked for a round that the prompt has not"
+
+
 def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(request, monkeypatch):
     explorer, seen = make("knobs", request), []
     draw = explorer.draw

@@ -264,7 +264,7 @@ def _acts(ax: Axes, block, tokenizer, upto: int) -> None:
     drafted, committed = words_of(tokenizer, block.drafted), words_of(tokenizer, block.committed)
     num = len(drafted)
     none = [] if drafted else ["nothing was drafted"]
-    _line(ax, 1.25, "1 draft", f"{num} tokens, resident experts only", [(w, "#f0f0f0", False) for w in drafted], none)
+    _line(ax, 1.25, "1 draft", f"{_tokens(num)}, resident experts only", [(w, "#f0f0f0", False) for w in drafted], none)
     if upto >= 1:
         verdicts = [(w, TOKEN_COLORS["accepted"] if i < block.accepted else "white", i >= block.accepted)
                     for i, w in enumerate(drafted)]  # fmt: skip
@@ -273,9 +273,13 @@ def _acts(ax: Axes, block, tokenizer, upto: int) -> None:
     if upto >= 2:
         kinds = token_kinds(block)
         boxes = [(word, TOKEN_COLORS[kind], False) for word, kind in zip(committed, kinds, strict=True)]
-        _line(ax, 3.45, "3 accept", f"{len(boxes)} new tokens", boxes, [])
+        _line(ax, 3.45, "3 accept", _tokens(len(boxes), "new "), boxes, [])
         handles = [Patch(fc=TOKEN_COLORS[kind], label=TOKEN_NAMES[kind]) for kind in dict.fromkeys(kinds)]
         ax.legend(handles=handles, loc="lower left", frameon=False, fontsize=12, bbox_to_anchor=(0.0, 0.0))
+
+
+def _tokens(number: int, kind: str = "") -> str:
+    return f"{number} {kind}token{'' if number == 1 else 's'}"
 
 
 def _line(ax: Axes, y: float, name: str, said: str, boxes: list[tuple], instead: list[str]) -> None:

@@ -39,18 +39,22 @@ def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None)
     replay.as_frame(output)
     rows = sorted({block.row for block in replay.any_blocks(output.trace)})
     row = rows[0] if row is None else replay.check_number("row", row, rows)
-    blocks = {row: replay.blocks_of(output.trace, row) for row in rows}
-    longest = max(len(each) for each in blocks.values())
-    step = replay.check_number("step", step, range(len(blocks[row])))
+    rounds = {row: range(len(replay.blocks_of(output.trace, row))) for row in rows}
+    step = replay.check_number("step", step, rounds[row])
     acts = [("1 draft", "draft"), ("2 verify", "verify"), ("3 accept", "accept")]
     controls = {
         "row": choice("prompt", rows, row),
-        "step": steps("round of the prompt", [(str(number + 1), number) for number in range(longest)], step),
+        "step": steps("round of the prompt", _numbered(rounds[row]), step),
         "act": steps("reveal", acts, "accept"),
     }
 
+    def offer_its_rounds(change) -> None:  # watches before the figure does, which then finds a round of this prompt
+        controls["step"].options = _numbered(rounds[change["new"]])
+
+    controls["row"].observe(offer_its_rounds, "value")
+
     def draw(row, step, act):
-        return figures.round_steps(output, row, min(step, len(blocks[row]) - 1), act, tokenizer)
+        return figures.round_steps(output, row, step, act, tokenizer)
 
     return Explorer(controls, draw, "one round on its own text: drafted, verified, accepted", 520)
 
@@ -91,3 +95,8 @@ def timeline(source, round: int | None = None) -> Explorer:
 
     lanes = max(1, frame["kind"].isin(["fetch", "prefetch"]).any() * 4)
     return Explorer(controls, draw, "reads and compute of one round on the clock", 330 + 55 * lanes)
+
+
+def _numbered(rounds: range) -> list[tuple[str, int]]:
+    """People count from 1."""
+    return [(str(number + 1), number) for number in rounds]
