@@ -1,12 +1,14 @@
 """``python -m benchmarks.page``: write ``docs/performance.md`` and its figures from the result files.
 
-Comes in: ``benchmarks/results/*.json`` and ``benchmarks/remarks.md`` (words without numbers, by hand). Goes out:
-Markdown and PNGs. Every number on the page comes out of the result files, so the page cannot drift from them; a test
-compares the two."""
+Comes in: ``benchmarks/results/*.json``, those of other machines in ``results/elsewhere/``, and ``benchmarks/remarks.md``
+(words without numbers, by hand). Goes out: Markdown and PNGs. Every number on the page comes out of the result files, so
+the page cannot drift from them; a test compares the two."""
 
 from __future__ import annotations
 
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import pictures, results
@@ -28,15 +30,25 @@ SPEED_ALT = "Decoding speed over on-demand by batch, for both models, on the dis
 FLOOR_ALT = "Measured seconds over the floor of link and arithmetic, by batch, for both models and links"
 
 
-def document(files: dict[str, dict], remarks: str = "") -> str:
-    """The whole page."""
+def document(files: dict[str, dict], remarks: str = "", elsewhere: Sequence[dict[str, dict]] = ()) -> str:
+    """The whole page. ``elsewhere``: result files of other machines."""
     sections = [
         INTRO, machine_words(files), "## Targets", target_table(targets(files)), "## Targets that were not met",
         *missed(targets(files)), "## In pictures", f"![{SPEED_ALT}](images/performance_speed.png)",
         f"![{FLOOR_ALT}](images/performance_floor.png)", *cell_sections(files), "## The raw link and the compute rate",
         probe_table(files), "## Peers", peer_table(files), gpu_section(files.get("gpu")),
     ]  # fmt: skip
-    return "\n\n".join([*sections, *([remarks.strip()] if remarks.strip() else [])]) + "\n"
+    sections += [remarks.strip()] if remarks.strip() else []
+    sections += [section for there in elsewhere for section in elsewhere_sections(there)]
+    return "\n\n".join(sections) + "\n"
+
+
+def elsewhere_sections(files: dict[str, dict]) -> list[str]:
+    """Another machine, in short: what it is, and the targets there."""
+    name = next(content["machine"]["cpu"] for content in files.values())
+    head = ["what", "target", "measured", "met"]
+    rows = [list(target_cells(outcome))[:4] for outcome in targets(files)]
+    return [f"## On another machine: {name}", machine_words(files), table(head, rows)]
 
 
 def machine_words(files: dict[str, dict]) -> str:
@@ -48,12 +60,34 @@ def machine_words(files: dict[str, dict]) -> str:
     rows = [row for content in timed for row in content["rows"].values()]
     days = sorted({row["measured"][:10] for row in rows})
     codes = sorted({row["commit"] for row in rows})
+    fewest, most = min(map(len, slices_of(rows).values())), max(map(len, slices_of(rows).values()))
+    number = str(most) if fewest == most else f"{fewest} to {most}"
     memory = machine.get("memory", {}).get("total_bytes", 0) / 2**30
     return (
         f"Measured {' and '.join(dict.fromkeys([days[0], days[-1]]))} on {machine.get('cpu')}, {machine.get('cores')} cores"
         f" ({machine.get('threads')} torch threads), {memory:.0f} GiB, no GPU; torch {machine.get('torch')}, transformers"
         f" {machine.get('transformers')}, Python {machine.get('python')}; code at {', '.join(codes)}. Windows of"
-        f" {length['slice_s']:g} s, {length['repeats']} for each method, methods in turn."
+        f" {length['slice_s']:g} s, {number} for each method, methods in turn. {spread_words(rows)}"
+    ).rstrip()
+
+
+def slices_of(rows: list[dict]) -> dict[tuple, list[float]]:
+    """(part, batch, method) -> tokens/s of each slice."""
+    speeds: dict[tuple, list[float]] = {}
+    for row in rows:
+        if "tokens_per_second" in row:
+            speeds.setdefault((row["part"], row["batch"], row["what"]), []).append(row["tokens_per_second"])
+    return speeds
+
+
+def spread_words(rows: list[dict]) -> str:
+    """How far slices of the same method lie apart: a ratio closer to 1 than that says nothing."""
+    spreads = [max(speeds) / min(speeds) - 1 for speeds in slices_of(rows).values() if len(speeds) > 1]
+    if not spreads:
+        return ""
+    return (
+        f"Slices of one method in one cell lie {statistics.median(spreads):.0%} apart in the median and"
+        f" {max(spreads):.0%} at most: that is how far to trust a single ratio."
     )
 
 
@@ -159,7 +193,7 @@ def main() -> int:
     for name, draw in FIGURES.items():
         (IMAGES / name).write_bytes(pictures.png(draw(files)))
     remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
-    PAGE.write_text(document(files, remarks), encoding="utf-8")
+    PAGE.write_text(document(files, remarks, results.read_elsewhere()), encoding="utf-8")
     print(PAGE)
     return 0
 

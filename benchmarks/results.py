@@ -98,6 +98,11 @@ def read_all(folder: Path = FOLDER) -> dict[str, dict]:
     return {file.stem: read(file) for file in sorted(Path(folder).glob("*.json"))}
 
 
+def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:
+    """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were, with the code they had."""
+    return [read_all(machine) for machine in sorted(folder.glob("*/"))]
+
+
 def _machine() -> dict:
     found = doctor.describe()
     return {name: found[name] for name in MACHINE if name in found}

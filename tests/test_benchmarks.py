@@ -304,7 +304,7 @@ def test_best_cached_is_the_eviction_that_fetches_least():
 def test_the_performance_page_agrees_with_the_results():
     remarks = page.REMARKS.read_text(encoding="utf-8") if page.REMARKS.exists() else ""
     written = page.PAGE.read_text(encoding="utf-8")
-    assert written == page.document(results.read_all(), remarks), "run: python -m benchmarks.page"
+    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), "run: python -m benchmarks.page"
     assert all((page.IMAGES / name).exists() for name in page.FIGURES)
 
 
@@ -314,6 +314,26 @@ def test_a_number_that_changes_in_the_results_changes_the_page():
     files["translate-native"]["rows"]["tiny-translate/256/specmoe/0"]["tokens_per_second"] = 300.0
     assert "6.05×" not in page.target_table(tables.targets(files))
     assert "3.00× instead of ≥ 5.00×" in page.missed(tables.targets(files))[0]
+
+
+def test_another_machine_stands_on_the_page_with_its_own_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "machine_words", lambda files: "two cores")
+    there = files_of(row("on_demand", 256, 100.0), row("specmoe", 256, 404.0), row("probe", 256, 0.0, **PROBE))
+    part = there["translate-native"] | {"machine": {"cpu": "Another"}}
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "translate-native.json").write_text(json.dumps(part), encoding="utf-8")
+    [files] = results.read_elsewhere(tmp_path)
+    head, machine, targets = page.elsewhere_sections(files)
+    assert head.endswith("Another") and machine == "two cores" and "4.04×" in targets
+
+
+def test_the_page_says_how_far_slices_of_one_method_lie_apart():
+    same = [row("specmoe", 256, speed, slice=number) for number, speed in enumerate((100.0, 110.0))]
+    other = [row("auto", 256, speed, slice=number) for number, speed in enumerate((100.0, 130.0))]
+    assert page.spread_words([*same, *other, row("cached", 256, 9.0)]).startswith(
+        "Slices of one method in one cell lie 20% apart in the median and 30% at most"
+    )
+    assert page.spread_words([row("cached", 256, 9.0), row("cached", 64, 12.0)]) == ""
 
 
 def test_the_page_says_that_no_gpu_has_run_until_one_has():
@@ -328,7 +348,7 @@ def test_figures_are_drawn_for_what_is_there():
 
 
 def test_results_files_are_small_and_name_no_folder_of_a_machine():
-    for file in results.FOLDER.glob("*.json"):
+    for file in results.FOLDER.rglob("*.json"):
         text = file.read_text(encoding="utf-8")
         assert len(text) < 500_000 and not any(word in text for word in ("/work", "/tmp", "/root"))
         assert json.loads(text)
