@@ -213,7 +213,7 @@ def test_an_unknown_or_mistyped_parameter_is_named_with_the_nearest(name):
 
 def test_a_key_number_that_breaks_a_claim_is_noticed():
     """The claims themselves can fail."""
-    committed = {name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name in EXACT}
+    committed = {name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name, *_ in BROKEN}
     check_sampling(committed["06_sampling_without_bias"])
     for name, key, value in BROKEN:
         with pytest.raises(AssertionError):
