@@ -21,6 +21,9 @@ from .checkpoint import ExpertLayout
 
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
+LEAST_CALIBRATED = (
+    2**17
+)  # bytes of a record under which a draft always widens: faster, and no clock decides what it computes
 LARGEST_CALIBRATED = 2**26  # bytes of a record above which timing it would take longer than it may save
 MOST_ROWS = 512  # of one product: a prompt's rows may be thousands, and their hidden layer many times as wide
 MOST_SLICED = 64  # rows of a product in slices: MKL splits a larger one well by itself
@@ -75,8 +78,12 @@ class ExpertKernel:
         self.widen_from = 1 << 30  # tokens of a draft from which on widening pays; see ``calibrate``
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
-        """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply bf16 slower than fp32."""
+        """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply bf16 slower than fp32.
+        Where the two are close the choice differs from load to load, and so may the drafts, never what is decoded."""
         if self.scratch is None or record.device.type != "cpu" or record.numel() > LARGEST_CALIBRATED:
+            return
+        if record.numel() < LEAST_CALIBRATED:
+            self.widen_from = 1
             return
         for num_tokens in (256, 128, 64, 32, 16):
             x = torch.zeros(num_tokens, hidden, dtype=self.dtype)

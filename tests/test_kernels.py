@@ -62,6 +62,17 @@ def test_only_float32_products_of_few_rows_are_sliced_one_for_each_thread(monkey
     assert slices_of(monkeypatch, torch.ones(2, 3, device="meta")) == 1
 
 
+@pytest.mark.parametrize(("size", "widen_from"), [(kernels.LEAST_CALIBRATED - 1, 1), (kernels.LEAST_CALIBRATED, 1 << 30)])
+def test_no_clock_decides_how_a_small_expert_drafts(size, widen_from, monkeypatch):
+    """So counts repeat from load to load. For a large expert the clock is asked (here it says: do not widen)."""
+    timed = []
+    monkeypatch.setattr(kernels, "_best_s", lambda work: timed.append(1) or 1.0)
+    layout = SimpleNamespace(dtype=torch.bfloat16, names=("up_proj",), shapes=((2, 3),), views=lambda record: {})
+    kernel = ExpertKernel(layout, torch.float32)
+    kernel.calibrate(None, torch.empty(size, dtype=torch.uint8), hidden=3)
+    assert kernel.widen_from == widen_from and bool(timed) == (widen_from > 1)
+
+
 def test_a_small_product_is_left_whole(monkeypatch):
     module, weights = expert(gated=True, transposed=False, bias=False)
     sliced, multiply = [], torch.bmm

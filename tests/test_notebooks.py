@@ -22,7 +22,7 @@ ELSEWHERE = {
     "report": "executed by tests/test_report.py",
     "paper": "a reproduction of many minutes, its parts are tested with the report's",
 }
-EXACT = ["02_experts_in_slow_memory", "06_sampling_without_bias"]
+EXACT = ["02_experts_in_slow_memory", "03_hot_experts", "05_batched_verification", "06_sampling_without_bias"]
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
     "00_start_here": {"new_tokens": 16},
