@@ -1,8 +1,8 @@
 """``python -m benchmarks.page``: write ``docs/performance.md`` and its figures from the result files.
 
 Comes in: ``benchmarks/results/*.json``, those of other machines in ``results/elsewhere/``, and ``benchmarks/remarks.md``
-(words without numbers, by hand). Goes out: Markdown and PNGs. Every number on the page comes out of the result files, so
-the page cannot drift from them; a test compares the two."""
+(by hand). Goes out: Markdown and PNGs. Every table comes out of the result files, so the page cannot
+drift from them; a test compares the two."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ from .checkpoint import ExpertLayout
 
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
-LEAST_CALIBRATED = (
-    2**17
-)  # bytes of a record under which a draft always widens: faster, and no clock decides what it computes
+LEAST_CALIBRATED = 2**17  # bytes of a record under which drafts always widen: faster, and no clock decides what they are
 LARGEST_CALIBRATED = 2**26  # bytes of a record above which timing it would take longer than it may save
 MOST_ROWS = 512  # of one product: a prompt's rows may be thousands, and their hidden layer many times as wide
 MOST_SLICED = 64  # rows of a product in slices: MKL splits a larger one well by itself
@@ -31,13 +29,12 @@ LEAST_SLICED = 2**17  # elements of its weight: a smaller product is done before
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
-def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor, cores: int = 1) -> torch.Tensor:
-    """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]. ``cores``: how
-    many slices of a large product are computed side by side."""
+def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]."""
     gated = "gate_up_proj" in weights
-    hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed, cores)  # [n, 2F] or [n, F]
+    hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed)  # [n, 2F] or [n, F]
     hidden = module._apply_gate(hidden) if gated else _activate(module.act_fn, hidden)  # [n, F]
-    y = _linear(hidden, weights, "down_proj", module.is_transposed, cores)  # [n, D]
+    y = _linear(hidden, weights, "down_proj", module.is_transposed)  # [n, D]
     return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
 
 
@@ -46,14 +43,22 @@ def _activate(act_fn, hidden: torch.Tensor) -> torch.Tensor:
     return hidden.relu_() if isinstance(act_fn, nn.ReLU) else act_fn(hidden)
 
 
-def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool, cores: int) -> torch.Tensor:
+def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool) -> torch.Tensor:
     weight = weights[name].T if transposed else weights[name]  # [out, in]
     bias = weights.get(f"{name}_bias")
-    if cores == 1 or weight.numel() < LEAST_SLICED or len(weight) % cores:
+    cores = _cores(x, weight)
+    if cores == 1:
         return F.linear(x, weight, bias)
     slices = weight.unflatten(0, (cores, -1)).transpose(1, 2)  # [cores, in, out / cores]
     y = torch.bmm(x.expand(cores, -1, -1), slices).transpose(0, 1).flatten(1)  # [n, out]
     return y if bias is None else y + bias
+
+
+def _cores(x: torch.Tensor, weight: torch.Tensor) -> int:
+    """In how many slices to multiply: on a CPU a float32 product of few rows leaves all cores but one nearly idle."""
+    sliced = x.dtype == torch.float32 and x.device.type == "cpu" and len(x) <= MOST_SLICED and weight.numel() >= LEAST_SLICED
+    cores = torch.get_num_threads() if sliced and not torch.compiler.is_compiling() else 1
+    return cores if len(weight) % cores == 0 else 1
 
 
 def bucket(num_tokens: int) -> int:
@@ -128,17 +133,11 @@ class ExpertKernel:
     def _run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
             if len(x) <= MOST_ROWS:
-                return expert_forward(module, weights, x, _cores(x))
+                return expert_forward(module, weights, x)
             return torch.cat([expert_forward(module, weights, rows) for rows in x.split(MOST_ROWS)])
         padded = F.pad(x, (0, 0, 0, bucket(len(x)) - len(x)))
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             return self._forward(module, weights, padded)[: len(x)]
-
-
-def _cores(x: torch.Tensor) -> int:
-    """In how many slices to multiply: on a CPU a float32 product of few rows leaves all cores but one nearly idle."""
-    few = len(x) <= MOST_SLICED and x.dtype == torch.float32 and x.device.type == "cpu"
-    return torch.get_num_threads() if few else 1
 
 
 def _best_s(work, repeats: int = 5) -> float:

@@ -37,29 +37,54 @@ def expert(gated: bool, transposed: bool, bias: bool) -> tuple[SimpleNamespace, 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("cores", [2, 4, 3, 5])  # 4 divides all sides; 3 and 5 not: such a product is left whole
 def test_products_in_slices_give_the_same_rows(gated, transposed, bias, cores, monkeypatch):
-    monkeypatch.setattr(kernels, "LEAST_SLICED", 0)
     module, weights = expert(gated, transposed, bias)
-    for num_rows in (1, 7):
-        x = torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(num_rows))
-        whole = expert_forward(module, weights, x)
-        torch.testing.assert_close(expert_forward(module, weights, x, cores), whole)
+    rows = [torch.randn(num, WIDTH, generator=torch.Generator().manual_seed(num)) for num in (1, 7)]
+    whole = [expert_forward(module, weights, x) for x in rows]
+    monkeypatch.setattr(kernels, "LEAST_SLICED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    for x, expected in zip(rows, whole, strict=True):
+        torch.testing.assert_close(expert_forward(module, weights, x), expected)
 
 
-def slices_of(monkeypatch, x: torch.Tensor) -> int:
-    """In how many slices a kernel computes ``x`` where torch uses four threads."""
-    given = []
+BIG = torch.empty(4, kernels.LEAST_SLICED // 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "cores"),
+    [
+        (torch.empty(kernels.MOST_SLICED, 3), BIG, 4),
+        (torch.empty(kernels.MOST_SLICED + 1, 3), BIG, 1),  # many rows
+        (torch.empty(2, 3, dtype=torch.bfloat16), BIG, 1),
+        (torch.empty(2, 3, device="meta"), BIG, 1),
+        (torch.empty(2, 3), BIG[:, 1:], 1),  # a small weight
+        (torch.empty(2, 3), torch.empty(5, kernels.LEAST_SLICED), 1),  # four threads cannot share five outputs
+    ],
+)
+def test_only_large_float32_products_of_few_rows_are_sliced_one_for_each_thread(x, weight, cores, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(kernels, "expert_forward", lambda module, weights, x, cores=1: given.append(cores) or x)
-    kernel = ExpertKernel(SimpleNamespace(dtype=x.dtype, views=lambda record: {}), x.dtype)
-    kernel.target(None, torch.empty(0), x)
-    return given[0]
+    assert kernels._cores(x, weight) == cores
 
 
-def test_only_float32_products_of_few_rows_are_sliced_one_for_each_thread(monkeypatch):
-    assert slices_of(monkeypatch, torch.ones(kernels.MOST_SLICED, 3)) == 4
-    assert slices_of(monkeypatch, torch.ones(kernels.MOST_SLICED + 1, 3)) == 1
-    assert slices_of(monkeypatch, torch.ones(2, 3, dtype=torch.bfloat16)) == 1
-    assert slices_of(monkeypatch, torch.ones(2, 3, device="meta")) == 1
+def test_a_sliced_product_is_a_batch_of_slices(monkeypatch):
+    """Else nothing but the clock would notice that slicing was lost."""
+    module, weights = expert(gated=True, transposed=False, bias=False)
+    shapes, multiply = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, slices: shapes.append(tuple(slices.shape)) or multiply(x, slices))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    expert_forward(module, weights, torch.ones(2, WIDTH))
+    assert not shapes
+    monkeypatch.setattr(kernels, "LEAST_SLICED", 0)
+    expert_forward(module, weights, torch.ones(2, WIDTH))
+    assert shapes == [(4, WIDTH, 2 * HIDDEN // 4), (4, HIDDEN, WIDTH // 4)]
+
+
+def test_a_compiled_product_is_left_whole_and_in_one_graph(monkeypatch):
+    """Asking for the number of threads would cut the graph in two."""
+    module, weights = expert(gated=False, transposed=False, bias=False)
+    x = torch.ones(2, WIDTH)
+    monkeypatch.setattr(kernels, "LEAST_SLICED", 0)
+    whole = torch.compile(expert_forward, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(whole(module, weights, x), expert_forward(module, weights, x))
 
 
 @pytest.mark.parametrize(("size", "widen_from"), [(kernels.LEAST_CALIBRATED - 1, 1), (kernels.LEAST_CALIBRATED, 1 << 30)])
@@ -71,15 +96,3 @@ def test_no_clock_decides_how_a_small_expert_drafts(size, widen_from, monkeypatc
     kernel = ExpertKernel(layout, torch.float32)
     kernel.calibrate(None, torch.empty(size, dtype=torch.uint8), hidden=3)
     assert kernel.widen_from == widen_from and bool(timed) == (widen_from > 1)
-
-
-def test_a_small_product_is_left_whole(monkeypatch):
-    module, weights = expert(gated=True, transposed=False, bias=False)
-    sliced, multiply = [], torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda *given: sliced.append(1) or multiply(*given))
-    x = torch.ones(2, WIDTH)
-    expert_forward(module, weights, x, cores=4)
-    assert not sliced
-    monkeypatch.setattr(kernels, "LEAST_SLICED", weights["gate_up_proj"].numel())  # that one, and not the other
-    expert_forward(module, weights, x, cores=4)
-    assert len(sliced) == 1

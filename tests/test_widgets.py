@@ -118,6 +118,14 @@ def test_the_stepper_offers_the_rounds_of_the_chosen_prompt_and_no_more(engine):
     assert all(step < rounds[row] for row, step in drawn), "the figure was asked for a round that the prompt has not"
 
 
+def test_one_token_is_not_called_tokens(engine):
+    output = engine.generate(PROMPTS[:1], max_new_tokens=2, method="specmoe", gamma=3, eos_token_id=[])
+    block = replay.blocks_of(output.trace, 0)[0]
+    assert len(block.drafted) == 1, "the last token is the target's own, so only one can be drafted"
+    said = [text.get_text() for text in figures.round_steps(output, 0, 0, "draft").findobj(Text)]
+    assert "1 token, resident experts only" in said
+
+
 def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(request, monkeypatch):
     explorer, seen = make("knobs", request), []
     draw = explorer.draw
