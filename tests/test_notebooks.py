@@ -68,7 +68,7 @@ def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
     target = tmp_path / f"{name}.ipynb"
     notebook = papermill.execute_notebook(
         FOLDER / f"{name}.ipynb", target, parameters=SMALL.get(name, {}), cwd=FOLDER, progress_bar=False,
-        kernel_name="python3", log_output=False,
+        kernel_name="python3", log_output=False, execution_timeout=300,
     )  # fmt: skip
     check_run(name, notebook)
 
