@@ -20,6 +20,7 @@ import pytest
 from conftest import PROMPTS
 from matplotlib.text import Text
 from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
 from PIL import Image
 
 import specmoe
@@ -451,3 +452,17 @@ def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_callback_is_
     assert widget_errors(healthy) == []
     broken = run_cells(*CELLS)
     assert widget_errors(broken) == ["ZeroDivisionError: division by zero"]
+
+
+def test_under_papermill_nothing_is_sent_back_to_the_kernel(monkeypatch):
+    """nbclient sends captured output back while it waits for the cell's answer, and can miss the answer's wake-up by that."""
+    sent = []
+    monkeypatch.setattr(OutputWidget, "_publish_msg", lambda self, kind, **content: sent.append(kind))
+    notebook = run_cells(*CELLS)
+    assert sent == []
+    (output,) = [model["state"]["outputs"] for model in widget_states(notebook) if model["model_name"] == "OutputModel"]
+    assert [each["output_type"] for each in output] == ["error"]
+
+
+def widget_states(notebook) -> list[dict]:
+    return list(notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values())

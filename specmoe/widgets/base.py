@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import gc
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Image, display
+from IPython import get_ipython
 
 DOTS_PER_INCH = 96
 WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
@@ -34,16 +35,28 @@ class Explorer(ipywidgets.VBox):
         """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the figure in CSS pixels."""
         self.controls, self.draw, self.about = dict(controls), draw, about
         self.png = b""
-        self.output = ipywidgets.interactive_output(self._show, self.controls)
-        self.output.layout.height = f"{height}px"
-        self.output.layout.overflow = "auto"
+        self.output = ipywidgets.Output(layout=ipywidgets.Layout(height=f"{height}px", overflow="auto"))
+        for control in self.controls.values():
+            control.observe(self._redraw, "value")
+        self._redraw()
         super().__init__([*self.controls.values(), self.output])
 
-    def _show(self, **values) -> None:
+    def _redraw(self, change=None) -> None:
+        """Draw for the controls' present values, into the output below them.
+
+        The output is set, not captured (``with self.output``): nbclient, under papermill, sends captured output back to
+        the kernel, and when the cell's answer arrives during that send it goes unseen and the notebook waits for ever.
+        """
         with _no_collection():
-            axes = np.atleast_1d(self.draw(**values)).flat[0]
-            self.png = still(axes.figure)
-            display(Image(self.png, alt=self.about))
+            try:
+                axes = np.atleast_1d(self.draw(**{name: control.value for name, control in self.controls.items()})).flat[0]
+                self.png = still(axes.figure)
+                shown = _picture(self.png, self.about)
+            except Exception as failure:
+                if get_ipython() is None:  # nobody looks at the output: let the caller see it
+                    raise
+                shown = _error(failure)
+            self.output.outputs = (shown,)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -54,8 +67,20 @@ class Explorer(ipywidgets.VBox):
         data = {"text/plain": said} | {kind: value for kind, value in data.items() if kind != "text/plain"}
         if not self.png:  # drawing failed: the error is in the output below the controls, and no twin claims otherwise
             return data, metadata
-        picture = {"image/png": base64.b64encode(self.png).decode()}
-        return picture | data, metadata | {"image/png": {"alt": self.about}}
+        picture = _picture(self.png, self.about)
+        return picture["data"] | data, metadata | picture["metadata"]
+
+
+def _picture(png: bytes, about: str) -> dict:
+    """An output of a notebook that shows ``png``; ``about`` is read aloud to those who do not see it."""
+    data = {"image/png": base64.b64encode(png).decode()}
+    return {"output_type": "display_data", "data": data, "metadata": {"image/png": {"alt": about}}}
+
+
+def _error(failure: Exception) -> dict:
+    """An output of a notebook that shows what was raised."""
+    lines = "".join(traceback.format_exception(failure)).splitlines()
+    return {"output_type": "error", "ename": type(failure).__name__, "evalue": str(failure), "traceback": lines}
 
 
 @contextmanager
