@@ -455,7 +455,7 @@ def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_callback_is_
 
 
 def test_under_papermill_nothing_is_sent_back_to_the_kernel(monkeypatch):
-    """nbclient sends captured output back while it waits for the cell's answer, and can miss the answer's wake-up by that."""
+    """nbclient sends captured output back while it waits for the cell's answer, and can miss that answer's wake-up."""
     sent = []
     monkeypatch.setattr(OutputWidget, "_publish_msg", lambda self, kind, **content: sent.append(kind))
     notebook = run_cells(*CELLS)
