@@ -103,6 +103,9 @@ def test_every_control_changes_the_figure(request, name):
         before = explorer.png
         explorer.controls[control].value = value
         assert explorer.png != before, f"{name}: {control} = {value} changes nothing"
+        (shown,) = explorer.output.outputs
+        assert base64.b64decode(shown["data"]["image/png"]) == explorer.png
+        assert shown["metadata"]["image/png"]["alt"] == explorer.about
 
 
 def test_the_stepper_offers_the_rounds_of_the_chosen_prompt_and_no_more(engine):
