@@ -48,8 +48,9 @@ class Explorer(ipywidgets.VBox):
         the kernel, and when the cell's answer arrives during that send it goes unseen and the notebook waits for ever.
         """
         with _no_collection():
+            values = {name: control.value for name, control in self.controls.items()}
             try:
-                axes = np.atleast_1d(self.draw(**{name: control.value for name, control in self.controls.items()})).flat[0]
+                axes = np.atleast_1d(self.draw(**values)).flat[0]
                 self.png = still(axes.figure)
                 shown = _picture(self.png, self.about)
             except Exception as failure:
