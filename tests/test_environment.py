@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -160,3 +161,18 @@ def test_the_colab_line_works_once_the_reader_fills_in_the_account():
     filled = Requirement(line.replace("OWNER", "ada"))
     assert filled.url == "git+https://github.com/ada/specmoe" and line.count("OWNER") == 1
     assert re.search(r"in place of `OWNER`", readme)
+
+
+def test_a_test_that_hangs_fails_by_name_and_the_others_go_on(tmp_path):
+    """Not once per new worker: pytest-timeout's way of ending the process would have the hanging test started again."""
+    hanging = tmp_path / "test_hanging.py"
+    hanging.write_text("import threading\ndef test_hangs(): threading.Event().wait()\ndef test_after(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), "-p",
+               "no:cacheprovider", "-n", "1", "--dist", "loadscope", "-o", "timeout=1", str(hanging)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert "test_hangs - Failed: Timeout" in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout[-2000:]
+
+
+def test_every_test_may_hang_for_less_than_the_whole_run_may_take():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert 0 < options["timeout"] <= 600
