@@ -97,13 +97,13 @@ class CausalDecoder:
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
         """Blocks of any size are fine: no router of a decoder-only model has a capacity."""
 
-    def prefill(self, rows: list, target: Callable) -> list:
+    def prefill(self, rows: list, set_live: Callable) -> list:
         """Run the prompts of ``rows`` (all but their last token, which the first round feeds) -> one state per row for
-        ``enter``. ``target(live)`` is told which tokens are real."""
+        ``enter``. ``set_live(live)`` is told which tokens are real."""
         tokens, live = pad([row.tokens[:-1] for row in rows])
         if tokens.shape[1] == 0:
             return [None] * len(rows)
-        target(live)
+        set_live(live)
         kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
         with self.passes.plainly():
             self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), logits_to_keep=1)

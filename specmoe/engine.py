@@ -18,9 +18,10 @@ from .affinity import expert_distances
 from .config import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
 from .errors import SpecMoEError
+from .eviction import RunPolicy
 from .exactness import ExactReport, compare_methods
 from .expert_store import open_store
-from .experts import OffloadedExperts
+from .experts import OffloadedExperts, RunExperts
 from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
@@ -66,6 +67,7 @@ class Engine:
         self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
         self.tokenizer = _tokenizer(path)
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
+        self.totals: list[list[int]] = []  # [L][E] tokens of the last run
         layout = self.packed.layout
         self.memory = plan_memory(
             record_bytes=layout.record_bytes,
@@ -108,14 +110,17 @@ class Engine:
         self.decoder.check_blocks(rows, batch_size, method.planner.largest)
         trace = Trace(enabled=self.options.trace)
         pool = self._pool(method, trace)
-        job = self._job(method, options, rows, batch_size, trace)
         watcher = Watcher(options, [row.tokens for row in rows])
         try:
-            self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
-            self._preload(pool, method)
-            self.decoder.open(batch_size, max(row.limit for row in job.queue))
-            with self.decoder.passes.plainly() if options.substitute == "router" else nullcontext():
+            with (
+                self.experts.running(pool, pool.policy, method.drafting) as experts,
+                self.decoder.passes.plainly() if options.substitute == "router" else nullcontext(),
+            ):
+                job = self._job(method, options, rows, batch_size, experts)
+                self._preload(pool, method)
+                self.decoder.open(batch_size, max(row.limit for row in job.queue))
                 seconds = self._run(job, watcher)
+            self.totals = experts.totals
         finally:
             watcher.close()
             pool.reset_reads()
@@ -157,10 +162,10 @@ class Engine:
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
 
-    def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, trace: Trace) -> Job:
+    def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, experts: RunExperts) -> Job:
         return Job(
-            decoder=self.decoder, experts=self.experts, sampler=Sampler(options), planner=method.planner,
-            queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=trace,
+            decoder=self.decoder, experts=experts, sampler=Sampler(options), planner=method.planner,
+            queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=experts.pool.trace,
         )  # fmt: skip
 
     def _eos(self, options: GenerateOptions) -> frozenset[int]:
@@ -173,12 +178,12 @@ class Engine:
 
     def _pool(self, method: Method, trace: Trace) -> ResidentPool:
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
-        return ResidentPool(self.store, slots, method.num_kept, trace, **method.pool_options)
+        return ResidentPool(self.store, slots, RunPolicy(method.rule, method.first_kept), method.mode, trace)
 
     def _preload(self, pool: ResidentPool, method: Method) -> None:
         """Fixed sets are fetched before decoding begins, and not counted."""
         for layer, experts in enumerate(method.preload or []):
-            if layer >= pool.first_kept:
+            if layer >= pool.policy.first_kept:
                 pool.fetch(layer, experts)
         pool.counts = PoolCounts()
 
@@ -200,7 +205,7 @@ class Engine:
         """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on it."""
         run = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
         self.generate(prompts, max_new_tokens=max_new_tokens, **run)
-        self.hotness = [list(total) for total in self.experts.totals]
+        self.hotness = self.totals
         return self.hotness
 
     def _hotness_for(self, options: GenerateOptions, rows: list[Row]) -> list[list[int]] | None:
@@ -222,17 +227,17 @@ class Engine:
     def next_logits(self, tokens: list[int], source: list[int] | None = None) -> torch.Tensor:
         """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the decoder's, given ``source``)."""
         self._check_open()
-        options = GenerateOptions(method="on_demand")
-        method = make_method(options, self.memory, self.packed, None)
+        method = make_method(GenerateOptions(method="on_demand"), self.memory, self.packed, None)
         pool = self._pool(method, Trace(enabled=False))
-        self.experts.begin_run(pool, method.policy, pool.trace, **method.experts_options)
         try:
-            self.decoder.open(1, len(tokens) + 1)
-            if source is not None:
-                row = Row(0, tokens[:1], len(tokens), source=source)
-                self.decoder.enter(0, self.experts.prefill(lambda target: self.decoder.prefill([row], target))[0])
-                self.experts.target(None)
-            return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
+            with self.experts.running(pool, pool.policy, method.drafting) as experts:
+                self.decoder.open(1, len(tokens) + 1)
+                if source is not None:
+                    with experts.prefilling():
+                        row = Row(0, tokens[:1], len(tokens), source=source)
+                        self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
+                with experts.verifying(None):
+                    return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
         finally:
             pool.reset_reads()
             self.decoder.close()

@@ -10,7 +10,10 @@ means least recently *requested*, ties broken by the token count of that request
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from .votes import Votes
 
 
 class KeepPolicy:
@@ -23,19 +26,13 @@ class KeepPolicy:
         """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most ``num_kept``."""
         return set()
 
-    def best(self, layer: int, candidates: set[int]) -> set[int]:
-        """The at most ``num_kept`` of ``candidates`` that this policy would rather keep; observes nothing."""
-        return set(sorted(candidates)[: self.num_kept])
-
 
 class _Ranked(KeepPolicy):
     """Keep the ``num_kept`` candidates (needed now or resident) with the highest ``_rank``."""
 
     def keep(self, layer, counts, resident):
         self.observe(layer, counts)
-        return self.best(layer, {expert for expert, count in enumerate(counts) if count} | resident)
-
-    def best(self, layer, candidates):
+        candidates = {expert for expert, count in enumerate(counts) if count} | resident
         ranked = sorted(candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True)
         return set(ranked[: self.num_kept])
 
@@ -141,6 +138,48 @@ class Belady(KeepPolicy):
             return next((step for step, needed in enumerate(future) if expert in needed), len(future))
 
         return set(sorted(candidates, key=lambda expert: (next_use(expert), expert))[: self.num_kept])
+
+
+class RunPolicy:
+    """What stays and what leaves first in one run: ``rule`` chooses what every layer keeps; of the others those that the
+    draft's routers have named stay longest (``votes``), then those used most lately. Layers before ``first_kept`` (an
+    encoder's, which run once per prompt) keep nothing, and their experts leave first."""
+
+    def __init__(self, rule: KeepPolicy, first_kept: int = 0):
+        self.rule = rule
+        self.num_kept = rule.num_kept
+        self.first_kept = first_kept
+        self.votes = Votes(rule.num_layers, rule.num_experts)
+        self.recent = RecentUse(rule.num_layers, rule.num_experts)
+        self.is_frozen = False
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, every layer keeps what it keeps, and nothing is learnt (prompts that come in while others decode)."""
+        self.is_frozen = True
+        try:
+            yield
+        finally:
+            self.is_frozen = False
+
+    def observe(self, layer: int, counts: Sequence[int]) -> None:
+        """Tokens per expert [E] of a pass of the full model; the votes for it have been used."""
+        self.votes.clear(layer)
+        if not self.is_frozen:
+            self.recent.observe(layer, counts)
+
+    def keep(self, layer: int, counts: Sequence[int], kept: set[int], resident: set[int]) -> set[int]:
+        """What ``layer`` keeps from now on, given its ``counts`` [E], what it keeps now and what is resident."""
+        if layer < self.first_kept:
+            return set()
+        return kept if self.is_frozen else self.rule.keep(layer, counts, resident)
+
+    def priority(self, key: tuple[int, int]) -> tuple[float, ...]:
+        """Among experts that nobody chose to keep the one of least priority leaves first; only compared."""
+        layer, expert = key
+        if layer < self.first_kept:
+            return -1, 0.0
+        return self.votes.counts[layer][expert], self.recent.use[layer][expert]
 
 
 def make_policy(name: str, num_layers: int, num_experts: int, num_kept: int, totals=None) -> KeepPolicy:

@@ -79,7 +79,6 @@ class ExpertKernel:
         )  # fmt: skip
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
         self.compiled = compile
-        self.remembered: dict[int, dict[str, torch.Tensor]] | None = None  # of a run whose records never move; by address
         self.widen_from = 1 << 30  # tokens of a draft from which on widening pays; see ``calibrate``
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
@@ -92,7 +91,7 @@ class ExpertKernel:
             return
         for num_tokens in (256, 128, 64, 32, 16):
             x = torch.zeros(num_tokens, hidden, dtype=self.dtype)
-            plain_s = _best_s(lambda x=x: self._run(module, self.layout.views(record), x.to(self.layout.dtype)))
+            plain_s = _best_s(lambda x=x: self.run(module, self.layout.views(record), x.to(self.layout.dtype)))
             if _best_s(lambda x=x: self.target(module, record, x)) > 0.9 * plain_s:
                 break
             self.widen_from = num_tokens
@@ -107,15 +106,10 @@ class ExpertKernel:
 
     def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
-        return self._run(module, self._in_dtype(record), x)
+        return self.run(module, self._in_dtype(record), x)
 
     def _in_dtype(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The record's weights in the model's dtype: in the scratch, or each in a copy of its own (``remembered``)."""
-        if self.remembered is not None:
-            if record.data_ptr() not in self.remembered:
-                weights = self.layout.views(record).items()
-                self.remembered[record.data_ptr()] = {name: weight.to(self.dtype) for name, weight in weights}
-            return self.remembered[record.data_ptr()]
+        """The record's weights in the model's dtype: as they are, or widened in the scratch."""
         weights = self.layout.views(record)
         if self.scratch is None:
             return weights
@@ -123,14 +117,19 @@ class ExpertKernel:
             self.scratch[name].copy_(weight)
         return self.scratch
 
+    def widened_copy(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The record's weights in the model's dtype, in memory of their own (for records that never move)."""
+        return {name: weight.to(self.dtype) for name, weight in self.layout.views(record).items()}
+
     def draft(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype; or widened, for as many tokens as
         make that faster on this machine."""
         if self.scratch is not None and len(x) >= self.widen_from:
             return self.target(module, record, x.to(self.dtype)).to(x.dtype)
-        return self._run(module, self.layout.views(record), x.to(self.layout.dtype)).to(x.dtype)
+        return self.run(module, self.layout.views(record), x.to(self.layout.dtype)).to(x.dtype)
 
-    def _run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """``x`` [n, D] through one expert's ``weights``, in the dtype of both -> [n, D]."""
         if not self.compiled:
             if len(x) <= MOST_ROWS:
                 return expert_forward(module, weights, x)

@@ -14,37 +14,39 @@ resident     everything in fast memory: the ceiling, outside the budget (copies 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from .checkpoint import PackedExperts
 from .confidence import ConfidencePlanner
 from .config import GenerateOptions
 from .draft_sets import make_draft_set
 from .eviction import KeepPolicy, Static, make_policy
+from .experts import Drafting
 from .memory import MemoryPlan
 from .planner import CANDIDATES, CostPlanner, FixedGamma
+from .resident_pool import PoolMode
 
 
 @dataclass(frozen=True)
 class Method:
     """Settings of one run. ``num_slots`` None: the engine's own slots; ``preload``: experts per layer to fetch first."""
 
-    policy: KeepPolicy
-    num_kept: int
+    rule: KeepPolicy
     planner: FixedGamma | CostPlanner | ConfidencePlanner
+    mode: PoolMode = PoolMode.CACHED
     num_slots: int | None = None
     preload: list[set[int]] | None = None
-    pool_options: dict = field(default_factory=dict)
-    experts_options: dict = field(default_factory=dict)
+    first_kept: int = 0
+    drafting: Drafting = Drafting()
 
 
 def make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
     """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration. Only
     ``resident`` keeps experts of an encoder: its layers, the first ones, run once per prompt."""
     method = _make_method(options, memory, packed, hotness)
-    if options.method != "resident":
-        method.pool_options["first_kept"] = len(packed.layers) - memory.num_layers
-    return method
+    if options.method == "resident":
+        return method
+    return replace(method, first_kept=len(packed.layers) - memory.num_layers)
 
 
 def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
@@ -53,31 +55,26 @@ def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExp
     if options.method == "resident":
         everything = Static(*size, packed.num_experts, [[0] * packed.num_experts] * len(packed.layers))
         slots = size[0] * size[1] + 1
-        return Method(
-            everything, size[1], plain, num_slots=slots, preload=everything.fixed, pool_options={"never_evicts": True}
-        )
+        return Method(everything, plain, PoolMode.RESIDENT, slots, everything.fixed)
     if options.method == "on_demand":
-        return Method(KeepPolicy(*size, 0), 0, plain, pool_options={"linger": False, "synchronous": True})
+        return Method(KeepPolicy(*size, 0), plain, PoolMode.ON_DEMAND)
     if options.method == "overlapped":
-        read_ahead = {"guess_next": True}
-        return Method(KeepPolicy(*size, 0), 0, plain, pool_options={"linger": False}, experts_options=read_ahead)
+        return Method(KeepPolicy(*size, 0), plain, PoolMode.OVERLAPPED, drafting=Drafting(guess_next=True))
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
-        return Method(policy, memory.cached_experts, plain, preload=getattr(policy, "fixed", None))
+        return Method(policy, plain, preload=getattr(policy, "fixed", None))
     return _speculative(options, memory, size, hotness)
 
 
 def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, int], hotness) -> Method:
     policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
     planner = _planner(options)
-    read_ahead = {
-        "prefetch": options.prefetch, "substitute": options.substitute, "seed": options.seed or 0,
-        "draft_top_k": options.draft_top_k or ("half" if planner.weighs else None),
-    }  # fmt: skip
+    top_k = options.draft_top_k or ("half" if planner.weighs else None)
+    drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = getattr(policy, "fixed", None)
     if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
         preload = [set(range(size[1]))] * size[0]
-    return Method(policy, memory.draft_experts, planner, preload=preload, experts_options=read_ahead)
+    return Method(policy, planner, preload=preload, drafting=drafting)
 
 
 def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner | ConfidencePlanner:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import takewhile
 
 import torch
 
 from .errors import FastMemoryError
+from .eviction import RunPolicy
 from .expert_store import DEMAND, PREFETCH, ExpertStore
 from .trace import PoolCounts, Trace
 from .transfers import ExpertKey, Read
@@ -31,23 +33,37 @@ class _Loading:
     prefetch: bool
 
 
-class ResidentPool:
-    """Fixed slots, one record each. ``num_kept`` experts per layer may be protected at once; the slots beyond
-    ``num_protected`` carry everything else through; layers before ``first_kept`` (an encoder's) keep none.
-    Of those that linger the one of least ``value`` goes first, among equals the least recently used; for a read worth less
-    only ``max_passing`` slots are taken at a time. ``linger=False`` drops
-    an expert once computed (on-demand); ``synchronous=True`` computes only when a wave of reads has landed, and reads only
-    when it has been computed; ``never_evicts``: it holds every expert from the start (``resident``)."""
+class PoolMode(Enum):
+    """When experts are read, and whether one that nobody keeps stays."""
 
-    def __init__(self, store: ExpertStore, slots: torch.Tensor, num_kept: int, trace: Trace | None = None,
-                 linger: bool = True, synchronous: bool = False, poison: bool = False, first_kept: int = 0,
-                 never_evicts: bool = False):  # fmt: skip
+    # Computes only when a wave of reads has landed, reads only when it has been computed, drops what was computed.
+    ON_DEMAND = "on_demand"
+    # Reads while it computes, and drops what was computed.
+    OVERLAPPED = "overlapped"
+    # Reads while it computes; what was computed stays until somebody wants its slot.
+    CACHED = "cached"
+    # Every expert is there from the start: nothing is read or evicted while decoding.
+    RESIDENT = "resident"
+
+
+class ResidentPool:
+    """Fixed slots, one record each. ``policy.num_kept`` experts per layer may be protected at once; the slots beyond
+    ``num_protected`` carry everything else through; layers before ``policy.first_kept`` (an encoder's) keep none.
+    Of those that linger the one of least priority goes first, among equals the least recently used; for a read of less
+    priority only ``max_passing`` slots are taken at a time. ``poison``: freed slots are filled with NaN (for tests)."""
+
+    def __init__(self, store: ExpertStore, slots: torch.Tensor, policy: RunPolicy, mode: PoolMode = PoolMode.CACHED,
+                 trace: Trace | None = None, poison: bool = False):  # fmt: skip
         self.store = store
-        self.value: Callable = lambda key: 0.0  # set by the run: ExpertKey -> what keeping it is worth (only compared)
+        self.policy = policy
+        self.mode = mode
+        self.linger = mode in (PoolMode.CACHED, PoolMode.RESIDENT)
+        self.synchronous = mode is PoolMode.ON_DEMAND
+        self.poison = poison
+        num_kept, first_kept = policy.num_kept, policy.first_kept
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
         num_slots = len(slots)
-        self.first_kept = first_kept
         num_layers = self.num_layers - first_kept
         needed_slots = min_slots(num_layers, num_kept)
         if num_slots < needed_slots:
@@ -56,7 +72,6 @@ class ResidentPool:
                 f"{needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept, self.num_protected = num_slots, num_kept, num_layers * num_kept
-        self.linger, self.synchronous, self.poison, self.never_evicts = linger, synchronous, poison, never_evicts
         self.slots = slots  # [slots, record_bytes] uint8, from transfers.allocate_slots
         self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
         self.max_passing = store.num_readers + 2  # on demand at once, beyond what takes the place of something worth less
@@ -103,7 +118,7 @@ class ResidentPool:
         assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
         assert all(self.holds(key) for key in self.needed), "a needed expert has been lost"
         assert all(len(kept) <= self.num_kept for kept in self.kept), "more kept than allowed"
-        assert not any(self.kept[: self.first_kept]), "an encoder's layer keeps experts"
+        assert not any(self.kept[: self.policy.first_kept]), "an encoder's layer keeps experts"
         assert all(loading.prefetch or key in self.needed for key, loading in self.loading.items())
 
     # ---- the target's request: every distinct expert once ---------------------------------------------------------
@@ -119,7 +134,7 @@ class ResidentPool:
         self.later = iter(later)
         self.next_later = next(self.later, None)
         keys = [ExpertKey(layer, expert) for expert in experts]
-        if self.never_evicts and all(key in self.resident for key in keys):
+        if self.mode is PoolMode.RESIDENT and all(key in self.resident for key in keys):
             self._count_request(keys, [])  # there is no more to keep books of
             return ((key.expert, self.record(key)) for key in keys)
         self._give_up_unclaimed(layer, keys)
@@ -128,7 +143,7 @@ class ResidentPool:
         self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
-        absent = sorted((key for key in misses if not self.holds(key)), key=self.value, reverse=True)
+        absent = sorted((key for key in misses if not self.holds(key)), key=self.policy.priority, reverse=True)
         queue = deque(absent)  # the more an expert is used, the earlier it may take the place of another
         for key in ahead:
             if key in self.loading:
@@ -230,12 +245,8 @@ class ResidentPool:
         for _ in self.request(layer, missing, set(sorted(kept, key=lambda e: e not in experts)[: self.num_kept])):
             pass
 
-    def cancel_prefetches(self) -> None:
-        """Give up every prefetch nobody has claimed: queued reads never happen, landed experts linger."""
-        self._give_up_unclaimed(None, [])
-
-    def _give_up_unclaimed(self, layer: int | None, wanted: list[ExpertKey]) -> None:
-        for key in [k for k in self.unclaimed if (layer is None or k.layer == layer) and k not in wanted]:
+    def _give_up_unclaimed(self, layer: int, wanted: list[ExpertKey]) -> None:
+        for key in [k for k in self.unclaimed if k.layer == layer and k not in wanted]:
             loading = self.loading.get(key)
             if loading is None:
                 self.unclaimed.discard(key)
@@ -288,7 +299,7 @@ class ResidentPool:
         self.settle_landed()
         if self.free:
             return self.free.pop()
-        least = min((other for other in self.resident if self._lingers(other)), key=self.value, default=None)
+        least = min((other for other in self.resident if self._lingers(other)), key=self.policy.priority, default=None)
         if least is not None and self._may_replace(key, least, for_prefetch):
             self._evict(least)
         elif least is None and not for_prefetch and not self.passing:
@@ -299,7 +310,7 @@ class ResidentPool:
         """At once when ``key`` will be worth more once computed: then ``lingering`` would go anyway. Else only a few slots
         carry such reads through, one after the other; the others keep what will be wanted again."""
         few = not for_prefetch and len(self.passing) < self.max_passing
-        return few or self.value(key) >= self.value(lingering)
+        return few or self.policy.priority(key) >= self.policy.priority(lingering)
 
     def _lingers(self, key: ExpertKey) -> bool:
         return key.expert not in self.kept[key.layer] and key not in self.needed and key not in self.unclaimed

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .experts import OffloadedExperts
+    from .experts import RunExperts
 
 COLUMNS = ("round", "position", "layer", "choice", "weight", "step", "expert", "computed", "state")
 STATES = ("resident", "prefetched", "fetched", "substituted", "left out")
@@ -78,7 +77,8 @@ def record_routing(engine: Engine, prompt: str | list[int], max_new_tokens: int 
     trace, ``UnsupportedModelError`` for a compiled draft.
     """
     _check(engine, prompt)
-    with _recording(engine.experts) as steps:
+    steps: list[_Step] = []
+    with engine.experts.watched_by(lambda *seen: steps.append(_observe(*seen))):
         output = engine.generate([prompt], max_new_tokens=max_new_tokens, method=method, **options)
     info, first_layer = engine.info, engine.experts.draft_layers.start
     decoding = [step for step in steps if step.layer >= first_layer]
@@ -101,43 +101,14 @@ def _check(engine: Engine, prompt) -> None:
         )
 
 
-@contextmanager
-def _recording(experts: OffloadedExperts) -> Iterator[list[_Step]]:
-    """Every MoE layer's call passes a recorder; the layers are as before afterwards."""
-    steps: list[_Step] = []
-    before = [module._specmoe_forward for module in experts.modules]
-
-    def recorder(layer: int, forward):
-        def recorded(hidden, index, weights):
-            steps.append(_observe(experts, layer, index, weights))
-            return forward(hidden, index, weights)
-
-        return recorded
-
-    try:
-        for layer, module in enumerate(experts.modules):
-            module._specmoe_forward = recorder(layer, before[layer])
-        yield steps
-    finally:
-        for module, forward in zip(experts.modules, before, strict=True):
-            module._specmoe_forward = forward
-
-
-def _observe(experts: OffloadedExperts, layer: int, index: torch.Tensor, weights: torch.Tensor) -> _Step:
-    pool, trace = experts.pool, experts.trace
-    computed = _stand_ins(experts, layer, index) if experts.drafting else index
-    rows = index.shape[0] if experts.live is None else len(experts.live)  # some models hand in their pairs one by one
+def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torch.Tensor) -> _Step:
+    pool, live = experts.pool, experts.live
+    rows = index.shape[0] if live is None else len(live)  # some models hand in their pairs one by one
     ahead = {key.expert for key in pool.unclaimed if key.layer == layer}
-    parts = (part.reshape(rows, -1).tolist() for part in (index, weights.float(), computed))
-    num_live = rows if experts.live is None else int(experts.live.sum())
-    return _Step(trace.phase, trace.round, layer, num_live, *parts, pool.resident_experts(layer) - ahead, ahead)
-
-
-def _stand_ins(experts: OffloadedExperts, layer: int, index: torch.Tensor) -> torch.Tensor:
-    if experts.substitute == "no_experts":
-        return torch.full_like(index, experts.num_experts)
-    mapped = experts.stand_ins[layer][index]
-    return experts._route_among_residents(layer, index, mapped) if experts.substitute == "router" else mapped
+    parts = (part.reshape(rows, -1).tolist() for part in (index, weights.float(), experts.computed(layer, index)))
+    num_live = rows if live is None else int(live.sum())
+    here = pool.resident_experts(layer) - ahead
+    return _Step(pool.trace.phase, pool.trace.round, layer, num_live, *parts, here, ahead)
 
 
 def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:

@@ -122,21 +122,21 @@ class Seq2SeqDecoder:
         """Refuse a run whose blocks could exceed a router's capacity."""
         check_blocks(self.config, num_rows=num_rows, block=gamma + 1, source=max(len(row.source) for row in rows))
 
-    def prefill(self, rows: list, target: Callable) -> list:
+    def prefill(self, rows: list, set_live: Callable) -> list:
         """Encode the sources of ``rows`` and run their decoder prompts (all but the last token) -> one state per row.
 
-        ``target(live)`` is told which tokens are real before each pass. A decoder prompt of one token has nothing to run;
+        ``set_live(live)`` is told which tokens are real before each pass. A decoder prompt of one token has nothing to run;
         it is run for the sake of the cross-attention's keys and values, with no token live.
         """
         source, real = pad([row.source for row in rows], pad_id=self.config.pad_token_id or 0)
-        target(real)
+        set_live(real)
         device = self.model.device
         encoded = self.model.get_encoder()(input_ids=source.to(device), attention_mask=real.to(device).long())
         tokens, live = pad([row.tokens[:-1] for row in rows])
         lengths = live.sum(dim=1).tolist()
         if tokens.shape[1] == 0:
             tokens, live = torch.tensor([row.tokens for row in rows]), torch.zeros(len(rows), 1, dtype=torch.bool)
-        target(live)
+        set_live(live)
         self_kv, cross = RaggedKVCache(self.num_layers, *tokens.shape, device), DynamicCache()
         starts = torch.zeros(len(rows), dtype=torch.long)
         with self.passes.plainly():

@@ -21,7 +21,7 @@ import torch
 from .confidence import ConfidencePlanner
 from .decoder import CausalDecoder, check_finite
 from .drafting import Drafted, Drafting
-from .experts import OffloadedExperts
+from .experts import RunExperts
 from .planner import CostPlanner, FixedGamma, RoundCost
 from .sampling import Sampler, Verdict
 from .seq2seq import Seq2SeqDecoder
@@ -82,7 +82,7 @@ class Job:
     """Everything a run needs, passed in: nothing is global."""
 
     decoder: CausalDecoder | Seq2SeqDecoder
-    experts: OffloadedExperts
+    experts: RunExperts
     sampler: Sampler
     planner: FixedGamma | CostPlanner | ConfidencePlanner
     queue: deque[Row]
@@ -114,14 +114,18 @@ def decode(job: Job) -> Iterator[list[Row]]:
 def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
     """Up to ``gamma`` tokens per row from the model restricted to its resident experts (paper, step 1)."""
     limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])  # the last token is the target's own
-    if not int(limits.max()) or not job.experts.prepare_draft():
-        return Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
-    job.trace.phase, began_s = "draft", time.perf_counter()
+    nothing = Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
+    if not int(limits.max()):
+        return nothing
     block = Drafting(limits, torch.tensor(sorted(job.eos), dtype=torch.long))
-    tokens, starts = _last_tokens(rows), _starts(rows)
-    while block.alive.any():
-        tokens, starts = draft_step(job, rows, block, tokens, starts)
-    job.decoder.widen()
+    with job.experts.drafting() as can_draft:
+        if not can_draft:  # a cold start: some layer has no resident expert yet
+            return nothing
+        job.trace.phase, began_s = "draft", time.perf_counter()
+        tokens, starts = _last_tokens(rows), _starts(rows)
+        while block.alive.any():
+            tokens, starts = draft_step(job, rows, block, tokens, starts)
+        job.decoder.widen()
     drafted = block.block()
     job.trace.add("draft", count=sum(drafted.num), size=len(rows), seconds=time.perf_counter() - began_s)
     return drafted
@@ -130,7 +134,7 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
 def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tuple[torch.Tensor, torch.Tensor]:
     """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where [B]."""
     began_s, prompts = time.perf_counter(), [rows[row].prompt for row in block.here.tolist()]
-    job.experts.draft(block.alive[block.here])
+    job.experts.set_live(block.alive[block.here])
     logits = job.decoder.draft_step(tokens, starts)[:, -1]  # [B, V]
     starts = starts + 1
     picked, q = job.sampler.draft(logits, prompts, starts.tolist())
@@ -153,8 +157,8 @@ def verify(job: Job, rows: list[Row], drafted: Drafted) -> torch.Tensor:
     block = torch.cat([_last_tokens(rows), drafted.tokens], dim=1)  # [B, G + 1]
     live = torch.arange(block.shape[1]) <= torch.tensor(drafted.num)[:, None]  # nobody fetches for what will not count
     began_s = time.perf_counter()
-    job.experts.target(live)
-    logits = job.decoder.step(block, _starts(rows))
+    with job.experts.verifying(live):
+        logits = job.decoder.step(block, _starts(rows))
     check_finite(logits)
     job.trace.add("verify", count=int(live.sum()), size=len(rows), seconds=time.perf_counter() - began_s)
     return logits
@@ -227,7 +231,8 @@ def prefill(job: Job) -> None:
         chunk.append(job.queue.popleft())
     began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
     job.trace.phase = "prefill"
-    states = job.experts.prefill(lambda target: job.decoder.prefill(chunk, target))
+    with job.experts.prefilling():
+        states = job.decoder.prefill(chunk, job.experts.set_live)
     job.waiting.extend(zip(chunk, states, strict=True))
     seconds = time.perf_counter() - began_s
     job.totals.prefill_s += seconds

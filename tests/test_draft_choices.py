@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import torch
 
-from specmoe.experts import OffloadedExperts, fewer_choices, merge_choices
+from specmoe.dispatch import keep_top_k, merge_duplicates
+from specmoe.experts import Drafting, RunExperts
+from specmoe.votes import Votes
 
 
 def test_choices_with_one_stand_in_become_one_pair_with_the_sum_of_their_weights():
     index, weights = torch.tensor([[3, 3], [1, 2], [8, 8]]), torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.5, 0.5]])
-    merged, shares = merge_choices(index, weights, none=8)
+    merged, shares = merge_duplicates(index, weights, none=8)
     assert merged.tolist() == [[3, 8], [1, 2], [8, 8]], "8 means no expert"
     torch.testing.assert_close(shares, torch.tensor([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]]))
     assert index.tolist()[0] == [3, 3], "what came in stays as it was"
@@ -20,23 +22,26 @@ def test_merging_never_changes_the_weighted_sum():
     experts = torch.randn(5, 7)
     index, weights = torch.randint(0, 5, (20, 4)), torch.rand(20, 4)
     table = torch.cat([experts, torch.zeros(1, 7)])
-    merged, shares = merge_choices(index, weights, none=5)
+    merged, shares = merge_duplicates(index, weights, none=5)
     expected = (table[index] * weights[..., None]).sum(1)
     torch.testing.assert_close((table[merged] * shares[..., None]).sum(1), expected)
 
 
 def test_the_heaviest_choices_share_the_weight_of_all():
     index, weights = torch.tensor([[4, 7]]), torch.tensor([[0.2, 0.6]])
-    chosen, shares = fewer_choices(index, weights, 1)
+    chosen, shares = keep_top_k(index, weights, 1)
     assert chosen.tolist() == [[7]]
     torch.testing.assert_close(shares, torch.tensor([[0.8]]))
-    assert fewer_choices(index, weights, "half")[0].tolist() == [[7]]
-    assert fewer_choices(index, weights, None)[0] is index and fewer_choices(index, weights, 2)[0] is index
+    assert keep_top_k(index, weights, "half")[0].tolist() == [[7]]
+    assert keep_top_k(index, weights, None)[0] is index and keep_top_k(index, weights, 2)[0] is index
 
 
 def test_a_row_that_no_longer_drafts_has_no_vote():
     asked = []
     pool = SimpleNamespace(prefetch=lambda key: asked.append(key.expert))
-    experts = SimpleNamespace(num_experts=4, live=torch.tensor([True, True, False, False]), votes=[[0] * 4], pool=pool)
-    OffloadedExperts._vote(experts, 0, torch.tensor([[1], [1], [2], [2]]))
-    assert asked == [1] and experts.votes == [[0, 2, 0, 0]]
+    live, votes = torch.tensor([True, True, False, False]), Votes(1, 4)
+    experts = SimpleNamespace(
+        installed=SimpleNamespace(num_experts=4), live=live, policy=SimpleNamespace(votes=votes), pool=pool
+    )
+    RunExperts._vote(experts, 0, torch.tensor([[1], [1], [2], [2]]))
+    assert asked == [1] and votes.counts == [[0, 2, 0, 0]]

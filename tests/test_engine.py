@@ -145,9 +145,9 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
 
     def listen(pool, layer, experts, keep, later):
         later = list(later)
-        votes = [(key.layer, -pool.value(key)[0]) for key in later]
+        votes = [(key.layer, -pool.policy.priority(key)[0]) for key in later]
         assert votes == sorted(votes) and all(vote < 0 for _, vote in votes), "the next layer first, the surest first"
-        assert not any(pool.value(ExpertKey(layer, e))[0] for e in range(pool.num_experts)), "its votes have been used"
+        assert not any(pool.policy.priority(ExpertKey(layer, e))[0] for e in range(pool.num_experts)), "its votes have been used"
         asked.append((pool.trace.phase, layer, {key.layer for key in later}))
         return request(pool, layer, experts, keep, later)
 
@@ -174,7 +174,7 @@ def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
     engine, observe, phases = open_engine("mixtral"), RecentUse.observe, []
 
     def listen(recent, layer, counts):
-        phases.append(engine.experts.trace.phase)
+        phases.append(engine.experts.run.pool.trace.phase)
         observe(recent, layer, counts)
 
     monkeypatch.setattr(RecentUse, "observe", listen)

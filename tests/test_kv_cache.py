@@ -98,8 +98,7 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     options = specmoe.config.GenerateOptions(method="resident")
     method = specmoe.engine.make_method(options, engine.memory, engine.packed, None)
     pool = engine._pool(method, specmoe.trace.Trace())
-    engine.experts.begin_run(pool, method.policy, pool.trace)
-    with torch.inference_mode():
+    with torch.inference_mode(), engine.experts.running(pool, pool.policy, method.drafting):
         want = model(torch.tensor([good])).logits[0]
         engine.decoder.open(1, 40)
         engine.decoder.step(torch.tensor([good[:12]]), torch.tensor([0]))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specmoe.errors import FastMemoryError, StoreError
+from specmoe.eviction import KeepPolicy, RunPolicy
 from specmoe.expert_store import DEMAND
-from specmoe.resident_pool import ResidentPool, min_slots
+from specmoe.resident_pool import PoolMode, ResidentPool, min_slots
 from specmoe.trace import Trace
 from specmoe.transfers import ExpertKey, Read
 
@@ -82,7 +83,19 @@ class FakeStore:
 
 def make_pool(num_slots: int, num_kept: int = 2, seed: int = 0, num_readers: int = 2, **options) -> ResidentPool:
     slots = torch.zeros(num_slots, RECORD_BYTES, dtype=torch.uint8)
-    return ResidentPool(FakeStore(seed, num_readers), slots, num_kept, Trace(), **{"poison": True, **options})
+    policy = FakePolicy(KeepPolicy(LAYERS, EXPERTS, num_kept))
+    return ResidentPool(FakeStore(seed, num_readers), slots, policy, trace=Trace(), poison=True, **options)
+
+
+class FakePolicy(RunPolicy):
+    """Priorities that a test sets by hand."""
+
+    def __init__(self, rule):
+        super().__init__(rule)
+        self.priorities = {}
+
+    def priority(self, key):
+        return self.priorities.get(key, 0)
 
 
 def consume(pool, layer, experts, keep=frozenset()) -> list[int]:
@@ -102,14 +115,14 @@ layers = st.integers(0, LAYERS - 1)
 
 class PoolMachine(RuleBasedStateMachine):
     @initialize(kept=st.integers(0, 2), spare=st.integers(0, 5), seed=st.integers(0, 99), readers=st.integers(1, 3),
-                linger=st.booleans(), synchronous=st.booleans())  # fmt: skip
-    def open(self, kept, spare, seed, readers, linger, synchronous):
+                mode=st.sampled_from(PoolMode))  # fmt: skip
+    def open(self, kept, spare, seed, readers, mode):
         slots = min_slots(LAYERS, kept) + spare
-        self.pool = make_pool(slots, kept, seed, readers, linger=linger, synchronous=synchronous)
+        self.pool = make_pool(slots, kept, seed, readers, mode=mode)
         self.store = self.pool.store
         worth = random.Random(seed)
         values = {ExpertKey(layer, expert): worth.randrange(3) for layer in range(LAYERS) for expert in range(EXPERTS)}
-        self.pool.value = values.get
+        self.pool.policy.priorities = values
 
     @rule(layer=layers, experts=expert_sets, keep=expert_sets, later=expert_sets, data=st.data())
     def request(self, layer, experts, keep, later, data):
@@ -176,11 +189,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.settle_landed()
 
     @rule()
-    def cancel_prefetches(self):
-        self.pool.cancel_prefetches()
-        assert all(read.started for read in self.store.under_way)
-
-    @rule()
     def reset_reads(self):
         self.pool.reset_reads()
         assert not self.store.under_way
@@ -218,10 +226,9 @@ def test_too_few_slots_are_refused_with_the_bytes_that_are_needed():
     make_pool(5, num_kept=2)
 
 
-@pytest.mark.parametrize("synchronous", [False, True])
-@pytest.mark.parametrize("linger", [False, True])
-def test_one_spare_slot_carries_a_whole_layer(linger, synchronous):
-    pool = make_pool(1, num_kept=0, linger=linger, synchronous=synchronous)
+@pytest.mark.parametrize("mode", PoolMode)
+def test_one_spare_slot_carries_a_whole_layer(mode):
+    pool = make_pool(1, num_kept=0, mode=mode)
     assert sorted(consume(pool, 0, range(EXPERTS))) == list(range(EXPERTS))
     assert pool.counts.num_fetches == EXPERTS
 
@@ -236,7 +243,7 @@ def test_a_kept_expert_survives_any_pressure():
 
 
 def test_a_pool_that_does_not_linger_drops_what_was_computed():
-    pool = make_pool(8, num_kept=1, linger=False)
+    pool = make_pool(8, num_kept=1, mode=PoolMode.OVERLAPPED)
     consume(pool, 0, [0, 1, 2], keep={2})
     assert pool.resident_experts(0) == {2}
 
@@ -251,7 +258,7 @@ def test_a_lingering_expert_is_a_hit_until_its_slot_is_wanted():
 
 
 def test_a_synchronous_pool_never_reads_while_computing():
-    pool = make_pool(8, num_kept=0, synchronous=True, num_readers=2, linger=False)
+    pool = make_pool(8, num_kept=0, num_readers=2, mode=PoolMode.ON_DEMAND)
     for _ in pool.request(0, range(5), set()):
         assert not pool.store.under_way
     assert [read.number for read in pool.store.reads] == list(range(5))
@@ -297,7 +304,7 @@ def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
 def valued(pool, **worth):
     """``pool`` with what its experts are worth: ``a3`` is expert 3 of the first layer, ``b0`` expert 0 of the second."""
     values = {ExpertKey("ab".index(name[0]), int(name[1:])): value for name, value in worth.items()}
-    pool.value = lambda key: values.get(key, 0)
+    pool.policy.priorities = values
     return pool
 
 
@@ -377,7 +384,7 @@ def test_a_failed_read_is_raised_where_it_is_needed_and_the_pool_can_go_on():
 
 
 def test_freed_slots_hold_nan_in_every_format():
-    pool = make_pool(3, num_kept=0, linger=False)
+    pool = make_pool(3, num_kept=0, mode=PoolMode.OVERLAPPED)
     consume(pool, 0, [0, 1])
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         assert torch.isnan(pool.slots.view(-1).view(dtype)).all()
@@ -396,7 +403,7 @@ def test_the_trace_has_one_event_per_read_hit_and_eviction():
 
 def test_of_the_lingering_the_one_used_least_lately_goes_first():
     pool = make_pool(4, num_kept=1)
-    pool.value = lambda key: {0: 5.0, 1: 1.0, 2: 3.0}.get(key.expert, 9.0)
+    valued(pool, a0=5, a1=1, a2=3, b4=9, b5=9)
     for expert in (0, 1, 2):
         consume(pool, 0, {expert})
     consume(pool, 1, {4, 5})  # wants one slot more than is free

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -53,14 +54,15 @@ class FakeModel:
     rows: list[FakeRow] = field(default_factory=list)
     log: list[tuple] = field(default_factory=list)
     num_prompts: int = 0
-    drafting: bool = False
+    is_drafting: bool = False
+    is_prefilling: bool = False
     all_rows: list[FakeRow] | None = None
     pool = type("Pool", (), {"counts": PoolCounts()})()
 
     # the decoder
-    def prefill(self, rows, target):
+    def prefill(self, rows, set_live):
         lengths = torch.tensor([len(row.tokens) - 1 for row in rows])
-        target(torch.arange(int(lengths.max())) < lengths[:, None])
+        set_live(torch.arange(int(lengths.max())) < lengths[:, None])
         states = [FakeRow(self.num_prompts + i, dict(enumerate(row.tokens[:-1]))) for i, row in enumerate(rows)]
         self.num_prompts += len(rows)
         return states
@@ -76,14 +78,14 @@ class FakeModel:
 
     def step(self, tokens, starts):
         assert tokens.shape[0] == len(self.rows) == len(starts)
-        self.log.append(("draft" if self.drafting else "target", tokens.tolist(), starts.tolist(), self.live.clone()))
+        self.log.append(("draft" if self.is_drafting else "target", tokens.tolist(), starts.tolist(), self.live.clone()))
         logits = torch.zeros(*tokens.shape, VOCAB)
         for index, row in enumerate(self.rows):
             for offset, token in enumerate(tokens[index].tolist()):
                 position = int(starts[index]) + offset
                 row.memory[position] = token
                 seen = [row.memory[p] for p in range(position + 1)]  # a hole raises KeyError
-                refused = self.drafting and (row.prompt, position + 1) in self.wrong
+                refused = self.is_drafting and (row.prompt, position + 1) in self.wrong
                 logits[index, offset, (next_token(seen) + refused) % VOCAB] = 1
         return logits
 
@@ -97,37 +99,36 @@ class FakeModel:
         self.rows, self.all_rows = self.all_rows or self.rows, None
 
     # the experts
-    def draft(self, live):
-        self.drafting, self.live = True, live
-
-    def target(self, live):
-        self.drafting, self.live = False, live
-
-    def expect(self, drafting):
-        pass
-
-    def prepare_draft(self):
+    @contextmanager
+    def drafting(self):
         self.cold -= 1
-        return self.cold < 0
+        self.is_drafting = self.cold < 0
+        yield self.is_drafting
+        self.is_drafting = False
 
-    def run_prefill(self, run):
-        return run(lambda live: self.log.append(("prefill", None, None, live.clone())))
+    @contextmanager
+    def verifying(self, live):
+        assert not self.is_drafting
+        self.live = live
+        yield
 
+    @contextmanager
+    def prefilling(self):
+        self.is_prefilling = True
+        yield
+        self.is_prefilling = False
 
-class FakeExperts:
-    def __init__(self, model: FakeModel):
-        self.model, self.pool = model, model.pool
-        self.prefill = model.run_prefill
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
+    def set_live(self, live):
+        self.live = live
+        if self.is_prefilling:
+            self.log.append(("prefill", None, None, live.clone()))
 
 
 def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=None):
     """-> tokens per prompt, the job, the model."""
     model = model or FakeModel(set(wrong))
     rows = deque(Row(i, list(prompt), len(prompt) + new_tokens) for i, prompt in enumerate(prompts))
-    job = Job(model, FakeExperts(model), Sampler(GenerateOptions()), FixedGamma(gamma), rows, batch_size,
+    job = Job(model, model, Sampler(GenerateOptions()), FixedGamma(gamma), rows, batch_size,
               frozenset(eos), Trace())  # fmt: skip
     tokens = {}
     for in_flight in decode(job):
@@ -266,6 +267,6 @@ def test_the_fake_model_would_notice_a_skipped_position():
     """The instrument itself: a row that starts one too late has a hole."""
     model = FakeModel()
     model.enter(0, FakeRow(0, {0: 1}))
-    model.target(torch.ones(1, 1, dtype=torch.bool))
+    model.set_live(torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(KeyError):
         model.step(torch.tensor([[5]]), torch.tensor([2]))

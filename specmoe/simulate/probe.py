@@ -40,7 +40,6 @@ def probe_machine(engine: Engine, prompt=None, repeats: int = 5) -> dict:
     with torch.inference_mode():
         layers.read_all()
         found = {name: getattr(passes if name in PASSES else layers, name)() for name in PARTS}
-        layers.settle()
     return found | {
         "record_bytes": engine.store.record_bytes, "num_readers": engine.store.num_readers, "model": engine.info["name"],
         "expert_flops_per_token": ModelSize.of(engine).expert_flops_per_token,

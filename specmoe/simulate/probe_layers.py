@@ -12,6 +12,7 @@ import torch
 
 from ..eviction import Static
 from ..expert_store import DEMAND
+from ..experts import Drafting, RunExperts
 from ..transfers import ExpertKey, allocate_slots
 from .probing import Prober
 
@@ -45,78 +46,79 @@ class LayerProber(Prober):
         return [[number, self.time(lambda number=number: burst(number))] for number in BURSTS]
 
     def resident(self) -> list[list[float]]:
-        method, _ = self.begin("resident")
-        self.engine._preload(self.engine.experts.pool, method)
-        self.engine.experts.target(None)
-        return [[*case[:2], case[3]] for case in (self._layers(*case) for case in self._cases(EXPERTS))]
+        with self.run("resident") as (method, experts):
+            self.engine._preload(experts.pool, method)
+            found = [self._layers(experts, *case) for case in self._cases(EXPERTS)]
+        return [[*case[:2], case[3]] for case in found]
 
     def draft(self) -> list[list[float]]:
         """Choices of all experts, most of which have a stand-in among the residents."""
-        _, pool = self.begin("specmoe")
-        experts, found = self.engine.experts, []
-        for layer in self.layers:
-            pool.fetch(layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))])
-        experts.prepare_draft()
-        experts.draft(None)
-        for tokens in DRAFTING:
-            hidden, weights = self._block(tokens)
+        found = []
+        with self.run("specmoe") as (_, experts):
+            pool = experts.pool
+            for layer in self.layers:
+                pool.fetch(layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))])
+            with experts.drafting():
+                for tokens in DRAFTING:
+                    hidden, weights = self._block(tokens)
 
-            def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
-                for layer in self.layers:
-                    index = torch.from_numpy(self.random.integers(self.num_experts, size=shape))
-                    experts.forward(layer, hidden, index, weights)
+                    def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
+                        for layer in self.layers:
+                            index = torch.from_numpy(self.random.integers(self.num_experts, size=shape))
+                            experts.forward(layer, hidden, index, weights)
 
-            found.append([tokens, self.time(work) / len(self.layers)])
+                    found.append([tokens, self.time(work) / len(self.layers)])
         return found
 
     def waves(self) -> list[list[float]]:
-        self.begin("on_demand")
-        return [self._layers(*case) for case in self._cases(MISSING)]
+        with self.run("on_demand") as (_, experts):
+            return [self._layers(experts, *case) for case in self._cases(MISSING)]
 
     def stream(self) -> list[list[float]]:
-        self.begin("overlapped", guess_next=False)
-        found = [self._layers(*case) for case in self._cases(MISSING)]
+        with self.run("overlapped", drafting=Drafting()) as (_, experts):
+            found = [self._layers(experts, *case) for case in self._cases(MISSING)]
         return found + self._partly_resident()
 
     def _partly_resident(self) -> list[list[float]]:
         """A pool that keeps the first experts of every layer; the others have to be read."""
-        _, pool = self.begin("cached")
-        num_kept = min(pool.num_kept, self.num_experts - 1)
+        num_layers = len(self.engine.packed.layers)
+        num_kept = min(self.engine.memory.cached_experts, self.num_experts - 1)
         if num_kept < 1:
             return []
-        policy = Static(pool.num_layers, self.num_experts, num_kept, [[0] * self.num_experts] * pool.num_layers)
-        self.engine.experts.policy = policy
-        for layer in self.layers:
-            pool.fetch(layer, policy.fixed[layer])
-        return [self._layers(min(missing, self.num_experts - num_kept), each, min(hits, num_kept), num_kept)
-                for hits, missing, each in PARTLY]  # fmt: skip
+        rule = Static(num_layers, self.num_experts, num_kept, [[0] * self.num_experts] * num_layers)
+        with self.run("cached", rule=rule) as (_, experts):
+            for layer in self.layers:
+                experts.pool.fetch(layer, rule.fixed[layer])
+            return [self._layers(experts, min(missing, self.num_experts - num_kept), each, min(hits, num_kept), num_kept)
+                    for hits, missing, each in PARTLY]  # fmt: skip
 
     def guess(self) -> list[list[float]]:
-        experts = self.engine.experts
-        if None in experts.routers or len(self.layers) < 2:
+        """Asking the next layer's router about hidden states; nothing is read."""
+        routers = self.engine.experts.routers
+        if None in routers.modules or len(self.layers) < 2:
             return [[1, 0.0]]
-        self.begin("overlapped")
-        experts.target(None)
-        experts.pool.num_reserved = experts.pool.num_slots  # no room: the question is timed, nothing is read
-        asked = self.layers[0]
-        found = []
+        asked, found = self.layers[1], []
         for tokens in ASKED:
             hidden, _ = self._block(tokens)
-            work = lambda hidden=hidden: experts._guess_next_layer(asked, hidden, self.top_k)  # noqa: E731
-            found.append([tokens, self.time(work)])
+            found.append([tokens, self.time(lambda hidden=hidden: routers.ask(asked, hidden, self.top_k))])
         return found
 
     def keep(self) -> list[float]:
-        method, _ = self.begin("cached")
         counts = [1] * min(8, self.num_experts) + [0] * (self.num_experts - min(8, self.num_experts))
         resident = set(range(self.engine.memory.draft_experts))
-        return [self.time(lambda: [method.policy.keep(layer, counts, resident) for layer in self.layers]) / len(self.layers)]
+        with self.run("cached") as (method, _):
+            work = lambda: [method.rule.keep(layer, counts, resident) for layer in self.layers]  # noqa: E731
+            return [self.time(work) / len(self.layers)]
 
     def prepare(self) -> list[float]:
-        _, pool = self.begin("specmoe")
-        for layer in self.layers:
-            pool.fetch(layer, range(min(self.engine.memory.draft_experts, self.num_experts)))
-        return [self.time(self.engine.experts.prepare_draft)]
+        def work() -> None:
+            with experts.drafting():
+                pass
+
+        with self.run("specmoe") as (_, experts):
+            for layer in self.layers:
+                experts.pool.fetch(layer, range(min(self.engine.memory.draft_experts, self.num_experts)))
+            return [self.time(work)]
 
     def _cases(self, cases) -> list[tuple[int, int]]:
         return list(dict.fromkeys((min(experts, self.num_experts), tokens) for experts, tokens in cases))
@@ -125,10 +127,11 @@ class LayerProber(Prober):
         width = self.engine.decoder.config.hidden_size
         return torch.randn(tokens, width), torch.full((tokens, self.top_k), 1.0 / self.top_k)
 
-    def _layers(self, missing: int, tokens_each: int, hits: int = 0, num_kept: int = 0) -> list[float]:
+    def _layers(self, function: RunExperts, missing: int, tokens_each: int, hits: int = 0,
+                num_kept: int = 0) -> list[float]:  # fmt: skip
         """[experts, pairs, reads, seconds, seconds of waits] of a layer: all layers in turn, experts drawn anew; ``hits`` of
         the first ``num_kept`` experts, ``missing`` of the others."""
-        experts, function = hits + missing, self.engine.experts
+        experts = hits + missing
         pairs = -(-experts * tokens_each // self.top_k) * self.top_k
         hidden, weights = self._block(pairs // self.top_k)
         spread, number, found = torch.arange(pairs) % experts, len(self.layers), []

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 
 from ..config import GenerateOptions
 from ..eviction import KeepPolicy
-from ..methods import make_method
+from ..experts import Drafting, RunExperts
 from ..planner import FixedGamma
-from ..resident_pool import ResidentPool
 from ..sampling import Sampler
 from ..speculate import Drafted, Job, Row, accept, draft, verify
-from ..trace import Trace
 from .probing import Prober
 
 ROWS, BLOCKS, POSITIONS = (1, 16, 64), (1, 5, 11), (16, 64)
@@ -29,18 +29,26 @@ class BareExperts:
     """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs before
     each draft step; its seconds are counted apart."""
 
-    def __init__(self, experts, between):
-        self.target = self._draft = experts.draft
-        self.between, self.between_s = between, 0.0
+    def __init__(self, experts: RunExperts, between):
+        self.experts = experts
+        self.between = between
+        self.between_s = 0.0
 
-    def prepare_draft(self) -> bool:
-        return True
+    @contextmanager
+    def drafting(self) -> Iterator[bool]:
+        self.experts.is_drafting = True
+        yield True
 
-    def draft(self, live: torch.Tensor | None) -> None:
+    @contextmanager
+    def verifying(self, live: torch.Tensor | None) -> Iterator[None]:
+        self.experts.is_drafting = True  # and so without experts
+        yield
+
+    def set_live(self, live: torch.Tensor | None) -> None:
         began_s = time.perf_counter()
         self.between()
         self.between_s += time.perf_counter() - began_s
-        self._draft(live)
+        self.experts.set_live(live)
 
 
 class PassProber(Prober):
@@ -49,47 +57,45 @@ class PassProber(Prober):
     def passes(self) -> list[list[float]]:
         found = []
         for rows, block, positions in ((r, b, p) for r in ROWS for b in BLOCKS for p in POSITIONS):
-            job, batch = self._job(rows, positions, block)
             drafted = Drafted(torch.ones(rows, block - 1, dtype=torch.long), [block - 1] * rows)
+            with self._job(rows, positions, block) as (job, batch):
 
-            def work(job=job, batch=batch, drafted=drafted):
-                accept(job, batch, drafted, verify(job, batch, drafted))
+                def work(job=job, batch=batch, drafted=drafted):
+                    accept(job, batch, drafted, verify(job, batch, drafted))
 
-            found.append([rows, block, positions, self.time(work, lambda b=batch, p=positions: _shorten(b, p))])
-            self.engine.decoder.close()
+                seconds = self.time(work, lambda b=batch, p=positions: _shorten(b, p))
+            found.append([rows, block, positions, seconds])
         return found
 
     def steps(self) -> list[list[float]]:
         found = []
         for rows, positions in ((r, p) for r in ROWS for p in POSITIONS):
-            job, batch = self._job(rows, positions, STEPS_PER_DRAFT)
+            with self._job(rows, positions, STEPS_PER_DRAFT) as (job, batch):
 
-            def work(job=job, batch=batch):
-                job.experts.between_s = 0.0
-                draft(job, batch, STEPS_PER_DRAFT)
-                return job.experts.between_s
+                def work(job=job, batch=batch):
+                    job.experts.between_s = 0.0
+                    draft(job, batch, STEPS_PER_DRAFT)
+                    return job.experts.between_s
 
-            seconds = self.time(work)
-            found.append([rows, positions, seconds / STEPS_PER_DRAFT])
-            self.engine.decoder.close()
+                found.append([rows, positions, self.time(work) / STEPS_PER_DRAFT])
         return found
 
-    def _job(self, rows: int, positions: int, block: int) -> tuple[Job, list[Row]]:
+    @contextmanager
+    def _job(self, rows: int, positions: int, block: int) -> Iterator[tuple[Job, list[Row]]]:
         """A job with so many rows in flight, each of ``positions`` tokens."""
-        self.settle()
-        engine, trace = self.engine, Trace(enabled=self.engine.options.trace)
-        state = self.state
-        pool = ResidentPool(engine.store, engine._slots, 0, trace)
-        policy = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
-        engine.experts.begin_run(pool, policy, trace, substitute="no_experts")
-        engine.decoder.open(rows, positions + block + 1)
-        for row in range(rows):
-            engine.decoder.enter(row, state)
-        batch = [Row(row, [1] * positions, 1 << 30) for row in range(rows)]
-        sampler = Sampler(GenerateOptions(seed=0))
-        job = Job(engine.decoder, BareExperts(engine.experts, self.crowd), sampler, FixedGamma(block - 1), deque(), rows,
-                  frozenset(), trace)  # fmt: skip
-        return job, batch
+        engine, state = self.engine, self.state
+        rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
+        with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (_, experts):
+            engine.decoder.open(rows, positions + block + 1)
+            try:
+                for row in range(rows):
+                    engine.decoder.enter(row, state)
+                yield Job(
+                    engine.decoder, BareExperts(experts, self.crowd), Sampler(GenerateOptions(seed=0)), FixedGamma(block - 1),
+                    deque(), rows, frozenset(), experts.pool.trace,
+                ), [Row(row, [1] * positions, 1 << 30) for row in range(rows)]  # fmt: skip
+            finally:
+                engine.decoder.close()
 
     @cached_property
     def state(self):
@@ -98,11 +104,10 @@ class PassProber(Prober):
         if not engine.is_translation:
             return None
         row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
-        method = make_method(GenerateOptions(method="on_demand"), engine.memory, engine.packed, None)
-        engine.experts.begin_run(engine._pool(method, Trace(enabled=False)), method.policy, Trace(enabled=False))
-        engine.decoder.open(1, len(row.tokens) + 1)
-        state = engine.experts.prefill(lambda target: engine.decoder.prefill([row], target))[0]
-        engine.decoder.close()
+        with self.run("on_demand") as (_, experts), experts.prefilling():
+            engine.decoder.open(1, len(row.tokens) + 1)
+            state = engine.decoder.prefill([row], experts.set_live)[0]
+            engine.decoder.close()
         return state
 
 

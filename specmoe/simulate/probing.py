@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..config import GenerateOptions
 from ..engine import Engine
-from ..methods import make_method
+from ..experts import RunExperts
+from ..methods import Method, make_method
 from ..trace import Trace
 
 CROWD_BYTES = 2**22  # more than a core's own caches, as a pass over the trunk and its experts is
@@ -44,22 +48,18 @@ class Prober:
         """Push out of the processor's caches what the probed part left there: in a run, the other parts do."""
         self.crowding.add_(1.0)
 
-    def settle(self) -> None:
-        """No read of an earlier probe writes into the slots any more."""
-        pool = getattr(self.engine.experts, "pool", None)
-        if pool is not None:
-            pool.reset_reads()
-
-    def begin(self, name: str, **changes):
-        """Pool and policy of a method, as ``generate`` would set them."""
-        self.settle()
+    @contextmanager
+    def run(self, name: str, **changes) -> Iterator[tuple[Method, RunExperts]]:
+        """The experts of a method, as ``generate`` would set them up; ``changes`` are fields of its ``Method``."""
         engine = self.engine
-        options = GenerateOptions(method=name, seed=0)
-        method = make_method(options, engine.memory, engine.packed, None)
-        trace = Trace(enabled=engine.options.trace)
-        pool = engine._pool(method, trace)
-        engine.experts.begin_run(pool, method.policy, trace, **method.experts_options | changes)
-        return method, pool
+        method = make_method(GenerateOptions(method=name, seed=0), engine.memory, engine.packed, None)
+        method = replace(method, **changes)
+        pool = engine._pool(method, Trace(enabled=engine.options.trace))
+        try:
+            with engine.experts.running(pool, pool.policy, method.drafting) as experts:
+                yield method, experts
+        finally:
+            pool.reset_reads()
 
     def some_experts(self, number: int) -> np.ndarray:
         return self.random.choice(self.num_experts, size=number, replace=number > self.num_experts)
