@@ -109,8 +109,8 @@ def _generate(parser: _Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a shipped model, a checkpoint folder or a hub id")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-p", "--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
-    source.add_argument("--prompts", metavar="IN.jsonl", help='lines {"prompt": ...}, with an "id" if you like')
-    parser.add_argument("--out", metavar="OUT.jsonl", help="where the texts of --prompts go, in their order")
+    source.add_argument("--prompts", metavar="IN.jsonl", help='lines {"prompt": ...}; - is stdin')
+    parser.add_argument("--out", metavar="OUT.jsonl", help="where the texts of --prompts go, in order; - is stdout")
     parser.add_argument("--resume", action="store_true", help="go on after the lines that --out already has")
     parser.add_argument("--overwrite", action="store_true", help="start --out anew")
     add = parser.add_argument

@@ -34,6 +34,8 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.load", load)
+    monkeypatch.setattr("specmoe.checkpoint.resolve", lambda model: model)
+    monkeypatch.setattr("specmoe.jobs.identity_of", str)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 

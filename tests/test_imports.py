@@ -21,7 +21,7 @@ ORDER = """
     speculate metrics replay tiny memory prompts translation output methods
     progress
     exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction
-    sweep jobs commands cli
+    sweep job_lines job_files jobs commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.
 RANK = {name: rank for rank, name in enumerate([*ORDER, "__init__", "__main__"])}
