@@ -1,12 +1,14 @@
-"""The two files of a job on the disk: prompts that are read as a stream, and an output with one writer.
+"""The two files of a job on the disk: prompts that are read as a stream, and an output with one
+writer.
 
-Comes in: paths, ``-`` for stdin and stdout. Goes out: a binary stream, and an ``OutFile`` or ``OutStream`` that takes one
-record at a time. ``jobs`` calls this.
+Comes in: paths, ``-`` for stdin and stdout. Goes out: a binary stream, and an ``OutFile`` or
+``OutStream`` that takes one record at a time. ``jobs`` calls this.
 
-A record is handed to the operating system whole before the next one is made (a killed process loses none), and the file is
-synced to the disk after every chunk (a power cut loses a chunk at most). Where writing fails, the file is cut back to its
-last whole line. The writer holds an exclusive ``flock`` on the output itself, which ends with the process; where there is no
-such lock (Windows, some network file systems) a warning says so and the job goes on.
+A record is handed to the operating system whole before the next one is made (a killed process loses
+none), and the file is synced to the disk after every chunk (a power cut loses a chunk at most).
+Where writing fails, the file is cut back to its last whole line. The writer holds an exclusive
+``flock`` on the output itself, which ends with the process; where there is no such lock (Windows,
+some network file systems) a warning says so and the job goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def open_input(path: str | os.PathLike) -> tuple[BinaryIO, str]:
 
 
 def encode(record: dict) -> bytes:
-    """One line. Half a surrogate pair, which a file's name can bring into a message, becomes JSON's own escape."""
+    """One line. Half a surrogate pair, which a file's name can bring into a message, becomes JSON's
+    own escape."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
@@ -72,7 +75,9 @@ class OutStream:
         except BrokenPipeError:
             raise
         except OSError as failure:
-            raise StoreError(f"stdout cannot be written: {failure.strerror or failure}") from failure
+            raise StoreError(
+                f"stdout cannot be written: {failure.strerror or failure}"
+            ) from failure
 
     def sync(self) -> None:
         """What a reader has is its own affair."""
@@ -85,7 +90,8 @@ class OutStream:
 
 
 class OutFile:
-    """The output file, locked from ``__init__`` to ``close``; nothing in it changes before ``begin``."""
+    """The output file, locked from ``__init__`` to ``close``; nothing in it changes before
+    ``begin``."""
 
     def __init__(self, path: str | os.PathLike):
         self.name = str(path)
@@ -93,7 +99,9 @@ class OutFile:
         self._is_new = not os.path.lexists(path)
         self._fd = self._open()
         self._begun = False
-        self.size = os.fstat(self._fd).st_size  # bytes of whole lines; before ``begin``: of what is there
+        self.size = os.fstat(
+            self._fd
+        ).st_size  # bytes of whole lines; before ``begin``: of what is there
 
     def _open(self) -> int:
         if not self._path.parent.is_dir():
@@ -106,7 +114,9 @@ class OutFile:
                 raise OptionError(f"cannot write --out {self.name}: {reason}") from failure
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OptionError(f"--out {self.name} is no regular file: use --out - and send it on")
+                    raise OptionError(
+                        f"--out {self.name} is no regular file: use --out - and send it on"
+                    )
                 _lock(fd, self.name)
                 if self._is_at_its_path(fd):
                     return fd
@@ -143,7 +153,9 @@ class OutFile:
         """To the disk; and the file must still be the one that is found under its name."""
         self._try(os.fsync, self._fd)
         if not self._is_at_its_path(self._fd):
-            raise StoreError(f"{self.name} was removed or replaced while it was written: start the job again")
+            raise StoreError(
+                f"{self.name} was removed or replaced while it was written: start the job again"
+            )
 
     def _try(self, call, *arguments):
         try:
@@ -151,7 +163,9 @@ class OutFile:
         except OSError as failure:
             self._cut()
             reason = failure.strerror or failure
-            raise StoreError(f"{self.name} cannot be written: {reason}; go on with --resume when it can be") from failure
+            raise StoreError(
+                f"{self.name} cannot be written: {reason}; go on with --resume when it can be"
+            ) from failure
 
     def _cut(self) -> None:
         """Off with the half of a line."""
@@ -185,15 +199,24 @@ def _lock(fd: int, name: str) -> None:
             raise OSError("this system has no flock")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as failure:
-        raise OptionError(f"another job is writing --out {name}: wait for it, or name another file") from failure
+        raise OptionError(
+            f"another job is writing --out {name}: wait for it, or name another file"
+        ) from failure
     except OSError as failure:
         reason = failure.strerror or failure
-        warnings.warn(f"{name} cannot be locked ({reason}): see to it that no other job writes it", stacklevel=2)
+        warnings.warn(
+            f"{name} cannot be locked ({reason}): see to it that no other job writes it",
+            stacklevel=2,
+        )
 
 
 def _is_same_file(ours, stream: BinaryIO) -> bool:
     try:
         first, second = (os.fstat(f if isinstance(f, int) else f.fileno()) for f in (ours, stream))
-    except (OSError, ValueError, AttributeError):  # no file at all: a test's stream, a notebook's stdout
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # no file at all: a test's stream, a notebook's stdout
         return False
     return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)

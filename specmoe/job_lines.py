@@ -1,8 +1,8 @@
 """What one line of a job may say, and the lines of a file of any length, one at a time.
 
-Comes in: JSON lines ``{"prompt": text | ids}`` or ``{"messages": [...]}``, with ``"id"``, ``"n"`` and decoding options if
-you like. Goes out: one ``Item`` per line that is not blank; what cannot be used is an item with an ``error``. ``jobs`` and
-``bench`` call this.
+Comes in: JSON lines ``{"prompt": text | ids}`` or ``{"messages": [...]}``, with ``"id"``, ``"n"``
+and decoding options if you like. Goes out: one ``Item`` per line that is not blank; what cannot be
+used is an item with an ``error``. ``jobs`` and ``bench`` call this.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from .errors import OptionError, StoreError, nearest
 
 MAX_LINE_BYTES = 2**23  # a longer line becomes an error line, without being held in memory
 MAX_SEQUENCES = 1024  # of one line's "n"
-# Options that change speed and memory, never the texts: not a line's to set, and a job may be resumed with others.
+# Options that change speed and memory, never the texts: not a line's to set, and a job may be
+# resumed with others.
 FREE = frozenset(
-    "method gamma draft_set substitute draft_top_k eviction prefetch batch_size first_prompt streamer progress "
+    "method gamma draft_set substitute draft_top_k eviction prefetch batch_size first_prompt "
+    "streamer progress "
     "store device draft_experts fast_memory link_bytes_per_s compile trace num_readers".split()
 )
-NOT_ON_A_LINE = {"accept_rule", "settings", "num_return_sequences", "logits_processor", "stopping_criteria"}
+NOT_ON_A_LINE = {
+    "accept_rule",
+    "settings",
+    "num_return_sequences",
+    "logits_processor",
+    "stopping_criteria",
+}
 OTHER_NAMES = {"stop": "stop_strings", "n": "num_return_sequences"}
 
 
@@ -74,7 +82,8 @@ class Item:
 
 
 def read_lines(file: BinaryIO, name: str, limit: int) -> Iterator[tuple[int, bytes | None]]:
-    """(number from 1, bytes with their line break) of every line; None for one of more than ``limit`` bytes."""
+    """(number from 1, bytes with their line break) of every line; None for one of more than
+    ``limit`` bytes."""
     number = 0
     try:
         while raw := file.readline(limit + 1):
@@ -165,7 +174,9 @@ def _is_ids(value: object) -> bool:
 def _num_sequences(found: dict) -> int | None:
     n = found.pop("n", None)
     if n is not None and not (type(n) is int and 1 <= n <= MAX_SEQUENCES):
-        raise OptionError(f'"n" is {_short(n)}: it must be a whole number from 1 to {MAX_SEQUENCES}')
+        raise OptionError(
+            f'"n" is {_short(n)}: it must be a whole number from 1 to {MAX_SEQUENCES}'
+        )
     return n
 
 
@@ -187,13 +198,17 @@ def _options(found: dict) -> dict:
 
 
 def with_common(common: dict, own: dict) -> dict:
-    """A line's options over the job's. As on the command line a temperature, ``top_k`` or ``top_p`` asks for sampling, and
-    temperature 0 for none."""
+    """A line's options over the job's. As on the command line a temperature, ``top_k`` or ``top_p``
+    asks for sampling, and temperature 0 for none."""
     merged = {**common, **own}
     if "do_sample" not in own and {"temperature", "top_k", "top_p"} & own.keys():
         merged["do_sample"] = merged.get("temperature", 1) != 0
     if merged.get("do_sample", False) is False:
-        merged = {k: v for k, v in merged.items() if k not in ("do_sample", "temperature", "top_k", "top_p")}
+        merged = {
+            k: v
+            for k, v in merged.items()
+            if k not in ("do_sample", "temperature", "top_k", "top_p")
+        }
     try:
         # Values of a dropped option are checked too: a wrong one is a wrong line.
         from_kwargs(GenerateOptions, {k: v for k, v in own.items() if k != "temperature" or v != 0})
@@ -224,4 +239,6 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_twins, parse_float=_finite, parse_constant=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_twins, parse_float=_finite, parse_constant=_finite
+)

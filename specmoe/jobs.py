@@ -1,9 +1,10 @@
-"""A file of prompts in, a file of texts out: order kept, nothing lost when interrupted, memory for one chunk only.
+"""A file of prompts in, a file of texts out: order kept, nothing lost when interrupted, memory for
+one chunk only.
 
-Comes in: the lines of ``job_lines`` and the files of ``job_files``. Goes out: one line per prompt, in the same order:
-``{"line", "id", "prompt", "text", "tokens", "seed", "job", "input"}`` ("texts" and lists of tokens where the line has
-"n"; "seed" where it was sampled), or ``{"line", "error", ...}`` where a line could not be read or its prompt was refused.
-``commands`` calls this.
+Comes in: the lines of ``job_lines`` and the files of ``job_files``. Goes out: one line per prompt,
+in the same order: ``{"line", "id", "prompt", "text", "tokens", "seed", "job", "input"}`` ("texts"
+and lists of tokens where the line has "n"; "seed" where it was sampled), or ``{"line", "error",
+...}`` where a line could not be read or its prompt was refused. ``commands`` calls this.
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ WAY_OUT = "pass --overwrite or another --out"
 
 
 def read_prompts(path: str | os.PathLike) -> list[str | list]:
-    """All prompts at once; here an unreadable line, or one that says more than its prompt, is an ``OptionError``."""
+    """All prompts at once; here an unreadable line, or one that says more than its prompt, is an
+    ``OptionError``."""
     stream, name = open_input(path)
     prompts = []
     with stream:
         for item in read_items(stream, name):
-            error = item.error or (item.options or item.n) and "decoding options of a line belong to specmoe generate"
+            error = (
+                item.error
+                or (item.options or item.n)
+                and "decoding options of a line belong to specmoe generate"
+            )
             if error:
                 raise OptionError(f"{name} line {item.line}: {error}")
             prompts.append(item.prompt)
@@ -48,25 +54,30 @@ def read_prompts(path: str | os.PathLike) -> list[str | list]:
 def identity_of(path: str | os.PathLike) -> str:
     """To be replaced by ``checkpoint.identity_of``: config and sizes of the shards only."""
     files = sorted([*Path(path).glob("*.json"), *Path(path).glob("*.safetensors")])
-    found = [[f.name, f.stat().st_size, f.read_text() if f.name == "config.json" else ""] for f in files]
+    found = [
+        [f.name, f.stat().st_size, f.read_text() if f.name == "config.json" else ""] for f in files
+    ]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def fingerprint(identity: str, load: dict, decode: dict) -> str:
-    """16 digits that change with the content of the model (``identity``) and with any option that decides the texts but the
-    seed, which stands in the lines. An option written out with its default value is the default."""
+    """16 digits that change with the content of the model (``identity``) and with any option that
+    decides the texts but the seed, which stands in the lines. An option written out with its
+    default value is the default."""
     found: dict = {}
     for cls, given in ((LoadOptions, load), (GenerateOptions, decode)):
         options = from_kwargs(cls, given)
         found |= {name: str(getattr(options, name)) for name in deciding(cls) - {"seed"}}
-    found = {name: value for name, value in found.items() if value != "None"}  # a new option changes no old job
+    found = {
+        name: value for name, value in found.items() if value != "None"
+    }  # a new option changes no old job
     return hashlib.sha256(json.dumps([identity, found], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Job:
-    """A job that can be stopped and taken up again. ``open_job`` makes it; ``run`` changes the output file only. Leaving
-    the ``with`` block lets go of the files and of the lock."""
+    """A job that can be stopped and taken up again. ``open_job`` makes it; ``run`` changes the
+    output file only. Leaving the ``with`` block lets go of the files and of the lock."""
 
     stream: BinaryIO
     out: OutFile | OutStream
@@ -75,7 +86,9 @@ class Job:
     seed: int | None  # of the lines that are sampled and have none of their own
     num_done: int = 0  # lines of the output that are there
     num_errors: int = 0  # of them, lines with an error
-    totals: dict = field(default_factory=lambda: dict.fromkeys(("num_new_tokens", "seconds", "fetched_bytes"), 0))
+    totals: dict = field(
+        default_factory=lambda: dict.fromkeys(("num_new_tokens", "seconds", "fetched_bytes"), 0)
+    )
     num_kept_bytes: int = 0  # of the output, when it was opened
 
     def __enter__(self) -> Job:
@@ -93,8 +106,8 @@ class Job:
         report: Callable[[int, str], None],
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Write what is missing. ``open_engine`` is called once, at the first prompt; ``report`` hears of every line with
-        an error, ``progress`` of the number of lines done."""
+        """Write what is missing. ``open_engine`` is called once, at the first prompt; ``report``
+        hears of every line with an error, ``progress`` of the number of lines done."""
         options, engine = {"batch_size": BATCH_SIZE, **options}, None
         if self.seed is None:
             self.seed = secrets.randbits(31)
@@ -118,15 +131,22 @@ class Job:
             report(record["line"], record["error"])
 
     def _records(self, engine, items: list[Item], options: dict) -> list[dict]:
-        made = {item.line: item.record(self.name, error=item.error) for item in items if item.error is not None}
-        for call, group in self._calls([item for item in items if item.error is None], options, made):
+        made = {
+            item.line: item.record(self.name, error=item.error)
+            for item in items
+            if item.error is not None
+        }
+        for call, group in self._calls(
+            [item for item in items if item.error is None], options, made
+        ):
             made |= self._generate(engine, group, call)
         return [made[item.line] for item in items]
 
     def _calls(self, items: list[Item], options: dict, made: dict) -> list[tuple[dict, list[Item]]]:
-        """The items by calls of ``generate``: those of one kind and with equal options together. Sampled ones must also
-        follow each other: noise is drawn by a prompt's number, and a call counts from its ``first_prompt`` on. A line
-        whose options contradict the job's goes to ``made``, as an error."""
+        """The items by calls of ``generate``: those of one kind and with equal options together.
+        Sampled ones must also follow each other: noise is drawn by a prompt's number, and a call
+        counts from its ``first_prompt`` on. A line whose options contradict the job's goes to
+        ``made``, as an error."""
         calls: list[tuple[dict, list[Item]]] = []
         latest: dict[str, list[Item]] = {}
         for item in items:
@@ -153,23 +173,34 @@ class Job:
         return call if item.n is None else {**call, "num_return_sequences": item.n}
 
     def _generate(self, engine, items: list[Item], call: dict) -> dict[int, dict]:
-        """Line -> record. A call with a prompt that the engine refuses is halved until that prompt is alone."""
-        first = {} if items[0].has_own_seed or not call.get("do_sample") else {"first_prompt": items[0].number}
+        """Line -> record. A call with a prompt that the engine refuses is halved until that prompt
+        is alone."""
+        first = (
+            {}
+            if items[0].has_own_seed or not call.get("do_sample")
+            else {"first_prompt": items[0].number}
+        )
         try:
             output = engine.generate([item.prompt for item in items], **call, **first)
         except OptionError as refusal:
             if len(items) == 1:
                 return {items[0].line: items[0].record(self.name, error=str(refusal))}
             middle = len(items) // 2
-            return self._generate(engine, items[:middle], call) | self._generate(engine, items[middle:], call)
+            return self._generate(engine, items[:middle], call) | self._generate(
+                engine, items[middle:], call
+            )
         for name in self.totals:
             self.totals[name] += getattr(output.stats, name)
-        return {item.line: self._record(item, index, output, call) for index, item in enumerate(items)}
+        return {
+            item.line: self._record(item, index, output, call) for index, item in enumerate(items)
+        }
 
     def _record(self, item: Item, index: int, output, call: dict) -> dict:
         n = item.n or 1
         rows = range(index * n, index * n + n)
-        tokens = [[int(t) for t in output.sequences[row][output.num_prompt_tokens[row] :]] for row in rows]
+        tokens = [
+            [int(t) for t in output.sequences[row][output.num_prompt_tokens[row] :]] for row in rows
+        ]
         texts = [output.new_texts[row] for row in rows] if output.new_texts else []
         found: dict = {}
         if texts:
@@ -180,15 +211,17 @@ class Job:
         return item.record(self.name, **found)
 
     def take_up(self) -> None:
-        """Pass over what the output has, comparing it line by line; what follows the last line break is the trace of an
-        interruption."""
+        """Pass over what the output has, comparing it line by line; what follows the last line
+        break is the trace of an interruption."""
         with self.out.read() as file:
             for line, raw in read_lines(file, self.out.name, MAX_RECORD_BYTES):
                 if raw is not None and not raw.endswith(b"\n"):
                     return
                 record = _parse(raw)
                 if record is None:
-                    raise OptionError(f"{self.out.name} line {line} was not written by specmoe: {WAY_OUT}")
+                    raise OptionError(
+                        f"{self.out.name} line {line} was not written by specmoe: {WAY_OUT}"
+                    )
                 self._pass(line, record)
                 self.num_done += 1
                 self.num_errors += "error" in record
@@ -198,14 +231,24 @@ class Job:
         """The next item must be the one that ``record`` was written for."""
         where, item = f"{self.out.name} line {line}", next(self.items, None)
         if item is None:
-            raise OptionError(f"{self.out.name} has more lines than the prompts, which end at {line - 1}: {WAY_OUT}")
+            raise OptionError(
+                f"{self.out.name} has more lines than the prompts, which end at {line - 1}: "
+                f"{WAY_OUT}"
+            )
         if (record["line"], record.get("input")) != (item.line, item.digest):
-            raise OptionError(f"{where} does not belong to line {item.line} of the prompts: {WAY_OUT}")
+            raise OptionError(
+                f"{where} does not belong to line {item.line} of the prompts: {WAY_OUT}"
+            )
         if record.get("job") != self.name:
-            raise OptionError(f"{where} comes from a model of other content or other options (length, sampling): {WAY_OUT}")
+            raise OptionError(
+                f"{where} comes from a model of other content or other options (length, sampling): "
+                f"{WAY_OUT}"
+            )
         if "seed" in record and not item.has_own_seed:
             if self.seed not in (None, record["seed"]):
-                raise OptionError(f"{where} was drawn with seed {record['seed']}, not {self.seed}: {WAY_OUT}")
+                raise OptionError(
+                    f"{where} was drawn with seed {record['seed']}, not {self.seed}: {WAY_OUT}"
+                )
             self.seed = record["seed"]
 
 
@@ -215,7 +258,11 @@ def _parse(raw: bytes | None) -> dict | None:
         record = json.loads(raw or b"")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or "line" not in record or type(record.get("seed", 0)) is not int:
+    if (
+        not isinstance(record, dict)
+        or "line" not in record
+        or type(record.get("seed", 0)) is not int
+    ):
         return None
     return record
 
@@ -242,8 +289,8 @@ def open_job(
     overwrite: bool = False,
     seed: int | None = None,
 ) -> Job:
-    """Check input and output, and lock the output, before anything is loaded. ``name`` gives the job's fingerprint when
-    both are there; ``-`` is stdin, stdout."""
+    """Check input and output, and lock the output, before anything is loaded. ``name`` gives the
+    job's fingerprint when both are there; ``-`` is stdin, stdout."""
     if resume and overwrite:
         raise OptionError("--resume and --overwrite exclude each other")
     if str(out) == "-" and (resume or overwrite):
@@ -255,7 +302,9 @@ def open_job(
         if file.is_same_file(stream):
             raise OptionError(f"--out {out} is the file of prompts itself: name another one")
         if file.size and not (resume or overwrite):
-            raise OptionError(f"{out} exists: pass --resume to go on where it stops, or --overwrite")
+            raise OptionError(
+                f"{out} exists: pass --resume to go on where it stops, or --overwrite"
+            )
         items = read_items(stream, said)
         job.items = chain([next(items)], items)
         job.name = name()
