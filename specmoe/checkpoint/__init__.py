@@ -14,22 +14,25 @@ identity  a hash of every byte, and the time stamps that say whether to read the
 packing   writing the records: atomic, resumable, one expert in memory at a time
 """
 
-from .cache import cache_folder
+from .cache import cache_folder, hold, write_whole
 from .files import resolve
-from .identity import identity_of
+from .identity import TICK_NS, identity_of
 from .layout import ExpertLayout, PackedExperts, open_packed, verify_packed
 from .model import build_model, expert_modules
 from .packing import pack
 
 __all__ = [
+    "TICK_NS",
     "ExpertLayout",
     "PackedExperts",
     "build_model",
     "cache_folder",
     "expert_modules",
+    "hold",
     "identity_of",
     "open_packed",
     "pack",
     "resolve",
     "verify_packed",
+    "write_whole",
 ]

@@ -25,13 +25,15 @@ MAX_LINE = 2**26  # bytes of a manifest
 
 
 def cache_folder() -> Path:
-    """Where experts are kept: $SPECMOE_CACHE, $XDG_CACHE_HOME/specmoe or ~/.cache/specmoe, the first that is set."""
+    """Where experts are kept: $SPECMOE_CACHE, $XDG_CACHE_HOME/specmoe or ~/.cache/specmoe."""
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     default = Path(xdg) / "specmoe" if os.path.isabs(xdg) else "~/.cache/specmoe"
     try:
         return Path(os.environ.get("SPECMOE_CACHE") or default).expanduser().absolute()
     except RuntimeError as error:
-        raise StoreError(f"there is no home folder to keep packed experts in ({error}): set $SPECMOE_CACHE") from error
+        raise StoreError(
+            f"there is no home folder to keep packed experts in ({error}): set $SPECMOE_CACHE"
+        ) from error
 
 
 def cached() -> list[PackedExperts]:
@@ -51,8 +53,8 @@ def _folders() -> list[Path]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether specmoe wrote this folder of the cache: its manifest or its journal says so, or, where they were damaged,
-    its name and the names of all its files do."""
+    """Whether specmoe wrote this folder of the cache: its manifest or its journal says so, or,
+    where they were damaged, its name and the names of all its files do."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     if is_journal(folder / "manifest.json") or is_journal(folder / "journal"):
@@ -72,7 +74,7 @@ def is_journal(file: Path) -> bool:
 
 
 def entries() -> list[dict]:
-    """One row for each packed copy: name, size, model, experts, when it was last used, whether it is whole, path."""
+    """One row for each packed copy: name, size, model, experts, last used, state, path."""
     return [_entry(folder) for folder in _folders()]
 
 
@@ -91,11 +93,12 @@ def _entry(folder: Path) -> dict:
 
 
 def remove(names: list[str] | None = None) -> list[dict]:
-    """Remove packed copies by name, None: all of them; returns their rows. An unknown name removes nothing."""
+    """Remove packed copies by name, None: all; returns their rows. An unknown name removes none."""
     rows = {row["name"]: row for row in entries()}
     for name in names or []:
         if name not in rows:
-            raise OptionError(f"{name!r} is no packed copy in {cache_folder()}: {nearest(name, rows)}")
+            hint = nearest(name, rows) if rows else "it is empty"
+            raise OptionError(f"{name!r} is no packed copy in {cache_folder()}: {hint}")
     chosen = list(rows.values()) if names is None else [rows[name] for name in dict.fromkeys(names)]
     for row in chosen:
         try:
@@ -115,7 +118,7 @@ def _forget_stamps() -> None:
 def remove_packed(folder: Path) -> None:
     """Remove what specmoe wrote in ``folder``, and the folder if that is all there is.
 
-    The manifest and the journal go last: whatever is left of a removal that is killed can be recognised and removed.
+    The manifest and the journal go last: what a killed removal leaves can be recognised.
     """
     there = [path for path in folder.iterdir() if path.name in OURS]
     for path in sorted(there, key=lambda path: path.name in ("manifest.json", "journal")):

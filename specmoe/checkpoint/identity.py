@@ -1,8 +1,9 @@
 """What a checkpoint's content is, whatever it is called and wherever it lies: a hash of every byte.
 
-Comes in: an ``ExpertPlan``. Goes out: a digest for each expert and one for the other weights, which ``packing`` compares with
-what it packed before, and ``identity_of``, which ties a job's output to its model. The size and the time stamps of each shard
-decide whether it has to be read again; they are kept in the cache folder and are no part of the identity.
+Comes in: an ``ExpertPlan``. Goes out: a digest for each expert and one for the other weights, which
+``packing`` compares with what it packed before, and ``identity_of``, which ties a job's output to
+its model. The size and the time stamps of the shards decide whether they have to be read again;
+they are kept in the cache folder and are no part of the identity.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ TICK_NS = 50_000_000
 
 
 class Contents:
-    """Digests of the weights that ``plan`` finds. ``records``: one for each expert, layer by layer, or None while only
-    reading can tell. ``measure`` reads; ``keep`` writes down what is known, for the next time."""
+    """Digests of the weights that ``plan`` finds. ``records``: one for each expert, layer by layer,
+    or None while only reading can tell; ``before``: those of the last time. ``measure`` reads;
+    ``keep`` writes down what is known, for the next time."""
 
     def __init__(self, plan: ExpertPlan):
         self.plan = plan
@@ -51,7 +53,7 @@ class Contents:
         self.reload()
 
     def reload(self) -> None:
-        """Take what is written down for this checkpoint; ``before`` has the records it had when it was last seen."""
+        """Take what is written down for this checkpoint, as far as its time stamps are the same."""
         known = read_kept(self._file())
         if known.get("transformers") != transformers.__version__:
             return
@@ -104,7 +106,9 @@ class Contents:
         mine = self._file()
         if mine is None or not mine.parent.is_dir():
             return []
-        return [read_kept(file).get("records") for file in mine.parent.glob("*.json") if file != mine]
+        return [
+            read_kept(file).get("records") for file in mine.parent.glob("*.json") if file != mine
+        ]
 
     def _file(self) -> Path | None:
         place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
@@ -115,7 +119,8 @@ class Contents:
 
 
 def stamps_of(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """Of each shard its size, the time it was modified, the time its inode changed (which no tool sets back), its inode."""
+    """Of each shard its size, when it was modified, when its inode was (no tool sets that back), its
+    inode."""
     found = {shard.name: shard.stat() for shard in checkpoint.shards}
     return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found.items()}
 
@@ -143,9 +148,11 @@ def _rest(plan: ExpertPlan) -> str:
 
 
 def identity_of(path: str | Path, revision: str | None = None) -> str:
-    """Sixteen digits that change with any byte of weights, config, tokenizer or generation config, and with nothing else.
+    """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
+    and with nothing else.
 
-    The first call for a checkpoint reads all of it; later ones only files whose time stamps changed.
+    The first call for a checkpoint reads all of it; later ones only the small files, until a time
+    stamp of its shards changes.
     """
     folder = resolve(path, revision)
     digest = hashlib.sha256(Contents(plan_experts(open_checkpoint(folder))).weights().encode())

@@ -64,8 +64,9 @@ class ExpertLayout:
 class PackedExperts:
     """A packed folder. ``checksums[layer][expert]`` is the crc32 of all bytes of that record.
 
-    ``layers`` names the experts modules of the model; ``source`` has the name of the checkpoint
-    and ``records``, for each expert the digest of the bytes it was made from; ``widened_from`` is the payload of an expert before ``expert_bytes`` widened it, or None.
+    ``layers`` names the experts modules of the model; ``source`` has the ``name`` of the checkpoint
+    and in ``records`` for each expert the digest of the bytes it was made from; ``widened_from``
+    is the payload of an expert before ``expert_bytes`` widened it, or None.
     """
 
     directory: Path

@@ -42,7 +42,9 @@ from .plan import ExpertPlan, plan_experts
 logger = logging.getLogger("specmoe")
 
 Done = dict[int, tuple[int, str]]  # index of a record -> its checksum, the digest of its source
-SYNC_BYTES = 256 * 2**20  # written at most before it is forced to the disk, the journal after the data
+SYNC_BYTES = (
+    256 * 2**20
+)  # written at most before it is forced to the disk, the journal after the data
 
 
 def pack(
@@ -76,7 +78,7 @@ def pack(
 
 
 def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
-    """What is packed already: in the cache, or in ``folder``, which has to be free or hold these very experts."""
+    """What is packed already: in the cache, or in ``folder``, which must be free or hold these."""
     if folder is not None:
         if _is_free(folder):
             return None
@@ -98,7 +100,9 @@ def _shape_of(experts: PackedExperts | ExpertPlan) -> tuple:
     return experts.layers, experts.num_experts, experts.layout, experts.widened_from
 
 
-def _pack_into(folder: Path | None, partial: Path, contents: Contents, progress: Progress) -> PackedExperts:
+def _pack_into(
+    folder: Path | None, partial: Path, contents: Contents, progress: Progress
+) -> PackedExperts:
     """``folder`` None: the cache, where a copy is named after what turns out to be in it."""
     _refuse_foreign(partial)
     _check_space(contents.plan, partial)
@@ -120,25 +124,27 @@ def _pack_into(folder: Path | None, partial: Path, contents: Contents, progress:
 
 
 def _place(plan: ExpertPlan) -> str:
-    """Twelve digits for this folder's experts in this shape: two of one name never share what is half packed."""
+    """Twelve digits: two checkpoints of one name never share what is half packed."""
     text = f"{plan.checkpoint.folder.resolve()}\n{_shape_of(plan)}"
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 def _refuse_foreign(partial: Path) -> None:
-    """What an interrupted packing left begins with our journal; any other folder of that name is somebody's own."""
+    """What an interrupted packing left has our journal; any other folder is somebody's own."""
     names = {path.name for path in partial.iterdir()} if partial.exists() else set()
     if names - {"lock"} and not (names <= OURS and is_journal(partial / "journal")):
         raise CheckpointError(
-            f"{partial} is not specmoe's, and packing needs that name: rename it or pack into another folder"
+            f"{partial} is not specmoe's, and packing needs that name: rename it or pack into"
+            " another folder"
         )
 
 
 def _take_over(contents: Contents, partial: Path) -> None:
-    """Where this checkpoint was packed before and then edited, go on from that copy: only experts that changed are written.
+    """Where this checkpoint was packed before and then edited, go on from that copy: only experts
+    that changed are written.
 
-    Not if another checkpoint or a running engine needs it. The journal is there before the data moves, and names only what
-    stays as it is, so that a packing killed at any moment is an interrupted one.
+    Not if another checkpoint or a running engine needs it. The journal is there before the data
+    moves, so that a packing killed at any moment is an interrupted one.
     """
     plan, before = contents.plan, contents.before
     old = next((packed for packed in _alike(plan) if packed.records == before), None)
@@ -182,7 +188,9 @@ def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExper
     """Write all records and the manifest into ``partial``, but for the good records that are there."""
     plan = contents.plan
     source = {"name": display_name(plan.checkpoint.folder), "records": []}
-    packed = PackedExperts(partial, plan.layers, plan.num_experts, plan.layout, (), source, plan.widened_from)
+    packed = PackedExperts(
+        partial, plan.layers, plan.num_experts, plan.layout, (), source, plan.widened_from
+    )
     done = _resume(packed, contents)
     logger.info("packing %d experts into %s, %d are there", plan.num_records, partial, len(done))
     with (
@@ -194,7 +202,8 @@ def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExper
         _write_records(plan, data, journal, done, report)
     if not contents.unchanged():
         raise CheckpointError(
-            f"{plan.checkpoint.folder} changed while its experts were packed: run it again when it is finished"
+            f"{plan.checkpoint.folder} changed while its experts were packed: run it again when"
+            " nothing writes to it"
         )
     lines = [done[index] for index in range(plan.num_records)]
     contents.records = source["records"] = [digest for _, digest in lines]
@@ -205,9 +214,14 @@ def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExper
     return packed
 
 
-def _write_records(plan: ExpertPlan, data: BinaryIO, journal: TextIO, done: Done, report: Callable[[int], None]) -> None:
-    """Write the records missing in ``done``, which gets them. The journal never runs ahead of the data."""
-    record = torch.zeros(plan.layout.record_bytes, dtype=torch.uint8)  # what no expert fills stays zero
+def _write_records(
+    plan: ExpertPlan, data: BinaryIO, journal: TextIO, done: Done, report: Callable[[int], None]
+) -> None:
+    """Write the records missing in ``done``, which gets them. The journal never runs ahead of the
+    data."""
+    record = torch.zeros(
+        plan.layout.record_bytes, dtype=torch.uint8
+    )  # what no expert fills stays zero
     content = memoryview(record.numpy())
     missing = [index for index in range(plan.num_records) if index not in done]
     num_good, waiting = len(done), {}
@@ -283,7 +297,9 @@ def _store_error(error: OSError, partial: Path) -> StoreError:
             f"no space left while packing into {partial} ({error.strerror}): free some and run it again (it"
             " goes on where it stopped), or delete that folder and choose another place"
         )
-    return StoreError(f"could not pack into {partial} ({error}): choose another place or set $SPECMOE_CACHE")
+    return StoreError(
+        f"could not pack into {partial} ({error}): choose another place or set $SPECMOE_CACHE"
+    )
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -21,7 +21,6 @@ from .model import expert_modules, expert_parameters, meta_model, read_config
 from .recipes import Recipe, Tensors, recipes
 from .widening import FfnAxis, ffn_axes, place, widen
 
-
 DIGITS = 32  # of the digest of one expert
 
 
