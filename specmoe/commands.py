@@ -162,6 +162,22 @@ def verify(args: Namespace) -> int:
     return 1 if bad else 0
 
 
+def cache(args: Namespace) -> int:
+    names = getattr(args, "names", [])
+    chosen = names or getattr(args, "all", False)
+    if args.action == "list" and chosen:
+        raise OptionError("names and --all belong to `specmoe cache remove`")
+    if args.action == "remove" and (not chosen or (names and "all" in args)):
+        raise OptionError("`specmoe cache remove` needs the names of packed copies, or --all")
+    from .checkpoint import cache as kept
+
+    rows = kept.remove(names or None) if chosen else kept.entries()
+    key = "removed" if chosen else "copies"
+    found = {"folder": str(kept.cache_folder()), "bytes": sum(row["bytes"] for row in rows), key: rows}
+    _emit(args, found, lambda: f"{found['folder']}: {found['bytes'] / 2**20:.1f} MiB {key}\n{_table(rows)}")
+    return 0
+
+
 def report(args: Namespace) -> int:
     if args.action != "run" and {"parameter", "out", "overwrite"} & set(vars(args)):
         raise OptionError(f"-p, --out and --overwrite belong to `specmoe report run`, not to {args.action}")

@@ -110,6 +110,7 @@ class LoadOptions:
     compile: bool = False
     trace: bool = True
     num_readers: int = 4
+    revision: str | None = None  # branch, tag or commit of a hub id
 
     def __post_init__(self):
         check_choice("store", self.store, STORES)
@@ -117,6 +118,8 @@ class LoadOptions:
         _check_at_least(self, {"draft_experts": 1, "num_readers": 1})
         object.__setattr__(self, "fast_memory", parse_bytes("fast_memory", self.fast_memory))
         object.__setattr__(self, "expert_bytes", parse_bytes("expert_bytes", self.expert_bytes))
+        if not isinstance(self.revision, str | None) or self.revision == "":
+            raise OptionError(f"revision={self.revision!r} is no branch, tag or commit of a hub id")
         if self.link_bytes_per_s is not None:
             _check_at_least(self, {"link_bytes_per_s": 1})
 

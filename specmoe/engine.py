@@ -57,7 +57,7 @@ class Engine:
     def __init__(self, model: str, options: LoadOptions):
         self.name, self.options = str(model), options
         check_device(options.device)
-        path = checkpoint.resolve(model)
+        path = checkpoint.resolve(model, options.revision)
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
         self.is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
