@@ -6,6 +6,7 @@ job through ``speculate.decode`` and gives back tokens, texts, stats and a trace
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from .prompts import check_lengths, read_prompts
 from .resident_pool import ResidentPool
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
+from .settings import Settings, gather
 from .speculate import Job, Row, decode
 from .trace import PoolCounts, Trace
 from .transfers import allocate_slots
@@ -99,8 +101,10 @@ class Engine:
         the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
         (the engine can be used again).
         """
-        options = from_kwargs(GenerateOptions, options)
-        rows = self._read(prompts, attention_mask, options)
+        run = Settings(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
+        options = run.options
+        rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=run.longest))
+        sampler = Sampler(options, warped=run.give_rules(rows))
         method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
         if method.planner.weighs:
@@ -108,7 +112,10 @@ class Engine:
         self.decoder.check_blocks(rows, batch_size, method.planner.largest)
         trace = Trace(enabled=self.options.trace)
         pool = self._pool(method, trace)
-        job = self._job(method, options, rows, batch_size, trace)
+        job = Job(
+            decoder=self.decoder, experts=self.experts, sampler=sampler, planner=method.planner, queue=deque(rows),
+            batch_size=batch_size, eos=run.eos.union(*(row.rules.eos for row in rows if row.rules)), trace=trace,
+        )  # fmt: skip
         watcher = Watcher(options, [row.tokens for row in rows])
         try:
             self.experts.begin_run(pool, method.policy, trace, **method.experts_options)
@@ -123,6 +130,7 @@ class Engine:
         stats = make_stats(
             options.method, batch_size, job.totals, pool.counts, seconds,
             pool.num_bytes + self.memory.scratch_bytes, kept_full=len(rows) > batch_size,
+            seed=sampler.seed if options.do_sample else None,
         )  # fmt: skip
         return self._output(watcher.finished, stats, trace)
 
@@ -147,7 +155,7 @@ class Engine:
     def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
         """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the start token."""
         sources = read_sources(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size, options.source_lang)
-        forced = self.model.generation_config.forced_bos_token_id
+        forced = options.own.get("forced_bos_token_id", self.model.generation_config.forced_bos_token_id)
         start = decoder_prompt(self.decoder.start_token, forced, self.tokenizer, options.target_lang)
         check_source_lengths(sources, len(start), options.max_new_tokens, self.decoder.max_positions)
         limit, first = 1 + options.max_new_tokens, options.first_prompt
@@ -156,20 +164,6 @@ class Engine:
     def _check_open(self) -> None:
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
-
-    def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, trace: Trace) -> Job:
-        return Job(
-            decoder=self.decoder, experts=self.experts, sampler=Sampler(options), planner=method.planner,
-            queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=trace,
-        )  # fmt: skip
-
-    def _eos(self, options: GenerateOptions) -> frozenset[int]:
-        eos = options.eos_token_id
-        if eos is None:
-            eos = self.model.generation_config.eos_token_id
-        if eos is None:
-            eos = self.decoder.config.eos_token_id
-        return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
     def _pool(self, method: Method, trace: Trace) -> ResidentPool:
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
