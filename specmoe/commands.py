@@ -63,7 +63,8 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
     def name() -> str:
         from . import checkpoint
 
-        return jobs.fingerprint(jobs.identity_of(checkpoint.resolve(args.model)), load, decode)
+        identity = checkpoint.identity_of(args.model, load.get("revision"))
+        return jobs.fingerprint(identity, load, decode)
 
     to_stdout = args.out == "-"
     if to_stdout and args.json:

@@ -17,24 +17,20 @@ from typing import Any, BinaryIO
 
 from .config import GenerateOptions, LoadOptions, from_kwargs
 from .errors import OptionError, StoreError, nearest
+from .settings import CALLABLES, OF_A_ROW, SAMPLED, check_row
 
 MAX_LINE_BYTES = 2**23  # a longer line becomes an error line, without being held in memory
 MAX_SEQUENCES = 1024  # of one line's "n"
-# Options that change speed and memory, never the texts: not a line's to set, and a job may be
-# resumed with others.
+# Options that change speed and memory, never the texts: a job may be resumed with others.
 FREE = frozenset(
     "method gamma draft_set substitute draft_top_k eviction prefetch batch_size first_prompt "
-    "streamer progress "
-    "store device draft_experts fast_memory link_bytes_per_s compile trace num_readers".split()
+    "streamer progress store device draft_experts fast_memory link_bytes_per_s compile trace "
+    "num_readers revision".split()
 )
-NOT_ON_A_LINE = {
-    "accept_rule",
-    "settings",
-    "num_return_sequences",
-    "logits_processor",
-    "stopping_criteria",
-}
-OTHER_NAMES = {"stop": "stop_strings", "n": "num_return_sequences"}
+# What a line may set: settings of its own row, and what its whole call of ``generate`` must have.
+OF_THE_ROW = set(OF_A_ROW) - set(CALLABLES)
+OF_THE_CALL = {"seed", "source_lang", "target_lang"}
+OTHER_NAMES = {"stop": "stop_strings"}
 
 
 def deciding(cls: type[GenerateOptions] | type[LoadOptions]) -> set[str]:
@@ -53,7 +49,8 @@ class Item:
     prompt: str | list | None = None  # a text, token ids or messages
     id: Any = None
     n: int | None = None
-    options: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)  # of its row
+    call: dict = field(default_factory=dict)  # of the call that it is in
     error: str | None = None
 
     @property
@@ -67,11 +64,7 @@ class Item:
     @property
     def has_own_seed(self) -> bool:
         """Such a line gets what ``generate`` gives its prompt alone."""
-        return "seed" in self.options
-
-    def follows(self, other: Item) -> bool:
-        """Whether it can be the next after ``other`` in one sampled call."""
-        return not self.has_own_seed and self.number == other.number + (other.n or 1)
+        return "seed" in self.call
 
     def record(self, job: str, **result) -> dict:
         """The output line of this item."""
@@ -138,7 +131,8 @@ def _read_item(line: int, number: int, raw: bytes | None) -> Item:
     try:
         prompt = _prompt(found)
         n = _num_sequences(found)
-        return Item(**known, number=number, prompt=prompt, n=n, options=_options(found))
+        settings, call = _options(found)
+        return Item(**known, number=number, prompt=prompt, n=n, settings=settings, call=call)
     except OptionError as failure:
         return Item(**known, error=str(failure))
 
@@ -180,42 +174,30 @@ def _num_sequences(found: dict) -> int | None:
     return n
 
 
-def _options(found: dict) -> dict:
-    """The decoding options of a line, checked as ``generate`` checks them."""
-    names = deciding(GenerateOptions) - NOT_ON_A_LINE
-    other = {short: name for short, name in OTHER_NAMES.items() if name in names}
-    options = {}
+def _options(found: dict) -> tuple[dict, dict]:
+    """The decoding options of a line: (of its row, of its call). As on the command line,
+    a temperature, ``top_k`` and so on ask for sampling, and temperature 0 for none."""
+    settings, call = {}, {}
     for name, value in found.items():
-        full = other.get(name, name)
-        if full not in names:
-            known = [*names, *other, "prompt", "messages", "id", "n"]
+        full = OTHER_NAMES.get(name, name)
+        if full not in OF_THE_ROW | OF_THE_CALL:
+            known = [*OF_THE_ROW, *OF_THE_CALL, *OTHER_NAMES, "prompt", "messages", "id", "n"]
             raise OptionError(f"unknown key {_short(name)}: {nearest(name[:80], known)}")
-        if full in options:
+        if full in settings:
             raise OptionError(f"{name!r} and {full!r} are one option: write one of them")
-        options[full] = value
-    with_common({}, options)
-    return options
-
-
-def with_common(common: dict, own: dict) -> dict:
-    """A line's options over the job's. As on the command line a temperature, ``top_k`` or ``top_p``
-    asks for sampling, and temperature 0 for none."""
-    merged = {**common, **own}
-    if "do_sample" not in own and {"temperature", "top_k", "top_p"} & own.keys():
-        merged["do_sample"] = merged.get("temperature", 1) != 0
-    if merged.get("do_sample", False) is False:
-        merged = {
-            k: v
-            for k, v in merged.items()
-            if k not in ("do_sample", "temperature", "top_k", "top_p")
-        }
+        if value is not None:
+            (settings if full in OF_THE_ROW else call)[full] = value
+    asked = [name for name in SAMPLED if name in settings]
+    if asked and "do_sample" not in settings:
+        settings["do_sample"] = settings.get("temperature", 1) != 0
     try:
-        # Values of a dropped option are checked too: a wrong one is a wrong line.
-        from_kwargs(GenerateOptions, {k: v for k, v in own.items() if k != "temperature" or v != 0})
-        from_kwargs(GenerateOptions, merged)
+        from_kwargs(GenerateOptions, call)
+        settings = check_row(settings, "decoding options")
     except TypeError as failure:
-        raise OptionError(f"an option has a value of the wrong kind: {failure}") from failure
-    return merged
+        raise OptionError(f"a decoding option has a value of the wrong kind: {failure}") from None
+    if settings.get("temperature") == 0:
+        settings = {name: value for name, value in settings.items() if name not in SAMPLED}
+    return settings, call
 
 
 def _short(value: object) -> str:

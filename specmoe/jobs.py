@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO
 
 from .config import GenerateOptions, LoadOptions, from_kwargs
 from .errors import OptionError
 from .job_files import OutFile, OutStream, open_input
-from .job_lines import MAX_LINE_BYTES, Item, deciding, read_items, read_lines, with_common
+from .job_lines import MAX_LINE_BYTES, Item, deciding, read_items, read_lines
+from .settings import gather
 
 BATCH_SIZE = 16  # where the user gives none
 CHUNK_BATCHES = 4  # texts per chunk, in batches: the batch stays full, and little is lost
@@ -42,7 +42,7 @@ def read_prompts(path: str | os.PathLike) -> list[str | list]:
         for item in read_items(stream, name):
             error = (
                 item.error
-                or (item.options or item.n)
+                or (item.settings or item.call or item.n)
                 and "decoding options of a line belong to specmoe generate"
             )
             if error:
@@ -51,21 +51,12 @@ def read_prompts(path: str | os.PathLike) -> list[str | list]:
     return prompts
 
 
-def identity_of(path: str | os.PathLike) -> str:
-    """To be replaced by ``checkpoint.identity_of``: config and sizes of the shards only."""
-    files = sorted([*Path(path).glob("*.json"), *Path(path).glob("*.safetensors")])
-    found = [
-        [f.name, f.stat().st_size, f.read_text() if f.name == "config.json" else ""] for f in files
-    ]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
-
-
 def fingerprint(identity: str, load: dict, decode: dict) -> str:
     """16 digits that change with the content of the model (``identity``) and with any option that
     decides the texts but the seed, which stands in the lines. An option written out with its
     default value is the default."""
     found: dict = {}
-    for cls, given in ((LoadOptions, load), (GenerateOptions, decode)):
+    for cls, given in ((LoadOptions, load), (GenerateOptions, gather(decode))):
         options = from_kwargs(cls, given)
         found |= {name: str(getattr(options, name)) for name in deciding(cls) - {"seed"}}
     found = {
@@ -131,84 +122,71 @@ class Job:
             report(record["line"], record["error"])
 
     def _records(self, engine, items: list[Item], options: dict) -> list[dict]:
-        made = {
-            item.line: item.record(self.name, error=item.error)
-            for item in items
-            if item.error is not None
-        }
-        for call, group in self._calls(
-            [item for item in items if item.error is None], options, made
-        ):
-            made |= self._generate(engine, group, call)
+        bad = [item for item in items if item.error is not None]
+        made = {item.line: item.record(self.name, error=item.error) for item in bad}
+        for group in self._groups([item for item in items if item.error is None], options):
+            made |= self._generate(engine, group, options)
         return [made[item.line] for item in items]
 
-    def _calls(self, items: list[Item], options: dict, made: dict) -> list[tuple[dict, list[Item]]]:
-        """The items by calls of ``generate``: those of one kind and with equal options together.
-        Sampled ones must also follow each other: noise is drawn by a prompt's number, and a call
-        counts from its ``first_prompt`` on. A line whose options contradict the job's goes to
-        ``made``, as an error."""
-        calls: list[tuple[dict, list[Item]]] = []
+    def _groups(self, items: list[Item], options: dict) -> list[list[Item]]:
+        """The items by calls of ``generate``: of one kind and with the same options of the call.
+
+        Noise is drawn by a prompt's number, and a call counts from its ``first_prompt`` on: a
+        sampled item can only stand where that gives its number.
+        """
+        groups: list[list[Item]] = []
         latest: dict[str, list[Item]] = {}
         for item in items:
-            try:
-                call = self._options(item, options)
-            except OptionError as refusal:
-                made[item.line] = item.record(self.name, error=str(refusal))
-                continue
-            key = item.kind + json.dumps(call, sort_keys=True, default=id)
+            alone = item.line if item.has_own_seed else None
+            key = json.dumps([item.kind, item.n, item.call, alone], sort_keys=True)
             group = latest.get(key)
-            if group is None or (call.get("do_sample") and not item.follows(group[-1])):
+            is_next = group and item.number == group[0].number + len(group) * (item.n or 1)
+            if group is None or (_is_sampled(item, options) and not is_next):
                 group = latest[key] = []
-                calls.append((call, group))
+                groups.append(group)
             group.append(item)
-        return calls
+        return groups
 
-    def _options(self, item: Item, options: dict) -> dict:
-        """Options of the call that ``item`` can be in."""
-        call = with_common(options, item.options)
-        if call.get("do_sample"):
-            call.setdefault("seed", self.seed)
-        else:
-            call.pop("seed", None)
-        return call if item.n is None else {**call, "num_return_sequences": item.n}
-
-    def _generate(self, engine, items: list[Item], call: dict) -> dict[int, dict]:
-        """Line -> record. A call with a prompt that the engine refuses is halved until that prompt
+    def _generate(self, engine, items: list[Item], options: dict) -> dict[int, dict]:
+        """Line -> record. A call that is refused is halved until the prompt that it is refused for
         is alone."""
-        first = (
-            {}
-            if items[0].has_own_seed or not call.get("do_sample")
-            else {"first_prompt": items[0].number}
-        )
+        first, call = items[0], {**options, **items[0].call}
+        if any(_is_sampled(item, options) for item in items):
+            number = 0 if first.has_own_seed else first.number
+            call = {**call, "seed": first.call.get("seed", self.seed), "first_prompt": number}
+        if any(item.settings for item in items):
+            call["settings"] = [item.settings or None for item in items]
+        if first.n is not None:
+            call["num_return_sequences"] = first.n
         try:
-            output = engine.generate([item.prompt for item in items], **call, **first)
+            output = engine.generate([item.prompt for item in items], **call)
         except OptionError as refusal:
             if len(items) == 1:
-                return {items[0].line: items[0].record(self.name, error=str(refusal))}
-            middle = len(items) // 2
-            return self._generate(engine, items[:middle], call) | self._generate(
-                engine, items[middle:], call
-            )
+                return {first.line: first.record(self.name, error=str(refusal))}
+            halves = items[: len(items) // 2], items[len(items) // 2 :]
+            return {
+                k: v for half in halves for k, v in self._generate(engine, half, options).items()
+            }
         for name in self.totals:
             self.totals[name] += getattr(output.stats, name)
-        return {
-            item.line: self._record(item, index, output, call) for index, item in enumerate(items)
-        }
+        found = [self._found(item, index, output) for index, item in enumerate(items)]
+        for item, one in zip(items, found):
+            if _is_sampled(item, options):
+                one["seed"] = call["seed"]
+        return {item.line: item.record(self.name, **one) for item, one in zip(items, found)}
 
-    def _record(self, item: Item, index: int, output, call: dict) -> dict:
+    @staticmethod
+    def _found(item: Item, index: int, output) -> dict:
+        """Texts and tokens of the item at ``index`` of a call: lists of them where it has "n"."""
         n = item.n or 1
-        rows = range(index * n, index * n + n)
-        tokens = [
-            [int(t) for t in output.sequences[row][output.num_prompt_tokens[row] :]] for row in rows
-        ]
-        texts = [output.new_texts[row] for row in rows] if output.new_texts else []
         found: dict = {}
-        if texts:
+        rows = range(index * n, index * n + n)
+        starts, sequences = output.num_prompt_tokens, output.sequences
+        tokens = [[int(token) for token in sequences[row][starts[row] :]] for row in rows]
+        if output.new_texts:
+            texts = [output.new_texts[row] for row in rows]
             found |= {"text": texts[0]} if item.n is None else {"texts": texts}
-        found["tokens"] = tokens[0] if item.n is None else tokens
-        if call.get("do_sample"):
-            found["seed"] = call["seed"]
-        return item.record(self.name, **found)
+        return {**found, "tokens": tokens[0] if item.n is None else tokens}
 
     def take_up(self) -> None:
         """Pass over what the output has, comparing it line by line; what follows the last line
@@ -250,6 +228,10 @@ class Job:
                     f"{where} was drawn with seed {record['seed']}, not {self.seed}: {WAY_OUT}"
                 )
             self.seed = record["seed"]
+
+
+def _is_sampled(item: Item, options: dict) -> bool:
+    return bool(item.settings.get("do_sample", options.get("do_sample")))
 
 
 def _parse(raw: bytes | None) -> dict | None:

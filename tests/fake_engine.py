@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from specmoe.config import GenerateOptions, from_kwargs
@@ -38,13 +40,17 @@ class FakeEngine:
             raise KeyboardInterrupt
         first = options.get("first_prompt", 0)
         n = options.get("num_return_sequences") or 1
-        own = ("first_prompt", "num_return_sequences")
+        own = ("first_prompt", "num_return_sequences", "settings")
         checked = from_kwargs(GenerateOptions, {k: v for k, v in options.items() if k not in own})
+        settings = [one or {} for one in options.get("settings") or [None] * len(prompts)]
         for index, prompt in enumerate(prompts):
             if prompt in self.refused:
                 raise OptionError(f"prompt {index} is refused")
         prompts = [prompt for prompt in prompts for _ in range(n)]
-        new = [self._tokens(prompt, first + i, checked) for i, prompt in enumerate(prompts)]
+        new = [
+            self._tokens(prompt, first + i, dataclasses.replace(checked, **settings[i // n]))
+            for i, prompt in enumerate(prompts)
+        ]
         if self.wrong == checked.method:
             new[-1][-1] += 1
         return self._output([list(map(_code, p)) for p in prompts], new, checked)

@@ -35,8 +35,7 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.load", load)
-    monkeypatch.setattr("specmoe.checkpoint.resolve", lambda model: model)
-    monkeypatch.setattr("specmoe.jobs.identity_of", str)
+    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, revision=None: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 
@@ -345,7 +344,7 @@ def test_a_job_knows_its_model_by_content_and_not_by_its_spelling(
     loaded, specmoe_says, monkeypatch, tmp_path
 ):
     contents = {"m": "one", "./m": "one", "copy": "one", "other": "two"}
-    monkeypatch.setattr("specmoe.jobs.identity_of", contents.get)
+    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, _: contents[model])
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     words = ["--prompts", prompts, "--out", out, "--resume"]

@@ -67,7 +67,9 @@ BAD = {
     "a hot temperature": ('{"prompt": "a", "temperature": "hot"}', "temperature='hot'"),
     "a truth for a number": ('{"prompt": "a", "max_new_tokens": true}', "max_new_tokens=True"),
     "a negative one": ('{"prompt": "a", "max_new_tokens": -3}', "max_new_tokens=-3"),
-    "null": ('{"prompt": "a", "top_p": null}', "top_p=None"),
+    "a callable's name": ('{"prompt": "a", "logits_processor": "x"}', "unknown key 'logits_proc"),
+    "one option by two names": ('{"prompt": "a", "stop": "x", "stop_strings": "y"}', "one option"),
+    "a seed below zero": ('{"prompt": "a", "seed": -1}', "seed=-1"),
     "a list for a number": ('{"prompt": "a", "top_k": [3]}', "top_k=[3]"),
     "n of zero": ('{"prompt": "a", "n": 0}', '"n" is 0'),
     "n of a billion": ('{"prompt": "a", "n": 1000000000}', '"n" is 1000000000'),
@@ -162,50 +164,50 @@ def test_a_chunk_ends_early_where_its_lines_are_long(tmp_path, monkeypatch):
 
 
 def calls_of(tmp_path, *values, **options) -> list[tuple[list, dict]]:
-    engine = FakeEngine()
-    run(
-        prompt_file(tmp_path, *values),
-        tmp_path / "out",
-        engine,
-        {**OPTIONS, "batch_size": 4, **options},
-    )
-    return [(p, {k: v for k, v in o.items() if k != "batch_size"}) for p, o in engine.calls]
+    engine, options = FakeEngine(), {"max_new_tokens": 3, "batch_size": 4, **options}
+    run(prompt_file(tmp_path, *values), tmp_path / "out", engine, options)
+    return [(p, {k: v for k, v in o.items() if k not in options}) for p, o in engine.calls]
 
 
-def test_lines_of_equal_options_share_a_call_and_the_order_of_the_output_stays(tmp_path):
-    values = [{"prompt": f"p{i}", "max_new_tokens": 2 + i % 2} for i in range(6)]
+def test_lines_of_different_settings_share_a_call(tmp_path):
+    values = [{"prompt": "a", "max_new_tokens": 2}, {"prompt": "b"}, {"prompt": "c", "stop": "x"}]
+    calls = calls_of(tmp_path, *values[:2])
+    assert calls == [(["a", "b"], {"settings": [{"max_new_tokens": 2}, None]})]
+    assert [len(r["tokens"]) for r in records(tmp_path / "out")] == [2, 3]
+    assert jobs.read_items(
+        io.BytesIO(json.dumps(values[2]).encode()), "in"
+    ).__next__().settings == {"stop_strings": "x"}
+
+
+def test_lines_that_need_calls_of_their_own_keep_their_place_in_the_output(tmp_path):
+    values = [{"prompt": f"p{i}", "target_lang": "ab"[i % 2]} for i in range(6)]
     calls = calls_of(tmp_path, *values)
     assert calls == [
-        (["p0", "p2", "p4"], {"max_new_tokens": 2}),
-        (["p1", "p3", "p5"], {"max_new_tokens": 3}),
+        (["p0", "p2", "p4"], {"target_lang": "a"}),
+        (["p1", "p3", "p5"], {"target_lang": "b"}),
     ]
-    found = records(tmp_path / "out")
-    assert [(r["prompt"], len(r["tokens"])) for r in found] == [
-        (f"p{i}", 2 + i % 2) for i in range(6)
-    ]
+    assert [r["prompt"] for r in records(tmp_path / "out")] == [f"p{i}" for i in range(6)]
 
 
 def test_a_temperature_on_a_line_samples_and_zero_is_greedy(tmp_path):
-    sampled = {"do_sample": True, "temperature": 0.5, "seed": 7}
-    hot, cold = {"prompt": "a", "temperature": 0.5}, {"prompt": "b", "temperature": 0}
-    calls = calls_of(tmp_path, hot, cold, {"prompt": "c"}, seed=7)
-    assert calls == [
-        (["a"], {"max_new_tokens": 3, "first_prompt": 0, **sampled}),
-        (["b", "c"], {"max_new_tokens": 3}),
-    ]
+    hot, cold = {"prompt": "a", "temperature": 0.5}, {"prompt": "b", "temperature": 0, "top_k": 4}
+    [(prompts, options)] = calls_of(tmp_path, hot, cold, {"prompt": "c"}, seed=7)
+    assert options == {
+        "first_prompt": 0,
+        "settings": [{"temperature": 0.5, "do_sample": True}, {"do_sample": False}, None],
+    }
     assert ["seed" in r for r in records(tmp_path / "out")] == [True, False, False]
     (tmp_path / "out").unlink()
-    calls = calls_of(
-        tmp_path, cold, {"prompt": "c", "do_sample": False}, {"prompt": "d"}, **sampled
-    )
-    assert calls == [
-        (["b", "c"], {"max_new_tokens": 3}),
-        (["d"], {"max_new_tokens": 3, "first_prompt": 2, **sampled}),
-    ]
+    greedy = {"prompt": "c", "do_sample": False}
+    calls = calls_of(tmp_path, cold, greedy, {"prompt": "d"}, do_sample=True, seed=7)
+    assert calls[0][1]["settings"] == [{"do_sample": False}, {"do_sample": False}, None]
+    assert ["seed" in r for r in records(tmp_path / "out")] == [False, False, True]
 
 
 def test_sampled_lines_keep_their_number_in_whatever_calls_they_fall(tmp_path):
     values = [{"prompt": "same", "max_new_tokens": 3 + i % 2} for i in range(12)]
+    for i in (2, 3, 7):
+        values[i]["target_lang"] = "fra"
     sampling = {"do_sample": True, "seed": 5}
     run(prompt_file(tmp_path, *values), tmp_path / "out", options={**OPTIONS, **sampling})
     expected = FakeEngine().generate(["same"] * 12, max_new_tokens=4, **sampling).new_texts
@@ -255,20 +257,6 @@ def test_chats_go_to_the_engine_as_they_stand(tmp_path):
     assert [prompts for prompts, _ in engine.calls] == [[CHAT, CHAT], ["b"]]
     found = records(tmp_path / "out")
     assert found[0]["messages"] == CHAT and "prompt" not in found[0] and found[1]["prompt"] == "b"
-
-
-def test_options_that_contradict_the_job_end_their_line_only(tmp_path, monkeypatch):
-    def refuse(common, own):
-        if own.get("max_new_tokens") == 1 and common:
-            raise OptionError("max_new_tokens=1 contradicts the job")
-        return {**common, **own}
-
-    monkeypatch.setattr(jobs, "with_common", refuse)
-    run(
-        prompt_file(tmp_path, {"prompt": "a"}, {"prompt": "b", "max_new_tokens": 1}),
-        tmp_path / "out",
-    )
-    assert ["error" in r for r in records(tmp_path / "out")] == [False, True]
 
 
 def test_prompts_for_a_bench_carry_no_options(tmp_path):
