@@ -26,7 +26,8 @@ MACHINE = ("cpu", "cores", "memory", "threads", "kernel", "specmoe", "torch", "t
 
 # Of specmoe/, what decides neither tokens nor seconds of a run.
 BESIDE_THE_ENGINE = {
-    "bench", "cli", "commands", "doctor", "exactness", "exercises", "figures", "jobs", "lessons", "metrics", "probes",
+    "bench", "cli", "commands", "doctor", "exactness", "exercises", "figures", "job_files", "job_lines",
+    "jobs", "lessons", "metrics", "probes",
     "replay", "report", "reproduction", "routing", "simulate", "tiny", "widgets", "__init__", "__main__",
 }  # fmt: skip
 

@@ -7,6 +7,10 @@ stand-in among the residents. ``experts`` calls next, when drafting.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import PackedExperts
+from .checkpoint import PackedExperts, write_whole
+
+logger = logging.getLogger("specmoe")
 
 CHUNK_BYTES = 32 * 2**20  # of all experts of a layer together, so that no layer is ever loaded whole
 
@@ -22,19 +28,44 @@ CHUNK_BYTES = 32 * 2**20  # of all experts of a layer together, so that no layer
 def expert_distances(packed: PackedExperts) -> torch.Tensor:
     """L2 distance between the weights of every two experts of a layer, float32 ``[L, E, E]``, zero on the diagonal.
 
-    Read from ``affinity.npy`` beside the store; computed and written there the first time.
+    Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be written,
+    when that file is not of these very experts.
     """
     path = Path(packed.directory) / "affinity.npy"
     shape = (len(packed.layers), packed.num_experts, packed.num_experts)
-    if path.exists():
-        stored = np.load(path, allow_pickle=False)
-        if stored.shape == shape:
-            return torch.from_numpy(stored)
+    stored = _read_kept(path, packed, shape)
+    if stored is not None:
+        return stored
     distances = torch.stack([_layer_distances(packed, layer) for layer in range(shape[0])])
-    partial = path.with_name(f"affinity.{os.getpid()}.partial.npy")
-    np.save(partial, distances.numpy())
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.save(content, distances.numpy())
+    try:
+        write_whole(path, content.getvalue() + _seal(packed, content.getvalue()))
+    except OSError as error:
+        logger.info("distances between experts not kept in %s (%s)", path, error)
     return distances
+
+
+def _read_kept(path: Path, packed: PackedExperts, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """The distances in ``path``; None where they are missing, damaged, or of other experts."""
+    seal_bytes, num_bytes = hashlib.sha256().digest_size, 4 * math.prod(shape)
+    try:
+        if not num_bytes < path.stat().st_size < num_bytes + 4096:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    array, seal = content[:-seal_bytes], content[-seal_bytes:]
+    if seal != _seal(packed, array):
+        return None
+    return torch.from_numpy(np.load(io.BytesIO(array), allow_pickle=False))
+
+
+def _seal(packed: PackedExperts, array: bytes) -> bytes:
+    """What stands behind the array, where numpy does not look: a hash of it and of the experts it is of."""
+    digest = hashlib.sha256(repr((packed.checksums, packed.layout)).encode())
+    digest.update(array)
+    return digest.digest()
 
 
 def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:

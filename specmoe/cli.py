@@ -92,7 +92,7 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     by_name = {}
-    for add in (_models, _generate, _bench, _pack, _verify, _report, _train, _doctor):
+    for add in (_models, _generate, _bench, _pack, _verify, _cache, _report, _train, _doctor):
         name, summary = add.__name__[1:], add.__doc__
         by_name[name] = subparsers.add_parser(name, parents=[common], help=summary, description=summary)
         by_name[name].set_defaults(run=getattr(commands, name))
@@ -109,8 +109,8 @@ def _generate(parser: _Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a shipped model, a checkpoint folder or a hub id")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-p", "--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
-    source.add_argument("--prompts", metavar="IN.jsonl", help='lines {"prompt": ...}, with an "id" if you like')
-    parser.add_argument("--out", metavar="OUT.jsonl", help="where the texts of --prompts go, in their order")
+    source.add_argument("--prompts", metavar="IN.jsonl", help='lines {"prompt": ...}; - is stdin')
+    parser.add_argument("--out", metavar="OUT.jsonl", help="where the texts of --prompts go, in order; - is stdout")
     parser.add_argument("--resume", action="store_true", help="go on after the lines that --out already has")
     parser.add_argument("--overwrite", action="store_true", help="start --out anew")
     add = parser.add_argument
@@ -171,6 +171,7 @@ def _loading(parser: _Parser) -> None:
     group.add_argument("--device", help="cpu (default) or cuda")
     group.add_argument("--dtype", help="of the arithmetic, e.g. float32")
     group.add_argument("--compile", action="store_true", help="torch.compile around the experts (a minute of warm-up)")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     group.add_argument("--num-readers", type=int, metavar="R", help="threads that read the store (4)")
 
 
@@ -184,6 +185,13 @@ def _pack(parser: _Parser) -> None:
 def _verify(parser: _Parser) -> None:
     """compare a packed checkpoint with its checksums"""
     parser.add_argument("directory", metavar="DIR", help="what `specmoe pack` wrote")
+
+
+def _cache(parser: _Parser) -> None:
+    """list and remove the packed copies of checkpoints that are kept for the next load"""
+    parser.add_argument("action", metavar="list|remove", choices=("list", "remove"), nargs="?", default="list")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="what to remove, as the list calls it")
+    parser.add_argument("--all", action="store_true", help="remove every packed copy")
 
 
 def _report(parser: _Parser) -> None:

@@ -6,6 +6,7 @@ Comes in: the namespace that ``cli`` parsed (options that were not typed are not
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -59,27 +60,45 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
     """Prompts from a file to a file; 1 when any line ended in an error."""
     from . import jobs
 
-    resume, overwrite = getattr(args, "resume", False), getattr(args, "overwrite", False)
-    name = jobs.fingerprint(args.model, {**load, **decode})
-    job = jobs.open_job(args.prompts, args.out, name, resume, overwrite)
-    num_before = job.num_done
+    def name() -> str:
+        from . import checkpoint
+
+        identity = checkpoint.identity_of(args.model, load.get("revision"))
+        return jobs.fingerprint(identity, load, decode)
+
+    to_stdout = args.out == "-"
+    if to_stdout and args.json:
+        raise OptionError("--json prints one object on stdout, where --out - has its lines: name a file for them")
+    how = [getattr(args, option, default) for option, default in (("resume", 0), ("overwrite", 0), ("seed", None))]
+    with jobs.open_job(args.prompts, args.out, name, *how) as job:
+        num_before = job.num_done
+        # What a library prints must not come between the lines.
+        with contextlib.redirect_stdout(sys.stderr) if to_stdout else contextlib.nullcontext():
+            _run_job(args, job, load, decode)
+        summary = {
+            "out": str(args.out), "num_lines": job.num_done, "num_written": job.num_done - num_before,
+            "num_errors": job.num_errors, **job.totals, "tokens_per_second": _rate(job.totals),
+        }  # fmt: skip
+        if to_stdout:
+            print(_one_line(summary), file=sys.stderr)
+        else:
+            _emit(args, summary, lambda: _one_line(summary))
+        return 1 if job.num_errors else 0
+
+
+def _run_job(args: Namespace, job, load: dict, decode: dict) -> None:
+    """The engine is loaded when the first prompt is met, and closed at the end."""
 
     def report(line: int, error: str) -> None:
         print(f"specmoe: {args.prompts} line {line}: {error}", file=sys.stderr)
 
-    if job.needs_engine:
+    def open_engine():
         from . import engine
 
-        with engine.load(args.model, **load) as loaded:
-            job.run(loaded, decode, report, _progress("prompts"))
-    else:
-        job.run(None, decode, report)
-    summary = {
-        "out": str(args.out), "num_lines": job.num_done, "num_written": job.num_done - num_before,
-        "num_errors": job.num_errors, **_sums(job.stats),
-    }  # fmt: skip
-    _emit(args, summary, lambda: _one_line(summary))
-    return 1 if job.num_errors else 0
+        return stack.enter_context(engine.load(args.model, **load))
+
+    with contextlib.ExitStack() as stack:
+        job.run(open_engine, decode, report, _lines_done())
 
 
 def bench(args: Namespace) -> int:
@@ -142,6 +161,22 @@ def verify(args: Namespace) -> int:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         print(f"specmoe: error: altered: {named}{more}: pack the checkpoint again", file=sys.stderr)
     return 1 if bad else 0
+
+
+def cache(args: Namespace) -> int:
+    names = getattr(args, "names", [])
+    chosen = names or getattr(args, "all", False)
+    if args.action == "list" and chosen:
+        raise OptionError("names and --all belong to `specmoe cache remove`")
+    if args.action == "remove" and (not chosen or (names and "all" in args)):
+        raise OptionError("`specmoe cache remove` needs the names of packed copies, or --all")
+    from .checkpoint import cache as kept
+
+    rows = kept.remove(names or None) if chosen else kept.entries()
+    key = "removed" if chosen else "copies"
+    found = {"folder": str(kept.cache_folder()), "bytes": sum(row["bytes"] for row in rows), key: rows}
+    _emit(args, found, lambda: f"{found['folder']}: {found['bytes'] / 2**20:.1f} MiB {key}\n{_table(rows)}")
+    return 0
 
 
 def report(args: Namespace) -> int:
@@ -253,13 +288,8 @@ def _one_line(found: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
-def _sums(stats: list) -> dict:
-    """Totals over the chunks of a job."""
-    tokens, seconds = sum(s.num_new_tokens for s in stats), sum(s.seconds for s in stats)
-    return {
-        "num_new_tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds if seconds else 0.0,
-        "fetched_bytes": sum(s.fetched_bytes for s in stats),
-    }  # fmt: skip
+def _rate(totals: dict) -> float:
+    return totals["num_new_tokens"] / totals["seconds"] if totals["seconds"] else 0.0
 
 
 def _table(rows: list[dict]) -> str:
@@ -280,6 +310,13 @@ def _progress(unit: str) -> Callable | None:
         print(f"\r\033[K{done}/{total} {unit} {what}", end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def _lines_done() -> Callable[[int], None] | None:
+    """The same for a job, whose length nobody knows."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda done: print(f"\r\033[K{done} lines ", end="", file=sys.stderr, flush=True)
 
 
 def _training_progress() -> Callable | None:

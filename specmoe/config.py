@@ -92,7 +92,7 @@ def from_kwargs(cls: type, kwargs: dict[str, Any]):
     names = [field.name for field in dataclasses.fields(cls)]
     for name in kwargs:
         if name not in names:
-            raise OptionError(f"unknown option {name!r}: {nearest(name, names)}")
+            raise OptionError(f"unknown option {name!r}: {nearest(name, {*names} - {'own'})}")
     return cls(**kwargs)
 
 
@@ -110,6 +110,7 @@ class LoadOptions:
     compile: bool = False
     trace: bool = True
     num_readers: int = 4
+    revision: str | None = None  # branch, tag or commit of a hub id
 
     def __post_init__(self):
         check_choice("store", self.store, STORES)
@@ -117,6 +118,8 @@ class LoadOptions:
         _check_at_least(self, {"draft_experts": 1, "num_readers": 1})
         object.__setattr__(self, "fast_memory", parse_bytes("fast_memory", self.fast_memory))
         object.__setattr__(self, "expert_bytes", parse_bytes("expert_bytes", self.expert_bytes))
+        if not isinstance(self.revision, str | None) or self.revision == "":
+            raise OptionError(f"revision={self.revision!r} is no branch, tag or commit of a hub id")
         if self.link_bytes_per_s is not None:
             _check_at_least(self, {"link_bytes_per_s": 1})
 
@@ -136,14 +139,19 @@ class GenerateOptions:
     eviction: str = "temporal"
     prefetch: bool = True
     batch_size: int | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    # None: what generation_config or the checkpoint says, else greedy; then 1.0, 0 and 1.0
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int | None = None
     first_prompt: int = 0  # number of the first prompt in a longer job: sampling noise depends on it
     accept_rule: str = "coupled"
     eos_token_id: int | list[int] | None = None
+    logits_processor: Any = None
+    stopping_criteria: Any = None
+    settings: Any = None  # a dict of generation settings or None, one per prompt
+    own: Any = dataclasses.field(default_factory=dict)  # other generation settings by name; ``settings.gather`` fills it
     source_lang: str | None = None
     target_lang: str | None = None
     streamer: Any = None
@@ -160,7 +168,9 @@ class GenerateOptions:
         _check_at_least(self, {"max_new_tokens": 1, "gamma": 0, "batch_size": 1, "top_k": 0, "seed": 0, "first_prompt": 0})
         _check_at_least(self, {"draft_top_k": 1})
         _check_at_least(self, {"temperature": 0, "top_p": 0})
+        if self.do_sample is not None and not isinstance(self.do_sample, bool):
+            raise OptionError(f"do_sample={self.do_sample!r} must be True or False")
         if self.do_sample and self.temperature == 0:
             raise OptionError("temperature=0 with do_sample=True: use do_sample=False for greedy decoding")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise OptionError(f"top_p={self.top_p!r} must be above 0 and at most 1")

@@ -56,6 +56,12 @@ class Drafting:
         if sure is not None:
             self.alive &= planner.worth_drafting(self.chance, self.alive)
 
+    def prefixes(self) -> list[list[int]]:
+        """The tokens drafted so far of every row that is computed."""
+        if not self.tokens:
+            return [[] for _ in self.here]
+        return torch.stack(self.tokens, dim=1)[self.here].tolist()
+
     def leave_out(self) -> torch.Tensor | None:
         """Which of the rows that are computed go on, when it pays to leave the others out; else None."""
         going = self.alive[self.here]

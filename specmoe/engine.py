@@ -6,6 +6,7 @@ job through ``speculate.decode`` and gives back tokens, texts, stats and a trace
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from .errors import SpecMoEError
 from .eviction import RunPolicy
 from .exactness import ExactReport, compare_methods
 from .expert_store import open_store
-from .experts import OffloadedExperts, RunExperts
+from .experts import OffloadedExperts
 from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
@@ -31,6 +32,7 @@ from .prompts import check_lengths, read_prompts
 from .resident_pool import ResidentPool
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
+from .settings import Settings, gather
 from .speculate import Job, Row, decode
 from .trace import PoolCounts, Trace
 from .transfers import allocate_slots
@@ -58,7 +60,7 @@ class Engine:
     def __init__(self, model: str, options: LoadOptions):
         self.name, self.options = str(model), options
         check_device(options.device)
-        path = checkpoint.resolve(model)
+        path = checkpoint.resolve(model, options.revision)
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
         self.is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
@@ -101,8 +103,10 @@ class Engine:
         the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
         (the engine can be used again).
         """
-        options = from_kwargs(GenerateOptions, options)
-        rows = self._read(prompts, attention_mask, options)
+        run = Settings(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
+        options = run.options
+        rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=run.longest))
+        sampler = Sampler(options, warped=run.give_rules(rows))
         method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
         if method.planner.weighs:
@@ -116,7 +120,10 @@ class Engine:
                 self.experts.running(pool, pool.policy, method.drafting) as experts,
                 self.decoder.passes.plainly() if options.substitute == "router" else nullcontext(),
             ):
-                job = self._job(method, options, rows, batch_size, experts)
+                job = Job(
+                    decoder=self.decoder, experts=experts, sampler=sampler, planner=method.planner, queue=deque(rows),
+                    batch_size=batch_size, eos=run.eos.union(*(row.rules.eos for row in rows if row.rules)), trace=trace,
+                )  # fmt: skip
                 self._preload(pool, method)
                 self.decoder.open(batch_size, max(row.limit for row in job.queue))
                 seconds = self._run(job, watcher)
@@ -128,6 +135,7 @@ class Engine:
         stats = make_stats(
             options.method, batch_size, job.totals, pool.counts, seconds,
             pool.num_bytes + self.memory.scratch_bytes, kept_full=len(rows) > batch_size,
+            seed=sampler.seed if options.do_sample else None,
         )  # fmt: skip
         return self._output(watcher.finished, stats, trace)
 
@@ -152,7 +160,7 @@ class Engine:
     def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
         """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the start token."""
         sources = read_sources(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size, options.source_lang)
-        forced = self.model.generation_config.forced_bos_token_id
+        forced = options.own.get("forced_bos_token_id", self.model.generation_config.forced_bos_token_id)
         start = decoder_prompt(self.decoder.start_token, forced, self.tokenizer, options.target_lang)
         check_source_lengths(sources, len(start), options.max_new_tokens, self.decoder.max_positions)
         limit, first = 1 + options.max_new_tokens, options.first_prompt
@@ -161,20 +169,6 @@ class Engine:
     def _check_open(self) -> None:
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
-
-    def _job(self, method: Method, options: GenerateOptions, rows: list[Row], batch_size: int, experts: RunExperts) -> Job:
-        return Job(
-            decoder=self.decoder, experts=experts, sampler=Sampler(options), planner=method.planner,
-            queue=deque(rows), batch_size=batch_size, eos=self._eos(options), trace=experts.pool.trace,
-        )  # fmt: skip
-
-    def _eos(self, options: GenerateOptions) -> frozenset[int]:
-        eos = options.eos_token_id
-        if eos is None:
-            eos = self.model.generation_config.eos_token_id
-        if eos is None:
-            eos = self.decoder.config.eos_token_id
-        return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
     def _pool(self, method: Method, trace: Trace) -> ResidentPool:
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)

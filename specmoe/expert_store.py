@@ -18,7 +18,7 @@ import zlib
 
 import torch
 
-from .checkpoint import PackedExperts
+from .checkpoint import TICK_NS, PackedExperts, hold
 from .errors import StoreError
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
@@ -37,7 +37,7 @@ class ExpertStore:
         self.device = torch.device(device)
         self.link = Link(link_bytes_per_s)
         self.num_readers = num_readers
-        self._checked = [[False] * packed.num_experts for _ in packed.layers]
+        self._checked: list[list] = [[None] * packed.num_experts for _ in packed.layers]
         self._queue: list[tuple[int, int, Read]] = []
         self._under_way: list[Read] = []
         self._order = itertools.count()
@@ -139,16 +139,17 @@ class ExpertStore:
             f"cannot read expert {key.expert} of MoE layer {key.layer} from {self.packed.data_file}: {failure}"
         )
 
-    def _check(self, key: ExpertKey, memory) -> None:
-        """Compare a record with its checksum, once, the first time it is read."""
-        if self._checked[key.layer][key.expert]:
+    def _check(self, key: ExpertKey, memory, stamp) -> None:
+        """Compare a record with its checksum the first time it is read, and again whenever ``stamp``
+        is another one than then; None is never the same."""
+        if stamp is not None and self._checked[key.layer][key.expert] == stamp:
             return
         if zlib.crc32(memory) != self.packed.checksums[key.layer][key.expert]:
             raise StoreError(
                 f"expert {key.expert} of MoE layer {key.layer} in {self.packed.data_file} is altered (checksum differs): "
                 "delete the folder and pack the checkpoint again"
             )
-        self._checked[key.layer][key.expert] = True
+        self._checked[key.layer][key.expert] = stamp
 
     def _make_reader(self):
         return None
@@ -182,6 +183,7 @@ class DiskStore(ExpertStore):
 
     def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
         self._file, self.how = _open_around_page_cache(packed.data_file)
+        hold(self._file)
         super().__init__(packed, device, link_bytes_per_s, num_readers)
 
     def _make_reader(self):
@@ -190,6 +192,7 @@ class DiskStore(ExpertStore):
     def _copy(self, read: Read, lane: _CudaLane | None) -> None:
         memory = memory_of(read.buffer if lane is None else lane.bounce)
         offset, filled = self.packed.offset(*read.key), 0
+        stamp = _stamp(self._file)
         while filled < self.record_bytes:
             num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
             if num_bytes == 0:
@@ -198,12 +201,21 @@ class DiskStore(ExpertStore):
             filled += num_bytes
         if self.how != "direct":
             os.posix_fadvise(self._file, offset, self.record_bytes, os.POSIX_FADV_DONTNEED)
-        self._check(read.key, memory)
+        self._check(read.key, memory, stamp)
         if lane is not None:
             lane.copy(read.buffer, lane.bounce, read.after)
 
     def _release(self) -> None:
         os.close(self._file)
+
+
+def _stamp(file: int) -> tuple[int, ...] | None:
+    """What changes when anybody writes into the file; None when it was written just now, and a second
+    change could still get the same time stamp."""
+    found = os.fstat(file)
+    if time.time_ns() - found.st_ctime_ns < TICK_NS:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _open_around_page_cache(path) -> tuple[int, str]:
@@ -243,7 +255,7 @@ class MemoryStore(ExpertStore):
 
     def _copy(self, read: Read, lane: _CudaLane | None) -> None:
         record = self._records[read.key.layer * self.packed.num_experts + read.key.expert]
-        self._check(read.key, memory_of(record))
+        self._check(read.key, memory_of(record), "read once")
         if lane is None:
             read.buffer.copy_(record)
         else:

@@ -1,8 +1,10 @@
-"""A file of prompts in, a file of texts out: order kept, nothing lost when interrupted.
+"""A file of prompts in, a file of texts out: order kept, nothing lost when interrupted, memory for
+one chunk only.
 
-Comes in: JSON lines ``{"prompt": ...}`` or ``{"id": ..., "prompt": ...}``; a prompt is a text or a list of token ids.
-Goes out: one line per prompt, in the same order: ``{"line", "id", "prompt", "text", "tokens", "job"}``, or
-``{"line", "error", ...}`` where a line could not be read or its prompt was refused. ``commands`` calls this.
+Comes in: the lines of ``job_lines`` and the files of ``job_files``. Goes out: one line per prompt,
+in the same order: ``{"line", "id", "prompt", "text", "tokens", "seed", "job", "input"}`` ("texts"
+and lists of tokens where the line has "n"; "seed" where it was sampled), or ``{"line", "error",
+...}`` where a line could not be read or its prompt was refused. ``commands`` calls this.
 """
 
 from __future__ import annotations
@@ -10,227 +12,285 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from itertools import chain
+from typing import BinaryIO
 
+from .config import GenerateOptions, LoadOptions, from_kwargs
 from .errors import OptionError
+from .job_files import OutFile, OutStream, open_input
+from .job_lines import MAX_LINE_BYTES, Item, deciding, read_items, read_lines
+from .settings import gather
 
 BATCH_SIZE = 16  # where the user gives none
-CHUNK_BATCHES = 4  # prompts per call of ``generate``, in batches: the batch stays full, and little is lost
-# Options that decide the texts; method, gamma and batch size do not, so a job may be resumed with others.
-DECIDING = (
-    "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed", "accept_rule", "eos_token_id",
-    "source_lang", "target_lang", "expert_bytes", "dtype",
-)  # fmt: skip
+CHUNK_BATCHES = 4  # texts per chunk, in batches: the batch stays full, and little is lost
+CHUNK_BYTES = 2 * MAX_LINE_BYTES  # of input, after which a chunk ends early
+MAX_RECORD_BYTES = 16 * MAX_LINE_BYTES  # a longer line of the output was not written here
+WAY_OUT = "pass --overwrite or another --out"
 
 
-@dataclass(frozen=True)
-class Item:
-    """One line of the input. ``number`` counts the readable ones from 0; ``error`` says why a line is not."""
-
-    line: int
-    number: int = -1
-    prompt: str | list[int] | None = None
-    id: Any = None
-    error: str | None = None
-
-    def record(self, job: str, **result) -> dict:
-        """The output line of this item."""
-        known = {} if self.id is None else {"id": self.id}
-        if self.prompt is not None:
-            known["prompt"] = self.prompt
-        return {"line": self.line, **known, **result, "job": job}
-
-    def fits(self, record: dict) -> bool:
-        """Whether ``record`` was written for this item."""
-        return (record.get("line"), record.get("id"), record.get("prompt")) == (self.line, self.id, self.prompt)
+def read_prompts(path: str | os.PathLike) -> list[str | list]:
+    """All prompts at once; here an unreadable line, or one that says more than its prompt, is an
+    ``OptionError``."""
+    stream, name = open_input(path)
+    prompts = []
+    with stream:
+        for item in read_items(stream, name):
+            error = (
+                item.error
+                or (item.settings or item.call or item.n)
+                and "decoding options of a line belong to specmoe generate"
+            )
+            if error:
+                raise OptionError(f"{name} line {item.line}: {error}")
+            prompts.append(item.prompt)
+    return prompts
 
 
-def read_items(path: str | os.PathLike) -> list[Item]:
-    """Every line but blank ones; ``OptionError`` when there is no file or nothing in it."""
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as failure:
-        raise OptionError(f"cannot read prompts from {path}: {failure.strerror or failure}") from failure
-    items: list[Item] = []
-    num_readable = 0
-    for line, raw in enumerate(lines, start=1):
-        if raw.strip():
-            item = _read_item(line, num_readable, raw)
-            num_readable += item.error is None
-            items.append(item)
-    if not items:
-        raise OptionError(f'{path} holds no prompts: write lines like {{"prompt": "..."}}')
-    return items
-
-
-def _read_item(line: int, number: int, raw: bytes) -> Item:
-    try:
-        found = json.loads(raw.decode("utf-8"))
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could not be written back
-    except (ValueError, RecursionError) as failure:
-        return Item(line, error=f"not JSON: {failure}")
-    if not isinstance(found, dict) or "prompt" not in found:
-        return Item(line, error='not an object with a "prompt"')
-    prompt = found["prompt"]
-    is_ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
-    if _is_chat(prompt):
-        return Item(line, id=found.get("id"), error='"prompt" holds chat messages: write the text itself')
-    if not (isinstance(prompt, str) or is_ids):
-        return Item(line, id=found.get("id"), error='"prompt" is neither a text nor a list of token ids')
-    if not prompt:
-        return Item(line, id=found.get("id"), error='"prompt" is empty')
-    return Item(line, number, prompt, found.get("id"))
-
-
-def _is_chat(prompt: object) -> bool:
-    messages = prompt if isinstance(prompt, list) else [prompt]
-    return any(isinstance(message, dict) and "role" in message for message in messages)
-
-
-def read_prompts(path: str | os.PathLike) -> list[str | list[int]]:
-    """Only the prompts; here an unreadable line is an ``OptionError``."""
-    items = read_items(path)
-    for item in items:
-        if item.error is not None:
-            raise OptionError(f"{path} line {item.line}: {item.error}")
-    return [item.prompt for item in items]
-
-
-def fingerprint(model: str, options: dict) -> str:
-    """Eight digits that change with the model or with any option that decides the texts."""
-    deciding = {name: str(options[name]) for name in DECIDING if options.get(name) is not None}
-    text = json.dumps([str(model), deciding], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def fingerprint(identity: str, load: dict, decode: dict) -> str:
+    """16 digits that change with the content of the model (``identity``) and with any option that
+    decides the texts but the seed, which stands in the lines. An option written out with its
+    default value is the default."""
+    found: dict = {}
+    for cls, given in ((LoadOptions, load), (GenerateOptions, gather(decode))):
+        options = from_kwargs(cls, given)
+        found |= {name: str(getattr(options, name)) for name in deciding(cls) - {"seed"}}
+    found = {
+        name: value for name, value in found.items() if value != "None"
+    }  # a new option changes no old job
+    return hashlib.sha256(json.dumps([identity, found], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Job:
-    """A job that can be stopped and taken up again. ``open_job`` makes it; ``run`` changes the output file only."""
+    """A job that can be stopped and taken up again. ``open_job`` makes it; ``run`` changes the
+    output file only. Leaving the ``with`` block lets go of the files and of the lock."""
 
-    out: Path
-    items: list[Item]
+    stream: BinaryIO
+    out: OutFile | OutStream
+    items: Iterator[Item]  # those that are not done
     name: str
-    num_done: int  # lines of the output that are there
-    num_errors: int  # of them, lines with an error
-    stats: list = field(default_factory=list)
+    seed: int | None  # of the lines that are sampled and have none of their own
+    num_done: int = 0  # lines of the output that are there
+    num_errors: int = 0  # of them, lines with an error
+    totals: dict = field(
+        default_factory=lambda: dict.fromkeys(("num_new_tokens", "seconds", "fetched_bytes"), 0)
+    )
+    num_kept_bytes: int = 0  # of the output, when it was opened
 
-    @property
-    def needs_engine(self) -> bool:
-        return any(item.error is None for item in self.items[self.num_done :])
+    def __enter__(self) -> Job:
+        return self
 
-    def run(self, engine, options: dict, report: Callable[[int, str], None], progress=None) -> None:
-        """Write what is missing. ``report`` hears of every line with an error, ``progress`` of lines done."""
-        left, options = self.items[self.num_done :], {"batch_size": BATCH_SIZE, **options}
-        size = CHUNK_BATCHES * options["batch_size"]
-        with open(self.out, "a", encoding="utf-8") as file:
-            for start in range(0, len(left), size):
-                for record in self._records(engine, left[start : start + size], options):
-                    _append(file, record)
-                    self.num_done += 1
-                    if "error" in record:
-                        self.num_errors += 1
-                        report(record["line"], record["error"])
-                    if progress is not None:
-                        progress(self.num_done, len(self.items))
+    def __exit__(self, *exception) -> None:
+        self.out.close()
+        if self.stream is not getattr(sys.stdin, "buffer", None):
+            self.stream.close()
+
+    def run(
+        self,
+        open_engine: Callable,
+        options: dict,
+        report: Callable[[int, str], None],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write what is missing. ``open_engine`` is called once, at the first prompt; ``report``
+        hears of every line with an error, ``progress`` of the number of lines done."""
+        options, engine = {"batch_size": BATCH_SIZE, **options}, None
+        if self.seed is None:
+            self.seed = secrets.randbits(31)
+        for chunk in _chunks(self.items, CHUNK_BATCHES * options["batch_size"]):
+            if engine is None and any(item.error is None for item in chunk):
+                engine = open_engine()
+            records = self._records(engine, chunk, options)
+            self.out.begin(self.num_kept_bytes)
+            for record in records:
+                self._write(record, report)
+                if progress is not None:
+                    progress(self.num_done)
+            self.out.sync()
+        self.out.begin(self.num_kept_bytes)  # half a line is cut off even where none was missing
+
+    def _write(self, record: dict, report: Callable[[int, str], None]) -> None:
+        self.out.append(record)
+        self.num_done += 1
+        if "error" in record:
+            self.num_errors += 1
+            report(record["line"], record["error"])
 
     def _records(self, engine, items: list[Item], options: dict) -> list[dict]:
-        made = {item.line: item.record(self.name, error=item.error) for item in items if item.error is not None}
-        for same_kind in _by_kind([item for item in items if item.error is None]):
-            made |= self._generate(engine, same_kind, options)
+        bad = [item for item in items if item.error is not None]
+        made = {item.line: item.record(self.name, error=item.error) for item in bad}
+        for group in self._groups([item for item in items if item.error is None], options):
+            made |= self._generate(engine, group, options)
         return [made[item.line] for item in items]
 
+    def _groups(self, items: list[Item], options: dict) -> list[list[Item]]:
+        """The items by calls of ``generate``: of one kind and with the same options of the call.
+
+        Noise is drawn by a prompt's number, and a call counts from its ``first_prompt`` on: a
+        sampled item can only stand where that gives its number.
+        """
+        groups: list[list[Item]] = []
+        latest: dict[str, list[Item]] = {}
+        for item in items:
+            alone = item.line if item.has_own_seed else None
+            key = json.dumps([item.kind, item.n, item.call, alone], sort_keys=True)
+            group = latest.get(key)
+            is_next = group and item.number == group[0].number + len(group) * (item.n or 1)
+            if group is None or (_is_sampled(item, options) and not is_next):
+                group = latest[key] = []
+                groups.append(group)
+            group.append(item)
+        return groups
+
     def _generate(self, engine, items: list[Item], options: dict) -> dict[int, dict]:
-        """Line -> record. A chunk with a prompt that the engine refuses is halved until that prompt is alone."""
+        """Line -> record. A call that is refused is halved until the prompt that it is refused for
+        is alone."""
+        first, call = items[0], {**options, **items[0].call}
+        if any(_is_sampled(item, options) for item in items):
+            number = 0 if first.has_own_seed else first.number
+            call = {**call, "seed": first.call.get("seed", self.seed), "first_prompt": number}
+        if any(item.settings for item in items):
+            call["settings"] = [item.settings or None for item in items]
+        if first.n is not None:
+            call["num_return_sequences"] = first.n
         try:
-            output = engine.generate([item.prompt for item in items], **_numbered(options, items))
+            output = engine.generate([item.prompt for item in items], **call)
         except OptionError as refusal:
             if len(items) == 1:
-                return {items[0].line: items[0].record(self.name, error=str(refusal))}
-            middle = len(items) // 2
-            first, second = (self._generate(engine, part, options) for part in (items[:middle], items[middle:]))
-            return first | second
-        self.stats.append(output.stats)
-        made = {}
-        for index, item in enumerate(items):
-            text = {"text": output.new_texts[index]} if output.new_texts else {}
-            tokens = [int(token) for token in output.sequences[index]][output.num_prompt_tokens[index] :]
-            made[item.line] = item.record(self.name, **text, tokens=tokens)
-        return made
+                return {first.line: first.record(self.name, error=str(refusal))}
+            halves = items[: len(items) // 2], items[len(items) // 2 :]
+            return {
+                k: v for half in halves for k, v in self._generate(engine, half, options).items()
+            }
+        for name in self.totals:
+            self.totals[name] += getattr(output.stats, name)
+        found = [self._found(item, index, output) for index, item in enumerate(items)]
+        for item, one in zip(items, found):
+            if _is_sampled(item, options):
+                one["seed"] = call["seed"]
+        return {item.line: item.record(self.name, **one) for item, one in zip(items, found)}
+
+    @staticmethod
+    def _found(item: Item, index: int, output) -> dict:
+        """Texts and tokens of the item at ``index`` of a call: lists of them where it has "n"."""
+        n = item.n or 1
+        found: dict = {}
+        rows = range(index * n, index * n + n)
+        starts, sequences = output.num_prompt_tokens, output.sequences
+        tokens = [[int(token) for token in sequences[row][starts[row] :]] for row in rows]
+        if output.new_texts:
+            texts = [output.new_texts[row] for row in rows]
+            found |= {"text": texts[0]} if item.n is None else {"texts": texts}
+        return {**found, "tokens": tokens[0] if item.n is None else tokens}
+
+    def take_up(self) -> None:
+        """Pass over what the output has, comparing it line by line; what follows the last line
+        break is the trace of an interruption."""
+        with self.out.read() as file:
+            for line, raw in read_lines(file, self.out.name, MAX_RECORD_BYTES):
+                if raw is not None and not raw.endswith(b"\n"):
+                    return
+                record = _parse(raw)
+                if record is None:
+                    raise OptionError(
+                        f"{self.out.name} line {line} was not written by specmoe: {WAY_OUT}"
+                    )
+                self._pass(line, record)
+                self.num_done += 1
+                self.num_errors += "error" in record
+                self.num_kept_bytes += len(raw)
+
+    def _pass(self, line: int, record: dict) -> None:
+        """The next item must be the one that ``record`` was written for."""
+        where, item = f"{self.out.name} line {line}", next(self.items, None)
+        if item is None:
+            raise OptionError(
+                f"{self.out.name} has more lines than the prompts, which end at {line - 1}: "
+                f"{WAY_OUT}"
+            )
+        if (record["line"], record.get("input")) != (item.line, item.digest):
+            raise OptionError(
+                f"{where} does not belong to line {item.line} of the prompts: {WAY_OUT}"
+            )
+        if record.get("job") != self.name:
+            raise OptionError(
+                f"{where} comes from a model of other content or other options (length, sampling): "
+                f"{WAY_OUT}"
+            )
+        if "seed" in record and not item.has_own_seed:
+            if self.seed not in (None, record["seed"]):
+                raise OptionError(
+                    f"{where} was drawn with seed {record['seed']}, not {self.seed}: {WAY_OUT}"
+                )
+            self.seed = record["seed"]
 
 
-def _by_kind(items: list[Item]) -> Iterator[list[Item]]:
-    """Texts and lists of ids apart, neighbours together: one call of ``generate`` takes one kind."""
-    group: list[Item] = []
+def _is_sampled(item: Item, options: dict) -> bool:
+    return bool(item.settings.get("do_sample", options.get("do_sample")))
+
+
+def _parse(raw: bytes | None) -> dict | None:
+    """A line that was written here, or None."""
+    try:
+        record = json.loads(raw or b"")
+    except (ValueError, RecursionError):
+        return None
+    if (
+        not isinstance(record, dict)
+        or "line" not in record
+        or type(record.get("seed", 0)) is not int
+    ):
+        return None
+    return record
+
+
+def _chunks(items: Iterator[Item], num_texts: int) -> Iterator[list[Item]]:
+    """As many items as make ``num_texts``, or ``CHUNK_BYTES`` of input."""
+    chunk: list[Item] = []
+    texts = num_bytes = 0
     for item in items:
-        if group and type(group[0].prompt) is not type(item.prompt):
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
+        chunk.append(item)
+        texts, num_bytes = texts + (item.n or 1), num_bytes + item.num_bytes
+        if texts >= num_texts or num_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, texts, num_bytes = [], 0, 0
+    if chunk:
+        yield chunk
 
 
-def _numbered(options: dict, items: Sequence[Item]) -> dict:
-    """Sampling draws by (seed, prompt's number), so the number in the whole job has to be told."""
-    if not options.get("do_sample") or items[0].number == 0:
-        return options
-    return {**options, "first_prompt": items[0].number}
-
-
-def _append(file: TextIO, record: dict) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
-
-
-def open_job(prompts, out, name: str, resume: bool = False, overwrite: bool = False) -> Job:
-    """Check input and output before anything is loaded. With ``resume`` a half-written last line is cut off."""
-    items, out = read_items(prompts), Path(out)
-    if out.exists() and os.path.samefile(prompts, out):
-        raise OptionError(f"--out {out} is the file of prompts itself: name another one")
-    if not out.parent.is_dir():
-        raise OptionError(f"--out {out}: there is no folder {out.parent}")
+def open_job(
+    prompts: str | os.PathLike,
+    out: str | os.PathLike,
+    name: Callable[[], str],
+    resume: bool = False,
+    overwrite: bool = False,
+    seed: int | None = None,
+) -> Job:
+    """Check input and output, and lock the output, before anything is loaded. ``name`` gives the
+    job's fingerprint when both are there; ``-`` is stdin, stdout."""
     if resume and overwrite:
         raise OptionError("--resume and --overwrite exclude each other")
-    done: list[dict] = []
-    if out.exists():
-        if resume:
-            done, num_bytes = _written(out)
-            _check_corresponds(out, items, done, name)
-            os.truncate(out, num_bytes)
-        elif overwrite:
-            out.write_bytes(b"")
-        else:
-            raise OptionError(f"{out} exists: pass --resume to go on where it stops, or --overwrite")
-    return Job(out, items, name, len(done), sum("error" in record for record in done))
-
-
-def _written(out: Path) -> tuple[list[dict], int]:
-    """The records in ``out`` and their bytes; what follows the last line break is the trace of an interruption."""
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    records = []
-    for line, raw in enumerate(whole.splitlines(), start=1):
-        try:
-            record = json.loads(raw)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or "line" not in record:
-            raise OptionError(f"{out} line {line} was not written by specmoe: pass --overwrite or another --out")
-        records.append(record)
-    return records, len(whole)
-
-
-def _check_corresponds(out: Path, items: list[Item], done: list[dict], name: str) -> None:
-    way_out = "pass --overwrite or another --out"
-    if len(done) > len(items):
-        raise OptionError(f"{out} has {len(done)} lines, the prompts only {len(items)}: {way_out}")
-    for line, (item, record) in enumerate(zip(items, done), start=1):
-        if not item.fits(record):
-            raise OptionError(f"{out} line {line} does not belong to line {item.line} of the prompts: {way_out}")
-        if record.get("job") != name:
+    if str(out) == "-" and (resume or overwrite):
+        raise OptionError("--resume and --overwrite belong to a file, not to --out -")
+    stream, said = open_input(prompts)
+    with ExitStack() as stack:
+        file = OutStream() if str(out) == "-" else OutFile(out)
+        job = stack.enter_context(Job(stream, file, iter(()), "", seed))
+        if file.is_same_file(stream):
+            raise OptionError(f"--out {out} is the file of prompts itself: name another one")
+        if file.size and not (resume or overwrite):
             raise OptionError(
-                f"{out} line {line} comes from another model or other options (seed, length, sampling): {way_out}"
+                f"{out} exists: pass --resume to go on where it stops, or --overwrite"
             )
+        items = read_items(stream, said)
+        job.items = chain([next(items)], items)
+        job.name = name()
+        if resume and file.size:
+            job.take_up()
+        stack.pop_all()
+    return job

@@ -45,6 +45,7 @@ class Stats:
     prefill_bytes: int
     peak_fast_expert_bytes: int
     kept_full: bool  # were finished rows replaced from a queue of prompts
+    seed: int | None = None  # what sampling drew from, given or not; None: greedy
 
     @property
     def fetched_bytes_per_token(self) -> float:
@@ -98,7 +99,7 @@ class Output:
 
 
 def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, seconds: float, peak_bytes: int,
-               kept_full: bool) -> Stats:  # fmt: skip
+               kept_full: bool, seed: int | None = None) -> Stats:  # fmt: skip
     """``pool`` counts of the whole run; prefill's share is taken off here."""
     moved = pool.minus(totals.prefill)
     return Stats(
@@ -125,4 +126,5 @@ def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, s
         prefill_bytes=totals.prefill.fetched_bytes,
         peak_fast_expert_bytes=peak_bytes,
         kept_full=kept_full,
+        seed=seed,
     )

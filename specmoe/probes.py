@@ -62,12 +62,15 @@ READERS = (1, 2, 4, 8)
 
 
 def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=READERS) -> dict:
-    """``link_rates`` of a temporary file of ``file_bytes`` in ``folder``, and how fast it was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free_bytes = shutil.disk_usage(folder).free
+    """``link_rates`` of a temporary file of ``file_bytes`` in ``folder``, and how fast it was written.
+
+    A folder that is not there yet is not made: the file lies where it would be made.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free_bytes = shutil.disk_usage(place).free
     if free_bytes < 2 * file_bytes:
         raise OSError(f"{free_bytes} bytes free in {folder}, the probe wants {2 * file_bytes}")
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="specmoe-doctor-") as file:
+    with tempfile.NamedTemporaryFile(dir=place, prefix="specmoe-doctor-") as file:
         written_bytes_per_s = _fill(file, file_bytes)
         rates = link_rates(file.name, record_bytes, seconds, readers)
         return {"folder": str(folder), **rates, "written_bytes_per_s": written_bytes_per_s}

@@ -43,12 +43,13 @@ class Sampler:
     """Picks tokens as ``options`` say. Stateless but for a scratch generator: noise depends on (seed, prompt,
     position, purpose) only, so rows can be drawn in any order."""
 
-    def __init__(self, options: GenerateOptions):
+    def __init__(self, options: GenerateOptions, warped: bool = False):
+        # warped: the logits that come in have been through the rows' own processors
         self.greedy = not options.do_sample
         self.rule = options.accept_rule
         self.seed = options.seed if options.seed is not None else secrets.randbits(31)
         self._generator = torch.Generator()
-        self._warpers = [] if self.greedy else _warpers(options)
+        self._warpers = [] if self.greedy or warped else _warpers(options)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [..., V] -> the distribution that is sampled from, float [..., V]."""
@@ -123,11 +124,11 @@ class Sampler:
 
 def _warpers(options: GenerateOptions) -> list:
     """transformers' own warpers, in transformers' order."""
-    warpers = [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1 else []
+    warpers = [] if options.temperature in (None, 1) else [TemperatureLogitsWarper(float(options.temperature))]
     if options.top_k:
         warpers.append(TopKLogitsWarper(options.top_k))
-    if options.top_p < 1:
-        warpers.append(TopPLogitsWarper(options.top_p))
+    if options.top_p is not None and options.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(options.top_p)))
     return warpers
 
 

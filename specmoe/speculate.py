@@ -23,6 +23,7 @@ from .decoder import CausalDecoder, check_finite
 from .drafting import Drafted, Drafting
 from .experts import RunExperts
 from .planner import CostPlanner, FixedGamma, RoundCost
+from .processors import RowRules, process_block, process_draft
 from .sampling import Sampler, Verdict
 from .seq2seq import Seq2SeqDecoder
 from .trace import PoolCounts, Trace
@@ -33,7 +34,7 @@ PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long 
 @dataclass
 class Row:
     """One prompt being continued. ``limit`` is its longest total length. ``source``: what an encoder reads; the tokens are
-    then the decoder's."""
+    then the decoder's. ``rules``: its processors and where it ends, if it has any of its own."""
 
     prompt: int  # index in the job
     tokens: list[int]
@@ -41,6 +42,7 @@ class Row:
     num_prompt: int = 0
     finished: bool = False
     source: list[int] | None = None
+    rules: RowRules | None = None
 
     def __post_init__(self):
         self.num_prompt = len(self.tokens)
@@ -59,6 +61,12 @@ class Row:
     def room(self) -> int:
         """New tokens it may still get."""
         return self.limit - len(self.tokens)
+
+    def add(self, token: int, eos: frozenset[int]) -> None:
+        """One token more; the row ends at an end token, where its rules say so, or at its limit."""
+        self.tokens.append(token)
+        ends = token in eos if self.rules is None else self.rules.end(self.tokens)
+        self.finished = ends or self.room == 0
 
 
 @dataclass
@@ -133,9 +141,10 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
 
 def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tuple[torch.Tensor, torch.Tensor]:
     """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where [B]."""
-    began_s, prompts = time.perf_counter(), [rows[row].prompt for row in block.here.tolist()]
+    here = [rows[row] for row in block.here.tolist()]
+    began_s, prompts = time.perf_counter(), _prompts(here)
     job.experts.set_live(block.alive[block.here])
-    logits = job.decoder.draft_step(tokens, starts)[:, -1]  # [B, V]
+    logits = process_draft(here, job.decoder.draft_step(tokens, starts)[:, -1], block)  # [B, V]
     starts = starts + 1
     picked, q = job.sampler.draft(logits, prompts, starts.tolist())
     tokens = picked.cpu()
@@ -169,12 +178,15 @@ def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) ->
     job.trace.phase = "accept"
     positions = (_starts(rows) + 1).tolist()
     tokens = drafted.tokens.to(logits.device)
-    verdicts = job.sampler.verify(logits, tokens, drafted.num, drafted.q, _prompts(rows), positions)
-    for row, verdict, drafts, num in zip(rows, verdicts, drafted.tokens.tolist(), drafted.num, strict=True):
+    logits, counting, faults = process_block(rows, logits, drafted.tokens, drafted.num)
+    verdicts = job.sampler.verify(logits, tokens, counting, drafted.q, _prompts(rows), positions)
+    for index, row in enumerate(rows):
+        verdict, drafts, num = verdicts[index], drafted.tokens[index].tolist(), drafted.num[index]
         before = len(row.tokens)
-        for token in [*drafts[: verdict.accepted], verdict.token]:
-            row.tokens.append(token)
-            row.finished = token in job.eos or row.room == 0
+        for place, token in enumerate([*drafts[: verdict.accepted], verdict.token]):
+            if (index, place) in faults:
+                raise faults[index, place]
+            row.add(token, job.eos)
             if row.finished:
                 break
         job.totals.num_new_tokens += len(row.tokens) - before

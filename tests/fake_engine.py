@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from specmoe.config import GenerateOptions, from_kwargs
@@ -10,7 +12,9 @@ from specmoe.output import Output, Stats
 from specmoe.trace import Trace
 
 
-def _code(token: str | int) -> int:
+def _code(token: str | int | dict) -> int:
+    if isinstance(token, dict):
+        return sum(map(ord, token["content"]))
     return token if isinstance(token, int) else ord(token)
 
 
@@ -35,11 +39,18 @@ class FakeEngine:
         if self.interrupt_at == len(self.calls):
             raise KeyboardInterrupt
         first = options.get("first_prompt", 0)
-        checked = from_kwargs(GenerateOptions, {k: v for k, v in options.items() if k != "first_prompt"})
+        n = options.get("num_return_sequences") or 1
+        own = ("first_prompt", "num_return_sequences", "settings")
+        checked = from_kwargs(GenerateOptions, {k: v for k, v in options.items() if k not in own})
+        settings = [one or {} for one in options.get("settings") or [None] * len(prompts)]
         for index, prompt in enumerate(prompts):
             if prompt in self.refused:
                 raise OptionError(f"prompt {index} is refused")
-        new = [self._tokens(prompt, first + i, checked) for i, prompt in enumerate(prompts)]
+        prompts = [prompt for prompt in prompts for _ in range(n)]
+        new = [
+            self._tokens(prompt, first + i, dataclasses.replace(checked, **settings[i // n]))
+            for i, prompt in enumerate(prompts)
+        ]
         if self.wrong == checked.method:
             new[-1][-1] += 1
         return self._output([list(map(_code, p)) for p in prompts], new, checked)

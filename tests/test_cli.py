@@ -6,6 +6,7 @@ Most tests run on a fake engine inside this process; the last ones run the real 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -34,6 +35,7 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.load", load)
+    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, revision=None: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 
@@ -291,6 +293,66 @@ def test_a_bad_line_is_named_and_the_exit_code_is_1_now_and_when_resumed(loaded,
     assert code == 1 and f"{prompts} line 2: not JSON" in err
     assert ["error" in json.loads(line) for line in out.read_text().splitlines()] == [False, True, False]
     assert specmoe_says(*words, "--resume")[0] == 1
+
+
+class Stdin:
+    """Standard input as a program that is given ``text`` has it."""
+
+    def __init__(self, text: str):
+        self.buffer = io.BytesIO(text.encode())
+
+
+def test_prompts_from_stdin_and_texts_to_stdout_with_nothing_between(
+    loaded, specmoe_says, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdin", Stdin('{"prompt": "a"}\n{broken\n{"prompt": "b"}\n'))
+    monkeypatch.setattr(loaded, "generate", printing(loaded.generate))
+    words = ["generate", "m", "--prompts", "-", "--out", "-", "--max-new-tokens", "3"]
+    code, out, err = specmoe_says(*words)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [r["line"] for r in found] == [1, 2, 3]
+    texts = FakeEngine().generate(["a", "b"], max_new_tokens=3).new_texts
+    assert [found[0]["text"], found[2]["text"]] == texts
+    assert "a library speaks" in err and "line 2: not JSON" in err and "num_written 3" in err
+
+
+def printing(generate):
+    def also_prints(*arguments, **options):
+        print("a library speaks")
+        return generate(*arguments, **options)
+
+    return also_prints
+
+
+def test_a_reader_who_has_enough_ends_the_job_without_a_word(loaded, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdin", Stdin('{"prompt": "a"}\n'))
+    with open(writer, "w") as left:
+        monkeypatch.setattr(sys, "stdout", left)
+        assert cli.main(["generate", "m", "--prompts", "-", "--out", "-"]) == 1
+    assert capsys.readouterr().err == "" and loaded.num_closed == 1
+
+
+def test_json_and_lines_do_not_share_stdout(specmoe_says, monkeypatch):
+    monkeypatch.setattr("specmoe.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    code, out, err = specmoe_says("generate", "m", "--prompts", "-", "--out", "-", "--json")
+    assert code == 2 and "--json prints one object" in err and len(out.splitlines()) == 1
+
+
+def test_a_job_knows_its_model_by_content_and_not_by_its_spelling(
+    loaded, specmoe_says, monkeypatch, tmp_path
+):
+    contents = {"m": "one", "./m": "one", "copy": "one", "other": "two"}
+    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, _: contents[model])
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    words = ["--prompts", prompts, "--out", out, "--resume"]
+    codes = {model: specmoe_says("generate", model, *words) for model in contents}
+    assert [code for code, _, _ in codes.values()] == [0, 0, 0, 2]
+    assert "a model of other content" in codes["other"][2]
+    contents["m"] = "three"
+    assert specmoe_says("generate", "m", *words)[0] == 2, "other weights under the same name"
 
 
 # bench

@@ -17,11 +17,11 @@ PACKAGE = ROOT / "specmoe"
 # A file imports only from files before it. A folder counts as one file: inside it, imports are free.
 ORDER = """
     errors config trace adapters checkpoint transfers expert_store eviction resident_pool affinity draft_sets kernels opaque
-    experts kv_cache decoder seq2seq sampling planner confidence drafting
+    experts kv_cache decoder seq2seq sampling planner processors confidence drafting
     speculate metrics replay tiny memory prompts translation output methods
-    progress
+    settings progress
     exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction
-    sweep jobs commands cli
+    sweep job_lines job_files jobs commands cli
 """.split()
 # The package's front door may name every file; only `python -m specmoe` stands behind it.
 RANK = {name: rank for rank, name in enumerate([*ORDER, "__init__", "__main__"])}

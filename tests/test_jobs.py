@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -25,9 +26,11 @@ def prompt_file(tmp_path, *values):
 
 
 def run(prompts, out, engine=None, options=OPTIONS, told=None, **how) -> jobs.Job:
-    job = jobs.open_job(prompts, out, jobs.fingerprint("fake", options), **how)
     errors = told if told is not None else []
-    job.run(engine or FakeEngine(), options, lambda line, error: errors.append((line, error)))
+    identity = how.pop("identity", "fake")
+    name = functools.partial(jobs.fingerprint, identity, {}, options)
+    with jobs.open_job(prompts, out, name, seed=options.get("seed"), **how) as job:
+        job.run(lambda: engine or FakeEngine(), options, lambda line, error: errors.append((line, error)))
     return job
 
 
@@ -62,7 +65,7 @@ def test_lists_of_token_ids_and_texts_may_be_mixed(tmp_path):
     engine = FakeEngine()
     run(prompt_file(tmp_path, {"prompt": "a"}, {"prompt": [5, 6]}, {"prompt": [7]}, {"prompt": "b"}),
         tmp_path / "out", engine)  # fmt: skip
-    assert [prompts for prompts, _ in engine.calls] == [["a"], [[5, 6], [7]], ["b"]]
+    assert [prompts for prompts, _ in engine.calls] == [["a", "b"], [[5, 6], [7]]]
     assert [r["prompt"] for r in records(tmp_path / "out")] == ["a", [5, 6], [7], "b"]
 
 
@@ -142,12 +145,12 @@ def test_a_failing_store_ends_the_job_and_keeps_what_is_done(tmp_path):
 def test_a_file_without_prompts_is_refused(content, tmp_path):
     (tmp_path / "in.jsonl").write_text(content)
     with pytest.raises(OptionError, match="no prompts"):
-        jobs.read_items(tmp_path / "in.jsonl")
+        jobs.read_prompts(tmp_path / "in.jsonl")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(OptionError, match="nowhere.jsonl"):
-        jobs.read_items(tmp_path / "nowhere.jsonl")
+        jobs.read_prompts(tmp_path / "nowhere.jsonl")
 
 
 def test_prompts_for_a_bench_must_all_be_readable(tmp_path):
@@ -183,7 +186,7 @@ def test_the_prompts_are_never_overwritten(tmp_path):
 
 def test_a_missing_folder_is_named_before_anything_runs(tmp_path):
     with pytest.raises(OptionError, match="no folder"):
-        jobs.open_job(prompt_file(tmp_path), tmp_path / "none" / "out", "name")
+        run(prompt_file(tmp_path), tmp_path / "none" / "out")
 
 
 # Resuming
@@ -240,8 +243,9 @@ def test_a_finished_chunk_is_in_the_file_while_the_next_one_runs(tmp_path):
 def test_resuming_a_finished_job_needs_no_engine(tmp_path):
     prompts, out = prompt_file(tmp_path), tmp_path / "out"
     run(prompts, out)
-    job = jobs.open_job(prompts, out, jobs.fingerprint("fake", OPTIONS), resume=True)
-    assert not job.needs_engine and job.num_done == len(PROMPTS)
+    engine = FakeEngine()
+    job = run(prompts, out, engine, resume=True)
+    assert engine.calls == [] and job.num_done == len(PROMPTS)
 
 
 def test_resuming_with_a_file_that_is_not_there_begins(tmp_path):
@@ -255,7 +259,7 @@ def test_resuming_with_a_file_that_is_not_there_begins(tmp_path):
         ([{"prompt": "other"}, {"prompt": "b"}], "line 1 does not belong"),
         ([{"prompt": "a"}, {"prompt": "b", "id": 7}], "line 2 does not belong"),
         (["", {"prompt": "a"}, {"prompt": "b"}], "line 1 does not belong"),
-        ([{"prompt": "a"}], "has 2 lines, the prompts only 1"),
+        ([{"prompt": "a"}], "more lines than the prompts"),
         (["{bad", {"prompt": "b"}], "line 1 does not belong"),
     ],
 )
@@ -277,10 +281,12 @@ def test_resuming_with_options_that_change_the_texts_is_refused_and_with_others_
     run(prompts, out, resume=True, options={**OPTIONS, "method": "cached", "gamma": 2, "batch_size": 7})
 
 
-@pytest.mark.parametrize("name, value", [("seed", 1), ("temperature", 0.5), ("top_k", 4), ("target_lang", "fra")])
+@pytest.mark.parametrize("name, value", [("do_sample", True), ("max_new_tokens", 5), ("target_lang", "fra")])
 def test_the_fingerprint_follows_what_decides_the_texts(name, value):
-    assert jobs.fingerprint("m", {name: value}) != jobs.fingerprint("m", {}) != jobs.fingerprint("n", {})
-    assert jobs.fingerprint("m", {"gamma": 4, "method": "auto"}) == jobs.fingerprint("m", {})
+    plain = jobs.fingerprint("m", {}, {})
+    assert jobs.fingerprint("m", {}, {name: value}) != plain != jobs.fingerprint("n", {}, {})
+    assert jobs.fingerprint("m", {"dtype": "float32"}, {}) != plain
+    assert jobs.fingerprint("m", {"store": "memory"}, {"gamma": 4, "method": "auto", "max_new_tokens": 64}) == plain
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])

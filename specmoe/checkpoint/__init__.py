@@ -9,22 +9,30 @@ model     the model on meta, its experts modules, the loading of everything that
 layout    how a record is laid out; a packed folder, opened and checked
 plan      where in the checkpoint every expert lies, checked by shapes before weights are read
 widening  zero FFN columns, so that small experts cost what large ones do
+cache     the folder of packed copies: what is in it, and removing it
+identity  a hash of every byte, and the time stamps that say whether to read them again
 packing   writing the records: atomic, resumable, one expert in memory at a time
 """
 
+from .cache import cache_folder, hold, write_whole
 from .files import resolve
+from .identity import TICK_NS, identity_of
 from .layout import ExpertLayout, PackedExperts, open_packed, verify_packed
 from .model import build_model, expert_modules
-from .packing import cache_folder, pack
+from .packing import pack
 
 __all__ = [
+    "TICK_NS",
     "ExpertLayout",
     "PackedExperts",
     "build_model",
     "cache_folder",
     "expert_modules",
+    "hold",
+    "identity_of",
     "open_packed",
     "pack",
     "resolve",
     "verify_packed",
+    "write_whole",
 ]

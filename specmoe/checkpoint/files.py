@@ -7,19 +7,17 @@ and mapped pages count as memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 
 logger = logging.getLogger("specmoe")
 
@@ -31,7 +29,6 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "BOOL": torch.bool,
 }  # fmt: skip
 QUANTISED = {"U8": "packed integers, as in MXFP4 or int4", "I8": "int8", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-SAMPLE_BYTES, NUM_SAMPLES = 64 * 1024, 64  # what identity() hashes of a large shard
 
 
 class TensorInfo(NamedTuple):
@@ -63,18 +60,25 @@ class Checkpoint:
             _read_into(info.file, start, tensor.reshape(-1).view(torch.uint8).numpy())
         return tensor
 
-    def identity(self) -> dict[str, Any]:
-        """What tells this checkpoint from another, wherever it lies: names, sizes and hashes, no times."""
-        config = hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
-        shards = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sample_hash(f)} for f in self.shards]
-        return {"name": display_name(self.folder), "config_sha256": config, "shards": shards}
 
-
-def resolve(name_or_path: str | Path) -> Path:
+def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The folder of a shipped model, of a local checkpoint, or of a hub id (downloaded: weights, tokenizer).
 
     In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped name.
+    ``revision`` is a branch, tag or commit of a hub id; ``OptionError`` where the name is none.
     """
+    folder = _local(name_or_path)
+    if folder is None:
+        return _download(str(name_or_path), revision)
+    if revision is not None:
+        raise OptionError(
+            f"revision={revision!r} belongs to hub ids, and {str(name_or_path)!r} is a folder here: leave it out"
+        )
+    return folder
+
+
+def _local(name_or_path: str | Path) -> Path | None:
+    """The folder of a shipped model or of a local checkpoint; None for a hub id."""
     name = str(name_or_path)
     if name_or_path == name and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
         return SHIPPED / name
@@ -82,7 +86,7 @@ def resolve(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return path.resolve()
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return _download(name)
+        return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
     raise CheckpointError(f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})")
@@ -116,12 +120,14 @@ def display_name(folder: Path) -> str:
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         # Subfolders and "consolidated" files hold second copies of the weights in other formats.
-        folder = snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"])
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"]
+        )
     except Exception as error:  # the hub has a dozen error classes; each one means: not here
         reason = str(error).strip().split("\n")[0] or "no answer"
         raise CheckpointError(
@@ -240,20 +246,3 @@ def _read_into(file: Path, start: int, buffer: Any) -> None:
                 view = view[count:]
     except OSError as error:
         raise CheckpointError(f"{file} could not be read ({error})") from error
-
-
-def _sample_hash(file: Path) -> str:
-    """SHA-256 of all of a small file; of a large one, of its header and evenly spread samples."""
-    size = file.stat().st_size
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        for start in _sample_starts(size):
-            stream.seek(start)
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def _sample_starts(size: int) -> Iterable[int]:
-    if size <= SAMPLE_BYTES * NUM_SAMPLES * 4:
-        return range(0, size, SAMPLE_BYTES)
-    return [(size - SAMPLE_BYTES) * i // (NUM_SAMPLES - 1) for i in range(NUM_SAMPLES)]

@@ -20,7 +20,7 @@ import torch
 
 from ..errors import CheckpointError
 
-FORMAT, VERSION = "specmoe-experts", 1
+FORMAT, VERSION = "specmoe-experts", 2
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
 Progress = Callable[[int, int], None] | bool | None  # called with bytes done and bytes in all; True: a bar
 
@@ -64,8 +64,9 @@ class ExpertLayout:
 class PackedExperts:
     """A packed folder. ``checksums[layer][expert]`` is the crc32 of all bytes of that record.
 
-    ``layers`` names the experts modules of the model; ``source`` is the identity of the checkpoint;
-    ``widened_from`` is the payload of an expert before ``expert_bytes`` widened it, or None.
+    ``layers`` names the experts modules of the model; ``source`` has the ``name`` of the checkpoint
+    and in ``records`` for each expert the digest of the bytes it was made from; ``widened_from``
+    is the payload of an expert before ``expert_bytes`` widened it, or None.
     """
 
     directory: Path
@@ -83,6 +84,11 @@ class PackedExperts:
     @property
     def data_bytes(self) -> int:
         return len(self.layers) * self.num_experts * self.layout.record_bytes
+
+    @property
+    def records(self) -> list[str]:
+        """For each record the digest of its source."""
+        return self.source["records"]
 
     def offset(self, layer: int, expert: int) -> int:
         """First byte of the record of ``expert`` of MoE layer ``layer`` in ``data_file``."""
@@ -117,6 +123,8 @@ class PackedExperts:
         if [len(row) for row in checksums] != [num_experts] * len(layers):
             raise ValueError("a checksum is missing")
         source, widened_from = manifest["source"], manifest["widened_from"]
+        if len(source["records"]) != len(layers) * num_experts:
+            raise ValueError("a digest is missing")
         return cls(directory, layers, num_experts, layout, checksums, source, widened_from)
 
 

@@ -6,6 +6,7 @@ Comes in: an opened checkpoint. Goes out: an ``ExpertPlan``, which fills one rec
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .layout import ExpertLayout
 from .model import expert_modules, expert_parameters, meta_model, read_config
 from .recipes import Recipe, Tensors, recipes
 from .widening import FfnAxis, ffn_axes, place, widen
+
+DIGITS = 32  # of the digest of one expert
 
 
 class OneExpert:
@@ -56,14 +59,26 @@ class ExpertPlan:
     def widened_from(self) -> int | None:
         return None if self.layout == self.native else self.native.payload_bytes
 
-    def fill(self, record: torch.Tensor, layer: int, expert: int) -> None:
-        """Write one expert into ``record`` (uint8 ``[record_bytes]``); padding and widening stay as they are."""
-        views = self.layout.views(record)
+    def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
+        """Write one expert into ``record`` (uint8 ``[record_bytes]``); padding and widening stay as they are.
+
+        Returns the digest of the bytes it was made from.
+        """
+        views, digest = self.layout.views(record), hashlib.sha256()
         for recipe in self.recipes[layer]:
-            made = recipe.convert(self._read(recipe, expert), self.model)
-            for name, tensor in made.items():
+            tensors = self._read(recipe, expert)
+            _update(digest, tensors)
+            for name, tensor in recipe.convert(tensors, self.model).items():
                 leaf = name.removeprefix(self.layers[layer] + ".")
                 place(views[leaf], tensor[0], self.axes.get(leaf))
+        return digest.hexdigest()[:DIGITS]
+
+    def digest(self, layer: int, expert: int) -> str:
+        """What ``fill`` returns, without a record."""
+        digest = hashlib.sha256()
+        for recipe in self.recipes[layer]:
+            _update(digest, self._read(recipe, expert))
+        return digest.hexdigest()[:DIGITS]
 
     def _read(self, recipe: Recipe, expert: int) -> Tensors:
         """Of each source pattern the tensor of ``expert`` alone; of a fused ``[E, ...]`` its ``[1, ...]``."""
@@ -72,6 +87,12 @@ class ExpertPlan:
             pattern: [read(keys[0], expert) if _is_fused(pattern, keys) else read(keys[expert])]
             for pattern, keys in recipe.sources.items()
         }
+
+
+def _update(digest, tensors: Tensors) -> None:
+    for pattern, [tensor] in tensors.items():
+        digest.update(repr((pattern, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:

@@ -1,0 +1,163 @@
+"""What a checkpoint's content is, whatever it is called and wherever it lies: a hash of every byte.
+
+Comes in: an ``ExpertPlan``. Goes out: a digest for each expert and one for the other weights, which
+``packing`` compares with what it packed before, and ``identity_of``, which ties a job's output to
+its model. The size and the time stamps of the shards decide whether they have to be read again;
+they are kept in the cache folder and are no part of the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..errors import SpecMoEError
+from .cache import cache_folder, write_whole
+from .files import Checkpoint, open_checkpoint, resolve
+from .layout import seal
+from .plan import ExpertPlan, plan_experts
+
+logger = logging.getLogger("specmoe")
+
+# What decides tokens and texts beside the weights. An index or a README does not.
+SETTINGS = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
+    "additional_chat_templates/*",
+)  # fmt: skip
+# A file changed twice within a tick of the clock has one time stamp for both: such a stamp proves nothing.
+TICK_NS = 50_000_000
+
+
+class Contents:
+    """Digests of the weights that ``plan`` finds. ``records``: one for each expert, layer by layer,
+    or None while only reading can tell; ``before``: those of the last time. ``measure`` reads;
+    ``keep`` writes down what is known, for the next time."""
+
+    def __init__(self, plan: ExpertPlan):
+        self.plan = plan
+        self.records: list[str] | None = None
+        self.rest: str | None = None
+        self.before: list[str] | None = None
+        self.began_ns = time.time_ns()
+        self.stamps = stamps_of(plan.checkpoint)
+        self.reload()
+
+    def reload(self) -> None:
+        """Take what is written down for this checkpoint, as far as its time stamps are the same."""
+        known = read_kept(self._file())
+        if known.get("transformers") != transformers.__version__:
+            return
+        self.before = known.get("records")
+        newest = max(stamp[2] for stamp in self.stamps.values())
+        if known["stamps"] == self.stamps and newest + TICK_NS < known["began_ns"]:
+            self.records, self.rest = known["records"], known["rest"]
+            self.began_ns = known["began_ns"]
+
+    def measure(self) -> None:
+        """Read every expert, unless its digest is known."""
+        if self.records is None:
+            plan = self.plan
+            indices = range(plan.num_records)
+            self.records = [plan.digest(*divmod(i, plan.num_experts)) for i in indices]
+
+    def weights(self) -> str:
+        """One digest of all weights, whichever shards they lie in; reads what is not known."""
+        self.measure()
+        if self.rest is None:
+            self.rest = _rest(self.plan)
+        self.keep()
+        return hashlib.sha256(json.dumps([self.records, self.rest]).encode()).hexdigest()
+
+    def unchanged(self) -> bool:
+        """Whether the shards are still those that were read."""
+        return stamps_of(self.plan.checkpoint) == self.stamps
+
+    def keep(self) -> None:
+        """Write down what is known. Where nothing can be written, the next load reads everything again."""
+        known = {
+            "checkpoint": str(self.plan.checkpoint.folder),
+            "transformers": transformers.__version__,
+            "stamps": self.stamps,
+            "began_ns": self.began_ns,
+            "records": self.records,
+            "rest": self.rest,
+        }
+        file = self._file()
+        if file is None or not self.unchanged() or read_kept(file) == known:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, seal(known).encode())
+        except OSError as error:
+            logger.info("time stamps of %s not kept (%s)", self.plan.checkpoint.folder, error)
+
+    def others(self) -> list[list[str]]:
+        """The records of every other checkpoint that is written down."""
+        mine = self._file()
+        if mine is None or not mine.parent.is_dir():
+            return []
+        return [
+            read_kept(file).get("records") for file in mine.parent.glob("*.json") if file != mine
+        ]
+
+    def _file(self) -> Path | None:
+        place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
+        try:
+            return cache_folder() / "stamps" / f"{place}.json"
+        except SpecMoEError:
+            return None
+
+
+def stamps_of(checkpoint: Checkpoint) -> dict[str, list[int]]:
+    """Of each shard its size, when it was modified, when its inode was (no tool sets that back), its
+    inode."""
+    found = {shard.name: shard.stat() for shard in checkpoint.shards}
+    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found.items()}
+
+
+def read_kept(file: Path | None) -> dict[str, Any]:
+    """What ``Contents.keep`` wrote; empty where there is nothing, or nothing whole."""
+    try:
+        known = json.loads(file.read_bytes()) if file is not None else {}
+        crc = known.pop("manifest_crc32")
+        return known if crc == zlib.crc32(json.dumps(known, sort_keys=True).encode()) else {}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return {}
+
+
+def _rest(plan: ExpertPlan) -> str:
+    """The digest of every tensor that is no expert's, by name, dtype, shape and bytes."""
+    layers = [recipe for layer in plan.recipes for recipe in layer]
+    experts = {key for recipe in layers for keys in recipe.sources.values() for key in keys}
+    digest = hashlib.sha256()
+    for key, info in sorted(plan.checkpoint.tensors.items()):
+        if key not in experts:
+            digest.update(repr((key, info.dtype, info.shape)).encode())
+            digest.update(plan.checkpoint.read(key).reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def identity_of(path: str | Path, revision: str | None = None) -> str:
+    """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
+    and with nothing else.
+
+    The first call for a checkpoint reads all of it; later ones only the small files, until a time
+    stamp of its shards changes.
+    """
+    folder = resolve(path, revision)
+    digest = hashlib.sha256(Contents(plan_experts(open_checkpoint(folder))).weights().encode())
+    files = {file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()}
+    for file in sorted(files):
+        digest.update(f"\n{file.relative_to(folder)} ".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]

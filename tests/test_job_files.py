@@ -1,0 +1,246 @@
+"""One writer, whole lines only, and no output lost by a mistake."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from test_jobs import OPTIONS, PROMPTS, prompt_file, records, run
+
+from specmoe import job_files, jobs
+from specmoe.errors import OptionError, StoreError
+from specmoe.job_files import OutFile, OutStream, encode
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = functools.partial(jobs.fingerprint, "fake", {}, OPTIONS)
+
+# One writer
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_the_second_writer_is_refused_at_once_and_changes_nothing(how, tmp_path):
+    prompts, out = prompt_file(tmp_path), tmp_path / "out"
+    with jobs.open_job(prompts, out, NAME) as job:
+        job.run(FakeEngine, OPTIONS, print)
+        before = out.read_bytes()
+        with pytest.raises(OptionError, match="another job is writing --out .*out"):
+            run(prompts, out, **how)
+        assert out.read_bytes() == before
+    run(prompts, out, resume=True)
+    assert out.read_bytes() == before
+
+
+def test_the_lock_dies_with_its_process(tmp_path):
+    out = tmp_path / "out"
+    program = (
+        "import sys; from specmoe.job_files import OutFile\n"
+        f"out = OutFile({str(out)!r}); out.begin(); out.append({{}}); print('held', flush=True); "
+        "sys.stdin.read()"
+    )
+    held = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    try:
+        assert held.stdout.readline() == "held\n"
+        with pytest.raises(OptionError, match="another job"):
+            OutFile(out)
+        held.send_signal(signal.SIGKILL)
+        held.wait()
+        OutFile(out).close()
+    finally:
+        held.kill()
+        held.communicate()
+
+
+def test_where_there_are_no_locks_a_warning_says_so_and_the_job_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_files, "fcntl", None)
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        run(prompt_file(tmp_path), tmp_path / "out")
+    assert len(records(tmp_path / "out")) == len(PROMPTS)
+
+
+def test_an_output_that_is_replaced_while_it_is_written_ends_the_job(tmp_path):
+    prompts, out = prompt_file(tmp_path), tmp_path / "out"
+
+    class Replacing(FakeEngine):
+        def generate(self, prompts, **options):
+            out.unlink()
+            out.write_text("somebody else's\n")
+            return super().generate(prompts, **options)
+
+    with pytest.raises(StoreError, match="removed or replaced"):
+        run(prompts, out, Replacing())
+    assert out.read_text() == "somebody else's\n"
+
+
+# What is there stays until there is something to write
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_old_output_and_leaves_no_new_one(tmp_path):
+    prompts, out = prompt_file(tmp_path), tmp_path / "out"
+    out.write_text("precious\n")
+
+    def fail():
+        raise OptionError("no such model")
+
+    for fingerprint, load in ((fail, FakeEngine), (NAME, fail)):
+        for path, how in ((out, {"overwrite": True}), (tmp_path / "new", {})):
+            with pytest.raises(OptionError, match="no such model"):
+                with jobs.open_job(prompts, path, fingerprint, **how) as job:
+                    job.run(load, OPTIONS, print)
+    assert out.read_text() == "precious\n" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", "no folder", "device", "pipe", "null byte", "below a file", "denied"]
+)
+def test_an_output_that_cannot_be_written_is_one_sentence(kind, tmp_path, monkeypatch):
+    prompts = prompt_file(tmp_path)
+    out = {
+        "folder": tmp_path,
+        "no folder": tmp_path / "no" / "out",
+        "device": "/dev/full",
+        "pipe": tmp_path / "pipe",
+        "null byte": f"{tmp_path}/a\0b",
+        "below a file": prompts / "out",
+        "denied": tmp_path / "denied",
+    }[kind]
+    if kind == "pipe":
+        os.mkfifo(out)
+    if kind == "denied":  # by hand, since root may write anywhere
+        real = os.open
+
+        def deny(path, *rest):
+            if path == out:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *rest)
+
+        monkeypatch.setattr(os, "open", deny)
+    with pytest.raises(OptionError) as refused:
+        run(prompts, out, overwrite=True)
+    assert "--out" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_the_prompts_under_another_name_are_never_overwritten(link, tmp_path):
+    prompts = prompt_file(tmp_path)
+    before = prompts.read_bytes()
+    link(prompts, tmp_path / "out")
+    for how in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(OptionError, match="itself"):
+            run(prompts, tmp_path / "out", **how)
+    assert prompts.read_bytes() == before
+
+
+# Faults of the disk
+
+
+@pytest.mark.parametrize("at", [1, 2, 8, 9, 11])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG])
+def test_a_full_or_failing_disk_leaves_whole_lines_and_the_job_goes_on_later(
+    at, number, tmp_path, monkeypatch
+):
+    prompts, out, real, count = prompt_file(tmp_path), tmp_path / "out", os.pwrite, [0]
+    run(prompts, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+
+    def failing(fd, data, offset):
+        count[0] += 1
+        if count[0] < at:
+            return real(fd, data, offset)
+        if count[0] == at:
+            return real(fd, data[:9], offset)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(
+        StoreError, match=f"out cannot be written: {os.strerror(number)}; go on with --resume"
+    ):
+        run(prompts, out)
+    monkeypatch.undo()
+    left = out.read_bytes() if out.exists() else b""
+    assert left == b"".join(whole.splitlines(keepends=True)[: at - 1])
+    run(prompts, out, resume=True)
+    assert out.read_bytes() == whole
+
+
+def test_a_disk_that_will_not_sync_is_said(tmp_path, monkeypatch):
+    def failing(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StoreError, match="Input/output error"):
+        run(prompt_file(tmp_path), tmp_path / "out")
+    assert len(records(tmp_path / "out")) == 8
+
+
+def test_every_chunk_is_synced(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda fd: sizes.append(len(records(tmp_path / "out"))))
+    run(prompt_file(tmp_path), tmp_path / "out")
+    assert sizes == [8, 11]
+
+
+def test_prompts_that_cannot_be_read_on_end_the_job_with_what_is_done(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def readline(self, size=-1):
+            if self.tell() == len(self.getvalue()):
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readline(size)
+
+    stream = Failing(prompt_file(tmp_path, *[{"prompt": "a"}] * 8).read_bytes())
+    monkeypatch.setattr(jobs, "open_input", lambda path: (stream, "in"))
+    with pytest.raises(StoreError, match="in cannot be read after line 8: Input/output error"):
+        run("in", tmp_path / "out")
+    assert len(records(tmp_path / "out")) == 8
+
+
+def test_half_a_surrogate_pair_in_a_message_becomes_an_escape():
+    line = encode({"error": "no file \udcff, ä"})
+    assert json.loads(line) == {"error": "no file \udcff, ä"} and "ä".encode() in line
+
+
+# stdout
+
+
+def test_a_full_stdout_is_a_typed_error_and_a_reader_who_left_is_not(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(StoreError, match="stdout cannot be written: No space left"):
+            OutStream().append({"line": 1})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(BrokenPipeError):
+            OutStream().append({"line": 1})
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
+def test_stdout_is_not_resumed(how, tmp_path):
+    with pytest.raises(OptionError, match="belong to a file"):
+        run(prompt_file(tmp_path), "-", **how)
+
+
+def test_closed_standard_streams_are_named(tmp_path, monkeypatch):
+    prompts = prompt_file(tmp_path)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OptionError, match="stdout is closed"):
+        run(prompts, "-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(OptionError, match="stdin is closed"):
+        run("-", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
