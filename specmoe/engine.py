@@ -228,11 +228,11 @@ class Engine:
         self.experts.begin_run(pool, method.policy, pool.trace, **method.experts_options)
         try:
             self.decoder.open(1, len(tokens) + 1)
-            if source is not None:
-                row = Row(0, tokens[:1], len(tokens), source=source)
-                self.decoder.enter(0, self.experts.prefill(lambda target: self.decoder.prefill([row], target))[0])
-                self.experts.target(None)
-            return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
+            first = len(tokens) - 1 if source is None else 0
+            row = Row(0, tokens if source is None else tokens[:1], len(tokens), source=source)
+            self.decoder.enter(0, self.experts.prefill(lambda target: self.decoder.prefill([row], target))[0])
+            self.experts.target(None)
+            return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[0, -1]
         finally:
             pool.reset_reads()
             self.decoder.close()
