@@ -69,7 +69,8 @@ class CausalDecoder:
         self.config = model.config.get_text_config(decoder=True)
         self.windows = attention_windows(self.config)
         self.eager = self.config._attn_implementation == "eager"
-        self.num_layers = self.config.num_hidden_layers
+        # an indexer's keys are kept in layers of their own
+        self.num_layers = self.config.num_hidden_layers * (2 if "indexed_attention" in self.windows else 1)
         self.positioned = position_modules(model)
         self.kv_argument = kv_argument(model)
         self.kv_cache: RaggedKVCache | None = None

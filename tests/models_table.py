@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 from tiny_architectures import randomise_
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -36,6 +36,7 @@ SHRUNK = {
     "n_group": 2, "num_expert_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
     "moe_layer_end_index": 3, "sliding_window": 5, "sliding_window_size": 5, "attention_chunk_size": 5,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+    "index_topk": 6, "index_n_heads": 16, "index_head_dim": 12, "index_block_size": 4, "index_topk_blocks": 2,
     "swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
@@ -44,17 +45,18 @@ _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_dt_
 _LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 _NGRAM = {**_LINEAR, "head_dim": 8, "intermediate_size": 48, "ngram_vocab_size_base": 50, "ple_embed_dim": 16}
 ALSO: dict[str, dict] = {
-    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "gemma4_text": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 40,
                     "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "head_dim": 8, "global_head_dim": 8,
-                    "per_layer_config": None},
-    "granitemoehybrid": _MAMBA,
+                    "per_layer_config": {"01": {"head_dim": 16}, "03": {"head_dim": 16}}},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_moe": {"head_dim": 8},
-    "inkling2_loop_text": {"unpadded_vocab_size": 97, "loop_layer_index_start": 1, "loop_layer_index_end": 3},
+    "inkling2_loop_text": {"unpadded_vocab_size": 97, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
+                           "loop_layer_index_end": 3},
     "inkling2_text": {"unpadded_vocab_size": 97},
-    "jamba": _MAMBA,
+    "jamba": {**_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "minimax_m3_vl_text": {"index_block_size": 4, "index_topk_blocks": 2},
     "qwen4_exp_text": _NGRAM,
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
@@ -123,16 +125,18 @@ def write_tiny(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **ov
     return folder
 
 
+def reference(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """transformers' own model, with its plain loop over experts (its other kernels know no float64)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager")
+    model.generation_config.eos_token_id = None
+    return model
+
+
 @torch.no_grad()
-def plain(folder: Path, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, dtype=torch.float64) -> list[list[int]]:
-    """``generate`` of each prompt alone, by a model of its own: some keep state from one call to the next."""
-    answers = []
-    for prompt in prompts:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager")
-        options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        model.generation_config.eos_token_id = None
-        answers.append(model.generate(torch.tensor([prompt]), **options)[0].tolist())
-    return answers
+def plain(model: PreTrainedModel, prompts=PROMPTS, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """``generate`` of each prompt alone."""
+    options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    return [model.generate(torch.tensor([prompt]), **options)[0].tolist() for prompt in prompts]
 
 
 def decoded(engine, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
@@ -145,15 +149,28 @@ def judge(kind: str) -> Verdict:
     with tempfile.TemporaryDirectory() as name:
         try:
             folder = write_tiny(kind, Path(name))
-            want = plain(folder)
         except Exception as error:  # whatever transformers says of its own model
             return Verdict(kind, "not configurable", sentence(error))
         try:
             with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
-                wrong = [m for m, options in METHODS.items() if decoded(engine, method=m, **options) != want]
+                return Verdict(kind, *compare(engine, folder))
         except SpecMoEError as refusal:
             return Verdict(kind, "refused", sentence(refusal).replace(str(folder), "the checkpoint"))
-        return Verdict(kind, "WRONG" if wrong else "exact", ", ".join(wrong))
+
+
+@torch.no_grad()
+def compare(engine, folder: Path) -> tuple[str, str]:
+    """Tokens of every method and the logits after a prompt, beside those of ``generate`` -> word and why."""
+    try:
+        model = reference(folder)
+        want = plain(model)
+    except Exception as error:  # whatever transformers says of its own model
+        return "not configurable", sentence(error)
+    wrong = [name for name, options in METHODS.items() if decoded(engine, method=name, **options) != want]
+    logits = model(torch.tensor(PROMPTS[:1])).logits[0, -1]
+    if not torch.allclose(engine.next_logits(PROMPTS[0]), logits, rtol=0, atol=1e-5):
+        wrong.append("logits")
+    return ("WRONG" if wrong else "exact"), ", ".join(wrong)
 
 
 def sentence(error: Exception) -> str:
