@@ -69,7 +69,8 @@ class CausalDecoder:
         self.config = model.config.get_text_config(decoder=True)
         self.windows = attention_windows(self.config)
         self.eager = self.config._attn_implementation == "eager"
-        self.num_layers = self.config.num_hidden_layers
+        # an indexer's keys are kept in layers of their own
+        self.num_layers = self.config.num_hidden_layers * (2 if "indexed_attention" in self.windows else 1)
         self.positioned = position_modules(model)
         self.kv_argument = kv_argument(model)
         self.kv_cache: RaggedKVCache | None = None
@@ -78,7 +79,10 @@ class CausalDecoder:
 
     @property
     def max_positions(self) -> int | None:
-        return getattr(self.config, "max_position_embeddings", None)
+        positions = getattr(self.config, "max_position_embeddings", None)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        # dynamic frequencies begin where the others end
+        return int(positions * rope["factor"]) if positions and rope.get("rope_type") == "dynamic" else positions
 
     @property
     def vocab_size(self) -> int:
@@ -106,7 +110,8 @@ class CausalDecoder:
         set_live(live)
         kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
         with self.passes.plainly():
-            self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), logits_to_keep=1)
+            lengths = torch.tensor([len(row.tokens) for row in rows])[:, None].expand(tokens.shape)
+            self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), lengths, logits_to_keep=1)
         return [kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())]
 
     def enter(self, row: int, state) -> None:
@@ -135,9 +140,9 @@ class CausalDecoder:
         if self._all_rows is not None:
             self.kv_cache, self._all_rows = self._all_rows, None
 
-    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, **kwargs):
+    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, lengths=None, **kwargs):
         positions = kv_cache.place(starts, tokens.shape[1])
-        tell_positions(self.positioned, positions)
+        tell_positions(self.positioned, positions, lengths)
         output = self.passes(
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
@@ -173,10 +178,12 @@ def pad(sequences: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, torc
     return tokens, live
 
 
-def tell_positions(modules: list, positions: torch.Tensor) -> None:
-    """Each row's positions [B, T] for the modules that would assume one length for all rows."""
+def tell_positions(modules: list, positions: torch.Tensor, lengths: torch.Tensor | None = None) -> None:
+    """Each row's positions [B, T] for the modules that would assume one length for all rows, and how long the text is at
+    each token [B, T] (None: it ends there)."""
     for module in modules:
         module.positions = positions
+        module.lengths = positions + 1 if lengths is None else lengths.to(positions.device)
 
 
 def check_rollback(model: PreTrainedModel) -> None:

@@ -226,12 +226,12 @@ class Engine:
         try:
             with self.experts.running(pool, pool.policy, method.drafting) as experts:
                 self.decoder.open(1, len(tokens) + 1)
-                if source is not None:
-                    with experts.prefilling():
-                        row = Row(0, tokens[:1], len(tokens), source=source)
-                        self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
+                first = len(tokens) - 1 if source is None else 0
+                row = Row(0, tokens if source is None else tokens[:1], len(tokens), source=source)
+                with experts.prefilling():
+                    self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
                 with experts.verifying(None):
-                    return self.decoder.step(torch.tensor([tokens]), torch.zeros(1, dtype=torch.long))[0, -1]
+                    return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[0, -1]
         finally:
             pool.reset_reads()
             self.decoder.close()

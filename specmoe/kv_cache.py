@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .errors import UnsupportedModelError
 
-ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")
+ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 def kv_argument(model) -> str:
@@ -100,6 +100,11 @@ class RaggedKVCache(Cache):
             visible &= key // window == query // window
         return visible
 
+    def update_indexer(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
+        """Keys [B, T, D] of a sparse attention's indexer -> [B, L, D]. They lie in a layer of their own, behind the others."""
+        keys = keys[:, None]  # one head
+        return self.layers[len(self.layers) // 2 + layer].update(keys, keys[..., :0])[0][:, 0]
+
     def move_row(self, source: int, target: int) -> None:
         """Row ``source`` takes the place of row ``target``."""
         for layer in self.layers:
@@ -117,16 +122,18 @@ class RaggedKVCache(Cache):
         return copy
 
     def take_row(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and values)."""
+        """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and values; None: unused)."""
         return [
-            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
+            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) if layer.is_initialized else None
             for layer in self.layers
-            if layer.is_initialized
         ]
 
     def put_row(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Write what ``take_row`` gave (of any cache of this model) into ``row``."""
-        for layer, (keys, values) in zip(self.layers, states, strict=False):
+        for layer, state in zip(self.layers, states, strict=True):
+            if state is None:
+                continue
+            keys, values = state
             if not layer.is_initialized:
                 layer.lazy_initialization(keys[None], values[None])
             layer.keys[row, :, : keys.shape[1]] = keys

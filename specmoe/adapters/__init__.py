@@ -7,6 +7,7 @@ model's own; only who computes the experts changes.
 fused     the experts of one layer as one module, and what a module must know when rows have different lengths
 nllb      NLLB-MoE: two experts per token, read from the probabilities that the router returns
 switch    Switch Transformers: one expert per token, a capacity per row
+rotary    rotary embeddings whose frequencies depend on the length of the text
 llama4    Llama 4 (text): the router's score scales the input of an expert
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import llama4, nllb, switch
+from . import llama4, nllb, rotary, switch
 from .fused import FusedExperts, RaggedPositions
 
 FAMILIES = {"nllb-moe": nllb, "switch_transformers": switch, "llama4_text": llama4}
@@ -43,6 +44,7 @@ def adapt(model: PreTrainedModel) -> PreTrainedModel:
         family.check(model.config)
         with torch.device("meta"):
             family.adapt(model)
+    rotary.adapt(model)
     return model
 
 

@@ -51,10 +51,12 @@ class FusedExperts(nn.Module):
 class RaggedPositions:
     """Mixed into modules that would derive positions from one length for all rows: here every row has its own.
 
-    ``positions`` [B, T] is set by the decoder before each forward pass.
+    ``positions`` [B, T] and ``lengths`` [B, T], of the text that the token first ran with, are set by the decoder before
+    each forward pass.
     """
 
     positions: torch.Tensor
+    lengths: torch.Tensor
 
 
 def merged(*names: tuple[str, str]) -> list[WeightConverter]:

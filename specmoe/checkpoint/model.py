@@ -27,6 +27,7 @@ from transformers import (
 from .. import adapters
 from ..errors import CheckpointError, UnsupportedModelError
 from .files import Checkpoint, open_checkpoint, resolve
+from .leftovers import without_leftovers
 from .recipes import recipes
 
 logger = logging.getLogger("specmoe")
@@ -66,7 +67,7 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = auto.from_config(config, dtype=dtype)
+            model = auto.from_config(without_leftovers(config), dtype=dtype)
     except ValueError as error:
         raise UnsupportedModelError(f"model_type {config.model_type!r} generates no text: {error}") from error
     return adapters.adapt(model)

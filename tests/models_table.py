@@ -1,0 +1,194 @@
+"""Every decoder-only MoE architecture of the installed transformers, made tiny and decoded by specmoe beside ``generate``.
+
+Comes in: nothing; the architectures are those that ``AutoModelForCausalLM`` serves and whose modelling file goes through the
+experts registry. Goes out: one ``Verdict`` each, exact, refused (why) or not configurable (why), and ``docs/models.md``:
+``python tests/models_table.py`` writes it, ``test_families`` compares it with what runs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from tiny_architectures import randomise_
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import specmoe
+from specmoe.errors import SpecMoEError
+
+# What a field is made, wherever a config has it. Windows are narrower than the prompts; experts' widths differ from D.
+SHRUNK = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "max_position_embeddings": 256, "model_max_length": 256,
+    "intermediate_size": 48, "moe_intermediate_size": 40, "dense_intermediate_size": 48, "shared_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "shared_experts_intermediate_size": 24,
+    "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2,
+    "n_group": 2, "num_expert_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
+    "moe_layer_end_index": 3, "sliding_window": 5, "sliding_window_size": 5, "attention_chunk_size": 5,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+    "index_topk": 6, "index_n_heads": 16, "index_head_dim": 12, "index_block_size": 4, "index_topk_blocks": 2,
+    "swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+# What the rules above cannot know.
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_dt_rank": 4}
+_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_NGRAM = {**_LINEAR, "head_dim": 8, "intermediate_size": 48, "ngram_vocab_size_base": 50, "ple_embed_dim": 16}
+ALSO: dict[str, dict] = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 40,
+                    "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "head_dim": 8, "global_head_dim": 8,
+                    "per_layer_config": {"01": {"head_dim": 16}, "03": {"head_dim": 16}}},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "inkling2_loop_text": {"unpadded_vocab_size": 97, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
+                           "loop_layer_index_end": 3},
+    "inkling2_text": {"unpadded_vocab_size": 97},
+    "jamba": {**_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen4_exp_text": _NGRAM,
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+LAYER_KINDS = ("layer_types", "mlp_layer_types")
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [20, 21, 22], [1, 2, 3, 4, 5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
+NEW_TOKENS, METHODS = 14, {"on_demand": {}, "specmoe": {"gamma": 4}}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    kind: str
+    word: str
+    why: str = ""
+
+
+def architectures() -> list[str]:
+    """Every ``model_type`` of the table, in order."""
+    kinds = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind in CONFIG_MAPPING]
+    return sorted(kind for kind in kinds if _folder_of(kind) in registered_folders())
+
+
+@cache
+def registered_folders() -> frozenset[str]:
+    """Folders of ``transformers.models`` whose experts go through the registry."""
+    root = Path(transformers.__file__).parent / "models"
+    files = root.glob("*/modeling_*.py")
+    return frozenset(file.parent.name for file in files if "@use_experts_implementation" in file.read_text("utf-8"))
+
+
+def _folder_of(kind: str) -> str:
+    return CONFIG_MAPPING[kind].__module__.split(".")[2]
+
+
+def tiny_config(kind: str, **overrides):
+    """The configuration of ``kind`` with every known size made small; a multimodal one's text part is."""
+    full = AutoConfig.for_model(kind)
+    text = full.get_text_config(decoder=True)
+    if text is not full:
+        return tiny_config(text.model_type, **overrides)
+    return AutoConfig.for_model(kind, **shrunk(full, kind, overrides))
+
+
+def shrunk(default, kind: str, overrides: dict) -> dict:
+    fields = default.to_dict()
+    small = {name: size for name, size in SHRUNK.items() if _is_number(fields.get(name))}
+    if "kv_lora_rank" in fields:  # latent attention has a key for every query head
+        small["num_key_value_heads"] = 4
+    for name in LAYER_KINDS:
+        kinds = list(dict.fromkeys(fields.get(name) or []))
+        if kinds:
+            small[name] = [kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)]
+    return {**small, "tie_word_embeddings": False, **ALSO.get(kind, {}), **overrides}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+@torch.no_grad()
+def write_tiny(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **overrides) -> Path:
+    """A random tiny checkpoint of ``kind`` in ``folder``."""
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **overrides), dtype=torch.float32)
+    randomise_(model, torch.Generator().manual_seed(0))
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def reference(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """transformers' own model, with its plain loop over experts (its other kernels know no float64)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager")
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@torch.no_grad()
+def plain(model: PreTrainedModel, prompts=PROMPTS, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """``generate`` of each prompt alone."""
+    options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    return [model.generate(torch.tensor([prompt]), **options)[0].tolist() for prompt in prompts]
+
+
+def decoded(engine, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
+    output = engine.generate(prompts, max_new_tokens=new_tokens, eos_token_id=[], batch_size=4, **options)
+    return [sequence.tolist() for sequence in output.sequences]
+
+
+def judge(kind: str) -> Verdict:
+    """Make ``kind`` tiny, and compare."""
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            folder = write_tiny(kind, Path(name))
+        except Exception as error:  # whatever transformers says of its own model
+            return Verdict(kind, "not configurable", sentence(error))
+        try:
+            with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
+                return Verdict(kind, *compare(engine, folder))
+        except SpecMoEError as refusal:
+            return Verdict(kind, "refused", sentence(refusal).replace(str(folder), "the checkpoint"))
+
+
+@torch.no_grad()
+def compare(engine, folder: Path) -> tuple[str, str]:
+    """Tokens of every method and the logits after a prompt, beside those of ``generate`` -> word and why."""
+    try:
+        model = reference(folder)
+        want = plain(model)
+    except Exception as error:  # whatever transformers says of its own model
+        return "not configurable", sentence(error)
+    wrong = [name for name, options in METHODS.items() if decoded(engine, method=name, **options) != want]
+    logits = model(torch.tensor(PROMPTS[:1])).logits[0, -1]
+    if not torch.allclose(engine.next_logits(PROMPTS[0]), logits, rtol=0, atol=1e-5):
+        wrong.append("logits")
+    return ("WRONG" if wrong else "exact"), ", ".join(wrong)
+
+
+def sentence(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
+    return text[:300]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    import time
+    import traceback
+
+    for kind in sys.argv[1:] or architectures():
+        began = time.time()
+        try:
+            v = judge(kind)
+        except Exception as e:
+            if len(sys.argv) > 1:
+                traceback.print_exc()
+            v = Verdict(kind, "CRASH", f"{type(e).__name__}: {sentence(e)}")
+        print(f"{time.time() - began:.1f} {v.kind}: {v.word} {v.why}", flush=True)
