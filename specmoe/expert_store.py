@@ -8,21 +8,18 @@ to a link of your choice, in wall-clock time and over all readers together.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
 import sys
-import threading
 import time
+import weakref
 import zlib
 
 import torch
 
 from .checkpoint import TICK_NS, PackedExperts, hold
 from .errors import StoreError
+from .read_queue import DEMAND, ReadQueue
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
-
-DEMAND, PREFETCH = 0, 1  # priorities: what compute waits for goes first
 
 
 class ExpertStore:
@@ -38,99 +35,55 @@ class ExpertStore:
         self.link = Link(link_bytes_per_s)
         self.num_readers = num_readers
         self._checked: list[list] = [[None] * packed.num_experts for _ in packed.layers]
-        self._queue: list[tuple[int, int, Read]] = []
-        self._under_way: list[Read] = []
-        self._order = itertools.count()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"specmoe-reader-{i}", daemon=True) for i in range(num_readers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._queue = ReadQueue()
+        weakref.finalize(self, self._queue.close)
+        self._queue.start(self._serve, self._make_reader, num_readers)
 
     def submit(self, key: ExpertKey, buffer: torch.Tensor, priority: int = DEMAND, after=None) -> Read:
         """Queue one record for ``buffer`` (uint8 ``[record_bytes]``); returns its ticket at once."""
-        read = Read(key, buffer, after, next(self._order))
-        with self._wake:
-            if self._closed:
-                raise StoreError("the expert store is closed: load the engine again")
-            self._refuse_while_stalled()
-            heapq.heappush(self._queue, (priority, read.number, read))
-            self._wake.notify()
+        read = Read(key, buffer, after)
+        self._queue.submit(read, priority)
         return read
-
-    def _refuse_while_stalled(self) -> None:
-        """A read that everybody has given up on may still fill its buffer: until it has, no buffer is safe."""
-        for read in self._under_way:
-            if read.abandoned:
-                raise StoreError(
-                    f"reading expert {read.key.expert} of MoE layer {read.key.layer} has stalled and not come back yet: try "
-                    "again when the disk answers, or load the engine again"
-                )
 
     def cancel(self, read: Read) -> bool:
         """Take back a read nobody started; True when it will not happen."""
-        with self._wake:
-            if read.started:
-                return False
-            read.cancelled = True
-        read.finish()
-        return True
+        return self._queue.cancel(read)
 
     def hasten(self, read: Read) -> None:
         """Compute waits for this prefetch now: move it before all other prefetches."""
-        with self._wake:
-            if not read.started and not read.cancelled:
-                heapq.heappush(self._queue, (DEMAND, next(self._order), read))
+        self._queue.promote(read)
+
+    def drain(self) -> None:
+        """No read of an earlier run goes on: afterwards nobody writes into any buffer. ``StoreError`` while one is stalled."""
+        self._queue.drain()
 
     def close(self) -> None:
         """End the reader threads and release files and memory. Calling it twice is fine."""
-        with self._wake:
-            self._closed = True
-            pending, self._queue = self._queue, []
-            self._wake.notify_all()
-        for _, _, read in pending:
-            if not read.started:
-                read.finish(StoreError("the expert store was closed"))
-        for thread in self._threads:
-            thread.join()
+        self._queue.close()
+        self._queue.join()
         self._release()
+
+    def is_idle(self) -> bool:
+        """No read waits or is under way."""
+        return self._queue.is_idle()
 
     def info(self) -> dict:
         """What was measured: the kind of store and how it reads."""
         rate = self.link.bytes_per_s
         return {"store": self.kind, "reads": self.how, "num_readers": self.num_readers, "link_bytes_per_s": rate}
 
-    def _next_read(self) -> Read | None:
-        with self._wake:
-            while True:
-                while not self._queue and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return None
-                read = heapq.heappop(self._queue)[2]
-                if not read.started and not read.cancelled:
-                    read.started = True
-                    self._under_way.append(read)
-                    return read
-
-    def _serve(self) -> None:
-        reader = self._make_reader()
-        while (read := self._next_read()) is not None:
-            began_s = time.perf_counter()
-            try:
-                crossed_s = self.link.reserve(self.record_bytes)
-                self._copy(read, reader)
-                self.link.wait_until(crossed_s)
-                error = None
-            except Exception as failure:  # handed to whoever waits for the record
-                error = self._explain(read.key, failure)
-            read.ended_s = time.perf_counter()
-            read.seconds = read.ended_s - began_s
-            with self._wake:
-                self._under_way.remove(read)
-            read.finish(error)
+    def _serve(self, read: Read, reader) -> None:
+        """Fill the buffer of one read, in a reader's thread."""
+        began_s, error = time.perf_counter(), None
+        try:
+            crossed_s = self.link.reserve(self.record_bytes)
+            self._copy(read, reader)
+            self.link.wait_until(crossed_s)
+        except Exception as failure:  # handed to whoever waits for the record
+            error = self._explain(read.key, failure)
+        read.ended_s = time.perf_counter()
+        read.seconds = read.ended_s - began_s
+        self._queue.done(read, error)
 
     def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:
         if isinstance(failure, StoreError):
@@ -184,6 +137,7 @@ class DiskStore(ExpertStore):
     def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
         self._file, self.how = _open_around_page_cache(packed.data_file)
         hold(self._file)
+        self._close_file = weakref.finalize(self, os.close, self._file)
         super().__init__(packed, device, link_bytes_per_s, num_readers)
 
     def _make_reader(self):
@@ -206,7 +160,7 @@ class DiskStore(ExpertStore):
             lane.copy(read.buffer, lane.bounce, read.after)
 
     def _release(self) -> None:
-        os.close(self._file)
+        self._close_file()
 
 
 def _stamp(file: int) -> tuple[int, ...] | None:

@@ -1,7 +1,7 @@
 """A ragged KV cache: every row has its own length, and rejected tokens are forgotten by arithmetic.
 
 Comes in: keys and values of a block of T tokens per row, written at the row's own positions. Goes out: the whole
-preallocated ``[B, H, L, D]`` buffers, and a mask ``kv_position <= query_position`` that hides what is stale. Nothing is
+``[B, H, L, D]`` buffers, and a mask ``kv_position <= query_position`` that hides what is stale. Nothing is
 copied when tokens are rejected: the next block simply overwrites them. ``decoder`` calls next.
 
     B rows, T tokens of a block, H heads, L positions, D head size
@@ -10,12 +10,15 @@ copied when tokens are rejected: the next block simply overwrites them. ``decode
 from __future__ import annotations
 
 import inspect
+import math
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .errors import UnsupportedModelError
+from .errors import FastMemoryError, UnsupportedModelError
 
+# Positions that the buffers have room for at first; they double when a row grows out of them.
+FEWEST_POSITIONS = 256
 ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
@@ -24,75 +27,118 @@ def kv_argument(model) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+class Places:
+    """Where the next block is written, shared by the layers of a cache (which do not hold each other: what is dropped is
+    freed at once). ``capacity``: positions that the buffers have room for now, at most ``num_positions``."""
+
+    def __init__(self, num_rows: int, num_positions: int, device: torch.device):
+        self.num_rows = num_rows
+        self.num_positions = num_positions
+        self.device = device
+        self.capacity = min(num_positions, FEWEST_POSITIONS)
+        self.positions = torch.zeros(1, 1, dtype=torch.long, device=device)  # [B, T]
+        self.rows = torch.zeros(1, 1, dtype=torch.long, device=device)  # [B, 1]
+        self.length = 1
+
+
 class RaggedLayer(CacheLayerMixin):
     """Keys and values of one attention layer, ``[B, H, L, D]``; allocated at the first write (H and D may differ
-    between keys and values, as in multi-head latent attention)."""
+    between keys and values, as in multi-head latent attention), grown as rows grow."""
 
-    def __init__(self, cache: RaggedKVCache):
+    def __init__(self, places: Places):
         super().__init__()
-        self.cache = cache
+        self.places = places
 
     def lazy_initialization(self, key_states, value_states):
         self.keys = self._buffer(key_states)
         self.values = self._buffer(value_states)
         self.is_initialized = True
 
-    def _buffer(self, states: torch.Tensor) -> torch.Tensor:
-        _, heads, _, size = states.shape
-        # zeros, not empty: a masked NaN would still poison the weighted sum
-        # one row and position more than can be used: a used part is never the whole, which torch.compile would tell apart
-        return torch.zeros(self.cache.num_rows + 1, heads, self.cache.num_positions + 1, size, dtype=states.dtype,
-                           device=states.device)  # fmt: skip
+    def _buffer(self, states: torch.Tensor, old: torch.Tensor | None = None) -> torch.Tensor:
+        """Zeros with room for ``places.capacity``; what ``old`` holds is copied."""
+        places, (_, heads, _, size) = self.places, states.shape
+        # One row and position more than can be used: a used part is never the whole, which torch.compile would tell apart.
+        shape = (places.num_rows + 1, heads, places.capacity + 1, size)
+        try:
+            # zeros, not empty: a masked NaN would still poison the weighted sum
+            buffer = torch.zeros(shape, dtype=states.dtype, device=states.device)
+        except RuntimeError as failure:
+            raise _too_large(places, math.prod(shape) * states.element_size(), failure) from None
+        if old is not None:
+            buffer[:, :, : old.shape[2]] = old
+        return buffer
+
+    def grow(self) -> None:
+        """Room for ``places.capacity`` positions, with what was written."""
+        if self.is_initialized:
+            self.keys = self._buffer(self.keys, self.keys)
+            self.values = self._buffer(self.values, self.values)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Write ``[B, H, T, D]`` at the cache's ``positions`` [B, T]; returns buffers up to the longest row in use."""
+        """Write ``[B, H, T, D]`` at ``places.positions`` [B, T]; returns buffers up to the longest row in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, positions, length = self.cache.rows, self.cache.positions, self.cache.length
+        rows, positions, length = self.places.rows, self.places.positions, self.places.length
         self.keys[rows, :, positions] = key_states.transpose(1, 2)  # [B, T, H, D]
         self.values[rows, :, positions] = value_states.transpose(1, 2)
         num_rows = positions.shape[0]
         return self.keys[:num_rows, :, :length], self.values[:num_rows, :, :length]
 
     def get_mask_sizes(self, query_length):
-        return self.cache.length, 0
+        return self.places.length, 0
 
     def get_seq_length(self):
-        return self.cache.length - self.cache.positions.shape[1]
+        return self.places.length - self.places.positions.shape[1]
 
     def get_max_length(self):
-        return self.cache.num_positions
+        return self.places.num_positions
 
     get_max_cache_shape = get_max_length  # its name in older transformers
 
 
+def _too_large(places: Places, num_bytes: int, failure: Exception) -> FastMemoryError:
+    first = str(failure).split("\n")[0][:120]
+    return FastMemoryError(
+        f"the KV cache cannot grow to {places.num_rows} rows x {places.capacity} positions ({num_bytes} bytes for one layer's "
+        f"keys; {first}): lower batch_size or max_new_tokens"
+    )
+
+
 class RaggedKVCache(Cache):
-    """KV cache of ``num_rows`` rows x ``num_positions``; rows in use are always 0 .. B-1.
+    """KV cache of ``num_rows`` rows x up to ``num_positions``; rows in use are always 0 .. B-1.
 
     ``place(starts, T)`` says where the next block goes; a model's forward pass then writes there. ``move_row`` and
-    ``take_row`` / ``put_row`` keep the rows in use together when one finishes or enters.
+    ``take_row`` / ``put_row`` keep the rows in use together when one finishes or enters. Memory follows what is written.
     """
 
     def __init__(self, num_layers: int, num_rows: int, num_positions: int, device="cpu"):
-        super().__init__(layers=[RaggedLayer(self) for _ in range(num_layers)])
-        self.num_rows, self.num_positions = num_rows, num_positions
-        self.device = torch.device(device)
-        self.place(torch.zeros(1, dtype=torch.long), 1)
+        self.places = Places(num_rows, num_positions, torch.device(device))
+        super().__init__(layers=[RaggedLayer(self.places) for _ in range(num_layers)])
 
     def place(self, starts: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions [B, T].
 
         Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one."""
-        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=self.num_positions - 1)
-        self.length = int(positions.max()) + 1
-        self.positions = positions.to(self.device, non_blocking=True)
-        self.rows = torch.arange(len(starts), device=self.device)[:, None]  # [B, 1]
-        return self.positions
+        places = self.places
+        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=places.num_positions - 1)
+        places.length = int(positions.max()) + 1
+        places.positions = positions.to(places.device, non_blocking=True)
+        places.rows = torch.arange(len(starts), device=places.device)[:, None]  # [B, 1]
+        self._make_room(places.length)
+        return places.positions
+
+    def _make_room(self, length: int) -> None:
+        """Buffers that are too short for ``length`` positions double."""
+        places = self.places
+        if length > places.capacity:
+            places.capacity = min(places.num_positions, max(length, 2 * places.capacity))
+            for layer in self.layers:
+                layer.grow()
 
     def mask(self, attention: str = "full_attention", window: int | None = None) -> torch.Tensor:
         """bool ``[B, 1, T, L]``: may this query see this key? ``window`` positions for sliding, or chunk size."""
-        query = self.positions[:, None, :, None]  # [B, 1, T, 1]
-        key = torch.arange(self.length, device=self.device)  # [L]
+        query = self.places.positions[:, None, :, None]  # [B, 1, T, 1]
+        key = torch.arange(self.places.length, device=self.places.device)  # [L]
         visible = key <= query
         if attention == "sliding_attention":
             visible &= key > query - window
@@ -114,8 +160,9 @@ class RaggedKVCache(Cache):
 
     def select(self, rows: torch.Tensor) -> RaggedKVCache:
         """A copy that holds only ``rows``, in this order."""
-        copy = RaggedKVCache(len(self.layers), len(rows), self.num_positions, self.device)
-        kept = torch.cat([rows, rows[:1]]).to(self.device)  # and the row nobody uses
+        copy = RaggedKVCache(len(self.layers), len(rows), self.places.num_positions, self.places.device)
+        copy.places.capacity = self.places.capacity
+        kept = torch.cat([rows, rows[:1]]).to(self.places.device)  # and the row nobody uses
         for mine, other in zip(self.layers, copy.layers, strict=True):
             if mine.is_initialized:
                 other.keys, other.values, other.is_initialized = mine.keys[kept], mine.values[kept], True

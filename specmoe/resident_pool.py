@@ -21,7 +21,8 @@ import torch
 
 from .errors import FastMemoryError
 from .eviction import RunPolicy
-from .expert_store import DEMAND, PREFETCH, ExpertStore
+from .expert_store import ExpertStore
+from .read_queue import DEMAND, PREFETCH
 from .trace import PoolCounts, Trace
 from .transfers import ExpertKey, Read
 
