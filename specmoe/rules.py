@@ -1,11 +1,12 @@
-"""What holds for each row of a run: transformers' own logits processors, end tokens, stopping criteria.
+"""What holds for each row of a run: transformers' logits processors, end tokens, stopping
+criteria.
 
-Comes in: the checkpoint's ``model.generation_config``, the options of ``generate``, and ``settings``
+Comes in: the checkpoint's ``model.generation_config``, the options of ``generate``, ``settings``
 per prompt. Goes out: options for the sampler and each row's ``RowRules``. ``engine`` calls this.
 
-Order of precedence: a prompt's own, arguments, ``generation_config=``, the checkpoint. Sampling is the
-exception: a checkpoint's ``do_sample`` is not followed, but its temperature and so on are used when
-sampling is asked for.
+Order of precedence: a prompt's own, arguments, ``generation_config=``, the checkpoint. Sampling
+is the exception: a checkpoint's ``do_sample`` is not followed, but its temperature and so on are
+used when sampling is asked for.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .speculate import Row
 
 
 class Rules:
-    """The settings of a run. ``options``: with do_sample, temperature, top_k and top_p filled in."""
+    """The settings of a run. ``options``: with what sampling needs filled in."""
 
     def __init__(self, model: PreTrainedModel, tokenizer, options: GenerateOptions):
         self.model, self.tokenizer = model, tokenizer
@@ -77,10 +78,10 @@ class Rules:
         return end_tokens(self.config.eos_token_id)
 
     def give_rules(self, rows: Sequence[Row]) -> bool:
-        """Give ``rows`` their rules; False, and nothing given, where there is nothing beyond the sampler's own."""
+        """Give ``rows`` their rules; False, and none given, where the sampler's own are enough."""
         if self._sets and len(self._sets) != len(rows):
             raise OptionError(
-                f"settings has {len(self._sets)} entries for {len(rows)} prompts: give one (or None) each"
+                f"settings has {len(self._sets)} entries for {len(rows)} prompts: give one each"
             )
         if not self._sets and self._is_plain(rows[0]):
             return False
@@ -105,12 +106,11 @@ class Rules:
         check_effect(own, config.do_sample)
         refuse(config)
         eos, start = end_tokens(config.eos_token_id), 1 if row.source else row.num_prompt
-        if "max_new_tokens" in own:
-            row.limit = start + own["max_new_tokens"]
-            if row.room < 1:
-                raise OptionError(
-                    f"max_new_tokens={own['max_new_tokens']} is filled by the language token: use more"
-                )
+        row.limit = start + config.max_new_tokens
+        if row.room < 1:
+            raise OptionError(
+                f"max_new_tokens={config.max_new_tokens} is filled by the language token: use more"
+            )
         config.max_length = row.limit
         if config.min_new_tokens is not None:
             config.min_length = None

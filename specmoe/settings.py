@@ -1,4 +1,4 @@
-"""Which generation settings are followed, which are refused, and those that a call or a single prompt gives.
+"""Which generation settings are followed or refused, and those that a call or a prompt gives.
 
 Comes in: keyword arguments of ``generate`` named as in transformers' ``GenerationConfig``, and
 ``settings``, a dict or None per prompt. Goes out: both checked, as far as that needs no model.
@@ -69,8 +69,9 @@ _EMPTY = GenerationConfig()
 
 
 def gather(options: Mapping) -> dict:
-    """Keyword arguments of ``generate`` -> those of ``GenerateOptions``, with the generation settings among them in
-    ``own``. ``OptionError`` for a setting that is not followed."""
+    """Keyword arguments of ``generate`` -> those of ``GenerateOptions``; the others are in ``own``.
+
+    ``OptionError`` for a setting that is not followed."""
     known = {field.name for field in dataclasses.fields(GenerateOptions)} - {"own"}
     options = dict(options)
     own = _from_config(options.pop("generation_config", None))
@@ -90,7 +91,7 @@ def gather(options: Mapping) -> dict:
 
 
 def _from_config(config) -> dict:
-    """The settings that a ``GenerationConfig`` or a dict holds, without those that are not about the text."""
+    """The settings in a ``GenerationConfig`` or a dict, but those that are not about the text."""
     if config is None:
         return {}
     if isinstance(config, GenerationConfig):
@@ -125,7 +126,7 @@ def per_prompt(settings) -> list[Mapping]:
 
 
 def check_row(own: Mapping, where: str) -> dict:
-    """One prompt's settings, checked as far as they can be without a model; ``where`` begins the error."""
+    """One prompt's settings, checked without a model; ``where`` begins the error."""
     for name, value in own.items():
         if name in REFUSED and value in (None, *REFUSED[name][0]):
             continue
@@ -145,7 +146,7 @@ def check_row(own: Mapping, where: str) -> dict:
 
 
 def end_tokens(eos, given: bool = False) -> frozenset[int]:
-    """End tokens from an id, a list, a tensor or an array of ids; None is none, and so is a checkpoint's -1."""
+    """End tokens from an id, a list, a tensor or an array of ids; a checkpoint's -1 is none."""
     ids = eos.tolist() if hasattr(eos, "tolist") else eos
     ids = (
         []
@@ -175,7 +176,7 @@ def check_effect(given: Mapping, samples: bool) -> None:
         value = given.get(name)
         if not samples and value is not None and value not in SAMPLED[name]:
             raise OptionError(
-                f"{name}={value!r} has no effect without do_sample=True: add it, or leave {name} out"
+                f"{name}={value!r} has no effect without do_sample=True: add it or drop {name}"
             )
 
 
@@ -189,13 +190,13 @@ def refuse(config: GenerationConfig) -> None:
                 else "take it out of generation_config.json"
             )
             raise OptionError(
-                f"{name}={value!r} cannot be followed ({why}): {way}, or use transformers' own generate"
+                f"{name}={value!r} cannot be followed ({why}): {way}, or use transformers"
             )
     if str(config.cache_implementation) == "quantized":
         raise OptionError(
-            "cache_implementation='quantized' changes the tokens: take it out of generation_config.json"
+            "cache_implementation='quantized' changes the tokens: drop it from the generation_config"
         )
     if type(config.watermarking_config).__name__ == "SynthIDTextWatermarkingConfig":
         raise OptionError(
-            "watermarking_config: SynthID keeps state from token to token: use WatermarkingConfig, or none"
+            "watermarking_config: SynthID keeps state between tokens: use WatermarkingConfig"
         )
