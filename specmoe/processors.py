@@ -91,7 +91,7 @@ def process_block(
 
 
 def processor_answer(processor: Processor, context: torch.Tensor, scores: torch.Tensor):
-    """What ``processor`` makes of ``scores`` [1, V]; raises only an ``OptionError`` that names it."""
+    """What ``processor`` makes of ``scores`` [1, V]; an ``OptionError`` names one that fails."""
     try:
         return processor(context, scores)
     except SpecMoEError:
@@ -110,7 +110,7 @@ def _checked(processor: Processor, answer, before: torch.Tensor) -> torch.Tensor
     if not isinstance(answer, torch.Tensor) or answer.shape != before.shape:
         shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise OptionError(
-            f"logits processor {name_of(processor)} returned {shape}: it must return {tuple(before.shape)}"
+            f"logits processor {name_of(processor)} returned {shape}: return {tuple(before.shape)}"
         )
     if torch.isnan(answer).any():
         raise OptionError(

@@ -184,18 +184,12 @@ def refuse(config: GenerationConfig) -> None:
     for name, (neutral, why) in REFUSED.items():
         value = getattr(config, name, None)
         if value is not None and value not in neutral:
-            way = (
-                f"pass {name}={neutral[0]!r}"
-                if neutral
-                else "take it out of generation_config.json"
-            )
+            way = f"pass {name}={neutral[0] if neutral else None!r}"
             raise OptionError(
                 f"{name}={value!r} cannot be followed ({why}): {way}, or use transformers"
             )
     if str(config.cache_implementation) == "quantized":
-        raise OptionError(
-            "cache_implementation='quantized' changes the tokens: drop it from the generation_config"
-        )
+        raise OptionError("cache_implementation='quantized' changes the tokens: take it out")
     if type(config.watermarking_config).__name__ == "SynthIDTextWatermarkingConfig":
         raise OptionError(
             "watermarking_config: SynthID keeps state between tokens: use WatermarkingConfig"

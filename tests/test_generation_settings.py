@@ -89,7 +89,7 @@ def case(tiny, tmp_path_factory):
 
 
 def commonest(texts: list[list[int]], num: int = 3) -> list[int]:
-    """Tokens that the plain texts hold most often: forbidding or ending at them changes something."""
+    """Tokens that the plain texts hold most often: forbidding them changes something."""
     counts = Counter(
         token for prompt, text in zip(PROMPTS, texts) for token in text[len(prompt) :] or text[2:]
     )
@@ -104,30 +104,42 @@ SETTINGS = {
     "repetition_penalty": lambda texts: {"repetition_penalty": 1.8},
     "no_repeat_ngram_size": lambda texts: {"no_repeat_ngram_size": 1},
     "bad_words_ids": lambda texts: {"bad_words_ids": [[commonest(texts)[0]], *pairs(texts)]},
-    "sequence_bias": lambda texts: {"sequence_bias": [[[commonest(texts)[0]], -9.0], [pairs(texts)[0], 4.0]]},
+    "sequence_bias": lambda texts: {
+        "sequence_bias": [[[commonest(texts)[0]], -9.0], [pairs(texts)[0], 4.0]]
+    },
     "suppress_tokens": lambda texts: {"suppress_tokens": commonest(texts)},
     "begin_suppress_tokens": lambda texts: {
-        "begin_suppress_tokens": [t for p, text in zip(PROMPTS, texts) for t in (text[len(p)], text[1])]
+        "begin_suppress_tokens": [
+            t for p, text in zip(PROMPTS, texts) for t in (text[len(p)], text[1])
+        ]
     },
     "eos_list": lambda texts: {"eos_token_id": commonest(texts)},
     "min_new_tokens": lambda texts: {"eos_token_id": commonest(texts), "min_new_tokens": 7},
     "min_length": lambda texts: {"eos_token_id": commonest(texts), "min_length": 9},
     "forced_eos_token_id": lambda texts: {"forced_eos_token_id": EOS},
     "forced_bos_token_id": lambda texts: {"forced_bos_token_id": 33},
-    "exponential_decay": lambda texts: {"eos_token_id": EOS, "exponential_decay_length_penalty": (2, 3.0)},
+    "exponential_decay": lambda texts: {
+        "eos_token_id": EOS,
+        "exponential_decay_length_penalty": (2, 3.0),
+    },
     "encoder_repetition_penalty": lambda texts: {"encoder_repetition_penalty": 6.0},
     "encoder_no_repeat_ngram_size": lambda texts: {"encoder_no_repeat_ngram_size": 1},
     "watermarking_config": lambda texts: {"watermarking_config": WatermarkingConfig(bias=4.0)},
     "together": lambda texts: {
-        "repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "suppress_tokens": commonest(texts),
-        "eos_token_id": [EOS, 40, 41, 42], "min_new_tokens": 5, "renormalize_logits": True, "remove_invalid_values": True,
+        "repetition_penalty": 1.4,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": commonest(texts),
+        "eos_token_id": [EOS, 40, 41, 42],
+        "min_new_tokens": 5,
+        "renormalize_logits": True,
+        "remove_invalid_values": True,
     },
-}  # fmt: skip
+}
 
 
 # Switch: where an encoder or the decoder's start token make a difference
-OF_SWITCH = """encoder_repetition_penalty encoder_no_repeat_ngram_size forced_bos_token_id min_length
-    begin_suppress_tokens together""".split()
+OF_SWITCH = """encoder_repetition_penalty encoder_no_repeat_ngram_size forced_bos_token_id
+    min_length begin_suppress_tokens together""".split()
 FAMILY_AND_SETTING = [
     *itertools.product(["qwen2_moe", "nllb-moe"], SETTINGS),
     *itertools.product(["switch_transformers"], OF_SWITCH),
@@ -181,7 +193,7 @@ def test_what_lies_on_disk_counts(tiny, tmp_path, file):
 
 
 def test_drafts_are_still_taken_and_still_rejected_under_processors(case):
-    """Without the processors on the draft's side hardly any token of a strongly changed text would be taken."""
+    """Without processors on the draft's side hardly any token of a changed text would be taken."""
     engine = case("qwen2_moe").engine
     stats = engine.generate(
         PROMPTS, max_new_tokens=40, repetition_penalty=1.8, eos_token_id=[], **RUNS[1]
@@ -238,7 +250,7 @@ def test_options_win_over_generation_config_and_that_over_the_checkpoint(case):
     )
 
 
-# ---- functions of the user ------------------------------------------------------------------------------------------
+# ---- functions of the user -----------------------------------------------------------------------
 
 
 def only_multiples_of_the_length(ids, scores):
@@ -296,7 +308,7 @@ def test_a_processor_that_fails_is_named_and_the_engine_goes_on(case, what, run)
 
 
 def test_a_processor_that_fails_only_on_rejected_drafts_stops_nothing(case):
-    """It knows only the prefixes of the row's own text, and refuses all others, which only drafts come to."""
+    """It knows the prefixes of the row's own text, and refuses those that only drafts come to."""
     case = case("qwen2_moe")
     want, asked = case.alone(), []
 
@@ -351,7 +363,7 @@ def test_stop_strings_end_the_text_as_in_transformers():
             assert tokens_of(output) == want and output.new_texts != free
 
 
-# ---- sampling ---------------------------------------------------------------------------------------------------------
+# ---- sampling ------------------------------------------------------------------------------------
 
 SAMPLED = {
     "repetition_penalty": 1.5,
@@ -374,11 +386,18 @@ def test_coupled_sampling_gives_one_text_whatever_method_gamma_and_batch(case):
 
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
 def test_sampled_tokens_have_the_processed_distribution(case, rule):
-    """The first two tokens of one prompt, sampled 1000 times in blocks, against transformers' own processors."""
+    """Two tokens of one prompt, sampled 1000 times, against transformers' own processors."""
     case, num, prompt = case("qwen2_moe"), 1000, [5, 6, 7]
     settings = {"repetition_penalty": 2.5, "top_k": 4}
-    texts = case.ours({"method": "specmoe", "gamma": 3, "batch_size": 500}, [prompt] * num, do_sample=True, seed=7,
-                      accept_rule=rule, max_new_tokens=2, **settings)  # fmt: skip
+    texts = case.ours(
+        {"method": "specmoe", "gamma": 3, "batch_size": 500},
+        [prompt] * num,
+        do_sample=True,
+        seed=7,
+        accept_rule=rule,
+        max_new_tokens=2,
+        **settings,
+    )
     processors = case.model._get_logits_processor(
         GenerationConfig(do_sample=True, **settings), input_ids_seq_length=3
     )
@@ -440,13 +459,21 @@ def test_a_sampled_run_can_be_repeated_from_the_seed_in_its_stats(case):
     assert engine.generate(PROMPTS, max_new_tokens=1).stats.seed is None
 
 
-# ---- refused --------------------------------------------------------------------------------------------------------------
+# ---- refused -------------------------------------------------------------------------------------
 
 REFUSED = {
-    "num_beams": 2, "num_beam_groups": 2, "guidance_scale": 1.5, "penalty_alpha": 0.6, "dola_layers": "low",
-    "token_healing": True, "max_time": 1.0, "prompt_lookup_num_tokens": 3, "diversity_penalty": 0.5,
-    "force_words_ids": [[5]], "assistant_early_exit": 1,
-}  # fmt: skip
+    "num_beams": 2,
+    "num_beam_groups": 2,
+    "guidance_scale": 1.5,
+    "penalty_alpha": 0.6,
+    "dola_layers": "low",
+    "token_healing": True,
+    "max_time": 1.0,
+    "prompt_lookup_num_tokens": 3,
+    "diversity_penalty": 0.5,
+    "force_words_ids": [[5]],
+    "assistant_early_exit": 1,
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
