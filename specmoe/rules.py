@@ -176,8 +176,18 @@ class Rules:
 def _fill(config: GenerationConfig, settings: Mapping) -> None:
     for name, value in settings.items():
         if name not in CALLABLES:
-            is_whole = name in ("temperature", "top_p") and type(value) is int
-            setattr(config, name, float(value) if is_whole else value)
+            if name in ("temperature", "top_p") and type(value) is int:
+                value = float(value)
+            if name == "watermarking_config" and isinstance(value, Mapping):
+                value = _watermark(value)
+            setattr(config, name, value)
+
+
+def _watermark(value: Mapping):
+    try:
+        return GenerationConfig(watermarking_config=dict(value)).watermarking_config
+    except Exception as failure:
+        raise OptionError(f"watermarking_config={value!r} cannot be used: {failure}") from failure
 
 
 def _culprit(make, config: GenerationConfig, arguments: dict) -> str:

@@ -543,6 +543,12 @@ def test_end_tokens_may_be_a_tensor(case):
     assert case.ours(RUNS[1], eos_token_id=torch.tensor(eos[0])) == case.alone(eos_token_id=eos[0])
 
 
+def test_a_watermark_may_be_a_dict_as_in_a_json_line(case):
+    case = case("qwen2_moe")
+    want = case.ours(RUNS[0], watermarking_config=WatermarkingConfig(bias=4.0))
+    assert case.ours(RUNS[1], settings=[{"watermarking_config": {"bias": 4.0}}] * 4) == want
+
+
 def test_without_settings_no_row_has_rules(case, monkeypatch):
     """The fast path: nothing is asked per token, and logits go to the sampler as they are."""
     from specmoe import processors
