@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from specmoe.speculate import Row, decode
+from specmoe.speculate import Row
+from specmoe.trace import Round
 
 COUNTED = ("num_hits", "num_misses", "num_fetches", "fetched_bytes", "num_prefetches", "prefetch_used", "wait_s", "read_s")
-TOTALLED = ("num_rounds", "row_rounds", "num_new_tokens", "num_drafted", "num_accepted", "draft_s", "verify_s")
 LEAST_ROUNDS = 2
 CALIBRATED = 32  # prompts that tell the static eviction what is hot
 MOST_WARM_UP = 1.0  # in lengths of the window: how long a planner may try things out before it is measured all the same
@@ -59,7 +59,7 @@ def _inside(row: Row, texts: list[list[int]], place: float) -> Row:
 
 @dataclass
 class Window:
-    """Runs in place of ``Engine._run``. ``sums``: what the measured rounds did; ``warm_up``: rounds before them."""
+    """``sums``: what the measured rounds did; ``warm_up``: rounds before them."""
 
     batch: int
     seconds: float
@@ -72,64 +72,55 @@ class Window:
     warm_up: dict = field(default_factory=dict)
     gammas: list[int] = field(default_factory=list)
 
-    def __call__(self, job, watcher) -> float:
-        self._prepare(job)
-        mark, settled = self._reading(job), False
-        for rows in decode(job):
+    def measure(self, run) -> None:
+        """Iterate ``run``, whose batch is kept full, until the window is over."""
+        job, settled = run.job, False
+        self._prepare(run)
+        mark = self._reading(job)
+        for done in run:
             now = self._reading(job)
-            change = {name: now[name] - mark[name] for name in now}
+            change = {name: now[name] - mark[name] for name in now} | _sums_of(done)
             mark = now
             if settled:
-                assert len(rows) == self.batch, "the batch was not full"
+                assert len(done.prompts) == self.batch, "the batch was not full"
                 _add(self.sums, change)
-                self.gammas.append(job.totals.gammas[-1])
+                self.gammas.append(done.gamma)
             else:
                 _add(self.warm_up, change)
                 settled = self._has_settled(job)
             if self.sums.get("seconds", 0.0) >= self.seconds and self.sums["num_rounds"] >= LEAST_ROUNDS:
                 break
-        return self.sums.get("seconds", 0.0)
 
-    def _prepare(self, job) -> None:
-        rows = list(job.queue)
+    def _prepare(self, run) -> None:
+        job, rows = run.job, list(run.job.queue)
         turned = rows[self.start % len(rows) :] + rows[: self.start % len(rows)]
         first = staggered(turned, self.texts, self.batch, self.start)
         used = self.batch % len(turned)
         job.queue = EndlessQueue(first, turned[used:] + turned[:used])
-        job.trace.restart()
         job.trace.enabled = self.trace
-        job.experts.prefill = _unthrottled(job.experts.prefill, job.experts.pool.store.link)
+        # A prefill is not measured, and a slow link would only make it long.
+        job.during_prefill = job.experts.pool.store.link.unthrottled
 
     def _reading(self, job) -> dict:
         """All counters now, prefill's share taken off."""
-        counts = job.experts.pool.counts.minus(job.totals.prefill)
-        reading = {name: getattr(counts, name) for name in COUNTED} | {name: getattr(job.totals, name) for name in TOTALLED}
+        counts = job.experts.pool.counts.minus(job.prefill)
+        reading = {name: getattr(counts, name) for name in COUNTED}
         reading |= {name: counter() for name, counter in self.watch.items()}
-        return reading | {"seconds": time.perf_counter() - job.totals.prefill_s}
+        return reading | {"seconds": time.perf_counter() - job.prefill_s}
 
     def _has_settled(self, job) -> bool:
         """Warm enough to measure: time and rounds have passed, and the planner no longer only tries things out."""
         passed = self.warm_up
         if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
             return False
-        probing = getattr(job.planner, "probing", None)
-        if probing is None:
-            probing = bool(getattr(job.planner, "_probes", None))
-        return not probing or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
+        return not job.planner.probing or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
 
 
-def _unthrottled(prefill: Callable, link) -> Callable:
-    """``prefill`` at the store's own speed: it is not measured, and a slow link would only make it long."""
-    rate = link.bytes_per_s
-
-    def run(*arguments):
-        link.bytes_per_s = None
-        try:
-            return prefill(*arguments)
-        finally:
-            link.bytes_per_s = rate
-
-    return run
+def _sums_of(done: Round) -> dict:
+    return {
+        "num_rounds": 1, "row_rounds": len(done.prompts), "num_new_tokens": done.new_tokens, "num_drafted": sum(done.drafted),
+        "num_accepted": sum(done.accepted), "draft_s": done.draft_s, "verify_s": done.verify_s,
+    }  # fmt: skip
 
 
 def _add(sums: dict, change: dict) -> None:
@@ -142,12 +133,8 @@ def measure(engine, prompts: list, window: Window, **options) -> dict:
     if options.get("eviction") == "static" and engine.hotness is None:
         engine.calibrate(prompts[:CALIBRATED])  # else ``generate`` would do it, inside the window
     began_s = time.perf_counter()
-    engine._run = window
-    try:
-        engine.generate(prompts, batch_size=window.batch, **options)
-    finally:
-        del engine._run
-        vars(engine.experts).pop("prefill", None)
+    with engine.start(prompts, batch_size=window.batch, **options) as run:
+        window.measure(run)
     return window.sums | {
         "gamma": sum(window.gammas) / max(1, len(window.gammas)), "batch": window.batch,
         "warm_up_s": window.warm_up.get("seconds", 0.0), "wall_s": time.perf_counter() - began_s,

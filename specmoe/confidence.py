@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from .planner import RoundCost
+from .trace import Round
 
 LARGEST = 32  # tokens drafted per round, at most
 RECENT = 0.15  # weight of the newest round in a running mean
@@ -129,7 +129,7 @@ class ConfidencePlanner:
 
     # ---- after a round -------------------------------------------------------------------------------------------------
 
-    def observe(self, cost: RoundCost) -> None:
+    def observe(self, cost: Round) -> None:
         """Learn from a round; the very first one only warmed things up."""
         if not self._warm:
             self._warm = True

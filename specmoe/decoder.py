@@ -38,8 +38,10 @@ class Passes:
     def plainly(self):
         """Within, nothing is compiled (prefills, whose shapes never come again)."""
         before, self._plain = self._plain, True
-        yield
-        self._plain = before
+        try:
+            yield
+        finally:
+            self._plain = before
 
     def __call__(self, **inputs):
         if self.compiled is None or self._plain:
@@ -88,11 +90,12 @@ class CausalDecoder:
     def vocab_size(self) -> int:
         return self.model.get_input_embeddings().num_embeddings
 
-    def open(self, num_rows: int, num_positions: int) -> None:
+    def allocate(self, num_rows: int, num_positions: int) -> None:
         """Make room for ``num_rows`` rows of ``num_positions`` tokens."""
+        self.free()
         self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
 
-    def close(self) -> None:
+    def free(self) -> None:
         self.kv_cache = self._all_rows = None
 
     def largest_block(self, num_rows: int) -> int | None:

@@ -7,9 +7,6 @@ job through ``speculate.decode`` and gives back tokens, texts, stats and a trace
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections import deque
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,21 +18,21 @@ from .decoder import CausalDecoder
 from .errors import SpecMoEError
 from .eviction import RunPolicy
 from .exactness import ExactReport, compare_methods
-from .expert_store import open_store
+from .expert_store import ExpertStore, open_store
 from .experts import OffloadedExperts
 from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
-from .output import Output, make_stats
-from .progress import Watcher
+from .output import Output, Stats
 from .prompts import check_lengths, read_prompts
 from .resident_pool import ResidentPool
 from .rules import Rules
+from .run import Plan, Run, Turns, held
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
 from .settings import gather
-from .speculate import Job, Row, decode
-from .trace import PoolCounts, Trace
+from .speculate import Row
+from .trace import Trace
 from .transfers import allocate_slots
 from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 
@@ -60,6 +57,8 @@ class Engine:
 
     def __init__(self, model: str, options: LoadOptions):
         self.name, self.options = str(model), options
+        self.turns = Turns()
+        self.store: ExpertStore | None = None
         check_device(options.device)
         path = checkpoint.resolve(model, options.revision)
         self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
@@ -70,7 +69,6 @@ class Engine:
         self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
         self.tokenizer = _tokenizer(path)
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
-        self.totals: list[list[int]] = []  # [L][E] tokens of the last run
         layout = self.packed.layout
         self.memory = plan_memory(
             record_bytes=layout.record_bytes,
@@ -96,60 +94,33 @@ class Engine:
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def generate(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Output:
         """Continue ``prompts`` (texts, lists of ids, or ids [B, T] with ``attention_mask``) -> ``Output``.
 
         Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding; sampled output has
         the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
-        (the engine can be used again).
+        (the engine can be used again), ``FastMemoryError`` when the KV cache outgrows memory.
         """
-        run = Rules(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
-        options = run.options
-        rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=run.longest))
-        sampler = Sampler(options, warped=run.give_rules(rows))
+        with self.start(prompts, attention_mask=attention_mask, **options) as run:
+            return run.output()
+
+    def start(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Run:
+        """What ``generate`` does, in the open: ``with engine.start(prompts) as run: for round in run: ...``, then
+        ``run.output()``. Reads and checks everything now; holds the engine from ``with`` on."""
+        self.check_free()
+        rules = Rules(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
+        options = rules.options
+        rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=rules.longest))
+        sampler = Sampler(options, warped=rules.give_rules(rows))
         method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
         if method.planner.weighs:
             method.planner.stay_within(self.decoder.largest_block(batch_size))
         self.decoder.check_blocks(rows, batch_size, method.planner.largest)
-        trace = Trace(enabled=self.options.trace)
-        pool = self._pool(method, trace)
-        watcher = Watcher(options, [row.tokens for row in rows])
-        try:
-            with (
-                self.experts.running(pool, pool.policy, method.drafting) as experts,
-                self.decoder.passes.plainly() if options.substitute == "router" else nullcontext(),
-            ):
-                job = Job(
-                    decoder=self.decoder, experts=experts, sampler=sampler, planner=method.planner, queue=deque(rows),
-                    batch_size=batch_size, eos=run.eos.union(*(row.rules.eos for row in rows if row.rules)), trace=trace,
-                )  # fmt: skip
-                self._preload(pool, method)
-                self.decoder.open(batch_size, max(row.limit for row in job.queue))
-                seconds = self._run(job, watcher)
-            self.totals = experts.totals
-        finally:
-            watcher.close()
-            pool.reset_reads()
-            self.decoder.close()
-        stats = make_stats(
-            options.method, batch_size, job.totals, pool.counts, seconds,
-            pool.num_bytes + self.memory.scratch_bytes, kept_full=len(rows) > batch_size,
-            seed=sampler.seed if options.do_sample else None,
-        )  # fmt: skip
-        return self._output(watcher.finished, stats, trace)
-
-    def _run(self, job: Job, watcher: Watcher) -> float:
-        """Decode to the end; returns seconds without prefill."""
-        job.trace.restart()
-        began_s = time.perf_counter()
-        for rows in decode(job):
-            watcher.see(rows)
-        return time.perf_counter() - began_s - job.totals.prefill_s
+        eos = rules.eos.union(*(row.rules.eos for row in rows if row.rules))
+        return Run(self, Plan(rows, options, method, sampler, batch_size, eos))
 
     def _read(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
-        self._check_open()
         if self.is_translation:
             return self._read_sources(prompts, attention_mask, options)
         refuse_languages(options.source_lang, options.target_lang, self.model.config.model_type)
@@ -167,22 +138,22 @@ class Engine:
         limit, first = 1 + options.max_new_tokens, options.first_prompt
         return [Row(first + index, list(start), limit, source=source) for index, source in enumerate(sources)]
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
 
-    def _pool(self, method: Method, trace: Trace) -> ResidentPool:
+    def check_free(self) -> None:
+        """``SpecMoEError`` unless a call could begin now."""
+        self.check_open()
+        with self.turns.taken():
+            pass
+
+    def new_pool(self, method: Method, trace: Trace) -> ResidentPool:
+        """An empty pool as ``method`` wants it, over the engine's slots."""
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
         return ResidentPool(self.store, slots, RunPolicy(method.rule, method.first_kept), method.mode, trace)
 
-    def _preload(self, pool: ResidentPool, method: Method) -> None:
-        """Fixed sets are fetched before decoding begins, and not counted."""
-        for layer, experts in enumerate(method.preload or []):
-            if layer >= pool.policy.first_kept:
-                pool.fetch(layer, experts)
-        pool.counts = PoolCounts()
-
-    def _output(self, rows: list[Row], stats, trace: Trace) -> Output:
+    def to_output(self, rows: list[Row], stats: Stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on
             sequences = [torch.tensor(row.tokens) for row in rows]
         new = [row.tokens[row.num_prompt :] for row in rows]
@@ -198,9 +169,10 @@ class Engine:
 
     def calibrate(self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"], **languages) -> list[list[int]]:
         """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on it."""
-        run = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
-        self.generate(prompts, max_new_tokens=max_new_tokens, **run)
-        self.hotness = self.totals
+        options = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
+        with self.start(prompts, max_new_tokens=max_new_tokens, **options) as run:
+            run.output()
+            self.hotness = run.job.experts.totals
         return self.hotness
 
     def _hotness_for(self, options: GenerateOptions, rows: list[Row]) -> list[list[int]] | None:
@@ -221,21 +193,15 @@ class Engine:
     @torch.inference_mode()
     def next_logits(self, tokens: list[int], source: list[int] | None = None) -> torch.Tensor:
         """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the decoder's, given ``source``)."""
-        self._check_open()
         method = make_method(GenerateOptions(method="on_demand"), self.memory, self.packed, None)
-        pool = self._pool(method, Trace(enabled=False))
-        try:
-            with self.experts.running(pool, pool.policy, method.drafting) as experts:
-                self.decoder.open(1, len(tokens) + 1)
-                first = len(tokens) - 1 if source is None else 0
-                row = Row(0, tokens if source is None else tokens[:1], len(tokens), source=source)
-                with experts.prefilling():
-                    self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
-                with experts.verifying(None):
-                    return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[0, -1]
-        finally:
-            pool.reset_reads()
-            self.decoder.close()
+        with held(self, method, Trace(enabled=False)) as experts:
+            self.decoder.allocate(1, len(tokens) + 1)
+            first = len(tokens) - 1 if source is None else 0
+            row = Row(0, tokens if source is None else tokens[:1], len(tokens), source=source)
+            with experts.prefilling():
+                self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
+            with experts.verifying(None):
+                return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[0, -1]
 
     # ---- facts and the end -----------------------------------------------------------------------------------------
 
@@ -260,7 +226,9 @@ class Engine:
         return self.store.info()
 
     def close(self) -> None:
-        """End every thread, close files, free buffers. Calling it twice is fine."""
+        """End every thread, close files, free buffers. Calling it twice is fine; while a call goes on it is refused."""
+        if self.turns.is_taken():
+            raise SpecMoEError("the engine is in use: end the call that goes on before you close it")
         if self.store is not None:
             self.experts.uninstall()
             self.store.close()

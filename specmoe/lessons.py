@@ -19,8 +19,9 @@ import torch
 
 from .errors import OptionError, check_choice
 from .figures.base import COLORS, styled
-from .planner import CANDIDATES, CostPlanner, RoundCost
+from .planner import CANDIDATES, CostPlanner
 from .sampling import Sampler, Verdict
+from .trace import Round
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -150,7 +151,7 @@ def plan_on(draft_step_s: float, verify_s: float, verify_slope_s: float = 0.0, a
     for _ in range(num_rounds):
         gamma = planner.choose()
         accepted = [_run_of_luck(chance, acceptance, gamma) for _ in range(rows)]
-        cost = RoundCost(gamma, gamma * draft_step_s, verify_s + verify_slope_s * gamma, [gamma] * rows, accepted)
+        cost = Round(gamma, gamma * draft_step_s, verify_s + verify_slope_s * gamma, [gamma] * rows, accepted)
         planner.observe(cost)
         chosen.append(gamma)
     late = chosen[num_rounds // 2 :]

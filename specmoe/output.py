@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .speculate import Totals
-from .trace import PoolCounts, Trace
+from .speculate import Job
+from .trace import Trace
 
 SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
 
@@ -98,21 +98,24 @@ class Output:
         )
 
 
-def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, seconds: float, peak_bytes: int,
-               kept_full: bool, seed: int | None = None) -> Stats:  # fmt: skip
-    """``pool`` counts of the whole run; prefill's share is taken off here."""
-    moved = pool.minus(totals.prefill)
+def make_stats(method: str, batch_size: int, job: Job, seconds: float, peak_bytes: int, *, kept_full: bool,
+               seed: int | None = None) -> Stats:  # fmt: skip
+    """Sums over the rounds of ``job``; prefill's share of what its pool moved is taken off here."""
+    rounds, moved = job.rounds, job.experts.pool.counts.minus(job.prefill)
+    num_new_tokens = sum(each.new_tokens for each in rounds)
+    num_drafted = sum(sum(each.drafted) for each in rounds)
+    num_accepted = sum(sum(each.accepted) for each in rounds)
     return Stats(
         method=method,
-        gamma=sum(totals.gammas) / max(1, len(totals.gammas)),
+        gamma=sum(each.gamma for each in rounds) / max(1, len(rounds)),
         batch_size=batch_size,
-        num_new_tokens=totals.num_new_tokens,
+        num_new_tokens=num_new_tokens,
         seconds=seconds,
-        tokens_per_second=totals.num_new_tokens / seconds if seconds > 0 else float("nan"),
-        num_rounds=totals.num_rounds,
-        num_plain_rounds=totals.gammas.count(0),
-        tokens_per_round=totals.num_new_tokens / max(1, totals.row_rounds),
-        acceptance_rate=totals.num_accepted / totals.num_drafted if totals.num_drafted else 0.0,
+        tokens_per_second=num_new_tokens / seconds if seconds > 0 else float("nan"),
+        num_rounds=len(rounds),
+        num_plain_rounds=sum(not each.gamma for each in rounds),
+        tokens_per_round=num_new_tokens / max(1, sum(len(each.prompts) for each in rounds)),
+        acceptance_rate=num_accepted / num_drafted if num_drafted else 0.0,
         fetched_bytes=moved.fetched_bytes,
         num_fetches=moved.num_fetches,
         num_hits=moved.num_hits,
@@ -120,10 +123,10 @@ def make_stats(method: str, batch_size: int, totals: Totals, pool: PoolCounts, s
         prefetch_recall=moved.prefetch_used / moved.num_misses if moved.num_misses else 0.0,
         prefetch_precision=moved.prefetch_used / moved.num_prefetches if moved.num_prefetches else 0.0,
         wait_s=moved.wait_s,
-        draft_s=totals.draft_s,
-        verify_s=totals.verify_s,
-        prefill_s=totals.prefill_s,
-        prefill_bytes=totals.prefill.fetched_bytes,
+        draft_s=sum(each.draft_s for each in rounds),
+        verify_s=sum(each.verify_s for each in rounds),
+        prefill_s=job.prefill_s,
+        prefill_bytes=job.prefill.fetched_bytes,
         peak_fast_expert_bytes=peak_bytes,
         kept_full=kept_full,
         seed=seed,

@@ -12,28 +12,14 @@ averaged over recent rounds; verifications at other gammas are interpolated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+
+from .trace import Round
 
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
 PROBES = (0, 5, 0, 5, 2, 10, 2, 10)  # tried first, twice each: the first time of anything is slow
 RECENT = 0.25  # weight of the newest round in a running mean
 LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
-
-
-@dataclass(frozen=True)
-class RoundCost:
-    """What a round cost: seconds of all its draft steps and of its verification; per row drafted and accepted."""
-
-    gamma: int  # draft steps
-    draft_s: float
-    verify_s: float
-    drafted: list[int]
-    accepted: list[int]
-    steps: tuple[tuple[int, float], ...] = ()  # rows and seconds of each draft step
-    expected_rejections: float = 0.0  # rows that the draft's own probabilities expect to be cut short
-    new_tokens: int = 0  # committed, all rows
 
 
 class FixedGamma:
@@ -47,7 +33,7 @@ class FixedGamma:
     def choose(self) -> int:
         return self.gamma
 
-    def observe(self, cost: RoundCost) -> None:
+    def observe(self, cost: Round) -> None:
         pass
 
 
@@ -80,7 +66,7 @@ class CostPlanner:
             return ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
         return ranked[0]
 
-    def observe(self, cost: RoundCost) -> None:
+    def observe(self, cost: Round) -> None:
         if cost.gamma not in self._seen:  # the first round of a kind warms caches up
             self._seen.add(cost.gamma)
             if self._probes:
@@ -90,7 +76,7 @@ class CostPlanner:
             self.draft_step_s = _mean(self.draft_step_s, cost.draft_s / cost.gamma)
             self._count(cost)
 
-    def _count(self, cost: RoundCost) -> None:
+    def _count(self, cost: Round) -> None:
         self.reached *= 0.9
         self.agreed *= 0.9
         for drafted, accepted in zip(cost.drafted, cost.accepted, strict=True):

@@ -85,7 +85,7 @@ class Seq2SeqDecoder:
         self.positioned = position_modules(model)
         self.num_layers = getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
         self.kv_argument = kv_argument(model)
-        self.kv_cache: RaggedKVCache | None = None
+        self.free()
         self.passes = Passes(model)
 
     @property
@@ -105,13 +105,13 @@ class Seq2SeqDecoder:
                 return config.decoder_start_token_id
         raise UnsupportedModelError(f"{self.config.model_type}: neither config names a decoder_start_token_id; add it")
 
-    def open(self, num_rows: int, num_positions: int) -> None:
+    def allocate(self, num_rows: int, num_positions: int) -> None:
         """Make room for ``num_rows`` rows of ``num_positions`` decoder tokens."""
+        self.free()
         self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
         self.cross = CrossKV(self.num_layers, num_rows)
-        self._view = self._all_rows = None
 
-    def close(self) -> None:
+    def free(self) -> None:
         self.kv_cache = self.cross = self._view = self._all_rows = None
 
     def largest_block(self, num_rows: int) -> int | None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +23,11 @@ from .confidence import ConfidencePlanner
 from .decoder import CausalDecoder, check_finite
 from .drafting import Drafted, Drafting
 from .experts import RunExperts
-from .planner import CostPlanner, FixedGamma, RoundCost
+from .planner import CostPlanner, FixedGamma
 from .processors import RowRules, process_block, process_draft
-from .sampling import Sampler, Verdict
+from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
-from .trace import PoolCounts, Trace
+from .trace import PoolCounts, Round, Trace
 
 PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
 
@@ -70,24 +71,8 @@ class Row:
 
 
 @dataclass
-class Totals:
-    """Sums over a run. Decoding and prefill stand apart."""
-
-    num_rounds: int = 0
-    row_rounds: int = 0  # sum over rounds of the rows in flight
-    num_new_tokens: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0
-    draft_s: float = 0.0
-    verify_s: float = 0.0
-    prefill_s: float = 0.0
-    prefill: PoolCounts = field(default_factory=PoolCounts)
-    gammas: list[int] = field(default_factory=list)
-
-
-@dataclass
 class Job:
-    """Everything a run needs, passed in: nothing is global."""
+    """Everything a run needs, passed in: nothing is global. ``rows`` are in flight, ``waiting`` are prefilled and not yet."""
 
     decoder: CausalDecoder | Seq2SeqDecoder
     experts: RunExperts
@@ -97,24 +82,34 @@ class Job:
     batch_size: int
     eos: frozenset[int]
     trace: Trace
-    waiting: deque[tuple[Row, object]] = field(default_factory=deque)  # prefilled, not yet in flight
-    totals: Totals = field(default_factory=Totals)
+    rows: list[Row] = field(default_factory=list)
+    waiting: deque[tuple[Row, object]] = field(default_factory=deque)
+    rounds: list[Round] = field(default_factory=list)
+    prefill: PoolCounts = field(default_factory=PoolCounts)
+    prefill_s: float = 0.0
+    during_prefill: Callable = nullcontext  # a context that prefills run in
 
 
-def decode(job: Job) -> Iterator[list[Row]]:
-    """Run the job; after every round yields the rows in flight (finished ones included, for the last time)."""
-    rows: list[Row] = []
+def decode(job: Job) -> Iterator[Round]:
+    """Draft, verify, accept, replace until no row is left; finished rows are still in flight when their round is given.
+    gamma = 0 is plain decoding."""
+    rows = job.rows
     refill(job, rows)
     while rows:
-        began_s, tokens_before = time.perf_counter(), job.totals.num_new_tokens
-        job.trace.round = job.totals.num_rounds
-        gamma = job.planner.choose()
-        drafted = draft(job, rows, gamma)  # resident experts only: no fetch
+        job.trace.round = len(job.rounds)
+        began_s = time.perf_counter()
+        drafted = draft(job, rows, job.planner.choose())  # resident experts only: no fetch
         drafted_s = time.perf_counter()
         logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays
-        verdicts = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
-        account(job, rows, drafted, verdicts, tokens_before, began_s, drafted_s)
-        yield rows
+        accepted, num_new = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
+        done = Round(
+            len(drafted.steps), drafted_s - began_s, time.perf_counter() - drafted_s, drafted.num, accepted,
+            drafted.steps, drafted.expected_rejections, num_new, len(job.rounds), _prompts(rows),
+        )  # fmt: skip
+        job.trace.add("round", count=num_new, size=len(rows), seconds=done.draft_s + done.verify_s)
+        job.rounds.append(done)
+        job.planner.observe(done)
+        yield done
         retire(job, rows)
         refill(job, rows)  # waiting prompts enter
 
@@ -173,13 +168,14 @@ def verify(job: Job, rows: list[Row], drafted: Drafted) -> torch.Tensor:
     return logits
 
 
-def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) -> list[Verdict]:
-    """Commit each row's accepted tokens and one of the target's own; a row ends at its first EOS or at its limit."""
+def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) -> tuple[list[int], int]:
+    """Commit each row's accepted tokens and one of the target's own; a row ends at its first EOS or at its limit.
+    -> tokens accepted per row [B], new tokens of all rows."""
     job.trace.phase = "accept"
     positions = (_starts(rows) + 1).tolist()
     tokens = drafted.tokens.to(logits.device)
     logits, counting, faults = process_block(rows, logits, drafted.tokens, drafted.num)
-    verdicts = job.sampler.verify(logits, tokens, counting, drafted.q, _prompts(rows), positions)
+    num_new, verdicts = 0, job.sampler.verify(logits, tokens, counting, drafted.q, _prompts(rows), positions)
     for index, row in enumerate(rows):
         verdict, drafts, num = verdicts[index], drafted.tokens[index].tolist(), drafted.num[index]
         before = len(row.tokens)
@@ -189,28 +185,10 @@ def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) ->
             row.add(token, job.eos)
             if row.finished:
                 break
-        job.totals.num_new_tokens += len(row.tokens) - before
+        num_new += len(row.tokens) - before
         job.trace.add("accept", row=row.prompt, count=verdict.accepted, size=num)
         job.trace.add_block(row.prompt, before, drafts[:num], verdict.accepted, row.tokens[before:])
-    return verdicts
-
-
-def account(job: Job, rows: list[Row], drafted: Drafted, verdicts: list[Verdict], tokens_before: int,
-            began_s: float, drafted_s: float) -> None:  # fmt: skip
-    """Add the round to the totals and tell the planner what it cost."""
-    now_s, totals = time.perf_counter(), job.totals
-    accepted = [verdict.accepted for verdict in verdicts]
-    totals.num_rounds += 1
-    totals.row_rounds += len(rows)
-    totals.num_drafted += sum(drafted.num)
-    totals.num_accepted += sum(accepted)
-    totals.draft_s += drafted_s - began_s
-    totals.verify_s += now_s - drafted_s
-    totals.gammas.append(len(drafted.steps))
-    job.trace.add("round", count=totals.num_new_tokens - tokens_before, size=len(rows), seconds=now_s - began_s)
-    new_tokens = totals.num_new_tokens - tokens_before
-    job.planner.observe(RoundCost(len(drafted.steps), drafted_s - began_s, now_s - drafted_s, drafted.num, accepted,
-                                  drafted.steps, drafted.expected_rejections, new_tokens))  # fmt: skip
+    return [verdict.accepted for verdict in verdicts], num_new
 
 
 def retire(job: Job, rows: list[Row]) -> None:
@@ -243,12 +221,12 @@ def prefill(job: Job) -> None:
         chunk.append(job.queue.popleft())
     began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
     job.trace.phase = "prefill"
-    with job.experts.prefilling():
+    with job.experts.prefilling(), job.during_prefill():
         states = job.decoder.prefill(chunk, job.experts.set_live)
     job.waiting.extend(zip(chunk, states, strict=True))
     seconds = time.perf_counter() - began_s
-    job.totals.prefill_s += seconds
-    job.totals.prefill = job.totals.prefill.plus(job.experts.pool.counts.minus(before))
+    job.prefill_s += seconds
+    job.prefill = job.prefill.plus(job.experts.pool.counts.minus(before))
     job.trace.add("prefill", count=sum(row.num_prefill for row in chunk), size=len(chunk), seconds=seconds)
     job.trace.phase = phase
 

@@ -27,6 +27,7 @@ seconds     duration (fetch, prefetch: of the read itself; wait, draft, verify, 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,6 +61,22 @@ class PoolCounts:
 
     def minus(self, other: PoolCounts) -> PoolCounts:
         return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, as planner, stats and whoever iterates a run read it. Per row in flight: ``drafted``, ``accepted``."""
+
+    gamma: int  # draft steps
+    draft_s: float  # seconds of all of them
+    verify_s: float
+    drafted: Sequence[int]
+    accepted: Sequence[int]
+    steps: Sequence[tuple[int, float]] = ()  # rows and seconds of each draft step
+    expected_rejections: float = 0.0  # rows that the draft's own probabilities expect to be cut short
+    new_tokens: int = 0  # committed, all rows
+    index: int = 0
+    prompts: Sequence[int] = ()  # in flight
 
 
 class Block(NamedTuple):

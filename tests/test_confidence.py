@@ -5,7 +5,8 @@ import torch
 
 from specmoe.confidence import KEEP, LOOK_AGAIN, TRIAL, ConfidencePlanner, Line
 from specmoe.drafting import Drafting
-from specmoe.planner import FixedGamma, RoundCost
+from specmoe.planner import FixedGamma
+from specmoe.trace import Round
 
 NO_EOS = torch.tensor([], dtype=torch.long)
 
@@ -19,7 +20,7 @@ def observe(
     cost_s = verify_s + per_token_s * rows * (gamma + 1)
     accepted = [min(accepted, gamma)] * rows
     draft_s = sum(seconds for _, seconds in steps)
-    planner.observe(RoundCost(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows))
+    planner.observe(Round(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows))
 
 
 def settled(may_not_draft=True, **costs) -> ConfidencePlanner:
@@ -66,7 +67,7 @@ def test_a_trial_of_the_other_way_lasts_some_rounds_and_comes_back():
 def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
     planner = ConfidencePlanner(False)
     for tokens in (1, 1, 10, 1, 10):  # one second each; the first only warms up
-        planner.observe(RoundCost(1, 0.5, 0.5, [10], [tokens - 1], ((1, 0.05),) * 10, 0.0, tokens))
+        planner.observe(Round(1, 0.5, 0.5, [10], [tokens - 1], ((1, 0.05),) * 10, 0.0, tokens))
     weights = [KEEP**age for age in range(4)]
     together = sum(weights) / sum(w * t for w, t in zip(weights, (10, 1, 10, 1)))
     assert planner.seconds_per_token[True] == pytest.approx(together)

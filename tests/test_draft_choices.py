@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from specmoe.dispatch import keep_top_k, merge_duplicates
-from specmoe.experts import Drafting, RunExperts
+from specmoe.experts import RunExperts
 from specmoe.votes import Votes
 
 

@@ -60,7 +60,7 @@ def test_a_reader_that_stalls_mid_round_ends_the_run_naming_the_record_and_the_e
 def wait_until_idle(store) -> None:
     pause = threading.Event()
     for _ in range(1000):
-        if not store._under_way:
+        if store.is_idle():
             return
         pause.wait(0.01)
     raise AssertionError("the reader never came back")

@@ -97,14 +97,14 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     good, wrong = list(range(3, 25)), list(range(50, 60))
     options = specmoe.config.GenerateOptions(method="resident")
     method = specmoe.engine.make_method(options, engine.memory, engine.packed, None)
-    pool = engine._pool(method, specmoe.trace.Trace())
+    pool = engine.new_pool(method, specmoe.trace.Trace())
     with torch.inference_mode(), engine.experts.running(pool, pool.policy, method.drafting):
         want = model(torch.tensor([good])).logits[0]
-        engine.decoder.open(1, 40)
+        engine.decoder.allocate(1, 40)
         engine.decoder.step(torch.tensor([good[:12]]), torch.tensor([0]))
         engine.decoder.step(torch.tensor([wrong]), torch.tensor([12]))  # all rejected
         got = engine.decoder.step(torch.tensor([good[12:]]), torch.tensor([12]))[0]
-    engine.decoder.close()
+    engine.decoder.free()
     torch.testing.assert_close(got, want[12:], rtol=0, atol=1e-10)
 
 

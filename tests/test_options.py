@@ -111,7 +111,7 @@ def test_nothing_is_left_half_done_by_bad_input(engine):
     for bad in ({"prompts": [[1], []]}, {"prompts": PROMPTS, "gamma": -1}, {"prompts": PROMPTS, "streamer": object()}):
         with pytest.raises(OptionError):
             engine.generate(**bad)
-        assert not engine.store._queue and engine.decoder.kv_cache is None
+        assert engine.store.is_idle() and engine.decoder.kv_cache is None
     assert tokens_of(engine.generate(PROMPTS, method="specmoe", max_new_tokens=4, eos_token_id=[])) == before
 
 

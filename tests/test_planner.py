@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from specmoe.planner import CANDIDATES, CostPlanner, FixedGamma, RoundCost
+from specmoe.planner import CANDIDATES, CostPlanner, FixedGamma
+from specmoe.trace import Round
 
 
 def simulate(planner, draft_step_s: float, verify_s, acceptance: float, num_rounds: int = 300, rows: int = 8) -> list[int]:
@@ -20,7 +21,7 @@ def simulate(planner, draft_step_s: float, verify_s, acceptance: float, num_roun
             while num < gamma and chance.random() < acceptance:
                 num += 1
             accepted.append(num)
-        planner.observe(RoundCost(gamma, gamma * draft_step_s, verify_s(gamma), [gamma] * rows, accepted))
+        planner.observe(Round(gamma, gamma * draft_step_s, verify_s(gamma), [gamma] * rows, accepted))
         chosen.append(gamma)
     return chosen
 
@@ -32,7 +33,7 @@ def usual(chosen: list[int]) -> int:
 
 def test_a_fixed_gamma_stays():
     planner = FixedGamma(3)
-    planner.observe(RoundCost(3, 9.0, 9.0, [3], [0]))
+    planner.observe(Round(3, 9.0, 9.0, [3], [0]))
     assert planner.choose() == 3
 
 

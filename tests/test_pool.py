@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from specmoe.errors import FastMemoryError, StoreError
 from specmoe.eviction import KeepPolicy, RunPolicy
-from specmoe.expert_store import DEMAND
+from specmoe.read_queue import DEMAND
 from specmoe.resident_pool import PoolMode, ResidentPool, min_slots
 from specmoe.trace import Trace
 from specmoe.transfers import ExpertKey, Read

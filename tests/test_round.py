@@ -131,10 +131,10 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
     job = Job(model, model, Sampler(GenerateOptions()), FixedGamma(gamma), rows, batch_size,
               frozenset(eos), Trace())  # fmt: skip
     tokens = {}
-    for in_flight in decode(job):
-        assert len(in_flight) <= batch_size
-        assert job.totals.num_rounds < 1000, "rows that have finished stay in flight"
-        tokens.update({row.prompt: list(row.tokens) for row in in_flight if row.finished})
+    for done in decode(job):
+        assert len(job.rows) == len(done.prompts) <= batch_size
+        assert len(job.rounds) < 1000, "rows that have finished stay in flight"
+        tokens.update({row.prompt: list(row.tokens) for row in job.rows if row.finished})
     return [tokens[i] for i in range(len(prompts))], job, model
 
 
@@ -155,9 +155,9 @@ def test_ragged_acceptance_never_changes_a_token(prompts, wrong, gamma, batch_si
     got, job, model = run(prompts, gamma, new_tokens, batch_size, eos, model=FakeModel(wrong, cold))
     want = [plain_tokens(prompt, new_tokens, eos) for prompt in prompts]
     assert got == want
-    assert job.totals.num_new_tokens == sum(len(w) - len(p) for w, p in zip(want, prompts))
+    assert sum(each.new_tokens for each in job.rounds) == sum(len(w) - len(p) for w, p in zip(want, prompts))
     frame = job.trace.to_frame()
-    assert frame[frame.kind == "round"]["count"].sum() == job.totals.num_new_tokens
+    assert frame[frame.kind == "round"]["count"].sum() == sum(each.new_tokens for each in job.rounds)
     assert not model.rows and not job.waiting and not job.queue
 
 
@@ -183,9 +183,9 @@ def test_blocks_begin_at_each_rows_own_last_token():
 
 def test_after_a_fully_accepted_round_no_position_is_missing():
     got, job, _ = run([[1, 2], [3]], gamma=4, new_tokens=25)
-    assert job.totals.num_accepted == job.totals.num_drafted > 0
+    assert all(list(each.accepted) == list(each.drafted) for each in job.rounds) and sum(job.rounds[0].drafted) > 0
     assert got == [plain_tokens([1, 2], 25), plain_tokens([3], 25)]
-    assert job.totals.num_rounds == 5  # every round gives gamma + 1
+    assert len(job.rounds) == 5  # every round gives gamma + 1
 
 
 @pytest.mark.parametrize("position", range(6))
@@ -212,7 +212,7 @@ def test_eos_inside_a_prompt_ends_nothing():
 def test_lengths_one_to_gamma_plus_one_stop_exactly(length):
     got, job, model = run([[1, 2, 3], [4]], gamma=5, new_tokens=length)
     assert got == [plain_tokens([1, 2, 3], length), plain_tokens([4], length)]
-    assert job.totals.num_rounds == 1
+    assert len(job.rounds) == 1
     drafted = max(len(tokens[0]) for kind, tokens, *_ in model.log if kind == "target") - 1
     assert drafted == length - 1  # nothing is drafted that could not be kept
 
@@ -239,13 +239,13 @@ def test_finished_rows_are_replaced_from_the_queue_at_once():
     prompts = [[n] for n in range(9)]
     _, job, model = run(prompts, gamma=0, new_tokens=4, batch_size=3)
     assert [len(tokens) for kind, tokens, *_ in model.log if kind == "target"] == [3] * 12
-    assert job.totals.row_rounds == 36
+    assert sum(len(each.prompts) for each in job.rounds) == 36
 
 
 def test_a_cold_start_decodes_plainly():
     got, job, model = run([[1, 2, 3]], gamma=4, model=FakeModel(cold=3))
     assert got == [plain_tokens([1, 2, 3], 12)]
-    assert job.totals.gammas[:4] == [0, 0, 0, 4]
+    assert [each.gamma for each in job.rounds[:4]] == [0, 0, 0, 4]
     assert [kind for kind, *_ in model.log[1:4]] == ["target"] * 3
 
 

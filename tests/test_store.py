@@ -12,7 +12,8 @@ import torch
 
 from specmoe.checkpoint import open_packed, pack
 from specmoe.errors import OptionError, StoreError
-from specmoe.expert_store import DEMAND, PREFETCH, open_store
+from specmoe.expert_store import open_store
+from specmoe.read_queue import DEMAND, PREFETCH
 from specmoe.transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
 KINDS = ("disk", "memory")

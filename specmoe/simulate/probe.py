@@ -35,7 +35,7 @@ def probe_machine(engine: Engine, prompt=None, repeats: int = 5) -> dict:
     its cross-attention looks at. Takes a few seconds; leaves the engine as it was."""
     if engine.is_translation and prompt is None:
         raise OptionError("the probes of an encoder-decoder need a source to attend to: give probe_machine(engine, prompt)")
-    engine._check_open()
+    engine.check_open()
     layers, passes = LayerProber(engine, prompt, repeats), PassProber(engine, prompt, repeats)
     with torch.inference_mode():
         layers.read_all()

@@ -46,8 +46,7 @@ class LayerProber(Prober):
         return [[number, self.time(lambda number=number: burst(number))] for number in BURSTS]
 
     def resident(self) -> list[list[float]]:
-        with self.run("resident") as (method, experts):
-            self.engine._preload(experts.pool, method)
+        with self.run("resident") as (_, experts):
             found = [self._layers(experts, *case) for case in self._cases(EXPERTS)]
         return [[*case[:2], case[3]] for case in found]
 

@@ -86,16 +86,13 @@ class PassProber(Prober):
         engine, state = self.engine, self.state
         rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
         with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (_, experts):
-            engine.decoder.open(rows, positions + block + 1)
-            try:
-                for row in range(rows):
-                    engine.decoder.enter(row, state)
-                yield Job(
+            engine.decoder.allocate(rows, positions + block + 1)
+            for row in range(rows):
+                engine.decoder.enter(row, state)
+            yield Job(
                     engine.decoder, BareExperts(experts, self.crowd), Sampler(GenerateOptions(seed=0)), FixedGamma(block - 1),
                     deque(), rows, frozenset(), experts.pool.trace,
                 ), [Row(row, [1] * positions, 1 << 30) for row in range(rows)]  # fmt: skip
-            finally:
-                engine.decoder.close()
 
     @cached_property
     def state(self):
@@ -105,10 +102,7 @@ class PassProber(Prober):
             return None
         row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
         with self.run("on_demand") as (_, experts), experts.prefilling():
-            engine.decoder.open(1, len(row.tokens) + 1)
-            state = engine.decoder.prefill([row], experts.set_live)[0]
-            engine.decoder.close()
-        return state
+            return engine.decoder.prefill([row], experts.set_live)[0]
 
 
 def _shorten(batch: list[Row], positions: int) -> None:

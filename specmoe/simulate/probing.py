@@ -18,6 +18,7 @@ from ..config import GenerateOptions
 from ..engine import Engine
 from ..experts import RunExperts
 from ..methods import Method, make_method
+from ..run import held
 from ..trace import Trace
 
 CROWD_BYTES = 2**22  # more than a core's own caches, as a pass over the trunk and its experts is
@@ -54,12 +55,8 @@ class Prober:
         engine = self.engine
         method = make_method(GenerateOptions(method=name, seed=0), engine.memory, engine.packed, None)
         method = replace(method, **changes)
-        pool = engine._pool(method, Trace(enabled=engine.options.trace))
-        try:
-            with engine.experts.running(pool, pool.policy, method.drafting) as experts:
-                yield method, experts
-        finally:
-            pool.reset_reads()
+        with held(engine, method, Trace(enabled=engine.options.trace)) as experts:
+            yield method, experts
 
     def some_experts(self, number: int) -> np.ndarray:
         return self.random.choice(self.num_experts, size=number, replace=number > self.num_experts)
