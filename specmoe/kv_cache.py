@@ -177,6 +177,7 @@ class RaggedKVCache(Cache):
 
     def put_row(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Write what ``take_row`` gave (of any cache of this model) into ``row``."""
+        self._make_room(max((state[0].shape[1] for state in states if state is not None), default=0))
         for layer, state in zip(self.layers, states, strict=True):
             if state is None:
                 continue

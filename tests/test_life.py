@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import multiprocessing
 import os
@@ -43,7 +44,8 @@ class Interrupts:
         if event == "call" and f"{os.sep}specmoe{os.sep}" in frame.f_code.co_filename:
             self.num_calls += 1
             if self.num_calls in self.at:
-                raise KeyboardInterrupt
+                # As a signal does it: the exception comes at the next chance, wherever that is.
+                _thread.interrupt_main()
         return None
 
     def __enter__(self):
@@ -72,11 +74,15 @@ def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(engine, pla
 
     monkeypatch.setattr(os, "preadv", slow)
     total = num_calls(engine)
+    num_interrupted = 0
     for first in range(1, total, max(1, total // 25)):
-        with pytest.raises(KeyboardInterrupt), Interrupts({first, *(first + more for more in again)}):
-            engine.generate(PROMPTS, **JOB)
+        try:
+            with Interrupts({first, *(first + more for more in again)}):
+                engine.generate(PROMPTS, **JOB)
+        except KeyboardInterrupt:
+            num_interrupted += 1
         assert tokens_of(engine.generate(PROMPTS, **JOB)) == plain("mixtral"), f"interrupted at call {first}"
-    assert engine.store.is_idle()
+    assert engine.store.is_idle() and num_interrupted > 20
 
 
 def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers(engine, plain, monkeypatch):
