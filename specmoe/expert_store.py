@@ -22,6 +22,7 @@ from .checkpoint import TICK_NS, PackedExperts, hold
 from .errors import StoreError
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
+STAMP_S = 0.001  # a record altered this long before it is read again is noticed
 DEMAND, PREFETCH = 0, 1  # priorities: what compute waits for goes first
 
 
@@ -184,7 +185,15 @@ class DiskStore(ExpertStore):
     def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
         self._file, self.how = _open_around_page_cache(packed.data_file)
         hold(self._file)
+        self._last_stamp, self._stamped_s = None, -STAMP_S
         super().__init__(packed, device, link_bytes_per_s, num_readers)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """``_stamp_of`` the file, asked at most once in ``STAMP_S``: each time costs some microseconds."""
+        now_s = time.perf_counter()
+        if now_s - self._stamped_s >= STAMP_S:
+            self._last_stamp, self._stamped_s = _stamp_of(self._file), now_s
+        return self._last_stamp
 
     def _make_reader(self):
         return _CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
@@ -192,7 +201,7 @@ class DiskStore(ExpertStore):
     def _copy(self, read: Read, lane: _CudaLane | None) -> None:
         memory = memory_of(read.buffer if lane is None else lane.bounce)
         offset, filled = self.packed.offset(*read.key), 0
-        stamp = _stamp(self._file)
+        stamp = self._stamp()
         while filled < self.record_bytes:
             num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
             if num_bytes == 0:
@@ -209,7 +218,7 @@ class DiskStore(ExpertStore):
         os.close(self._file)
 
 
-def _stamp(file: int) -> tuple[int, ...] | None:
+def _stamp_of(file: int) -> tuple[int, ...] | None:
     """What changes when anybody writes into the file; None when it was written just now, and a second
     change could still get the same time stamp."""
     found = os.fstat(file)

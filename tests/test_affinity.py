@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import reference_model
 
+from specmoe import affinity
 from specmoe.affinity import expert_distances, nearest_resident, no_substitute, random_resident
-from specmoe.checkpoint import pack
+from specmoe.checkpoint import open_packed, pack
 
 DISTANCES = torch.tensor([[0.0, 1, 2, 9], [1, 0, 5, 9], [2, 5, 0, 3], [9, 9, 3, 0]])
 
@@ -22,15 +26,66 @@ def test_distances_are_l2_between_all_weights_of_two_experts(dtype, tiny):
     assert distances.shape == (2, 8, 8) and (distances.diagonal(dim1=1, dim2=2) == 0).all()
 
 
-def test_distances_are_computed_once_and_kept_beside_the_store(tiny, monkeypatch):
-    packed = pack(tiny("mixtral"))
-    first = expert_distances(packed)
-    np.save(packed.directory / "affinity.npy", first.numpy() + 1)
-    try:
-        assert torch.equal(expert_distances(packed), first + 1), "the kept table is what is read"
-    finally:
-        (packed.directory / "affinity.npy").unlink()
-    assert torch.equal(expert_distances(packed), first)
+def test_distances_are_computed_once_and_kept_beside_the_store(own, monkeypatch):
+    first = expert_distances(own)
+    monkeypatch.setattr(affinity, "_layer_distances", None)  # would fail if it were called
+    assert torch.equal(expert_distances(own), first)
+
+
+@pytest.fixture
+def own(tiny, tmp_path):
+    """A packed folder that a test may break."""
+    return open_packed(shutil.copytree(pack(tiny("mixtral")).directory, tmp_path / "packed"))
+
+
+def altered(content: bytes) -> bytes:
+    return content[:300] + bytes([content[300] ^ 1]) + content[301:]
+
+
+def saved(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        altered,
+        lambda content: saved(np.zeros((2, 8, 8), np.float64)),
+        lambda content: saved(np.zeros((2, 8, 7), np.float32)),
+        lambda content: saved(np.full((2, 8, 8), np.nan, np.float32)),
+        lambda content: saved(np.array([{}], dtype=object)),
+        lambda content: b"x" * 2**20,
+    ],
+)
+def test_a_damaged_table_is_made_again(damage, own):
+    first, file = expert_distances(own), own.directory / "affinity.npy"
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert torch.equal(expert_distances(own), first)
+    assert file.read_bytes() == content and len(list(own.directory.iterdir())) == 3
+
+
+def test_the_table_of_another_model_is_made_again(own, tiny, tmp_path):
+    other = pack(tiny("mixtral", initializer_range=0.2), tmp_path / "other")
+    expert_distances(other)
+    shutil.copy(other.directory / "affinity.npy", own.directory)
+    assert torch.equal(expert_distances(own), expert_distances(pack(tiny("mixtral"))))
+
+
+def test_a_folder_that_cannot_be_written_is_used_all_the_same(own, monkeypatch):
+    first = expert_distances(own)
+    (own.directory / "affinity.npy").write_bytes(b"")
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(affinity, "write_whole", read_only)
+    assert torch.equal(expert_distances(own), first)
 
 
 def test_the_nearest_resident_stands_in_and_residents_stand_for_themselves():

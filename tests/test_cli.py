@@ -21,7 +21,7 @@ from specmoe import bench, checkpoint, cli
 from specmoe.config import SPIN, GenerateOptions, LoadOptions
 from specmoe.errors import CheckpointError, OptionError
 
-COMMANDS = ["models", "generate", "bench", "pack", "verify", "report", "train", "doctor"]
+COMMANDS = ["models", "generate", "bench", "pack", "verify", "cache", "report", "train", "doctor"]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "BOOL": torch.bool,
 }  # fmt: skip
 QUANTISED = {"U8": "packed integers, as in MXFP4 or int4", "I8": "int8", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+PIECE_BYTES = 2**20  # read and hashed at a time: stays in the processor's cache
 
 
 class TensorInfo(NamedTuple):
@@ -59,6 +60,20 @@ class Checkpoint:
             start = info.start + (first or 0) * num_bytes
             _read_into(info.file, start, tensor.reshape(-1).view(torch.uint8).numpy())
         return tensor
+
+    def add_to(self, digest: Any, key: str, first: int | None = None) -> None:
+        """Add dtype, shape and bytes of what ``read`` would give to ``digest``, a piece at a time."""
+        info = self.tensors[key]
+        shape = info.shape if first is None else (1, *info.shape[1:])
+        digest.update(repr((info.dtype, shape)).encode())
+        left = math.prod(shape) * info.dtype.itemsize
+        start = info.start + (first or 0) * left
+        piece = memoryview(bytearray(min(left, PIECE_BYTES)))
+        while left:
+            piece = piece[:left]
+            _read_into(info.file, start, piece)
+            digest.update(piece)
+            start, left = start + len(piece), left - len(piece)
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:

@@ -132,7 +132,9 @@ def _place(plan: ExpertPlan) -> str:
 def _refuse_foreign(partial: Path) -> None:
     """What an interrupted packing left has our journal; any other folder is somebody's own."""
     names = {path.name for path in partial.iterdir()} if partial.exists() else set()
-    if names - {"lock"} and not (names <= OURS and is_journal(partial / "journal")):
+    if names - {"lock", "journal.partial"} and not (
+        names <= OURS and is_journal(partial / "journal")
+    ):
         raise CheckpointError(
             f"{partial} is not specmoe's, and packing needs that name: rename it or pack into"
             " another folder"
@@ -253,7 +255,7 @@ def _resume(packed: PackedExperts, contents: Contents) -> Done:
     if journal.is_file():
         lines = journal.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     if lines[:1] != [head]:
-        journal.write_text(head, encoding="utf-8")
+        write_whole(journal, head.encode())
         lines = []
     packed.data_file.touch()
     found = dict(filter(None, map(_journal_line, lines[1:])))

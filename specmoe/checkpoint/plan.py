@@ -77,21 +77,28 @@ class ExpertPlan:
         """What ``fill`` returns, without a record."""
         digest = hashlib.sha256()
         for recipe in self.recipes[layer]:
-            _update(digest, self._read(recipe, expert))
+            for pattern, keys in recipe.sources.items():
+                digest.update(pattern.encode())
+                self.checkpoint.add_to(digest, *_of_one(pattern, keys, expert))
         return digest.hexdigest()[:DIGITS]
 
     def _read(self, recipe: Recipe, expert: int) -> Tensors:
         """Of each source pattern the tensor of ``expert`` alone; of a fused ``[E, ...]`` its ``[1, ...]``."""
-        read = self.checkpoint.read
         return {
-            pattern: [read(keys[0], expert) if _is_fused(pattern, keys) else read(keys[expert])]
+            pattern: [self.checkpoint.read(*_of_one(pattern, keys, expert))]
             for pattern, keys in recipe.sources.items()
         }
 
 
+def _of_one(pattern: str, keys: list[str], expert: int) -> tuple[str, int | None]:
+    """The tensor of ``expert``, and its index where all experts are one tensor."""
+    return (keys[0], expert) if _is_fused(pattern, keys) else (keys[expert], None)
+
+
 def _update(digest, tensors: Tensors) -> None:
     for pattern, [tensor] in tensors.items():
-        digest.update(repr((pattern, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(pattern.encode())
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
