@@ -29,9 +29,10 @@ from .output import Output, make_stats
 from .progress import Watcher
 from .prompts import check_lengths, read_prompts
 from .resident_pool import ResidentPool
+from .rules import Rules
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
-from .settings import Settings, gather
+from .settings import gather
 from .speculate import Job, Row, decode
 from .trace import PoolCounts, Trace
 from .transfers import allocate_slots
@@ -101,7 +102,7 @@ class Engine:
         the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
         (the engine can be used again).
         """
-        run = Settings(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
+        run = Rules(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
         options = run.options
         rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=run.longest))
         sampler = Sampler(options, warped=run.give_rules(rows))

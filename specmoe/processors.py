@@ -1,8 +1,9 @@
 """Logits processors and stopping criteria of a row, at every position of a drafted block.
 
-Comes in: logits of the draft or of the target, the rows they belong to, the tokens drafted so far. Goes out: logits as the
-row's processors leave them, each position seen after the row's own tokens and its drafted prefix, as if the row were
-decoded alone and one token at a time. ``speculate`` calls this before it samples; ``settings`` makes the ``RowRules``.
+Comes in: logits of the draft or of the target, their rows, the tokens drafted so far. Goes out:
+logits as the row's processors leave them, each position seen after the row's own tokens and its
+drafted prefix, as if the row were decoded alone and one token at a time. ``speculate`` calls this
+before it samples; ``rules`` makes the ``RowRules``.
 
     B rows, T positions of a block, V vocabulary
 """
@@ -21,8 +22,10 @@ Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class RowRules:
-    """What holds for one row. ``processors`` and ``criteria`` have transformers' protocol; ``picks``: decode this row
-    greedily in a job that samples."""
+    """What holds for one row. ``processors`` and ``criteria`` have transformers' protocol.
+
+    ``picks``: decode this row greedily in a job that samples.
+    """
 
     processors: tuple[Processor, ...]
     criteria: tuple[Callable, ...]
@@ -50,7 +53,7 @@ class RowRules:
 def process_draft(rows: Sequence, logits: torch.Tensor, block) -> torch.Tensor:
     """The draft's logits [B, V] of ``rows`` after what ``block`` (a ``Drafting``) holds.
 
-    What a processor refuses to judge stays as it is: a drafted prefix need not be one that the model would come to.
+    What a processor refuses to judge stays as it is: the model itself need not come to this prefix.
     """
     if all(row.rules is None for row in rows):
         return logits
@@ -68,7 +71,8 @@ def process_block(
 ) -> tuple[torch.Tensor, list[int], dict[tuple[int, int], OptionError]]:
     """The target's logits [B, T, V] over drafted tokens [B, T - 1], of which ``num`` [B] count.
 
-    -> logits, how many count now, and what was raised by (row, position), which matters only if the row comes there.
+    -> logits, how many count now, and what was raised by (row, position): it matters only if the
+    row comes there.
     """
     faults: dict[tuple[int, int], OptionError] = {}
     if all(row.rules is None for row in rows):
@@ -87,7 +91,7 @@ def process_block(
 
 
 def processor_answer(processor: Processor, context: torch.Tensor, scores: torch.Tensor):
-    """What ``processor`` makes of ``scores`` [1, V]; whatever it raises becomes an ``OptionError`` that names it."""
+    """What ``processor`` makes of ``scores`` [1, V]; an ``OptionError`` names one that fails."""
     try:
         return processor(context, scores)
     except SpecMoEError:
@@ -106,7 +110,7 @@ def _checked(processor: Processor, answer, before: torch.Tensor) -> torch.Tensor
     if not isinstance(answer, torch.Tensor) or answer.shape != before.shape:
         shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise OptionError(
-            f"logits processor {name_of(processor)} returned {shape}: it must return scores {tuple(before.shape)}"
+            f"logits processor {name_of(processor)} returned {shape}: return {tuple(before.shape)}"
         )
     if torch.isnan(answer).any():
         raise OptionError(
@@ -114,7 +118,7 @@ def _checked(processor: Processor, answer, before: torch.Tensor) -> torch.Tensor
         )
     if torch.isneginf(answer).all():
         raise OptionError(
-            f"logits processor {name_of(processor)} left no token possible: leave at least one finite score"
+            f"logits processor {name_of(processor)} left no token possible: leave a finite score"
         )
     return answer.to(before.dtype)
 

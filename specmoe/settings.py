@@ -1,47 +1,39 @@
-"""The generation settings of a run: the checkpoint's own, those given to ``generate``, those of single prompts.
+"""Which generation settings are followed or refused, and those that a call or a prompt gives.
 
-Comes in: ``generation_config.json`` (``model.generation_config``), keyword arguments named as in transformers'
-``GenerationConfig``, and ``settings``, a dict or None per prompt. Goes out: options for the sampler and each row's
-``RowRules``, made of transformers' own logits processors. What cannot be followed is refused by name. ``engine`` calls this.
-
-Order of precedence: a prompt's own, arguments, ``generation_config=``, the checkpoint. As in transformers, sampling is the
-exception: a checkpoint's ``do_sample`` is not followed, but its temperature and so on are used when sampling is asked for.
+Comes in: keyword arguments of ``generate`` named as in transformers' ``GenerationConfig``, and
+``settings``, a dict or None per prompt. Goes out: both checked, as far as that needs no model.
+``rules`` calls next.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.stopping_criteria import StopStringCriteria
+from transformers import GenerationConfig
 
 from .config import GenerateOptions
 from .errors import OptionError, nearest
-from .processors import RowRules
-from .speculate import Row
 
-PROCESSED = (
-    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
-    "forced_eos_token_id", "min_length", "min_new_tokens", "exponential_decay_length_penalty", "remove_invalid_values",
-    "renormalize_logits", "watermarking_config", "stop_strings",
-)  # fmt: skip
+PROCESSED = """
+    repetition_penalty encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens forced_bos_token_id
+    forced_eos_token_id min_length min_new_tokens exponential_decay_length_penalty
+    remove_invalid_values renormalize_logits watermarking_config stop_strings
+""".split()
 # What has an effect only when sampling, and the values that have none.
 SAMPLED = {
-    "temperature": (0, 1), "top_k": (0,), "top_p": (1,), "min_p": (0,), "top_h": (), "typical_p": (1,),
-    "epsilon_cutoff": (0, 1), "eta_cutoff": (0, 1),
-}  # fmt: skip
-OF_OPTIONS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "do_sample",
-    "eos_token_id",
-    "max_new_tokens",
-)  # fields of GenerateOptions
+    "temperature": (0, 1),
+    "top_k": (0,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "top_h": (),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+}
+# Fields of GenerateOptions that are settings, too.
+OF_OPTIONS = ("temperature", "top_k", "top_p", "do_sample", "eos_token_id", "max_new_tokens")
 CALLABLES = ("logits_processor", "stopping_criteria")
 HONOURED = tuple(dict.fromkeys((*PROCESSED, *SAMPLED, *OF_OPTIONS)))
 OF_A_ROW = tuple(name for name in (*HONOURED, *CALLABLES) if name != "forced_bos_token_id")
@@ -73,9 +65,13 @@ INSTEAD = {
 }
 
 
+_EMPTY = GenerationConfig()
+
+
 def gather(options: Mapping) -> dict:
-    """Keyword arguments of ``generate`` -> those of ``GenerateOptions``, with the generation settings among them in
-    ``own``. ``OptionError`` for a setting that is not followed."""
+    """Keyword arguments of ``generate`` -> those of ``GenerateOptions``; the others are in ``own``.
+
+    ``OptionError`` for a setting that is not followed."""
     known = {field.name for field in dataclasses.fields(GenerateOptions)} - {"own"}
     options = dict(options)
     own = _from_config(options.pop("generation_config", None))
@@ -94,11 +90,8 @@ def gather(options: Mapping) -> dict:
     return {**given, **options, "own": own}
 
 
-_EMPTY = GenerationConfig()
-
-
 def _from_config(config) -> dict:
-    """The settings that a ``GenerationConfig`` or a dict holds, without those that are not about the text."""
+    """The settings in a ``GenerationConfig`` or a dict, but those that are not about the text."""
     if config is None:
         return {}
     if isinstance(config, GenerationConfig):
@@ -117,147 +110,43 @@ def _from_config(config) -> dict:
     return {name: value for name, value in config.items() if name in (*HONOURED, *REFUSED)}
 
 
-class Settings:
-    """The settings of a run. ``options``: with do_sample, temperature, top_k and top_p filled in."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer, options: GenerateOptions):
-        self.model, self.tokenizer = model, tokenizer
-        self.config = copy.copy(model.generation_config)
-        given = {
-            name: getattr(options, name)
-            for name in (*SAMPLED, "do_sample")
-            if hasattr(options, name)
-        }
-        given = {name: value for name, value in given.items() if value is not None} | options.own
-        self._sets = _per_prompt(options.settings)
-        self.config.do_sample = False
-        _fill(self.config, {**given, "max_new_tokens": options.max_new_tokens})
-        if options.eos_token_id is not None:
-            self.config.eos_token_id = options.eos_token_id
-            end_tokens(options.eos_token_id, given=True)
-        self.callables = {name: getattr(options, name) for name in CALLABLES}
-        self.samples = bool(self.config.do_sample) or any(
-            each.get("do_sample") for each in self._sets
+def per_prompt(settings) -> list[Mapping]:
+    if settings is None:
+        return []
+    if not isinstance(settings, list | tuple):
+        raise OptionError(
+            f"settings must be a list with a dict or None per prompt, not {type(settings).__name__}"
         )
-        _check_effect(given, bool(self.config.do_sample) or self.samples)
-        self._stop_strings: dict[str, StopStringCriteria] = {}
-        warps = {
-            name: getattr(self.config, name)
-            for name in ("temperature", "top_k", "top_p")
-            if self.samples
-        }
-        self.options = dataclasses.replace(options, do_sample=self.samples, **warps)
+    found = []
+    for index, own in enumerate(settings):
+        if not (own is None or isinstance(own, Mapping)):
+            raise OptionError(f"settings[{index}] must be a dict or None, not {type(own).__name__}")
+        found.append(check_row(own or {}, f"settings[{index}]"))
+    return found
 
-    @property
-    def longest(self) -> int:
-        """The most new tokens that a prompt may get."""
-        return max(
-            [self.options.max_new_tokens, *(each.get("max_new_tokens", 0) for each in self._sets)]
-        )
 
-    @property
-    def eos(self) -> frozenset[int]:
-        return end_tokens(self.config.eos_token_id)
-
-    def give_rules(self, rows: Sequence[Row]) -> bool:
-        """Give ``rows`` their rules; False, and nothing given, where there is nothing beyond the sampler's own."""
-        if self._sets and len(self._sets) != len(rows):
-            raise OptionError(
-                f"settings has {len(self._sets)} entries for {len(rows)} prompts: give one (or None) each"
-            )
-        if not self._sets and self._is_plain(rows[0]):
-            return False
-        for index, row in enumerate(rows):
-            own = self._sets[index] if self._sets else {}
-            try:
-                row.rules = self._rules(row, own)
-            except OptionError as refusal:
-                raise OptionError(
-                    f"settings[{index}]: {refusal}" if own else str(refusal)
-                ) from refusal
-        return True
-
-    def _is_plain(self, row: Row) -> bool:
-        rules = self._rules(row, {})
-        basic = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper")
-        return not rules.criteria and all(type(each).__name__ in basic for each in rules.processors)
-
-    def _rules(self, row: Row, own: Mapping) -> RowRules:
-        config = copy.copy(self.config)
-        _fill(config, own)
-        _check_effect(own, config.do_sample)
-        _refuse(config)
-        eos, start = end_tokens(config.eos_token_id), 1 if row.source else row.num_prompt
-        if "max_new_tokens" in own:
-            row.limit = start + own["max_new_tokens"]
-            if row.room < 1:
-                raise OptionError(
-                    f"max_new_tokens={own['max_new_tokens']} is filled by the language token: use more"
-                )
-        config.max_length = row.limit
-        if config.min_new_tokens is not None:
-            config.min_length = None
-        if row.source and row.num_prompt > 1:
-            config.forced_bos_token_id = row.tokens[1]
-        config._eos_token_tensor = (
-            torch.tensor(sorted(eos), device=self.model.device) if eos else None
-        )
-        calls = {
-            name: own[name] if own.get(name) is not None else self.callables[name]
-            for name in CALLABLES
-        }
-        processors = self._processors(
-            config, start, row.source or row.tokens, calls["logits_processor"]
-        )
-        criteria = [
-            *self._stops(config.stop_strings),
-            *as_list("stopping_criteria", calls["stopping_criteria"]),
-        ]
-        return RowRules(
-            tuple(processors), tuple(criteria), eos, self.samples and not config.do_sample
-        )
-
-    def _processors(self, config: GenerationConfig, start: int, read: list[int], custom) -> list:
-        """transformers' own list, in its order, for a row alone."""
-        custom = as_list("logits_processor", custom)
-        ids = torch.tensor([read], device=self.model.device)
-        make = self.model._get_logits_processor
-        arguments = {
-            "input_ids_seq_length": start,
-            "encoder_input_ids": ids,
-            "device": self.model.device,
-        }
-        try:
-            return list(make(config, logits_processor=custom, **arguments))
-        except Exception as failure:
-            raise OptionError(
-                f"{_culprit(make, config, arguments)} cannot be used: {failure}"
-            ) from failure
-
-    def _stops(self, strings) -> list:
-        if strings is None:
-            return []
-        texts = [strings] if isinstance(strings, str) else strings
-        if (
-            not isinstance(texts, list | tuple)
-            or not all(isinstance(text, str) and text for text in texts)
-            or not texts
-        ):
-            raise OptionError(
-                f"stop_strings={strings!r} must be a text or a list of texts, none of them empty"
-            )
-        if self.tokenizer is None:
-            raise OptionError(
-                "stop_strings need a tokenizer, and the checkpoint brings none: use eos_token_id"
-            )
-        key = repr(texts)
-        if key not in self._stop_strings:
-            self._stop_strings[key] = StopStringCriteria(self.tokenizer, list(texts))
-        return [self._stop_strings[key]]
+def check_row(own: Mapping, where: str) -> dict:
+    """One prompt's settings, checked without a model; ``where`` begins the error."""
+    for name, value in own.items():
+        if name in REFUSED and value in (None, *REFUSED[name][0]):
+            continue
+        if name in REFUSED or name in INSTEAD:
+            why = INSTEAD.get(name) or REFUSED[name][1]
+            raise OptionError(f"{where}: {name} cannot be followed for a prompt: {why}")
+        if name not in OF_A_ROW:
+            raise OptionError(f"{where}: unknown setting {name!r}: {nearest(name, OF_A_ROW)}")
+    own = {name: value for name, value in own.items() if value is not None and name not in REFUSED}
+    if own.get("temperature") == 0:
+        own.setdefault("do_sample", False)
+    try:
+        GenerateOptions(**{name: own[name] for name in OF_OPTIONS if name in own})
+    except OptionError as refusal:
+        raise OptionError(f"{where}: {refusal}") from refusal
+    return own
 
 
 def end_tokens(eos, given: bool = False) -> frozenset[int]:
-    """End tokens from an id, a list, a tensor or an array of ids; None is none, and so is a checkpoint's -1."""
+    """End tokens from an id, a list, a tensor or an array of ids; a checkpoint's -1 is none."""
     ids = eos.tolist() if hasattr(eos, "tolist") else eos
     ids = (
         []
@@ -281,89 +170,27 @@ def as_list(name: str, given) -> list:
     return parts
 
 
-def _per_prompt(settings) -> list[Mapping]:
-    if settings is None:
-        return []
-    if not isinstance(settings, list | tuple):
-        raise OptionError(
-            f"settings must be a list with a dict or None per prompt, not {type(settings).__name__}"
-        )
-    found = []
-    for index, own in enumerate(settings):
-        if not (own is None or isinstance(own, Mapping)):
-            raise OptionError(f"settings[{index}] must be a dict or None, not {type(own).__name__}")
-        found.append(check_row(own or {}, f"settings[{index}]"))
-    return found
-
-
-def check_row(own: Mapping, where: str) -> dict:
-    """One prompt's settings, checked as far as they can be without a model; ``where`` begins the error."""
-    for name, value in own.items():
-        if name in REFUSED and value in (None, *REFUSED[name][0]):
-            continue
-        if name in REFUSED or name in INSTEAD:
-            why = INSTEAD.get(name) or REFUSED[name][1]
-            raise OptionError(f"{where}: {name} cannot be followed for a prompt: {why}")
-        if name not in OF_A_ROW:
-            raise OptionError(f"{where}: unknown setting {name!r}: {nearest(name, OF_A_ROW)}")
-    own = {name: value for name, value in own.items() if value is not None and name not in REFUSED}
-    if own.get("temperature") == 0:
-        own.setdefault("do_sample", False)
-    try:
-        GenerateOptions(**{name: own[name] for name in OF_OPTIONS if name in own})
-    except OptionError as refusal:
-        raise OptionError(f"{where}: {refusal}") from refusal
-    return own
-
-
-def _fill(config: GenerationConfig, settings: Mapping) -> None:
-    for name, value in settings.items():
-        if name not in CALLABLES:
-            is_whole = name in ("temperature", "top_p") and type(value) is int
-            setattr(config, name, float(value) if is_whole else value)
-
-
-def _check_effect(given: Mapping, samples: bool) -> None:
+def check_effect(given: Mapping, samples: bool) -> None:
     """A setting of sampling, given by hand, must not go without effect."""
     for name in SAMPLED:
         value = given.get(name)
         if not samples and value is not None and value not in SAMPLED[name]:
             raise OptionError(
-                f"{name}={value!r} has no effect without do_sample=True: add it, or leave {name} out"
+                f"{name}={value!r} has no effect without do_sample=True: add it or drop {name}"
             )
 
 
-def _refuse(config: GenerationConfig) -> None:
+def refuse(config: GenerationConfig) -> None:
     for name, (neutral, why) in REFUSED.items():
         value = getattr(config, name, None)
         if value is not None and value not in neutral:
-            way = (
-                f"pass {name}={neutral[0]!r}"
-                if neutral
-                else "take it out of generation_config.json"
-            )
+            way = f"pass {name}={neutral[0] if neutral else None!r}"
             raise OptionError(
-                f"{name}={value!r} cannot be followed ({why}): {way}, or use transformers' own generate"
+                f"{name}={value!r} cannot be followed ({why}): {way}, or use transformers"
             )
     if str(config.cache_implementation) == "quantized":
-        raise OptionError(
-            "cache_implementation='quantized' changes the tokens: take it out of generation_config.json"
-        )
+        raise OptionError("cache_implementation='quantized' changes the tokens: take it out")
     if type(config.watermarking_config).__name__ == "SynthIDTextWatermarkingConfig":
         raise OptionError(
-            "watermarking_config: SynthID keeps state from token to token: use WatermarkingConfig, or none"
+            "watermarking_config: SynthID keeps state between tokens: use WatermarkingConfig"
         )
-
-
-def _culprit(make, config: GenerationConfig, arguments: dict) -> str:
-    """Which setting it was that a processor could not be made of."""
-    for name in (*PROCESSED, *SAMPLED):
-        if getattr(config, name, None) is not None:
-            single = GenerationConfig(do_sample=True, max_length=config.max_length)
-            single._eos_token_tensor = config._eos_token_tensor
-            setattr(single, name, getattr(config, name))
-            try:
-                make(single, logits_processor=[], **arguments)
-            except Exception:
-                return f"{name}={getattr(config, name)!r}"
-    return "the generation settings"

@@ -19,7 +19,7 @@ ORDER = """
     errors config trace adapters checkpoint transfers expert_store eviction resident_pool affinity draft_sets kernels opaque
     experts kv_cache decoder seq2seq sampling planner processors confidence drafting
     speculate metrics replay tiny memory prompts translation output methods
-    settings progress
+    settings rules progress
     exactness engine routing probes doctor simulate figures compiling lessons widgets report bench exercises reproduction
     sweep job_lines job_files jobs commands cli
 """.split()

@@ -112,6 +112,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json), which is not applied here: merge it into its model with "
+            "peft's merge_and_unload, save that, and load it"
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a Hugging Face checkpoint folder")
     config = _read_json(folder / "config.json")

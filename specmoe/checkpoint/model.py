@@ -186,5 +186,7 @@ def _check_complete(model: PreTrainedModel, experts: set[str]) -> None:
 
 
 def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    """From its own file, else, as in transformers, from what an old ``config.json`` says of it."""
+    own = (folder / "generation_config.json").is_file()
+    where = {} if own else {"config_file_name": "config.json", "_from_model_config": True}
+    model.generation_config = GenerationConfig.from_pretrained(folder, **where)
