@@ -244,3 +244,29 @@ def test_closed_standard_streams_are_named(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="stdin is closed"):
         run("-", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# Any length
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_ten_thousand_lines_take_the_memory_of_one_chunk(tmp_path):
+    prompts = prompt_file(tmp_path, *[{"prompt": [5] * 40, "id": i} for i in range(10_000)])
+    held = {}
+
+    def look(done: int) -> None:
+        if done in (2_048, 10_000):
+            held[done] = resident_bytes()
+
+    class Forgetful(FakeEngine):
+        def generate(self, prompts, **options):
+            self.calls.clear()
+            return super().generate(prompts, **options)
+
+    engine = Forgetful()
+    with jobs.open_job(prompts, tmp_path / "out", NAME) as job:
+        job.run(lambda: engine, {**OPTIONS, "batch_size": 64}, print, look)
+    assert held[10_000] < 1.02 * held[2_048]
