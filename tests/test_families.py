@@ -56,6 +56,7 @@ ROPES = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
     "proportional": {"partial_rotary_factor": 0.5},
 }
+PHI_ROPE = {"rope_type": "longrope", **LONG, "short_mscale": 1.0, "long_mscale": 1.5}
 # Rows that stay short, cross 16 while decoding, begin at 15 and 16, and began beyond it.
 LENGTHS = (2, 11, 15, 16, 30)
 
@@ -94,8 +95,12 @@ def test_every_rope_type_gives_each_row_what_it_gets_alone(kind, tmp_path):
 
 @torch.no_grad()
 def test_the_scale_of_phimoe_follows_each_rows_own_length(tmp_path):
-    rope = {"rope_type": "longrope", **LONG, "short_mscale": 1.0, "long_mscale": 1.5}
-    agree(rope_checkpoint(tmp_path, "phimoe", rope, original_max_position_embeddings=16), rope_prompts(), 20)
+    folder = rope_checkpoint(tmp_path, "phimoe", PHI_ROPE, original_max_position_embeddings=16)
+    prompts = rope_prompts()
+    agree(folder, [prompts[0], prompts[0] * 2, prompts[-1], prompts[-1][:17]], 13)  # 17 = 4 + 13: the last is not fed
+    with specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
+        with pytest.raises(specmoe.OptionError, match="prompt 1 has 11 tokens and may grow to 18.* max_new_tokens=6"):
+            decoded(engine, [prompts[0], prompts[1]], 7, method="on_demand")
 
 
 @torch.no_grad()
@@ -109,9 +114,10 @@ def test_a_rope_for_each_kind_of_layer_follows_each_rows_own_length(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.long
 def test_ropes_that_depend_on_length_are_right_when_compiled(tmp_path):
-    rope = {"rope_type": "longrope", **LONG, "short_mscale": 1.0, "long_mscale": 1.5}
-    agree(rope_checkpoint(tmp_path, "phimoe", rope, original_max_position_embeddings=16), rope_prompts()[1:4], 8, compile=True)
+    rope = {"rope_type": "longrope", "factor": 16.0, **LONG}
+    agree(rope_checkpoint(tmp_path, "mixtral", rope), rope_prompts()[1:4], 8, compile=True)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

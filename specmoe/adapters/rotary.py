@@ -48,6 +48,15 @@ def adapt(model: PreTrainedModel) -> None:
             module.__class__ = type(type(module).__name__, (RaggedRope, type(module)), {})
 
 
+def rope_switch(model: PreTrainedModel) -> int | None:
+    """The length after which transformers' ``generate`` drops the cache once and runs the whole text anew (Phi-MoE); None:
+    it never does."""
+    own = "prepare_inputs_for_generation" in vars(type(model))
+    if own and any(isinstance(module, RaggedRope) for module in model.modules()):
+        return getattr(model.config, "original_max_position_embeddings", None)
+    return None
+
+
 def _layer_types(module: nn.Module) -> list[str | None]:
     kinds = getattr(module, "rope_type", None)
     return list(kinds) if isinstance(kinds, dict) else [None] if isinstance(kinds, str) else []
