@@ -109,7 +109,9 @@ def shrunk(default, kind: str, overrides: dict) -> dict:
     for name in LAYER_KINDS:
         kinds = list(dict.fromkeys(fields.get(name) or []))
         if kinds:
-            small[name] = [kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)]
+            small[name] = [
+                kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)
+            ]
     return {**small, "tie_word_embeddings": False, **ALSO.get(kind, {}), **overrides}
 
 
