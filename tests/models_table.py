@@ -50,7 +50,6 @@ ALSO: dict[str, dict] = {
     "gemma4_text": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 40,
                     "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "head_dim": 8, "global_head_dim": 8,
                     "per_layer_config": {"01": {"head_dim": 16}, "03": {"head_dim": 16}}},
-    "dots3_note_text": {"head_dim": 16, "per_layer_config": {}},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_moe": {"head_dim": 8},
     "inkling2_loop_text": {"unpadded_vocab_size": 97, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
@@ -215,7 +214,7 @@ def unserved() -> dict[str, str]:
     """Folders of the registry that ``AutoModelForCausalLM`` serves in no form."""
     served = {_folder_of(kind) for kind in architectures()}
     why = "AutoModelForCausalLM does not serve it in this transformers"
-    return {folder: why for folder in sorted(registered_folders() - served)}
+    return dict.fromkeys(sorted(registered_folders() - served), why)
 
 
 def page(verdicts: list[Verdict]) -> str:
