@@ -105,8 +105,8 @@ class CausalDecoder:
         for index, row in enumerate(rows if switch else []):
             if len(row.tokens) <= switch < row.limit - 1:
                 raise OptionError(
-                    f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: past {switch} tokens the rope "
-                    f"of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask for at "
+                    f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: past {switch} tokens the "
+                    f"rope of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask for at "
                     f"most max_new_tokens={switch + 1 - len(row.tokens)}"
                 )
 
