@@ -106,8 +106,8 @@ class CausalDecoder:
             if len(row.tokens) <= switch < row.limit - 1:
                 raise OptionError(
                     f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: past {switch} tokens the "
-                    f"rope of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask for at "
-                    f"most max_new_tokens={switch + 1 - len(row.tokens)}"
+                    f"rope of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask "
+                    f"for at most max_new_tokens={switch + 1 - len(row.tokens)}"
                 )
 
     def prefill(self, rows: list, target: Callable) -> list:
