@@ -1,8 +1,8 @@
 """Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, and Phi-MoE's scale.
 
 transformers takes one length, the longest row's, for all that run together. Here every token gets the factors of a
-row that is decoded alone: a prompt's tokens those of the prompt's length, each later token those of its own position. The module's own
-forward pass makes them, once for each regime that occurs in the block.
+row that is decoded alone: a prompt's tokens those of the prompt's length, each later token those of its own position.
+The module's own forward pass makes them, once for each regime that occurs in the block.
 
     B rows, T tokens of a block, R rotary dimensions
 """
