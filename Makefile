@@ -25,7 +25,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test browser-test lab notebooks bench bench-quick lint clean
+.PHONY: help setup report test test-matrix browser-test lab notebooks bench bench-quick lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -61,6 +61,17 @@ test: setup ## all tests
 	  $(PIP) install --quiet --disable-pip-version-check -e '.[browser]' || echo "No playwright: the browser test will skip." >&2; \
 	fi
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(TEST_ARGS)
+
+# The oldest transformers that pyproject.toml allows, in a place of its own; the newest is the one of `make test`.
+OLDEST := transformers==5.2.0
+MATRIX_TESTS := tests/test_exactness.py tests/test_families.py tests/test_engine.py
+
+test-matrix: setup ## exactness, families and engine with the oldest allowed transformers (.venv-old) and the installed one
+	@test -x .venv-old/bin/python || { $(BIN)/python -m venv .venv-old && .venv-old/bin/pip install --quiet '$(TORCH)'; }
+	@.venv-old/bin/pip install --quiet '$(OLDEST)' -e '.[dev]'
+	@for python in .venv-old/bin/python $(BIN)/python; do \
+	  OMP_NUM_THREADS=1 $$python -m pytest -n $(TEST_WORKERS) --dist loadscope $(MATRIX_TESTS) $(TEST_ARGS) || exit 1; \
+	done
 
 browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_start_here: that one); pictures in reports/browser
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[browser]'

@@ -17,8 +17,8 @@ import torch
 import torch.fx.experimental._config  # noqa: F401 (an attribute of its package only once imported)
 from transformers import PreTrainedModel
 
-from .adapters import position_modules
-from .errors import SpecMoEError, UnsupportedModelError
+from .adapters import position_modules, rope_switch
+from .errors import OptionError, SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
 from .kv_cache import RaggedKVCache, attention_windows, kv_argument
 
@@ -102,7 +102,16 @@ class CausalDecoder:
         """Tokens of a row that may run at once; None: any number."""
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
-        """Blocks of any size are fine: no router of a decoder-only model has a capacity."""
+        """Blocks of any size are fine: no router of a decoder-only model has a capacity. Raises ``OptionError`` for a row
+        that would pass the length at which transformers computes all its keys anew."""
+        switch = rope_switch(self.model)
+        for index, row in enumerate(rows if switch else []):
+            if len(row.tokens) <= switch < row.limit - 1:
+                raise OptionError(
+                    f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: past {switch} tokens the "
+                    f"rope of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask "
+                    f"for at most max_new_tokens={switch + 1 - len(row.tokens)}"
+                )
 
     def prefill(self, rows: list, set_live: Callable) -> list:
         """Run the prompts of ``rows`` (all but their last token, which the first round feeds) -> one state per row for

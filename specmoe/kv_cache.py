@@ -147,7 +147,7 @@ class RaggedKVCache(Cache):
         return visible
 
     def update_indexer(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
-        """Keys [B, T, D] of a sparse attention's indexer -> [B, L, D]. They lie in a layer of their own, behind the others."""
+        """Keys [B, T, D] of a sparse attention's indexer -> [B, L, D]; their own layers come after the others."""
         keys = keys[:, None]  # one head
         return self.layers[len(self.layers) // 2 + layer].update(keys, keys[..., :0])[0][:, 0]
 

@@ -108,7 +108,9 @@ def shrunk(default, kind: str, overrides: dict) -> dict:
     for name in LAYER_KINDS:
         kinds = list(dict.fromkeys(fields.get(name) or []))
         if kinds:
-            small[name] = [kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)]
+            small[name] = [
+                kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)
+            ]
     return {**small, "tie_word_embeddings": False, **ALSO.get(kind, {}), **overrides}
 
 
@@ -178,17 +180,71 @@ def sentence(error: Exception) -> str:
     return text[:300]
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    import time
-    import traceback
+# ---- the page ----------------------------------------------------------------------------------------------------
 
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+WORDS = ("exact", "refused", "not configurable")
+VERSION = transformers.__version__
+# Outside the registry, brought into it by ``specmoe.adapters``; each has an exactness test of its own.
+ADAPTED = {
+    "llama4_text": "tests/test_adapters.py",
+    "nllb-moe": "encoder-decoder; tests/test_translation.py",
+    "switch_transformers": "encoder-decoder; tests/test_adapters.py",
+}
+HEAD = """# Models
+
+Written by `python tests/models_table.py` with transformers {version}; `tests/test_families.py` compares it with what runs.
+
+The list: every architecture that goes through transformers' experts registry. Each was made tiny, with random weights and
+with windows and indexers narrower than the prompts, and decoded in float64: four ragged prompts at once, methods `on_demand`
+and `specmoe` (gamma 4, three draft experts).
+
+- **exact**: the tokens are those of transformers' own `generate` for each prompt alone, and the logits agree.
+- **refused**: `specmoe.load` raises `UnsupportedModelError` with this sentence.
+- **not configurable**: transformers itself does not build or run it as a causal language model.
+
+{counts}; no architecture gives other tokens.
+
+| Architecture | Verdict | Why |
+|---|---|---|
+"""
+
+
+def unserved() -> dict[str, str]:
+    """Folders of the registry that ``AutoModelForCausalLM`` serves in no form."""
+    served = {_folder_of(kind) for kind in architectures()}
+    why = "AutoModelForCausalLM does not serve it in this transformers"
+    return dict.fromkeys(sorted(registered_folders() - served), why)
+
+
+def page(verdicts: list[Verdict]) -> str:
+    """``docs/models.md``."""
+    rows = verdicts + [Verdict(kind, "not configurable", why) for kind, why in unserved().items()]
+    rows += [Verdict(kind, "exact", f"by an adapter: {why}") for kind, why in ADAPTED.items()]
+    counts = ", ".join(f"{sum(row.word == word for row in rows)} {word}" for word in WORDS)
+    lines = [f"| `{row.kind}` | {row.word} | {row.why.replace('|', '/')} |" for row in sorted(rows, key=lambda r: r.kind)]
+    return HEAD.format(version=VERSION, counts=counts) + "\n".join(lines) + "\n"
+
+
+def read_page() -> dict[str, str]:
+    """Architecture -> verdict, as the committed page has it."""
+    return dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", PAGE.read_text("utf-8"), flags=re.MULTILINE))
+
+
+def page_version() -> str:
+    return re.search(r"transformers (\S+);", PAGE.read_text("utf-8"))[1]
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    verdicts = []
     for kind in sys.argv[1:] or architectures():
-        began = time.time()
-        try:
-            v = judge(kind)
-        except Exception as e:
-            if len(sys.argv) > 1:
-                traceback.print_exc()
-            v = Verdict(kind, "CRASH", f"{type(e).__name__}: {sentence(e)}")
-        print(f"{time.time() - began:.1f} {v.kind}: {v.word} {v.why}", flush=True)
+        verdicts.append(judge(kind))
+        print(verdicts[-1], flush=True)
+    if not sys.argv[1:]:
+        PAGE.write_text(page(verdicts), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

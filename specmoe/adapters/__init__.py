@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from . import llama4, nllb, rotary, switch
 from .fused import FusedExperts, RaggedPositions
+from .rotary import rope_switch
 
 FAMILIES = {"nllb-moe": nllb, "switch_transformers": switch, "llama4_text": llama4}
 
@@ -30,6 +31,7 @@ __all__ = [
     "conversions",
     "largest_block",
     "position_modules",
+    "rope_switch",
     "top_k",
 ]
 

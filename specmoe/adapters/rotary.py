@@ -1,8 +1,8 @@
 """Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, and Phi-MoE's scale.
 
-transformers takes one length, the longest row's, for all that run together. Here every token gets the factors of a row that
-is decoded alone: a prompt's tokens those of the prompt's length, each later token those of its own position. The module's own
-forward pass makes them, once for each regime that occurs in the block.
+transformers takes one length, the longest row's, for all that run together. Here every token gets the factors of a
+row that is decoded alone: a prompt's tokens those of the prompt's length, each later token those of its own position.
+The module's own forward pass makes them, once for each regime that occurs in the block.
 
     B rows, T tokens of a block, R rotary dimensions
 """
@@ -46,6 +46,15 @@ def adapt(model: PreTrainedModel) -> None:
     for module in model.modules():
         if any(_regime(module, layer_type) for layer_type in _layer_types(module)):
             module.__class__ = type(type(module).__name__, (RaggedRope, type(module)), {})
+
+
+def rope_switch(model: PreTrainedModel) -> int | None:
+    """The length after which transformers' ``generate`` drops the cache once and runs the whole text anew (Phi-MoE); None:
+    it never does."""
+    own = "prepare_inputs_for_generation" in vars(type(model))
+    if own and any(isinstance(module, RaggedRope) for module in model.modules()):
+        return getattr(model.config, "original_max_position_embeddings", None)
+    return None
 
 
 def _layer_types(module: nn.Module) -> list[str | None]:
