@@ -46,7 +46,7 @@ def one_line(text: object) -> str:
 
 @contextmanager
 def door(what: str, remedy: str, kind: type[SpecMoEError] = CheckpointError) -> Iterator[None]:
-    """Whatever another library or the disk raises within becomes ``kind``: ``what`` (first line of the error): ``remedy``."""
+    """What another library or the disk raises within becomes ``kind``: ``what`` (first line of the error): ``remedy``."""
     try:
         yield
     except SpecMoEError:

@@ -149,7 +149,7 @@ def _append_records(
 def _resume(packed: PackedExperts, journal: Path) -> list[int]:
     """Checksums of the records that an interrupted packing left whole; cuts off what came after them."""
     head = json.dumps({**packed.manifest(), "checksums": []}, sort_keys=True)
-    lines = journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []
+    lines = journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.is_file() else []
     good: list[int] = []
     if lines and lines[0] == head and packed.data_file.is_file():
         with open(packed.data_file, "rb") as stream:

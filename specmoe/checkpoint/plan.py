@@ -84,6 +84,12 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
     model = meta_model(read_config(checkpoint), torch.float32)
     modules = expert_modules(model)
     layers, num_experts = tuple(modules), _num_experts(modules)
+    top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
+    if top_k is not None and not 1 <= top_k <= num_experts:
+        raise CheckpointError(
+            f"{checkpoint.folder} sends each token to num_experts_per_tok={top_k} of {num_experts} experts:"
+            " correct config.json"
+        )
     by_layer = _recipes_by_layer(model, checkpoint, num_experts)
     view = OneExpert(model)
     shapes = [_check_layer(checkpoint, view, name, modules[name], by_layer[name]) for name in layers]

@@ -127,7 +127,7 @@ def indexed(weight_map: object, whole: object = None) -> Builder:
 
     def spoil(folder: Path) -> None:
         os.rename(folder / WEIGHTS, folder / SHARD)
-        found = {name: SHARD for name in load_file(folder / SHARD)}
+        found = dict.fromkeys(load_file(folder / SHARD), SHARD)
         made = weight_map(found) if callable(weight_map) else weight_map
         (folder / INDEX).write_text(json.dumps({"weight_map": made} if whole is None else whole))
 
