@@ -1,7 +1,8 @@
 """A small fuzzer of what reads files: safetensors headers, manifests, journals, JSON lines.
 
-``python -m tests.fuzz --seconds 60 --seed 1 [--only header]`` spoils the files of ``tests/fuzz_corpus`` and of its own
-making until the time is over. Right is a result or a ``SpecMoEError`` in one line; anything else is a crash, kept and printed.
+``python -m tests.fuzz --seconds 60 --seed 1 [--only header]`` spoils the files of
+``tests/fuzz_corpus`` and of its own making until the time is over. Right is a result or a ``SpecMoEError`` in one
+line; anything else is a crash, and printed.
 """
 
 from __future__ import annotations

@@ -82,13 +82,15 @@ def resolve(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if name_or_path == name and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
         return SHIPPED / name
-    path = Path(name).expanduser()
-    if path.is_dir():
+    with door(f"{name!r} is no path", "give a folder, a hub id (owner/name) or a shipped model's name"):
+        path = Path(name).expanduser()
+        is_there, is_folder = path.exists(), path.is_dir()
+    if is_folder:
         return path.resolve()
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return _download(name)
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
-    what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
+    what = "is a file, not a checkpoint folder" if is_there else "does not exist"
     raise CheckpointError(f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})")
 
 

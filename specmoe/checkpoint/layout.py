@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, door
+from ..errors import CheckpointError, StoreError, door
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -189,7 +189,8 @@ def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tupl
     expected = [(layer, expert) for layer in range(len(packed.layers)) for expert in range(packed.num_experts)]
     with open(packed.data_file, "rb") as file, reporting(progress, packed.data_bytes, "verifying") as report:
         for layer, expert in expected:
-            count = file.readinto(buffer)
+            with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
+                count = file.readinto(buffer)
             if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
                 bad.append((layer, expert))
             report(packed.offset(layer, expert) + len(buffer))
