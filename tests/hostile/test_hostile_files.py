@@ -305,7 +305,7 @@ def test_a_prompt_file_that_is_no_file_is_refused(make, tmp_path):
     assert is_sentence(caught.value)
 
 
-# ---- the fuzzer --------------------------------------------------------------------------------------------------------------
+# ---- the fuzzer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, num_cases", [("header", 400), ("manifest", 300), ("journal", 15), ("lines", 400)])
