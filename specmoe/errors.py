@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+MAX_CHARACTERS = 2000  # of a message: names in a file may be as long as the file
 
 
 class SpecMoEError(Exception):
-    """Base of every error that specmoe raises on purpose."""
+    """Base of every error that specmoe raises on purpose. Its message is one line, whatever names stand in it."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class CheckpointError(SpecMoEError):
@@ -28,6 +34,29 @@ class StoreError(SpecMoEError):
 
 class OptionError(SpecMoEError, ValueError):
     """An argument is unknown or out of range."""
+
+
+def one_line(text: object) -> str:
+    """``text`` without line breaks and without characters that steer a terminal; shortened where it is very long."""
+    line = " ".join(str(text).split("\n"))
+    if len(line) > MAX_CHARACTERS:
+        line = f"{line[: MAX_CHARACTERS // 2]} ... {line[-MAX_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+@contextmanager
+def door(what: str, remedy: str, kind: type[SpecMoEError] = CheckpointError) -> Iterator[None]:
+    """What another library or the disk raises within becomes ``kind``: ``what`` (first line of the error): ``remedy``."""
+    try:
+        yield
+    except SpecMoEError:
+        raise
+    except MemoryError as error:
+        raise FastMemoryError(f"{what} (no memory left): free some, or {remedy}") from error
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise kind(f"{what} ({said}): {remedy}") from error
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ Comes in: a loaded engine and prompts. Goes out: an ``ExactReport``. ``Engine.ch
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
@@ -44,7 +45,7 @@ class ExactReport:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def compare_methods(engine, prompts, max_new_tokens: int = 64, methods=METHODS, **options) -> ExactReport:

@@ -64,7 +64,7 @@ class Stats:
             for name, value in dataclasses.asdict(self).items()
         )
         return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>" + (
-            f"<p>{self.remark}</p>" if self.remark else ""
+            f"<p>{html.escape(self.remark)}</p>" if self.remark else ""
         )
 
 

@@ -3,7 +3,8 @@
 Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives the transformers model with
 its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which ``expert_store`` reads next.
 
-files     safetensors files and their headers, read without mmap; what is no safe checkpoint is refused there
+header    the header of a safetensors file: names, shapes and bytes, believed only where all of it fits
+files     a checkpoint's files, read without mmap; what is no safe checkpoint is refused there
 recipes   transformers' own conversion mapping: which checkpoint tensors make which tensor of the model
 model     the model on meta, its experts modules, the loading of everything that is not an expert
 layout    how a record is laid out; a packed folder, opened and checked

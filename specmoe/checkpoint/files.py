@@ -13,32 +13,24 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, OptionError, door
+from .header import TensorInfo, quantised, read_header
 
 logger = logging.getLogger("specmoe")
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "BOOL": torch.bool,
-}  # fmt: skip
-QUANTISED = {"U8": "packed integers, as in MXFP4 or int4", "I8": "int8", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-PIECE_BYTES = 2**20  # read and hashed at a time: stays in the processor's cache
-
-
-class TensorInfo(NamedTuple):
-    """Where one tensor lies: ``start`` is its first byte in ``file``."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
+# Read and hashed at a time: stays in the processor's cache.
+PIECE_BYTES = 2**20
+MAX_JSON_BYTES = 100_000_000
+# Keys of config.json that say how many modules, or entries of a list, transformers is to make.
+COUNTS = re.compile(r"^(?!max_).*(layers?|experts?|labels|blocks|depth)$")
+LEAST_BOUND = 512  # counts up to it cost nothing
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,10 @@ class Checkpoint:
 
     def read(self, key: str, first: int | None = None) -> torch.Tensor:
         """The tensor ``key``; with ``first`` only that index of its leading dimension: ``[1, ...]``."""
-        info = self.tensors[key]
+        info, dtype = self.tensors[key], self.dtype(key)
         shape = info.shape if first is None else (1, *info.shape[1:])
-        tensor = torch.empty(shape, dtype=info.dtype)
+        with door(f"tensor {key!r} in {info.file} could not be made", "download it again"):
+            tensor = torch.empty(shape, dtype=dtype)
         num_bytes = tensor.numel() * tensor.element_size()
         if num_bytes:
             start = info.start + (first or 0) * num_bytes
@@ -63,10 +56,10 @@ class Checkpoint:
 
     def add_to(self, digest: Any, key: str, first: int | None = None) -> None:
         """Add dtype, shape and bytes of what ``read`` would give to ``digest``, a piece at a time."""
-        info = self.tensors[key]
+        info, dtype = self.tensors[key], self.dtype(key)
         shape = info.shape if first is None else (1, *info.shape[1:])
-        digest.update(repr((info.dtype, shape)).encode())
-        left = math.prod(shape) * info.dtype.itemsize
+        digest.update(repr((dtype, shape)).encode())
+        left = math.prod(shape) * dtype.itemsize
         start = info.start + (first or 0) * left
         piece = memoryview(bytearray(min(left, PIECE_BYTES)))
         while left:
@@ -74,6 +67,19 @@ class Checkpoint:
             _read_into(info.file, start, piece)
             digest.update(piece)
             start, left = start + len(piece), left - len(piece)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of the tensor ``key``; refuses a quantised one."""
+        if self.tensors[key].dtype is None:
+            raise CheckpointError(quantised(key, self.tensors[key]))
+        return self.tensors[key].dtype
+
+    def lacks(self, what: str) -> CheckpointError:
+        """The error about tensors that are not there: quantised ones, if there are any, stand in their place."""
+        odd = next((key for key, info in self.tensors.items() if info.dtype is None), None)
+        if odd is not None:
+            return CheckpointError(quantised(odd, self.tensors[odd]))
+        return CheckpointError(f"{self.folder} {what}: download it again")
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -97,13 +103,15 @@ def _local(name_or_path: str | Path) -> Path | None:
     name = str(name_or_path)
     if name_or_path == name and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
         return SHIPPED / name
-    path = Path(name).expanduser()
-    if path.is_dir():
+    with door(f"{name!r} is no path", "give a folder, a hub id (owner/name) or a shipped model's name"):
+        path = Path(name).expanduser()
+        is_there, is_folder = path.exists(), path.is_dir()
+    if is_folder:
         return path.resolve()
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
-    what = "is a file, not a checkpoint folder" if path.exists() else "does not exist"
+    what = "is a file, not a checkpoint folder" if is_there else "does not exist"
     raise CheckpointError(f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})")
 
 
@@ -112,11 +120,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    with door(f"checkpoint folder {folder} could not be opened", "download it again"):
+        return _open(folder)
+
+
+def _open(folder: Path) -> Checkpoint:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json), which is not applied here: merge it into its model with "
             "peft's merge_and_unload, save that, and load it"
         )
+    for entry in folder.iterdir():
+        # Whoever opened a pipe would wait for ever; a link counts as what it leads to.
+        if not (entry.is_file() or entry.is_dir()):
+            raise CheckpointError(f"{entry} is a broken link, a pipe or a device, not a file: take it out of the checkpoint")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a Hugging Face checkpoint folder")
     config = _read_json(folder / "config.json")
@@ -124,7 +141,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shards, shard_of = _find_shards(folder)
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        for key, info in _read_header(shard).items():
+        for key, info in read_header(shard).items():
             if shard_of is None or shard_of.get(key) == shard:
                 tensors[key] = info
     if shard_of is not None and (lost := sorted(shard_of.keys() - tensors.keys())):
@@ -132,6 +149,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{shard_of[lost[0]]} lacks the tensor {lost[0]!r} that the index of {folder} promises"
             f" ({len(lost)} in all): download the checkpoint again"
         )
+    _refuse_absurd_counts(folder / "config.json", config, tensors)
     return Checkpoint(folder, config, shards, tensors)
 
 
@@ -171,7 +189,7 @@ def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None
             " reads safetensors only: if you trust it, convert it with transformers' from_pretrained(...) and"
             " save_pretrained(...)"
         )
-    raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+    raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: download it again")
 
 
 def _read_index(index: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
@@ -199,40 +217,6 @@ def _safe_name(index: Path, name: object) -> str:
     return name
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file; the size of the file must be what its header says."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or 8 + length > size:
-            raise CheckpointError(f"{file} is cut short inside its header ({size} bytes): download it again")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            entries = [(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{file} has no readable safetensors header: download it again") from error
-    expected = 8 + length + max((entry[4] for entry in entries), default=0)
-    if size != expected:
-        raise CheckpointError(
-            f"{file} has {size} bytes, its header says {expected}: cut short or altered, download it again"
-        )
-    return {key: _tensor_info(file, 8 + length, key, *entry) for key, *entry in entries}
-
-
-def _tensor_info(file: Path, data: int, key: str, dtype: str, shape: tuple, *ends: int) -> TensorInfo:
-    if dtype not in DTYPES:
-        raise CheckpointError(
-            f"tensor {key!r} in {file} has the quantised format {dtype}"
-            f" ({QUANTISED.get(dtype, 'not known')}): specmoe runs weights as they are; use an unquantised"
-            " checkpoint (bf16, fp16, fp32)"
-        )
-    begin, end = ends
-    if not (0 <= begin <= end and end - begin == math.prod(shape) * DTYPES[dtype].itemsize):
-        raise CheckpointError(f"tensor {key!r} in {file} has a size unlike its shape: download it again")
-    return TensorInfo(file, DTYPES[dtype], shape, data + begin)
-
-
 def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         quantised = part.get("quantization_config") or part.get("compression_config")
@@ -244,11 +228,23 @@ def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
+def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+    """Refuse counts that the weights cannot have, before anything is built of so many parts."""
+    most = max(LEAST_BOUND, len(tensors), *(info.shape[0] for info in tensors.values() if info.shape))
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        for name, value in part.items():
+            if COUNTS.search(name) and isinstance(value, int | float) and value > most:
+                raise CheckpointError(
+                    f"{file} says {name}={value}, more than the {len(tensors)} tensors there can hold:"
+                    " correct it or download the checkpoint again"
+                )
+
+
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
+    with door(f"{file} is not readable JSON", "download it again"):
+        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise CheckpointError(f"{file} has {size} bytes, and no real one is so large: do not trust it")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not readable JSON ({error}): download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no JSON object: download it again")
     return content

@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StoreError, door
 
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
 FORMAT, VERSION = "specmoe-experts", 2
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
 Progress = Callable[[int, int], None] | bool | None  # called with bytes done and bytes in all; True: a bar
@@ -114,8 +117,9 @@ class PackedExperts:
 
     @classmethod
     def from_manifest(cls, directory: Path, manifest: dict[str, Any]) -> PackedExperts:
+        check_manifest(manifest)
         shapes = {name: tuple(shape) for name, shape in zip(manifest["names"], manifest["shapes"])}
-        layout = ExpertLayout.of(shapes, getattr(torch, manifest["dtype"]))
+        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]])
         if layout.record_bytes != manifest["record_bytes"]:
             raise ValueError("record_bytes does not fit the shapes")
         checksums = tuple(tuple(row) for row in manifest["checksums"])
@@ -126,6 +130,33 @@ class PackedExperts:
         if len(source["records"]) != len(layers) * num_experts:
             raise ValueError("a digest is missing")
         return cls(directory, layers, num_experts, layout, checksums, source, widened_from)
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """``ValueError`` where a field has another type or range than ``PackedExperts.manifest`` gives it."""
+    names, shapes, rows = (manifest[key] for key in ("names", "shapes", "checksums"))
+    widened = manifest["widened_from"]
+    good = {
+        "layers": _are_names(manifest["layers"]),
+        "num_experts": _are_whole([manifest["num_experts"]], 1),
+        "names and shapes": _are_names(names) and type(shapes) is list and len(names) == len(shapes),
+        "shapes": type(shapes) is list and all(_are_whole(shape, 1) for shape in shapes),
+        "dtype": type(manifest["dtype"]) is str and manifest["dtype"] in DTYPES,
+        "checksums": type(rows) is list and all(_are_whole(row, 0) and max(row, default=0) < 2**32 for row in rows),
+        "source": type(manifest["source"]) is dict,
+        "widened_from": widened is None or _are_whole([widened], 1),
+    }
+    for field, is_good in good.items():
+        if not is_good:
+            raise ValueError(f"its {field} cannot be")
+
+
+def _are_names(values: object) -> bool:
+    return type(values) is list and len(values) > 0 and all(type(v) is str for v in values) and len({*values}) == len(values)
+
+
+def _are_whole(values: object, least: int) -> bool:
+    return type(values) is list and all(type(value) is int and least <= value < 2**63 for value in values)
 
 
 def seal(manifest: dict[str, Any]) -> str:
@@ -149,7 +180,7 @@ def open_packed(directory: str | Path) -> PackedExperts:
 
 
 def _unseal(file: Path, again: str) -> PackedExperts:
-    try:
+    with door(f"{file} was altered or cut short", again):
         manifest = json.loads(file.read_text(encoding="utf-8"))
         crc = manifest.pop("manifest_crc32")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
@@ -157,8 +188,6 @@ def _unseal(file: Path, again: str) -> PackedExperts:
         if crc != zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):
             raise ValueError("its checksum does not fit")
         return PackedExperts.from_manifest(file.parent, manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} was altered or cut short ({error}): {again}") from error
 
 
 def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tuple[int, int]]:
@@ -168,7 +197,8 @@ def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tupl
     expected = [(layer, expert) for layer in range(len(packed.layers)) for expert in range(packed.num_experts)]
     with open(packed.data_file, "rb") as file, reporting(progress, packed.data_bytes, "verifying") as report:
         for layer, expert in expected:
-            count = file.readinto(buffer)
+            with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
+                count = file.readinto(buffer)
             if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
                 bad.append((layer, expert))
             report(packed.offset(layer, expert) + len(buffer))

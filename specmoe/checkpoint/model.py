@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from .. import adapters
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import Checkpoint, open_checkpoint, resolve
 from .leftovers import without_leftovers
 from .recipes import recipes
@@ -39,13 +39,18 @@ def build_model(path: str | Path, dtype: torch.dtype | None = None, device: str 
     ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere.
     """
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
+    with door(f"the model of {checkpoint.folder} could not be built", "correct config.json or download it again"):
+        return _build(checkpoint, dtype, device)
+
+
+def _build(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
     config = read_config(checkpoint)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
     model = meta_model(config, dtype)
     experts = set(expert_parameters(model))
     missing = _load_trunk(model, checkpoint, experts, device)
-    _tie_and_compute(model, missing, experts, device)
+    _tie_and_compute(model, checkpoint, missing, experts, device)
     _check_complete(model, experts)
     _read_generation_config(model, checkpoint.folder)
     model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
@@ -53,13 +58,10 @@ def build_model(path: str | Path, dtype: torch.dtype | None = None, device: str 
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    try:
+    kind = checkpoint.config.get("model_type")
+    what = f"transformers does not know the model of {checkpoint.folder} (model_type {kind!r}), or not its config.json"
+    with door(what, "correct config.json, or try a newer transformers", UnsupportedModelError):
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        kind = checkpoint.config.get("model_type")
-        raise UnsupportedModelError(
-            f"transformers does not know the model of {checkpoint.folder} (model_type {kind!r}): {error}"
-        ) from error
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -146,14 +148,16 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, loaded: bool = Tr
     tensor._is_hf_initialized = loaded
 
 
-def _tie_and_compute(model: PreTrainedModel, missing: set[str], experts: set[str], device: torch.device) -> None:
+def _tie_and_compute(
+    model: PreTrainedModel, checkpoint: Checkpoint, missing: set[str], experts: set[str], device: torch.device
+) -> None:
     """Tie weights and compute what no checkpoint holds (rotary frequencies), as ``from_pretrained`` does."""
     tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
     optional = model._keys_to_ignore_on_load_missing or ()
     computed = {name for name in missing - tied if any(re.search(pattern, name) for pattern in optional)}
     lost = sorted(missing - tied - computed)
     if lost:
-        raise CheckpointError(f"the checkpoint lacks {len(lost)} tensors of the model, first {lost[0]!r}: download it again")
+        raise checkpoint.lacks(f"lacks {len(lost)} tensors of the model, first {lost[0]!r}")
     for name in computed:
         _assign(model, name, torch.empty_like(model.state_dict()[name], device=device), loaded=False)
     for name in experts | (missing & tied):
@@ -188,6 +192,7 @@ def _check_complete(model: PreTrainedModel, experts: set[str]) -> None:
 
 def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
     """From its own file, else, as in transformers, from what an old ``config.json`` says of it."""
-    own = (folder / "generation_config.json").is_file()
-    where = {} if own else {"config_file_name": "config.json", "_from_model_config": True}
-    model.generation_config = GenerationConfig.from_pretrained(folder, **where)
+    file = folder / "generation_config.json"
+    where = {} if file.exists() else {"config_file_name": "config.json", "_from_model_config": True}
+    with door(f"{file} cannot be used", "correct it, or take it out for transformers' defaults"):
+        model.generation_config = GenerationConfig.from_pretrained(folder, **where)

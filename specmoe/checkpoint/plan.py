@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import Checkpoint
 from .layout import ExpertLayout
 from .model import expert_modules, expert_parameters, meta_model, read_config
@@ -104,9 +104,20 @@ def _update(digest, tensors: Tensors) -> None:
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
     """Find every expert of the checkpoint, or say which tensor is missing, misshapen or unsupported."""
+    with door(f"the experts of {checkpoint.folder} could not be found", "correct config.json or download it again"):
+        return _plan(checkpoint, expert_bytes)
+
+
+def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
     model = meta_model(read_config(checkpoint), torch.float32)
     modules = expert_modules(model)
     layers, num_experts = tuple(modules), _num_experts(modules)
+    top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
+    if top_k is not None and not 1 <= top_k <= num_experts:
+        raise CheckpointError(
+            f"{checkpoint.folder} sends each token to num_experts_per_tok={top_k} of {num_experts} experts:"
+            " correct config.json"
+        )
     by_layer = _recipes_by_layer(model, checkpoint, num_experts)
     view = OneExpert(model)
     shapes = [_check_layer(checkpoint, view, name, modules[name], by_layer[name]) for name in layers]
@@ -147,9 +158,7 @@ def _recipes_by_layer(model: nn.Module, checkpoint: Checkpoint, num_experts: int
 def _check_sources(checkpoint: Checkpoint, recipe: Recipe, num_experts: int) -> None:
     for pattern in recipe.converter.source_patterns if recipe.converter else ():
         if pattern not in recipe.sources:
-            raise CheckpointError(
-                f"{checkpoint.folder} has no tensors like {pattern!r} for {recipe.target}: download it again"
-            )
+            raise checkpoint.lacks(f"has no tensors like {pattern!r} for {recipe.target}")
     for pattern, keys in recipe.sources.items():
         check = _check_fused if _is_fused(pattern, keys) else _check_one_each
         check(checkpoint, recipe.target, keys, num_experts)
@@ -209,7 +218,7 @@ def _check_layer(
     expected = {f"{layer}.{name}": (1, *p.shape[1:]) for name, p in module.named_parameters(recurse=False)}
     for name, shape in expected.items():
         if name not in made:
-            raise CheckpointError(f"{checkpoint.folder} has no experts' tensor for {name}: download it again")
+            raise checkpoint.lacks(f"has no experts' tensor for {name}")
         if made[name] != shape:
             raise CheckpointError(
                 f"each expert of {name} in {checkpoint.folder} has shape {list(made[name][1:])}, but"
@@ -222,13 +231,13 @@ def _meta(checkpoint: Checkpoint, pattern: str, keys: list[str]) -> torch.Tensor
     """A tensor without memory, in the shape of what ``ExpertPlan._read`` gives for one expert."""
     info = checkpoint.tensors[keys[0]]
     shape = (1, *info.shape[1:]) if _is_fused(pattern, keys) else info.shape
-    return torch.empty(shape, dtype=info.dtype, device="meta")
+    return torch.empty(shape, dtype=checkpoint.dtype(keys[0]), device="meta")
 
 
 def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> torch.dtype:
     """The dtype of all expert tensors; where they differ, the smallest that holds them all without loss."""
     groups = [keys for layer in by_layer.values() for recipe in layer for keys in recipe.sources.values()]
-    dtypes = {checkpoint.tensors[key].dtype: key for keys in groups for key in keys}
+    dtypes = {checkpoint.dtype(key): key for keys in groups for key in keys}
     for dtype, key in dtypes.items():
         if not dtype.is_floating_point:
             raise CheckpointError(

@@ -92,6 +92,11 @@ def show_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def plain(text: object) -> str:
+    """``text`` for matplotlib, which would take what stands between two dollars for a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
     """Bench rows as a frame, batches ascending and methods in ``ORDER``, with a ``label``: the method, and its
     eviction where ``cached`` was run with several."""
@@ -119,7 +124,7 @@ def caption(rows, model: str | None = None) -> str:
     table = as_table(rows)
     offloaded = table[table["method"] != "resident"]
     drafting = table[table["method"] == "specmoe"]
-    said = [model] if model else []
+    said = [plain(model)] if model else []
     if fast := _values(offloaded, "fast_memory_bytes"):
         said.append(f"{' or '.join(show_bytes(size) for size in fast)} of fast memory for experts")
     named = [f"N = {' or '.join(f'{n:g}' for n in num)}"] if (num := _values(drafting, "draft_experts")) else []

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..errors import OptionError, nearest
-from .base import GAMMA, METHOD_COLORS, ORDER, TIMES, need_columns, show_number, size_unit, styled
+from .base import GAMMA, METHOD_COLORS, ORDER, TIMES, need_columns, plain, show_number, size_unit, styled
 
 SETTINGS = ("model", "draft_set", "batch", "gamma", "draft_experts", "link_bytes_per_s")
 SETTING_NAMES = {"model": "model", "draft_set": "draft set", "batch": "batch (rows)", "gamma": f"{GAMMA} (tokens)",
@@ -49,7 +49,7 @@ def knobs(rows: pd.DataFrame, reach: dict | None = None, simulated: bool = True,
         _draw_bars(panel, part, measure, scale, (reach or {}).get(measure))
         panel.set_xlabel(title)
     if ax is None:
-        axes[0].figure.suptitle(_setting_words(kind, chosen), fontweight="bold", x=0.01, ha="left", fontsize=14)
+        axes[0].figure.suptitle(plain(_setting_words(kind, chosen)), fontweight="bold", x=0.01, ha="left", fontsize=14)
     return axes
 
 

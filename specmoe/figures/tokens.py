@@ -22,7 +22,7 @@ from matplotlib.transforms import Affine2D
 
 from ..errors import OptionError, check_choice
 from ..replay import as_frame, blocks_of, check_number, fetched_in, token_kinds
-from .base import COLORS, GREY, styled
+from .base import COLORS, GREY, plain, styled
 
 STEPS = ("target", "draft")
 ACTS = ("draft", "verify", "accept")
@@ -44,7 +44,7 @@ def words_of(tokenizer, tokens: Sequence[int]) -> list[str]:
     if tokenizer is None:
         return [str(token) for token in tokens]
     texts = [tokenizer.decode([token]) for token in tokens]
-    return [text.replace(" ", SPACE).replace("\n", "\\n").replace("$", r"\$") or "?" for text in texts]
+    return [plain(text.replace(" ", SPACE).replace("\n", "\\n")) or "?" for text in texts]
 
 
 # ---- tokens x layers ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
 from ..errors import OptionError
-from .base import GREY, METHOD_COLORS, TIMES, need_columns, styled
+from .base import GREY, METHOD_COLORS, TIMES, need_columns, plain, styled
 
 LEADS = (1.0, 1.1, 1.5, 2.5)  # a lead of at least so much over the next method ...
 STRENGTHS = (0.22, 0.48, 0.74, 1.0)  # ... is drawn in so much of the method's colour
@@ -72,7 +72,7 @@ def _panels(cells: pd.DataFrame, titles: dict[str, str]):
         for column, key in enumerate(keys):
             ax = panels[key] = figure.add_subplot(grid[row, column])
             if column == 0 or keys[column - 1][0] != key[0]:
-                ax.text(0, 1, titles.get(key[0], key[0]), transform=ax.transAxes + _up(figure, 60), fontweight="bold")
+                ax.text(0, 1, plain(titles.get(key[0], key[0])), transform=ax.transAxes + _up(figure, 60), fontweight="bold")
     return figure, panels
 
 

@@ -10,6 +10,7 @@ from .page import external_loads, offline_html
 from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
 from .run import run_report, widget_errors
 from .sentences import (
+    as_markdown,
     number_table,
     save_metrics,
     say_bytes,
@@ -23,6 +24,7 @@ from .sentences import (
 )
 
 __all__ = [
+    "as_markdown",
     "external_loads",
     "list_reports",
     "notebooks_dir",

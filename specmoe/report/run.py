@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import spin_setting
-from ..errors import OptionError, SpecMoEError
+from ..errors import OptionError, SpecMoEError, door
 from .page import offline_html
 from .parameters import OUT_DIR, find_report, first_line, literal, need, one_line, typed_parameters
 
@@ -40,13 +40,14 @@ def run_report(
     folder = Path(out_dir) if out_dir is not None else Path("reports") / f"{name}-{stamp}"
     done, page, failed = (folder / f"{name}{suffix}" for suffix in (".ipynb", ".html", ".failed.ipynb"))
     _check_free(folder, [done, page, folder / "metrics.json"], overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    with door(f"the folder {folder} could not be made", "choose another with --out", OptionError):
+        folder.mkdir(parents=True, exist_ok=True)
     if _declares_out_dir(source):
         values[OUT_DIR] = str(folder.resolve())
     notebook = _execute(source, failed, values, sys.stderr.isatty() if progress is None else progress)
-    html = offline_html(notebook)
-    failed.replace(done)
-    page.write_text(html, encoding="utf-8")
+    with door(f"the report could not be written (its notebook is kept as {failed})", "free some space", SpecMoEError):
+        page.write_text(offline_html(notebook), encoding="utf-8")
+        failed.replace(done)
     return page
 
 

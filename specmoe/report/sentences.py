@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,17 @@ def _of(part: pd.DataFrame, label: str, column: str) -> float:
     return float(found.iloc[0]) if len(found) else math.nan
 
 
+def as_markdown(text: object) -> str:
+    """``text`` as data in Markdown: whatever stands in a name, nothing of it is a tag, a link, a cell or a formula."""
+    return re.sub(r"[^\w\s.,:;/()+%=-]|[_\r\n\t]|:(?=//)", lambda match: f"&#{ord(match[0])};", str(text))
+
+
 def say_setup(result) -> str:
     """A table of what was run, where and under which budget; ``result`` is that of a bench."""
     machine, model = result.machine, result.model
+    names = ("specmoe", "torch", "transformers", "python")
     facts = {
-        "model": f"{model['name']}: {model['layers']} MoE layers of {model['experts']} experts",
+        "model": f"{as_markdown(model['name'])}: {model['layers']} MoE layers of {model['experts']} experts",
         "experts per token": f"{model['top_k']} in each MoE layer",
         "one expert": _expert_words(model),
         "all experts": show_bytes(model["layers"] * model["experts"] * model["record_bytes"]),
@@ -57,7 +64,7 @@ def say_setup(result) -> str:
         "draft experts (N)": f"{model['draft_experts']} in each MoE layer",
         "slow memory": _store_words(machine["store"]),
         "machine": _machine_words(machine),
-        "versions": ", ".join(f"{name} {machine[name]}" for name in ("specmoe", "torch", "transformers", "python")),
+        "versions": ", ".join(f"{name} {as_markdown(machine[name])}" for name in names),
         "work": _work_words(as_table(result.rows)),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())])
@@ -65,21 +72,23 @@ def say_setup(result) -> str:
 
 def _machine_words(machine: Mapping[str, Any]) -> str:
     memory = show_bytes(machine["memory"]["total_bytes"])
-    return f"{machine['cpu']}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} threads"
+    cpu = as_markdown(machine["cpu"])
+    return f"{cpu}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} threads"
 
 
 def _expert_words(model: Mapping[str, Any]) -> str:
-    words = f"{show_bytes(model['expert_bytes'])} of {model['expert_dtype']}"
+    words = f"{show_bytes(model['expert_bytes'])} of {as_markdown(model['expert_dtype'])}"
     if not model.get("widened_from"):
         return words
     return f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, the cost of a larger one"
 
 
 def _store_words(store: Mapping[str, Any]) -> str:
-    words = f"{store['store']}, {store.get('num_readers', 1)} readers"
+    words = f"{as_markdown(store['store'])}, {store.get('num_readers', 1)} readers"
     if store["store"] == "disk":
-        direct = store.get("reads") == "direct"
-        words += ", direct I/O (no page cache)" if direct else f", reads: {store.get('reads')} (**not** direct I/O)"
+        reads = as_markdown(store.get("reads"))
+        direct = ", direct I/O (no page cache)"
+        words += direct if reads == "direct" else f", reads: {reads} (**not** direct I/O)"
     rate = store.get("link_bytes_per_s")
     return words + (f", throttled to {rate / 1e9:.3g} GB/s" if rate else ", as fast as it is")
 
