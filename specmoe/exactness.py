@@ -16,7 +16,7 @@ import torch
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 TIE_ULPS = 2
 # NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than were routed to.
-NO_REFERENCE = {"nllb_moe": "transformers runs other experts of nllb_moe than it routes to"}
+NO_REFERENCE = {"nllb-moe": "transformers runs other experts of nllb-moe than it routes to"}
 SHARE_OF_MEMORY = 0.8
 
 

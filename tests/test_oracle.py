@@ -65,7 +65,7 @@ def test_a_model_that_does_not_fit_is_compared_with_plain_decoding_and_the_line_
 def test_nllb_says_that_transformers_is_no_reference():
     with specmoe.load("tiny-translate", store="memory") as engine:
         reference = choose_reference(engine)
-    assert isinstance(reference, PlainReference) and "nllb_moe" in reference.name
+    assert isinstance(reference, PlainReference) and "nllb-moe" in reference.name
 
 
 def test_a_tie_is_two_ulp_of_a_sixteen_bit_logit_and_nothing_else():
