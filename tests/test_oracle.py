@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +85,16 @@ def test_the_report_tells_exact_from_ties_from_differs():
     assert [report.verdict for report in reports] == ["exact", "exact up to proved ties", "differs"]
     assert [bool(report) for report in reports] == [True, False, False]
     assert "resident: prompt 1, position 6: token 8 (logit 3) instead of 7 (logit 5)" in str(reports[2])
+
+
+def test_a_chunk_of_the_long_run_compares_every_method_and_judges_what_differs():
+    spec = importlib.util.spec_from_file_location("ties", Path(__file__).parent / "long" / "ties.py")
+    ties = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ties)
+    with specmoe.load("tiny-balanced", dtype="bfloat16", store="memory") as engine:
+        prompts, reference = ties.prompts_of(engine, "tiny-balanced", 4), choose_reference(engine, eos_token_id=[])
+        row = {"model": "tiny-balanced", "first": 0, **ties.run_chunk(engine, reference, prompts)}
+    assert (row["prompts"], row["alone"], row["judged_by_transformers"]) == (4, 3, 3)
+    assert row["tokens"] == 4 * ties.NEW_TOKENS * (1 + len(ties.METHODS))
+    sums = ties.summary([json.loads(json.dumps(row))])
+    assert sums["divergences"] == sums["proved_ties"] + sums["others"] == len(row["divergences"])
