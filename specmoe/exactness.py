@@ -10,6 +10,7 @@ import copy
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -96,7 +97,7 @@ class TransformersReference:
                 module.config._experts_implementation = "eager"
         self.settings = copy.deepcopy(self.model.generation_config)
         self.settings.update(do_sample=False, num_beams=1)
-        for name in set(options) & set(self.settings.to_dict()):
+        for name in filter(partial(hasattr, self.settings), options):
             setattr(self.settings, name, None if options[name] == [] else options[name])
         # generate fills what is None in its argument from the model's own settings, an end token taken away too.
         self.model.generation_config = self.settings
