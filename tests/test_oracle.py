@@ -98,3 +98,15 @@ def test_a_chunk_of_the_long_run_compares_every_method_and_judges_what_differs()
     assert row["tokens"] == 4 * ties.NEW_TOKENS * (1 + len(ties.METHODS))
     sums = ties.summary([json.loads(json.dumps(row))])
     assert sums["divergences"] == sums["proved_ties"] + sums["others"] == len(row["divergences"])
+
+
+def test_the_page_says_what_the_long_run_found():
+    rows = Path(__file__).parent / "long" / "results" / "ties.jsonl"
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    page = " ".join((Path(__file__).parents[1] / "docs" / "testing.md").read_text().split())
+    divergences = [d for row in found for d in row["divergences"]]
+    ties = sum(is_tie(*d["logits"], torch.bfloat16) for d in divergences)
+    prompts, tokens = (sum(row[key] for row in found) for key in ("prompts", "tokens"))
+    assert f"{prompts} of its 10,000 prompts" in page and f"({tokens} tokens)" in page
+    assert f"{len(divergences)} divergences, of them {ties} proved ties" in page
+    assert f"and {len(divergences) - ties} other" in page
