@@ -187,7 +187,8 @@ class Engine:
         return self.hotness
 
     def check_exact(self, prompts, max_new_tokens: int = 64, **options) -> ExactReport:
-        """Plain decoding against every method; the first divergence, if any, with its logit gap."""
+        """transformers' own greedy ``generate`` on the checkpoint against every method, each prompt alone; plain decoding
+        where the whole model does not fit into memory (the report says which). First divergences with both logits."""
         return compare_methods(self, prompts, max_new_tokens, **options)
 
     @torch.inference_mode()

@@ -1,69 +1,211 @@
-"""Is the output exact? Every method against plain decoding, and where they part, by how little.
+"""Is the output exact? Every method against transformers' own ``generate``, and where they part, by how little.
 
-Comes in: a loaded engine and prompts. Goes out: an ``ExactReport``. ``Engine.check_exact`` calls this.
+Comes in: a loaded engine and prompts. Goes out: an ``ExactReport``. ``Engine.check_exact`` calls this. The reference reads
+the checkpoint from disk by itself, so stale experts or settings that specmoe ignores show as a difference.
 """
 
 from __future__ import annotations
 
+import copy
 import html
+import math
+import os
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
+TIE_ULPS = 2
+# NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than were routed to.
+NO_REFERENCE = {"nllb-moe": "transformers runs other experts of nllb-moe than it routes to"}
+SHARE_OF_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first token where a method left plain decoding; ``logit_gap`` is the target's top-2 gap there."""
+    """The first token where a method left the reference, and the reference's logits of its own token and of the method's.
+
+    ``is_tie``: in bfloat16 or float16 the two logits are within 2 ulp, so rounding alone decides.
+    """
 
     method: str
     prompt: int
     position: int
     plain_token: int | None
     token: int | None
-    logit_gap: float
+    logits: tuple[float, float]
+    is_tie: bool = False
+
+    @property
+    def logit_gap(self) -> float:
+        return self.logits[0] - self.logits[1]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}: prompt {self.prompt}, position {self.position}: token {self.token} "
+            f"(logit {self.logits[1]:.6g}) instead of {self.plain_token} (logit {self.logits[0]:.6g})"
+        )
 
 
 @dataclass(frozen=True)
 class ExactReport:
-    """Which methods gave the tokens of plain decoding. True in a condition when all did."""
+    """Which methods gave the reference's tokens. True in a condition when all did, ties not excused."""
 
     num_prompts: int
     num_tokens: int
     methods: tuple[str, ...]
     divergences: tuple[Divergence, ...]
+    reference: str = "plain decoding"
 
     def __bool__(self) -> bool:
         return not self.divergences
 
-    def __str__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """ "exact", "exact up to proved ties" or "differs"."""
         if self:
-            return f"exact: {len(self.methods)} methods, {self.num_prompts} prompts, {self.num_tokens} tokens each"
-        return "\n".join(
-            f"{d.method}: prompt {d.prompt}, position {d.position}: token {d.token} instead of {d.plain_token} "
-            f"(top-2 logit gap {d.logit_gap:.2e})"
-            for d in self.divergences
+            return "exact"
+        return "exact up to proved ties" if all(d.is_tie for d in self.divergences) else "differs"
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.verdict}: {len(self.methods)} methods, {self.num_prompts} prompts, "
+            f"{self.num_tokens} tokens each, against {self.reference}"
         )
+        if self:
+            return line
+        worst = next((d for d in self.divergences if not d.is_tie), self.divergences[0])
+        return f"{line}; {len(self.divergences)} divergences, first {worst}"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+class TransformersReference:
+    """transformers' own model of the checkpoint, read from disk, each prompt alone, with the checkpoint's settings."""
+
+    def __init__(self, engine, **options):
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        auto = AutoModelForSeq2SeqLM if engine.is_translation else AutoModelForCausalLM
+        path, dtype = engine.model.name_or_path, engine.model.dtype
+        self.name = f"transformers' generate ({str(dtype).removeprefix('torch.')})"
+        self.tokenizer, self.dtype = engine.tokenizer, dtype
+        self.model = auto.from_pretrained(path, dtype=dtype).to(engine.options.device).eval()
+        for module in self.model.modules():
+            if hasattr(module, "config"):
+                module.config._experts_implementation = "eager"
+        self.settings = copy.deepcopy(self.model.generation_config)
+        self.settings.update(do_sample=False, num_beams=1)
+        for name in filter(partial(hasattr, self.settings), options):
+            setattr(self.settings, name, None if options[name] == [] else options[name])
+        # generate fills what is None in its argument from the model's own settings, an end token taken away too.
+        self.model.generation_config = self.settings
+
+    def _run(self, prompt: list[int], source: list[int] | None, new_tokens: int):
+        ids = torch.tensor([source or prompt], device=self.model.device)
+        start = {} if source is None else {"decoder_input_ids": torch.tensor([prompt], device=ids.device)}
+        return self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, tokenizer=self.tokenizer,
+            output_scores=True, return_dict_in_generate=True, **start,
+        )  # fmt: skip
+
+    def tokens(self, prompt: list[int], source: list[int] | None, new_tokens: int) -> list[int]:
+        """The prompt and its greedy continuation."""
+        return self._run(prompt, source, new_tokens).sequences[0].tolist()
+
+    def logits(self, tokens: list[int], num_prompt: int, source: list[int] | None = None) -> torch.Tensor:
+        """Logits [V], after the settings' processors, of the token after ``tokens``."""
+        steps = len(tokens) - num_prompt
+        own = self._run(tokens[:num_prompt], source, steps + 1)
+        if own.sequences[0, : len(tokens)].tolist() != tokens:  # not its own text: read it as a prompt
+            own, steps = self._run(tokens, source, 1), 0
+        return own.scores[steps][0]
+
+
+class PlainReference:
+    """specmoe's own ``on_demand``, one row at a time: says nothing about the checkpoint on disk."""
+
+    def __init__(self, engine, why: str):
+        self.engine, self.dtype = engine, engine.model.dtype
+        self.name = f"plain decoding ({why})"
+
+    def logits(self, tokens: list[int], num_prompt: int, source: list[int] | None = None) -> torch.Tensor:
+        return self.engine.next_logits(tokens, source)
+
+
+def choose_reference(engine, **options) -> TransformersReference | PlainReference:
+    """transformers' own model where it is a reference and fits into memory beside the engine, else plain decoding."""
+    kind = engine.model.config.model_type
+    if kind in NO_REFERENCE:
+        return PlainReference(engine, NO_REFERENCE[kind])
+    needed = sum(p.numel() for p in engine.model.parameters()) * engine.model.dtype.itemsize
+    if needed > SHARE_OF_MEMORY * free_bytes(engine.options.device):
+        return PlainReference(engine, f"the whole model needs {needed / 2**30:.1f} GiB, more than is free")
+    return TransformersReference(engine, **options)
+
+
+def free_bytes(device="cpu") -> int:
+    """Bytes that a program may still take: of the device, or of this machine."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 def compare_methods(engine, prompts, max_new_tokens: int = 64, methods=METHODS, **options) -> ExactReport:
-    """Greedy output of every method against ``on_demand`` one row at a time, the plainest way to decode."""
-    plain = engine.generate(prompts, method="on_demand", batch_size=1, max_new_tokens=max_new_tokens, **options)
+    """Greedy output of every method against the reference, each prompt alone."""
+    run = {"max_new_tokens": max_new_tokens, **options}
+    plain = engine.generate(prompts, method="on_demand", batch_size=1, **run)
+    reference = choose_reference(engine, **options)
+    rows = [row.tolist() for row in plain.sequences]
+    if isinstance(reference, TransformersReference):
+        starts = zip(rows, plain.num_prompt_tokens, plain.sources, strict=True)
+        # An encoder-decoder's limit counts all but the start token, a language token too.
+        limits = [1 if engine.is_translation else n for n in plain.num_prompt_tokens]
+        expected = [
+            reference.tokens(row[:n], source, limit + max_new_tokens - n)
+            for (row, n, source), limit in zip(starts, limits, strict=True)
+        ]
+    else:
+        expected = rows
     divergences = []
     for method in methods:
-        output = engine.generate(prompts, method=method, max_new_tokens=max_new_tokens, **options)
-        for prompt, (expected, got) in enumerate(zip(plain.sequences, output.sequences, strict=True)):
-            if expected.tolist() != got.tolist():
-                source = plain.sources[prompt]
-                divergences.append(_first_divergence(engine, method, prompt, expected.tolist(), got.tolist(), source))
-    return ExactReport(len(plain.sequences), plain.stats.num_new_tokens, tuple(methods), tuple(divergences))
+        output = engine.generate(prompts, method=method, **run)
+        for prompt, got in enumerate(output.sequences):
+            if expected[prompt] != got.tolist():
+                at = method, prompt, plain.num_prompt_tokens[prompt], plain.sources[prompt]
+                divergences.append(first_divergence(reference, at, expected[prompt], got.tolist()))
+    made = sum(len(row) for row in expected) - sum(plain.num_prompt_tokens)
+    return ExactReport(len(rows), made, tuple(methods), tuple(divergences), reference.name)
 
 
-def _first_divergence(engine, method: str, prompt: int, expected: list[int], got: list[int], source=None) -> Divergence:
+def first_divergence(reference, at: tuple, expected: list[int], got: list[int]) -> Divergence:
+    """Where ``got`` leaves ``expected``; ``at`` is method, prompt, length of the prompt, source."""
+    method, prompt, num_prompt, source = at
     pairs = zip(expected, got, strict=False)
     position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-    top = engine.next_logits(expected[:position], source).float().topk(2).values
-    at = [tokens[position] if position < len(tokens) else None for tokens in (expected, got)]
-    return Divergence(method, prompt, position, at[0], at[1], float(top[0] - top[1]))
+    tokens = [row[position] if position < len(row) else None for row in (expected, got)]
+    if None in tokens or position < num_prompt:
+        return Divergence(method, prompt, position, *tokens, (math.nan, math.nan))
+    logits = reference.logits(expected[:position], num_prompt, source)
+    pair = tuple(float(logits[token]) for token in tokens)
+    return Divergence(method, prompt, position, *tokens, pair, is_tie(*pair, reference.dtype))
+
+
+def is_tie(first: float, second: float, dtype: torch.dtype) -> bool:
+    """Whether two logits of a 16-bit model lie within 2 ulp, the steps of ``dtype`` at their size."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    size = max(abs(first), abs(second))
+    return math.isfinite(size) and abs(first - second) <= TIE_ULPS * ulp(size, dtype)
+
+
+def ulp(value: float, dtype: torch.dtype) -> float:
+    """The step between neighbouring numbers of ``dtype`` at ``value``."""
+    info = torch.finfo(dtype)
+    return 2.0 ** math.floor(math.log2(max(value, info.tiny))) * info.eps

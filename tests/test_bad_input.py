@@ -82,7 +82,7 @@ def run_cell(client, code: str, meanwhile=None) -> tuple[str, str]:
     number, printed, error = client.execute(code), "", ""
     for _ in range(4000):
         try:
-            message = client.get_iopub_msg(timeout=60)
+            message = client.get_iopub_msg(timeout=300)
         except Empty:
             raise AssertionError(f"the kernel says nothing: {code[:60]!r}") from None
         if message["parent_header"].get("msg_id") != number:
@@ -103,7 +103,7 @@ def run_cell(client, code: str, meanwhile=None) -> tuple[str, str]:
 def kernel():
     from jupyter_client.manager import start_new_kernel
 
-    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=120)
+    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=300)
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)

@@ -98,7 +98,7 @@ def test_a_window_counts_full_rounds_only(place, model, method):
     engine = place.engine(model, "count", store="memory", expert_bytes=None)
     window = Window(3, 0.05, 0.0, texts)
     sums = measure(engine, place.prompts(model), window, method=method, max_new_tokens=8)
-    assert sums["row_rounds"] == 3 * sums["num_rounds"] >= 6
+    assert sums["row_rounds"] == 3 * sums["num_rounds"] >= 3
     assert sums["num_new_tokens"] >= sums["row_rounds"] and sums["seconds"] >= 0.05
     assert sums["fetched_bytes"] == sums["num_fetches"] * engine.store.record_bytes
     assert sums["draft_s"] + sums["verify_s"] <= sums["seconds"]

@@ -166,7 +166,7 @@ def test_help_names_every_command_and_comes_without_torch():
         "heavy = {'torch', 'transformers', 'seaborn', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert all(f"    {command} " in done.stdout for command in COMMANDS)
 

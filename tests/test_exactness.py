@@ -213,7 +213,8 @@ def test_the_first_divergence_is_named_with_its_logit_gap(open_engine):
     class Wrong:
         """Decodes as ``engine`` does, but changes token 11 of prompt 2 under method "cached"."""
 
-        next_logits = staticmethod(engine.next_logits)
+        def __getattr__(self, name):
+            return getattr(engine, name)
 
         def generate(self, prompts, method, **options):
             output = engine.generate(prompts, method=method, **options)
@@ -223,13 +224,15 @@ def test_the_first_divergence_is_named_with_its_logit_gap(open_engine):
             return output
 
     report = compare_methods(Wrong(), PROMPTS, max_new_tokens=12, eos_token_id=[])
-    assert not report
+    assert not report and report.verdict == "differs"
     (divergence,) = report.divergences
     assert (divergence.method, divergence.prompt, divergence.position) == ("cached", 2, 11)
     assert divergence.token == divergence.plain_token + 1
     prefix = engine.generate(PROMPTS, method="on_demand", max_new_tokens=12, eos_token_id=[]).sequences[2][:11].tolist()
-    top = engine.next_logits(prefix).topk(2).values
-    assert divergence.logit_gap == pytest.approx(float(top[0] - top[1]), abs=1e-5)
+    own = engine.next_logits(prefix)
+    wanted = [float(own[divergence.plain_token]), float(own[divergence.token])]
+    assert divergence.logits == pytest.approx(wanted, abs=1e-5)
+    assert divergence.logit_gap == pytest.approx(wanted[0] - wanted[1], abs=1e-5)
     assert "cached: prompt 2, position 11" in str(report)
 
 

@@ -30,13 +30,13 @@ class Stalling:
             stalls = self.left == 0
         if stalls:
             self.key = read.key
-            assert self.go.wait(30)
+            assert self.go.wait(120)
         self.copy(read, reader)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(transfers, "STALL_S", 0.2)
+    monkeypatch.setattr(transfers, "STALL_S", 1.0)
 
 
 @pytest.mark.parametrize("method", ["on_demand", "overlapped", "cached", "specmoe"])

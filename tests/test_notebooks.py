@@ -75,7 +75,7 @@ def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
 
 def exactly(path: Path) -> subprocess.CompletedProcess:
     """Run ``path`` under nbval: every output but pictures must be the committed one."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout=300",
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout=600",
                f"--nbval-sanitize-with={SANITIZE}", "-c", "/dev/null", "--rootdir", str(path.parent), str(path)]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=path.parent)
 

@@ -73,7 +73,7 @@ class Gate:
         def held(read, reader):
             self.order.append(read.key)
             self.entered.set()
-            assert self.gate.wait(30)
+            assert self.gate.wait(120)
             copy(read, reader)
 
         monkeypatch.setattr(store, "_copy", held)
@@ -99,7 +99,7 @@ def test_what_compute_waits_for_goes_before_prefetches(opened, monkeypatch):
     store = opened(num_readers=1)
     gate, keys = Gate(store, monkeypatch), all_keys(store)
     first = store.submit(keys[0], buffer_for(store), PREFETCH)
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(60)
     reads = [store.submit(key, buffer_for(store), PREFETCH) for key in keys[1:4]]
     reads += [store.submit(key, buffer_for(store), DEMAND) for key in keys[4:7]]
     store.hasten(reads[2])  # a prefetch that compute waits for now
@@ -113,7 +113,7 @@ def test_a_queued_read_can_be_taken_back_and_a_started_one_cannot(opened, monkey
     store = opened(num_readers=1)
     gate, keys = Gate(store, monkeypatch), all_keys(store)
     started = store.submit(keys[0], buffer_for(store))
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(60)
     queued = store.submit(keys[1], buffer_for(store))
     queued.buffer.fill_(7)
     assert not store.cancel(started) and store.cancel(queued)
@@ -135,16 +135,12 @@ def seconds_for(store, num_rounds: int = 2) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_slower_link_takes_longer_in_proportion(kind, opened):
-    rate = 32 * opened(kind).record_bytes / 0.15
-    fast, slow = (seconds_for(opened(kind, link_bytes_per_s=r)) for r in (rate, rate / 5))
-    assert 2 < slow / fast < 7, "five times, with room for a busy machine"
-
-
-def test_all_readers_share_one_link(opened):
-    rate = 32 * opened().record_bytes / 0.3
-    one, many = (seconds_for(opened(link_bytes_per_s=rate, num_readers=n)) for n in (1, 8))
-    assert many > 0.5 * one, "eight readers would need an eighth if each had a link of its own"
+@pytest.mark.parametrize("num_readers", [1, 8])
+def test_a_link_never_carries_more_than_its_rate_however_many_read(kind, num_readers, opened):
+    for least_s in (0.05, 0.25):
+        rate = 32 * opened(kind).record_bytes / least_s
+        took = seconds_for(opened(kind, link_bytes_per_s=rate, num_readers=num_readers))
+        assert took > 0.9 * least_s, "a busy machine makes it longer, nothing makes it shorter"
 
 
 def test_a_link_carries_one_transfer_after_the_other():
@@ -222,7 +218,7 @@ def test_closing_answers_everybody_who_waits(packed, monkeypatch):
     store = open_store("disk", packed, num_readers=1)
     gate = Gate(store, monkeypatch)
     reads = [store.submit(key, buffer_for(store)) for key in all_keys(store)[:3]]
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(60)
     closer = threading.Thread(target=store.close)
     closer.start()
     with pytest.raises(StoreError, match="closed"):

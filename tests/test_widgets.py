@@ -444,7 +444,7 @@ explorer""",
 
 def run_cells(*cells: str):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
     return notebook
 
 
