@@ -113,7 +113,7 @@ class Window:
         passed = self.warm_up
         if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
             return False
-        return not job.planner.probing or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
+        return job.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
 
 
 def _sums_of(done: Round) -> dict:

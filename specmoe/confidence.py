@@ -17,11 +17,14 @@ least where the next token costs just what tokens cost now; Dinkelbach 1967.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from .planner import Planner, running_mean
 from .trace import Round
 
-LARGEST = 32  # tokens drafted per round, at most
+MAX_GAMMA = 32  # tokens drafted per round, at most
 RECENT = 0.15  # weight of the newest round in a running mean
 KEEP = 0.96  # of older rounds in the seconds of a token: a round of one row commits few, and a choice must not follow noise
 LOOK_AGAIN = 24  # rounds until the other way, drafting or not, is tried again, times the square of how much slower it was
@@ -55,47 +58,40 @@ class Line:
         return max(0.0, (self.y - self.slope * self.x) / self.weight) if self.weight else 0.0
 
 
-class ConfidencePlanner:
-    """State: running means of costs. ``may_not_draft``: plain decoding is one of its choices (``auto``)."""
+class ConfidencePlanner(Planner):
+    """State: running means of costs. ``may_not_draft``: plain decoding is one of its choices (``auto``). ``max_block``: tokens
+    of a row that can be verified at once (None: any number)."""
 
-    weighs, largest = True, LARGEST
-
-    def __init__(self, may_not_draft: bool):
+    def __init__(self, may_not_draft: bool, max_block: int | None = None):
+        super().__init__(MAX_GAMMA if max_block is None else max(1, min(MAX_GAMMA, max_block - 1)))
         self._probes = [0, 6, 0, 12] if may_not_draft else [6, 2, 12]  # the first round warms up
         self.may_not_draft = may_not_draft
         self.verify, self.step = Line(0.9), Line(0.97)  # seconds over tokens of a block; over rows of a draft step
         self.seconds_per_token: dict[bool, float] = {}  # drafting or not -> of recent rounds together
         self._spent = {True: (0.0, 0.0), False: (0.0, 0.0)}  # seconds and tokens of those rounds, the newest weighing most
-        self.doubt = 1.0  # rejections per rejection that the draft expects
-        self.sure = 0.9  # the chance that one more token agrees
-        self._warm, self._drafts = False, True
-        self._look_in, self._trials = LOOK_AGAIN, 0  # rounds until a trial begins; that it still lasts
-        self._free = False  # no gamma is prescribed in this round
-
-    def stay_within(self, block: int | None) -> None:
-        """No more than ``block`` tokens of a row can be verified at once (None: any number)."""
-        if block is not None:
-            self.largest = max(1, min(self.largest, block - 1))
+        self.calibration = 1.0  # rejections per rejection that the draft expects
+        self.agreement = 0.9  # the chance that one more token agrees
+        self._warmed_up, self._drafts = False, True
+        self._rounds_to_trial, self._trial_rounds = LOOK_AGAIN, 0  # rounds until a trial begins; that it still lasts
+        self._is_planned = False  # no gamma is prescribed in this round
 
     @property
-    def probing(self) -> bool:
-        """Is it still trying things out?"""
-        return bool(self._probes)
+    def settled(self) -> bool:
+        return not self._probes
 
-    def choose(self) -> int:
-        """Tokens to draft in this round, at most."""
-        self._free = not self._probes
+    def next_gamma(self) -> int:
+        self._is_planned = not self._probes
         if self._probes:
-            return min(self._probes.pop(0), self.largest)
+            return min(self._probes.pop(0), self.max_gamma)
         if not self.may_not_draft:
-            return self.largest
-        if not self._trials:
+            return self.max_gamma
+        if not self._trial_rounds:
             self._drafts = self._drafting_pays()
-            self._look_in -= 1
-            if self._look_in <= 0:
-                self._look_in, self._trials, self._drafts = self._patience(), TRIAL, not self._drafts
-        self._trials = max(0, self._trials - 1)
-        return self.largest if self._drafts else 0
+            self._rounds_to_trial -= 1
+            if self._rounds_to_trial <= 0:
+                self._rounds_to_trial, self._trial_rounds, self._drafts = self._patience(), TRIAL, not self._drafts
+        self._trial_rounds = max(0, self._trial_rounds - 1)
+        return self.max_gamma if self._drafts else 0
 
     def _drafting_pays(self) -> bool:
         return self.seconds_per_token.get(True, 0.0) <= self.seconds_per_token.get(False, float("inf"))
@@ -106,22 +102,30 @@ class ConfidencePlanner:
 
     # ---- during a round ------------------------------------------------------------------------------------------------
 
-    def belief(self, confidence: torch.Tensor) -> torch.Tensor:
-        """The chance that a drafted token is accepted, given how sure the draft is of it."""
-        return (1 - self.doubt * (1 - confidence)).clamp(min=0.01)
+    def keep_drafting(self, block, confidence: Callable) -> tuple:
+        """A token is verified while its chance to be accepted pays for that; a row drafts on while the next one would, too."""
+        sure = confidence()
+        if sure is None:
+            return super().keep_drafting(block, confidence)
+        block.prefix_prob[block.computed_rows] *= self.accept_prob(sure)
+        return self._worth_verifying(block.prefix_prob), lambda: self._worth_drafting(block.prefix_prob, block.active)
 
-    def worth_verifying(self, chance: torch.Tensor) -> torch.Tensor:
-        """Which tokens should be in the block, bool [B]; ``chance`` [B] that all tokens of a row are accepted."""
-        if not self._free:
-            return torch.ones_like(chance, dtype=torch.bool)
-        return chance * self._worth_s() >= self.verify.slope
+    def accept_prob(self, confidence: torch.Tensor) -> torch.Tensor:
+        """The chance that a drafted token is accepted, given the draft's own ``confidence`` in it."""
+        return (1 - self.calibration * (1 - confidence)).clamp(min=0.01)
 
-    def worth_drafting(self, chance: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        """Which of the rows that are ``alive`` should draft one token more, bool [B]."""
-        if not self._free:
-            return alive
-        gain_s = chance * self.sure * self._worth_s() - self.verify.slope - self.step.slope
-        going = alive & (gain_s >= 0)
+    def _worth_verifying(self, prefix_prob: torch.Tensor) -> torch.Tensor:
+        """Which tokens should be in the block, bool [B]; ``prefix_prob`` [B] that all tokens of a row are accepted."""
+        if not self._is_planned:
+            return torch.ones_like(prefix_prob, dtype=torch.bool)
+        return prefix_prob * self._worth_s() >= self.verify.slope
+
+    def _worth_drafting(self, prefix_prob: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+        """Which of the ``active`` rows should draft one token more, bool [B]."""
+        if not self._is_planned:
+            return active
+        gain_s = prefix_prob * self.agreement * self._worth_s() - self.verify.slope - self.step.slope
+        going = active & (gain_s >= 0)
         return going if float(gain_s[going].sum()) >= self.step.base else torch.zeros_like(going)
 
     def _worth_s(self) -> float:
@@ -129,27 +133,23 @@ class ConfidencePlanner:
 
     # ---- after a round -------------------------------------------------------------------------------------------------
 
-    def observe(self, cost: Round) -> None:
+    def observe(self, done: Round) -> None:
         """Learn from a round; the very first one only warmed things up."""
-        if not self._warm:
-            self._warm = True
+        if not self._warmed_up:
+            self._warmed_up = True
             return
-        drafted, drafts = sum(cost.drafted), bool(cost.steps)
-        if cost.new_tokens:
+        drafted, drafts = sum(done.drafted), bool(done.steps)
+        if done.new_tokens:
             seconds, tokens = (x * KEEP for x in self._spent[drafts])
-            self._spent[drafts] = seconds + cost.draft_s + cost.verify_s, tokens + cost.new_tokens
+            self._spent[drafts] = seconds + done.draft_s + done.verify_s, tokens + done.new_tokens
             self.seconds_per_token[drafts] = self._spent[drafts][0] / self._spent[drafts][1]
         if drafts:  # the first token of each row asks for the most experts: it says nothing about what one more costs
-            self.verify.add(len(cost.drafted) + drafted, cost.verify_s)
-        for rows, seconds in cost.steps:
+            self.verify.add(len(done.drafted) + drafted, done.verify_s)
+        for rows, seconds in done.steps:
             self.step.add(rows, seconds)
         if drafted:
-            rejections = sum(a < d for a, d in zip(cost.accepted, cost.drafted, strict=True))
-            if cost.expected_rejections > 0:
-                ratio = min(max(rejections / cost.expected_rejections, 0.5), 2.0)
-                self.doubt = min(max(_mean(self.doubt, self.doubt * ratio), 0.05), 5.0)
-            self.sure = _mean(self.sure, sum(cost.accepted) / max(1, sum(cost.accepted) + rejections))
-
-
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else (1 - RECENT) * old + RECENT * new
+            rejections = sum(a < d for a, d in zip(done.accepted, done.drafted, strict=True))
+            if done.expected_rejections > 0:
+                ratio = min(max(rejections / done.expected_rejections, 0.5), 2.0)
+                self.calibration = min(max(running_mean(self.calibration, self.calibration * ratio, RECENT), 0.05), 5.0)
+            self.agreement = running_mean(self.agreement, sum(done.accepted) / max(1, sum(done.accepted) + rejections), RECENT)

@@ -8,6 +8,7 @@ verification. ``speculate.draft`` calls this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,49 +29,50 @@ class Drafted(NamedTuple):
 
 
 class Drafting:
-    """State: the tokens so far, the rows still drafting (``alive`` [B]), the rows still computed (``here``, their numbers),
-    and each row's chance that all its tokens will be accepted (``chance`` [B]; ``promised``, of those that count)."""
+    """State: the tokens so far, the rows still drafting (``active`` [B]), the rows still computed (``computed_rows``, their numbers),
+    and each row's chance that all its tokens will be accepted (``prefix_prob`` [B]; ``block_prob``, of those that count)."""
 
     def __init__(self, limits: torch.Tensor, eos: torch.Tensor):
         self.limits, self.eos = limits, eos  # [B] tokens that a row may draft
         self.tokens, self.num = [], torch.zeros_like(limits)
-        self.alive, self.here = limits > 0, torch.arange(len(limits))
-        self.chance = torch.ones(len(limits), dtype=torch.float64)
-        self.promised = self.chance.clone()
+        self.active = limits > 0
+        self.computed_rows = torch.arange(len(limits))
+        self.prefix_prob = torch.ones(len(limits), dtype=torch.float64)
+        self.block_prob = self.prefix_prob.clone()
         self.distributions: list = []
         self.steps: list[tuple[int, float]] = []
 
-    def add(self, picked: torch.Tensor, q: torch.Tensor | None, sure: torch.Tensor | None, planner) -> None:
-        """One more token of every row that is computed (``picked``, ``sure`` [rows here]); rows end at EOS, at their limit,
-        and where the planner finds that the next token is not worth its seconds."""
+    def append(self, picked: torch.Tensor, q: torch.Tensor | None) -> None:
+        """One more token of every row that is computed: ``picked`` [rows computed], ``q`` its distribution when sampling."""
         tokens = torch.zeros_like(self.num)
-        tokens[self.here] = picked
-        if sure is not None:
-            self.chance[self.here] *= planner.belief(sure)
-            self.alive &= planner.worth_verifying(self.chance)
+        tokens[self.computed_rows] = picked
         self.tokens.append(tokens)
         self.distributions.append(q)
-        self.num += self.alive
-        self.promised = torch.where(self.alive, self.chance, self.promised)
-        self.alive &= (len(self.tokens) < self.limits) & ~torch.isin(tokens, self.eos)
-        if sure is not None:
-            self.alive &= planner.worth_drafting(self.chance, self.alive)
+
+    def restrict(self, verify: torch.Tensor, go_on: Callable[[], torch.Tensor]) -> None:
+        """Of the token just appended only the rows in ``verify`` [B] count; a row drafts on that is in ``go_on()`` [B], at
+        neither EOS nor its limit."""
+        self.active = self.active & verify
+        self.num += self.active
+        self.block_prob = torch.where(self.active, self.prefix_prob, self.block_prob)
+        self.active = self.active & (len(self.tokens) < self.limits) & ~torch.isin(self.tokens[-1], self.eos)
+        self.active = self.active & go_on()
 
     def prefixes(self) -> list[list[int]]:
         """The tokens drafted so far of every row that is computed."""
         if not self.tokens:
-            return [[] for _ in self.here]
-        return torch.stack(self.tokens, dim=1)[self.here].tolist()
+            return [[] for _ in self.computed_rows]
+        return torch.stack(self.tokens, dim=1)[self.computed_rows].tolist()
 
     def leave_out(self) -> torch.Tensor | None:
         """Which of the rows that are computed go on, when it pays to leave the others out; else None."""
-        going = self.alive[self.here]
+        going = self.active[self.computed_rows]
         if len(going) < FEWEST or going.sum() > NARROW * len(going):
             return None
         kept = going.nonzero().flatten()
         if len(kept) < 2:  # compiled passes know one row as a special case
             kept = torch.arange(len(going))[going.argsort(descending=True, stable=True)[:2]]
-        self.here = self.here[kept]
+        self.computed_rows = self.computed_rows[kept]
         return kept
 
     def block(self) -> Drafted:
@@ -78,4 +80,4 @@ class Drafting:
         width = int(self.num.max())
         q = None if not width or self.distributions[0] is None else torch.stack(self.distributions[:width], dim=1)
         tokens = torch.stack(self.tokens, dim=1)[:, :width]
-        return Drafted(tokens, self.num.tolist(), q, float((1 - self.promised).sum()), tuple(self.steps))
+        return Drafted(tokens, self.num.tolist(), q, float((1 - self.block_prob).sum()), tuple(self.steps))

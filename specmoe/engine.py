@@ -112,11 +112,10 @@ class Engine:
         options = rules.options
         rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=rules.longest))
         sampler = Sampler(options, warped=rules.give_rules(rows))
-        method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows))
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
-        if method.planner.weighs:
-            method.planner.stay_within(self.decoder.largest_block(batch_size))
-        self.decoder.check_blocks(rows, batch_size, method.planner.largest)
+        max_block = self.decoder.largest_block(batch_size)
+        method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows), max_block)
+        self.decoder.check_blocks(rows, batch_size, method.planner.max_gamma)
         eos = rules.eos.union(*(row.rules.eos for row in rows if row.rules))
         return Run(self, Plan(rows, options, method, sampler, batch_size, eos))
 

@@ -149,7 +149,7 @@ def plan_on(draft_step_s: float, verify_s: float, verify_slope_s: float = 0.0, a
     """
     planner, chance, chosen = CostPlanner(), random.Random(seed), []
     for _ in range(num_rounds):
-        gamma = planner.choose()
+        gamma = planner.next_gamma()
         accepted = [_run_of_luck(chance, acceptance, gamma) for _ in range(rows)]
         cost = Round(gamma, gamma * draft_step_s, verify_s + verify_slope_s * gamma, [gamma] * rows, accepted)
         planner.observe(cost)

@@ -23,7 +23,7 @@ from .draft_sets import make_draft_set
 from .eviction import KeepPolicy, Static, make_policy
 from .experts import Drafting
 from .memory import MemoryPlan
-from .planner import CANDIDATES, CostPlanner, FixedGamma
+from .planner import CANDIDATES, CostPlanner, FixedGamma, Planner
 from .resident_pool import PoolMode
 
 
@@ -32,7 +32,7 @@ class Method:
     """Settings of one run. ``num_slots`` None: the engine's own slots; ``preload``: experts per layer to fetch first."""
 
     rule: KeepPolicy
-    planner: FixedGamma | CostPlanner | ConfidencePlanner
+    planner: Planner
     mode: PoolMode = PoolMode.CACHED
     num_slots: int | None = None
     preload: list[set[int]] | None = None
@@ -40,16 +40,19 @@ class Method:
     drafting: Drafting = Drafting()
 
 
-def make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
-    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration. Only
+def make_method(
+    options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness=None, max_block: int | None = None
+) -> Method:
+    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration;
+    ``max_block``: tokens of a row that can be verified at once (None: any number). Only
     ``resident`` keeps experts of an encoder: its layers, the first ones, run once per prompt."""
-    method = _make_method(options, memory, packed, hotness)
+    method = _make_method(options, memory, packed, hotness, max_block)
     if options.method == "resident":
         return method
     return replace(method, first_kept=len(packed.layers) - memory.num_layers)
 
 
-def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness) -> Method:
+def _make_method(options, memory, packed, hotness, max_block) -> Method:
     size = (len(packed.layers), packed.num_experts)
     plain = FixedGamma(0)
     if options.method == "resident":
@@ -63,13 +66,13 @@ def _make_method(options: GenerateOptions, memory: MemoryPlan, packed: PackedExp
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
         return Method(policy, plain, preload=getattr(policy, "fixed", None))
-    return _speculative(options, memory, size, hotness)
+    return _speculative(options, memory, size, hotness, max_block)
 
 
-def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, int], hotness) -> Method:
+def _speculative(options, memory: MemoryPlan, size: tuple[int, int], hotness, max_block) -> Method:
     policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
-    planner = _planner(options)
-    top_k = options.draft_top_k or ("half" if planner.weighs else None)
+    planner = _planner(options, max_block)
+    top_k = options.draft_top_k or ("half" if isinstance(planner, ConfidencePlanner) else None)
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = getattr(policy, "fixed", None)
     if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
@@ -77,9 +80,9 @@ def _speculative(options: GenerateOptions, memory: MemoryPlan, size: tuple[int, 
     return Method(policy, planner, preload=preload, drafting=drafting)
 
 
-def _planner(options: GenerateOptions) -> FixedGamma | CostPlanner | ConfidencePlanner:
+def _planner(options: GenerateOptions, max_block: int | None) -> Planner:
     if options.gamma is None and not options.do_sample:
-        return ConfidencePlanner(may_not_draft=options.method == "auto")
+        return ConfidencePlanner(options.method == "auto", max_block)
     if options.method == "auto":
         return CostPlanner(CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma})))
     if options.gamma is not None:

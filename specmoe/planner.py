@@ -12,6 +12,8 @@ averaged over recent rounds; verifications at other gammas are interpolated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .trace import Round
@@ -22,28 +24,45 @@ RECENT = 0.25  # weight of the newest round in a running mean
 LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
 
 
-class FixedGamma:
+class Planner:
+    """How far to draft. The round asks ``next_gamma`` once, ``keep_drafting`` after every draft step, and tells it what the
+    round cost by ``observe``. ``max_gamma``: it never asks for more."""
+
+    def __init__(self, max_gamma: int):
+        self.max_gamma = max_gamma
+
+    @property
+    def settled(self) -> bool:
+        """Does it no longer only try things out?"""
+        return True
+
+    def next_gamma(self) -> int:
+        """Tokens to draft in this round, at most."""
+        raise NotImplementedError
+
+    def keep_drafting(self, block, confidence: Callable) -> tuple:
+        """After a draft step: (rows whose new token is worth verifying, function that gives the rows worth one more), masks
+        [B]. ``confidence()``: the draft's probability of each picked token, float64 [rows computed], or None; who does not
+        call it does not pay for it."""
+        return block.active, lambda: block.active
+
+    def observe(self, done: Round) -> None:
+        """Learn from a round."""
+
+
+class FixedGamma(Planner):
     """Always the same gamma."""
 
-    weighs = probing = False  # it asks for no confidence, and tries nothing out
-
-    def __init__(self, gamma: int):
-        self.gamma = self.largest = gamma
-
-    def choose(self) -> int:
-        return self.gamma
-
-    def observe(self, cost: Round) -> None:
-        pass
+    def next_gamma(self) -> int:
+        return self.max_gamma
 
 
-class CostPlanner:
+class CostPlanner(Planner):
     """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
 
-    weighs = False
-
     def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
-        self.candidates, self.largest = candidates, max(candidates)
+        super().__init__(max(candidates))
+        self.candidates = candidates
         self._probes = [gamma for gamma in PROBES if gamma in candidates]
         self.draft_step_s: float | None = None
         self.verify_s: dict[int, float] = {}
@@ -53,11 +72,10 @@ class CostPlanner:
         self._num_rounds = 0
 
     @property
-    def probing(self) -> bool:
-        """Is it still trying things out?"""
-        return bool(self._probes)
+    def settled(self) -> bool:
+        return not self._probes
 
-    def choose(self) -> int:
+    def next_gamma(self) -> int:
         self._num_rounds += 1
         if self._probes:
             return self._probes.pop(0)
@@ -66,20 +84,20 @@ class CostPlanner:
             return ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
         return ranked[0]
 
-    def observe(self, cost: Round) -> None:
-        if cost.gamma not in self._seen:  # the first round of a kind warms caches up
-            self._seen.add(cost.gamma)
+    def observe(self, done: Round) -> None:
+        if done.gamma not in self._seen:  # the first round of a kind warms caches up
+            self._seen.add(done.gamma)
             if self._probes:
                 return
-        self.verify_s[cost.gamma] = _mean(self.verify_s.get(cost.gamma), cost.verify_s)
-        if cost.gamma:
-            self.draft_step_s = _mean(self.draft_step_s, cost.draft_s / cost.gamma)
-            self._count(cost)
+        self.verify_s[done.gamma] = running_mean(self.verify_s.get(done.gamma), done.verify_s)
+        if done.gamma:
+            self.draft_step_s = running_mean(self.draft_step_s, done.draft_s / done.gamma)
+            self._count(done)
 
-    def _count(self, cost: Round) -> None:
+    def _count(self, done: Round) -> None:
         self.reached *= 0.9
         self.agreed *= 0.9
-        for drafted, accepted in zip(cost.drafted, cost.accepted, strict=True):
+        for drafted, accepted in zip(done.drafted, done.accepted, strict=True):
             self.agreed[:accepted] += 1
             self.reached[: min(drafted, accepted + 1)] += 1
 
@@ -109,5 +127,6 @@ class CostPlanner:
         return self.seconds(gamma) / self.tokens(gamma)
 
 
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else (1 - RECENT) * old + RECENT * new
+def running_mean(old: float | None, new: float, recent: float = RECENT) -> float:
+    """``recent``: weight of the newest value."""
+    return new if old is None else (1 - recent) * old + recent * new

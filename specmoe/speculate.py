@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .confidence import ConfidencePlanner
 from .decoder import CausalDecoder, check_finite
 from .drafting import Drafted, Drafting
 from .experts import RunExperts
-from .planner import CostPlanner, FixedGamma
+from .planner import Planner
 from .processors import RowRules, process_block, process_draft
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
@@ -77,7 +76,7 @@ class Job:
     decoder: CausalDecoder | Seq2SeqDecoder
     experts: RunExperts
     sampler: Sampler
-    planner: FixedGamma | CostPlanner | ConfidencePlanner
+    planner: Planner
     queue: deque[Row]
     batch_size: int
     eos: frozenset[int]
@@ -98,7 +97,7 @@ def decode(job: Job) -> Iterator[Round]:
     while rows:
         job.trace.round = len(job.rounds)
         began_s = time.perf_counter()
-        drafted = draft(job, rows, job.planner.choose())  # resident experts only: no fetch
+        drafted = draft(job, rows, job.planner.next_gamma())  # resident experts only: no fetch
         drafted_s = time.perf_counter()
         logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays
         accepted, num_new = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
@@ -126,7 +125,7 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
             return nothing
         job.trace.phase, began_s = "draft", time.perf_counter()
         tokens, starts = _last_tokens(rows), _starts(rows)
-        while block.alive.any():
+        while block.active.any():
             tokens, starts = draft_step(job, rows, block, tokens, starts)
         job.decoder.widen()
     drafted = block.block()
@@ -136,17 +135,18 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
 
 def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tuple[torch.Tensor, torch.Tensor]:
     """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where [B]."""
-    here = [rows[row] for row in block.here.tolist()]
+    here = [rows[row] for row in block.computed_rows.tolist()]
     began_s, prompts = time.perf_counter(), _prompts(here)
-    job.experts.set_live(block.alive[block.here])
+    job.experts.set_live(block.active[block.computed_rows])
     logits = process_draft(here, job.decoder.draft_step(tokens, starts)[:, -1], block)  # [B, V]
     starts = starts + 1
     picked, q = job.sampler.draft(logits, prompts, starts.tolist())
     tokens = picked.cpu()
-    block.add(tokens, q, job.sampler.confidence(logits) if job.planner.weighs else None, job.planner)
+    block.append(tokens, q)
+    block.restrict(*job.planner.keep_drafting(block, lambda: job.sampler.confidence(logits)))
     kept = None if q is not None else block.leave_out()
     block.steps.append((len(prompts), time.perf_counter() - began_s))
-    if kept is not None and block.alive.any():
+    if kept is not None and block.active.any():
         job.decoder.narrow(kept)
         tokens, starts = tokens[kept], starts[kept]
     return tokens[:, None], starts

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specmoe.confidence import KEEP, LOOK_AGAIN, TRIAL, ConfidencePlanner, Line
+from specmoe.confidence import KEEP, LOOK_AGAIN, MAX_GAMMA, TRIAL, ConfidencePlanner, Line
 from specmoe.drafting import Drafting
 from specmoe.planner import FixedGamma
 from specmoe.trace import Round
@@ -23,11 +23,16 @@ def observe(
     planner.observe(Round(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows))
 
 
+def step(block: Drafting, picked: torch.Tensor, planner) -> None:
+    block.append(picked, None)
+    block.restrict(*planner.keep_drafting(block, lambda: None))
+
+
 def settled(may_not_draft=True, **costs) -> ConfidencePlanner:
     """After its trials, on a machine of such costs."""
     planner = ConfidencePlanner(may_not_draft)
-    while planner.probing:
-        observe(planner, gamma=planner.choose(), **costs)
+    while not planner.settled:
+        observe(planner, gamma=planner.next_gamma(), **costs)
     return planner
 
 
@@ -45,9 +50,9 @@ def test_before_x_has_varied_half_of_the_cost_counts_as_slope():
 
 
 def test_it_drafts_where_drafting_pays_and_not_where_it_does_not():
-    assert settled(verify_s=1.0).choose() == ConfidencePlanner.largest
-    assert settled(verify_s=0.0, step_s=1.0).choose() == 0
-    assert settled(may_not_draft=False, verify_s=0.0, step_s=1.0).choose() == ConfidencePlanner.largest
+    assert settled(verify_s=1.0).next_gamma() == MAX_GAMMA
+    assert settled(verify_s=0.0, step_s=1.0).next_gamma() == 0
+    assert settled(may_not_draft=False, verify_s=0.0, step_s=1.0).next_gamma() == MAX_GAMMA
 
 
 def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
@@ -59,7 +64,7 @@ def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
 def test_a_trial_of_the_other_way_lasts_some_rounds_and_comes_back():
     planner = settled()
     planner.seconds_per_token = {True: 1.0, False: 1.5}
-    chosen = [planner.choose() > 0 for _ in range(LOOK_AGAIN + TRIAL + 2)]
+    chosen = [planner.next_gamma() > 0 for _ in range(LOOK_AGAIN + TRIAL + 2)]
     tried = chosen.index(False)
     assert chosen == [True] * tried + [False] * TRIAL + [True] * (len(chosen) - tried - TRIAL)
 
@@ -76,8 +81,8 @@ def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
 
 def test_a_token_is_verified_only_if_its_chance_pays_for_it():
     planner = settled(verify_s=0.0, per_token_s=0.02)
-    planner.choose()
-    worth = planner.worth_verifying(torch.tensor([0.99, 0.01], dtype=torch.float64))
+    planner.next_gamma()
+    worth = planner._worth_verifying(torch.tensor([0.99, 0.01], dtype=torch.float64))
     assert worth.tolist() == [True, False]
 
 
@@ -86,26 +91,26 @@ def test_the_costlier_the_verified_token_the_higher_the_bar():
     kept = []
     for per_token_s in (0.001, 0.02):
         planner = settled(verify_s=0.2, per_token_s=per_token_s)
-        planner.choose()
-        kept.append(int(planner.worth_verifying(chances).sum()))
+        planner.next_gamma()
+        kept.append(int(planner._worth_verifying(chances).sum()))
     assert kept[0] > kept[1] > 0
 
 
 def test_drafting_ends_for_all_when_together_they_do_not_pay_for_a_step():
     planner = settled(verify_s=0.2, per_token_s=0.001, step_s=0.01)
-    planner.choose()
+    planner.next_gamma()
     planner.step.y *= 1000  # a draft step is dear now
-    alive = torch.tensor([True, True])
-    assert not planner.worth_drafting(torch.tensor([0.9, 0.9], dtype=torch.float64), alive).any()
+    active = torch.tensor([True, True])
+    assert not planner._worth_drafting(torch.tensor([0.9, 0.9], dtype=torch.float64), active).any()
 
 
 def test_a_draft_that_is_too_sure_is_believed_less():
     planner = ConfidencePlanner(False)
     sure = torch.tensor([0.9], dtype=torch.float64)
-    before = float(planner.belief(sure))
+    before = float(planner.accept_prob(sure))
     for _ in range(10):
         observe(planner, accepted=1, expected=0.5)  # four rejections, half a one expected
-    assert float(planner.belief(sure)) < before
+    assert float(planner.accept_prob(sure)) < before
 
 
 def test_plain_rounds_say_nothing_about_what_one_more_token_costs():
@@ -119,32 +124,31 @@ def test_plain_rounds_say_nothing_about_what_one_more_token_costs():
 
 
 def test_a_capacity_bounds_the_block():
-    planner = ConfidencePlanner(True)
-    planner.stay_within(4)
-    assert planner.largest == 3 and all(planner.choose() <= 3 for _ in range(10))
+    planner = ConfidencePlanner(True, max_block=4)
+    assert planner.max_gamma == 3 and all(planner.next_gamma() <= 3 for _ in range(10))
 
 
 def test_rows_end_at_eos_and_limit_and_unused_columns_go():
     block, fixed = Drafting(torch.tensor([3, 2, 1]), torch.tensor([9])), FixedGamma(3)
-    block.add(torch.tensor([9, 1, 1]), None, None, fixed)
-    assert block.alive.tolist() == [False, True, False]
-    block.add(torch.tensor([5, 5, 5]), None, None, fixed)
-    assert not block.alive.any()
+    step(block, torch.tensor([9, 1, 1]), fixed)
+    assert block.active.tolist() == [False, True, False]
+    step(block, torch.tensor([5, 5, 5]), fixed)
+    assert not block.active.any()
     drafted = block.block()
     assert drafted.num == [1, 2, 1] and drafted.tokens.shape == (3, 2)
 
 
 def test_rows_that_have_stopped_are_left_out_once_they_are_many():
     block = Drafting(torch.tensor([1] * 6 + [5] * 4), NO_EOS)
-    block.add(torch.arange(10), None, None, FixedGamma(5))
+    step(block, torch.arange(10), FixedGamma(5))
     kept = block.leave_out()
-    assert kept.tolist() == [6, 7, 8, 9] and block.here.tolist() == kept.tolist()
-    block.add(torch.tensor([1, 2, 3, 4]), None, None, FixedGamma(5))
+    assert kept.tolist() == [6, 7, 8, 9] and block.computed_rows.tolist() == kept.tolist()
+    step(block, torch.tensor([1, 2, 3, 4]), FixedGamma(5))
     assert block.block().tokens[6:].tolist() == [[6, 1], [7, 2], [8, 3], [9, 4]]
 
 
 def test_one_row_is_never_left_alone():
     """A compiled pass knows one row as a case of its own."""
     block = Drafting(torch.tensor([1] * 9 + [5]), NO_EOS)
-    block.add(torch.arange(10), None, None, FixedGamma(5))
+    step(block, torch.arange(10), FixedGamma(5))
     assert len(block.leave_out()) == 2

@@ -162,7 +162,7 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(o
 
 @pytest.mark.parametrize(("gamma", "rounds"), [(0, 24), (0, 4), (2, 24)])
 def test_auto_says_when_it_found_that_drafting_does_not_pay(open_engine, monkeypatch, gamma, rounds):
-    monkeypatch.setattr(ConfidencePlanner, "choose", lambda planner: gamma)
+    monkeypatch.setattr(ConfidencePlanner, "next_gamma", lambda planner: gamma)
     job = {"batch_size": len(PROMPTS), "max_new_tokens": rounds, "eos_token_id": []}
     stats = open_engine("mixtral").generate(PROMPTS, method="auto", **job).stats
     said = f"drafting did not pay here: auto decoded {rounds} of {rounds} rounds plainly"
@@ -413,7 +413,7 @@ def test_facts_about_the_engine(open_engine):
 
 def test_auto_reads_hardly_more_than_a_cached_pool_while_it_does_not_draft(monkeypatch):
     """Few are chosen to be kept, but what lingers beside them is what was used most: the bytes are not left idle."""
-    monkeypatch.setattr(ConfidencePlanner, "choose", lambda planner: 0)
+    monkeypatch.setattr(ConfidencePlanner, "next_gamma", lambda planner: 0)
     with specmoe.load("tiny-skewed", store="memory", fast_memory="4MiB") as engine:
         assert engine.memory.draft_experts < engine.memory.cached_experts
         job = {"prompts": ["sums: 17 + 36", "sums: 12 + 30", "csv: a,b,c"], "max_new_tokens": 24, "eos_token_id": []}

@@ -14,7 +14,7 @@ def simulate(planner, draft_step_s: float, verify_s, acceptance: float, num_roun
     """Gammas chosen on a machine where a draft step takes ``draft_step_s`` and a verification ``verify_s(gamma)``."""
     chance, chosen = random.Random(0), []
     for _ in range(num_rounds):
-        gamma = planner.choose()
+        gamma = planner.next_gamma()
         accepted = []
         for _ in range(rows):
             num = 0
@@ -34,7 +34,7 @@ def usual(chosen: list[int]) -> int:
 def test_a_fixed_gamma_stays():
     planner = FixedGamma(3)
     planner.observe(Round(3, 9.0, 9.0, [3], [0]))
-    assert planner.choose() == 3
+    assert planner.next_gamma() == 3
 
 
 def test_cheap_drafts_that_are_accepted_make_gamma_long():
