@@ -31,6 +31,7 @@ from .run import Plan, Run, Turns, held
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
 from .settings import gather
+from .slots import Slots
 from .speculate import Row
 from .trace import Trace
 from .transfers import allocate_slots
@@ -150,7 +151,7 @@ class Engine:
     def new_pool(self, method: Method, trace: Trace) -> ResidentPool:
         """An empty pool as ``method`` wants it, over the engine's slots."""
         slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
-        return ResidentPool(self.store, slots, RunPolicy(method.rule, method.first_kept), method.mode, trace)
+        return ResidentPool(self.store, Slots(slots), RunPolicy(method.rule, method.first_kept), method.mode, trace)
 
     def to_output(self, rows: list[Row], stats: Stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on

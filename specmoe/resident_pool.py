@@ -23,6 +23,7 @@ from .errors import FastMemoryError
 from .eviction import RunPolicy
 from .expert_store import ExpertStore
 from .read_queue import DEMAND, PREFETCH
+from .slots import Slots
 from .trace import PoolCounts, Trace
 from .transfers import ExpertKey, Read
 
@@ -51,16 +52,15 @@ class ResidentPool:
     """Fixed slots, one record each. ``policy.num_kept`` experts per layer may be protected at once; the slots beyond
     ``num_protected`` carry everything else through; layers before ``policy.first_kept`` (an encoder's) keep none.
     Of those that linger the one of least priority goes first, among equals the least recently used; for a read of less
-    priority only ``max_passing`` slots are taken at a time. ``poison``: freed slots are filled with NaN (for tests)."""
+    priority only ``max_passing`` slots are taken at a time."""
 
-    def __init__(self, store: ExpertStore, slots: torch.Tensor, policy: RunPolicy, mode: PoolMode = PoolMode.CACHED,
-                 trace: Trace | None = None, poison: bool = False):  # fmt: skip
+    def __init__(self, store: ExpertStore, slots: Slots, policy: RunPolicy, mode: PoolMode = PoolMode.CACHED,
+                 trace: Trace | None = None):  # fmt: skip
         self.store = store
         self.policy = policy
         self.mode = mode
         self.linger = mode in (PoolMode.CACHED, PoolMode.RESIDENT)
         self.synchronous = mode is PoolMode.ON_DEMAND
-        self.poison = poison
         num_kept, first_kept = policy.num_kept, policy.first_kept
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
         self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
@@ -73,7 +73,7 @@ class ResidentPool:
                 f"{needed_slots} slots of {store.record_bytes} bytes are needed"
             )
         self.num_slots, self.num_kept, self.num_protected = num_slots, num_kept, num_layers * num_kept
-        self.slots = slots  # [slots, record_bytes] uint8, from transfers.allocate_slots
+        self.slots = slots
         self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
         self.max_passing = store.num_readers + 2  # on demand at once, beyond what takes the place of something worth less
         self.counts = PoolCounts()
@@ -87,10 +87,6 @@ class ResidentPool:
         self.passing: set[ExpertKey] = set()  # read on demand and not yet computed
         self.next_later: ExpertKey | None = None  # of later layers, to be read once nothing of this one waits for a slot
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
-        self.free: list[int] = list(range(self.num_slots))[::-1]
-        self._last_use = [None] * self.num_slots  # CUDA events
-        if self.poison:
-            self.slots.fill_(0xFF)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 
@@ -113,7 +109,7 @@ class ResidentPool:
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
-        used = list(self.resident.values()) + [loading.slot for loading in self.loading.values()] + self.free
+        used = list(self.resident.values()) + [loading.slot for loading in self.loading.values()] + self.slots.free
         assert sorted(used) == list(range(self.num_slots)), f"slots lost or used twice: {sorted(used)}"
         assert not (self.resident.keys() & self.loading.keys()), "an expert is both resident and loading"
         assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
@@ -216,8 +212,7 @@ class ResidentPool:
         self.needed.pop(key, None)
         self.passing.discard(key)
         slot = self.resident.pop(key)
-        if self.store.device.type == "cuda":
-            self._last_use[slot] = torch.cuda.current_stream(self.store.device).record_event()
+        self.slots.mark_used(slot)
         self.resident[key] = slot  # now the most recently used
         if not self.linger and key.expert not in self.kept[key.layer]:
             self._evict(key)
@@ -258,7 +253,7 @@ class ResidentPool:
 
     def _forget(self, key: ExpertKey) -> None:
         """A read that never happened: its slot is free again and its bytes were never moved."""
-        self.free.append(self.loading.pop(key).slot)
+        self.slots.give_back(self.loading.pop(key).slot)
         self.counts.num_prefetches -= key in self.unclaimed
         self.unclaimed.discard(key)
         self.counts.num_fetches -= 1
@@ -267,7 +262,7 @@ class ResidentPool:
     # ---- slots -------------------------------------------------------------------------------------------------------
 
     def _load(self, key: ExpertKey, slot: int, priority: int) -> None:
-        read = self.store.submit(key, self.slots[slot], priority, after=self._last_use[slot])
+        read = self.store.submit(key, self.slots[slot], priority, after=self.slots.last_use[slot])
         self.loading[key] = _Loading(slot, read, priority == PREFETCH)
         if priority == DEMAND:
             self.needed[key] = None
@@ -298,14 +293,14 @@ class ResidentPool:
         """A slot to read ``key`` into: a free one, that of the lingering expert worth least, or (never for a prefetch) an
         unclaimed prefetch's."""
         self.settle_landed()
-        if self.free:
-            return self.free.pop()
+        if self.slots.free:
+            return self.slots.take()
         least = min((other for other in self.resident if self._lingers(other)), key=self.policy.priority, default=None)
         if least is not None and self._may_replace(key, least, for_prefetch):
             self._evict(least)
         elif least is None and not for_prefetch and not self.passing:
             self._evict_prefetched()
-        return self.free.pop() if self.free else None
+        return self.slots.take()
 
     def _may_replace(self, key: ExpertKey, lingering: ExpertKey, for_prefetch: bool) -> bool:
         """At once when ``key`` will be worth more once computed: then ``lingering`` would go anyway. Else only a few slots
@@ -334,9 +329,7 @@ class ResidentPool:
     def _evict(self, key: ExpertKey) -> None:
         slot = self.resident.pop(key)
         self.unclaimed.discard(key)
-        self.free.append(slot)
-        if self.poison:
-            self.slots[slot].fill_(0xFF)  # NaN in every floating-point format: a stale read cannot go unnoticed
+        self.slots.give_back(slot, was_filled=True)
         self.trace.add("evict", key.layer, key.expert)
 
     def reset_reads(self) -> None:
@@ -346,7 +339,7 @@ class ResidentPool:
                 self._forget(key)
                 continue
             loading.read.settle()
-            self.free.append(self.loading.pop(key).slot)
+            self.slots.give_back(self.loading.pop(key).slot)
             if loading.read.error is None:
                 self._trace_read(key, loading)
         self.unclaimed &= self.resident.keys()

@@ -15,6 +15,7 @@ from specmoe.errors import FastMemoryError, StoreError
 from specmoe.eviction import KeepPolicy, RunPolicy
 from specmoe.read_queue import DEMAND
 from specmoe.resident_pool import PoolMode, ResidentPool, min_slots
+from specmoe.slots import Slots
 from specmoe.trace import Trace
 from specmoe.transfers import ExpertKey, Read
 
@@ -82,9 +83,9 @@ class FakeStore:
 
 
 def make_pool(num_slots: int, num_kept: int = 2, seed: int = 0, num_readers: int = 2, **options) -> ResidentPool:
-    slots = torch.zeros(num_slots, RECORD_BYTES, dtype=torch.uint8)
+    slots = Slots(torch.zeros(num_slots, RECORD_BYTES, dtype=torch.uint8), poison=True)
     policy = FakePolicy(KeepPolicy(LAYERS, EXPERTS, num_kept))
-    return ResidentPool(FakeStore(seed, num_readers), slots, policy, trace=Trace(), poison=True, **options)
+    return ResidentPool(FakeStore(seed, num_readers), slots, policy, trace=Trace(), **options)
 
 
 class FakePolicy(RunPolicy):
@@ -205,15 +206,15 @@ class PoolMachine(RuleBasedStateMachine):
         for key, slot in pool.resident.items():
             assert pool.slots[slot].tolist() == record_of(key)
         assert len(pool.resident) + len(pool.loading) <= pool.num_slots
-        assert pool.num_bytes == pool.num_slots * RECORD_BYTES == pool.slots.nbytes
-        assert all(pool.slots[slot].eq(0xFF).all() for slot in pool.free if slot not in self.dirty()), "not poisoned"
+        assert pool.num_bytes == pool.num_slots * RECORD_BYTES == pool.slots.memory.nbytes
+        assert all(pool.slots[slot].eq(0xFF).all() for slot in pool.slots.free if slot not in self.dirty()), "not poisoned"
         assert pool.counts.num_fetches == len(self.store.reads) - self.store.num_cancelled
         assert pool.counts.fetched_bytes == pool.counts.num_fetches * RECORD_BYTES
         assert 0 <= pool.counts.prefetch_used <= pool.counts.num_prefetches
 
     def dirty(self) -> set[int]:
         """Slots given back by ``reset_reads`` in the middle of a read hold what the read left there."""
-        return {(read.buffer.data_ptr() - self.pool.slots.data_ptr()) // RECORD_BYTES for read in self.store.reads}
+        return {(read.buffer.data_ptr() - self.pool.slots.memory.data_ptr()) // RECORD_BYTES for read in self.store.reads}
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -387,7 +388,7 @@ def test_freed_slots_hold_nan_in_every_format():
     pool = make_pool(3, num_kept=0, mode=PoolMode.OVERLAPPED)
     consume(pool, 0, [0, 1])
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert torch.isnan(pool.slots.view(-1).view(dtype)).all()
+        assert torch.isnan(pool.slots.memory.view(-1).view(dtype)).all()
 
 
 def test_the_trace_has_one_event_per_read_hit_and_eviction():
