@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_architectures import make_checkpoint
 
-from specmoe import jobs
+from specmoe import job_lines
 from specmoe.checkpoint import packing
 from specmoe.checkpoint.header import read_header
 from specmoe.checkpoint.layout import open_packed
@@ -170,12 +170,17 @@ def seeds_of(name: str) -> list[bytes]:
     return found
 
 
+def read_lines(path: Path) -> None:
+    with open(path, "rb") as stream:
+        list(job_lines.read_items(stream, path.name))
+
+
 Target = tuple[str, Callable[[bytes, random.Random], bytes], Callable[[Path], object]]
 TARGETS: dict[str, Target] = {
     "header": ("*.safetensors", spoil_header, read_header),
     "manifest": ("*.manifest", spoil_manifest, read_manifest),
     "journal": ("*.journal", spoil_bytes, read_journal),
-    "lines": ("*.jsonl", spoil_lines, jobs.read_items),
+    "lines": ("*.jsonl", spoil_lines, read_lines),
 }
 
 

@@ -152,11 +152,12 @@ def test_other_dtypes_run_and_widened_experts_change_nothing(name, dtype, tmp_pa
 def test_the_encoder_counts_real_tokens_only_and_keeps_nothing(name, top_k, tmp_path):
     prompts = ragged_prompts()
     with load(make_family(name, tmp_path, expert_capacity=64)) as engine:
-        output = engine.generate(prompts, max_new_tokens=NEW, method="specmoe", gamma=4, batch_size=4, eos_token_id=[])
         assert engine.info["layers"] == 4 and engine.info["top_k"] == top_k
         assert list(engine.experts.draft_layers) == [2, 3]
-        pool = engine.experts.pool
-        pool.check_integrity()
+        options = {"method": "specmoe", "gamma": 4, "batch_size": 4, "eos_token_id": []}
+        with engine.start(prompts, max_new_tokens=NEW, **options) as run:
+            output, pool = run.output(), run.job.experts.pool
+            pool.check_integrity()
         assert pool.kept[:2] == [set(), set()] and all(pool.kept[2:])
     frame = output.trace.to_frame()
     routes = frame[frame["kind"] == "route"]

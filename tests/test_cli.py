@@ -181,7 +181,7 @@ def test_every_command_takes_json(command):
 def test_every_option_of_python_has_a_flag():
     """Those that are no words of a shell excepted; do_sample follows from --temperature."""
     _, by_name = cli.build_parser()
-    python_only = {"trace", "streamer", "progress", "do_sample"}
+    python_only = {"trace", "streamer", "progress", "do_sample", "own", "settings", "logits_processor", "stopping_criteria"}
     fields = {f.name for cls in (LoadOptions, GenerateOptions) for f in dataclasses.fields(cls)} - python_only
     fields -= {"first_prompt"}  # set by jobs
     assert fields <= {action.dest for action in by_name["generate"]._actions}

@@ -130,7 +130,7 @@ def test_chat_is_refused_in_python_and_in_a_file(checkpoint, specmoe_says, tmp_p
     prompts.write_text(json.dumps({"prompt": chat}) + "\n" + json.dumps({"prompt": LONG}) + "\n")
     code, _, err = specmoe_says("generate", checkpoint, "--prompts", prompts, "--out", out)
     chat_line, long_line = (json.loads(line)["error"] for line in out.read_text().splitlines())
-    assert code == 1 and "chat messages: write the text itself" in chat_line and "shorten it" in long_line
+    assert code == 1 and "chat messages" in chat_line and "shorten it" in long_line
     assert f"{prompts} line 1: " in err and f"{prompts} line 2: " in err
 
 
@@ -244,5 +244,5 @@ def test_what_was_much_used_lingers_through_the_prefills_between_rounds(monkeypa
     job = {"prompts": [pair.english for pair in held_out_pairs(40)], "batch_size": 4, "gamma": 4, "prefetch": False}
     with load("tiny-translate", store="memory", fast_memory="30MiB") as engine:
         wise = engine.generate(max_new_tokens=24, **job).stats.num_fetches
-        monkeypatch.setattr("specmoe.experts.OffloadedExperts._worth", lambda experts, key: 0)
+        monkeypatch.setattr("specmoe.eviction.RunPolicy.priority", lambda policy, key: 0)
         assert wise < 0.7 * engine.generate(max_new_tokens=24, **job).stats.num_fetches

@@ -101,7 +101,9 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
 def _local(name_or_path: str | Path) -> Path | None:
     """The folder of a shipped model or of a local checkpoint; None for a hub id."""
     name = str(name_or_path)
-    if name_or_path == name and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
+    if not name:
+        raise CheckpointError("the model's name is empty: give a folder, a hub id (owner/name) or a shipped model's name")
+    if name_or_path == name and len(name) < 256 and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
         return SHIPPED / name
     with door(f"{name!r} is no path", "give a folder, a hub id (owner/name) or a shipped model's name"):
         path = Path(name).expanduser()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import specmoe
 from specmoe import figures, report
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, door
 from specmoe.exactness import Divergence, ExactReport
@@ -37,7 +38,7 @@ HOSTILE = (
     "\x1b[31mred\x07",
     "\ud800 half",
 )
-PACKAGE = Path(report.__file__).resolve().parents[1]
+PACKAGE = Path(specmoe.__file__).resolve().parent
 
 
 def stats(method: str) -> Stats:
@@ -49,7 +50,7 @@ def shown(name: str) -> dict[str, str]:
     """The HTML of an object of each class that shows itself in a notebook, with ``name`` in every text."""
     sequences = [torch.tensor([1, 2])]
     output = Output(sequences, [name], [name], [1], stats(name), Trace(enabled=False))
-    wrong = ExactReport(1, 2, (name,), (Divergence(name, 0, 1, 2, 3, 0.5),))
+    wrong = ExactReport(1, 2, (name,), (Divergence(name, 0, 1, 2, 3, (0.5, 0.25)),))
     return {"Stats": stats(name)._repr_html_(), "Output": output._repr_html_(), "ExactReport": wrong._repr_html_()}
 
 

@@ -24,11 +24,12 @@ from hostile_cases import (
     text,
     weights,
 )
+from hostile_limits import copy, good, limits  # noqa: F401 (fixtures)
 from tiny_architectures import make_checkpoint
 from transformers import GenerationConfig
 
 import specmoe
-from specmoe import checkpoint, jobs
+from specmoe import checkpoint, job_lines, jobs
 from specmoe.checkpoint import layout
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 
@@ -292,16 +293,17 @@ def test_a_prompt_file_with_lines_of_ten_megabytes_keeps_them_apart(tmp_path, li
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": "x" * 10**7}) + "\n" + "[" * 10**7 + "\n" + json.dumps({"prompt": [5]}) + "\n")
     with limits():
-        first, second, third = jobs.read_items(file)
-    assert len(first.prompt) == 10**7 and third.prompt == [5]
-    assert "not JSON" in second.error and len(second.error) < 300
+        with open(file, "rb") as stream:
+            first, second, third = job_lines.read_items(stream, "prompts")
+    assert third.prompt == [5] and first.prompt is None is second.prompt
+    assert all("8388608 bytes" in each.error and len(each.error) < 300 for each in (first, second))
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "broken link"])
 def test_a_prompt_file_that_is_no_file_is_refused(make, tmp_path):
     make(tmp_path / "prompts.jsonl")
     with pytest.raises(SpecMoEError, match="prompts.jsonl") as caught:
-        jobs.read_items(tmp_path / "prompts.jsonl")
+        jobs.read_prompts(tmp_path / "prompts.jsonl")
     assert is_sentence(caught.value)
 
 
