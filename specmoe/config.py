@@ -62,6 +62,8 @@ def check_device(device) -> None:
     """``OptionError`` unless torch has ``device`` here."""
     import torch
 
+    if not isinstance(device, str | torch.device):
+        raise OptionError(f"device={device!r} is no device: use 'cpu', 'cuda' or 'cuda:0'")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as failure:
@@ -69,22 +71,49 @@ def check_device(device) -> None:
         raise OptionError(f"device={device!r} cannot be used here ({reason}): try device='cpu'") from None
 
 
-def _check_at_least(options: object, least: dict[str, float]) -> None:
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is None and type(options).__dataclass_fields__[name].default is None:
+# What every number and flag may be: whole or not, least, most. None is allowed where it is the default.
+_WHOLE = {
+    "draft_experts": (1, 10**9), "num_readers": (1, 1024), "max_new_tokens": (1, 2**31), "gamma": (0, 10**6),
+    "batch_size": (1, 10**6), "top_k": (0, 2**31), "seed": (0, 2**63), "first_prompt": (0, 2**63), "draft_top_k": (1, 10**6),
+    "num_return_sequences": (1, 10**6),
+}  # fmt: skip
+_REAL = {"temperature": (0, float("inf")), "top_p": (0, 1), "link_bytes_per_s": (1, 1e18)}
+_FLAGS = ("compile", "trace", "prefetch", "do_sample")
+_TEXTS = ("revision", "source_lang", "target_lang")
+
+
+def _check_types(options: object) -> None:
+    """Numbers, flags and names: numpy's and torch's scalars become Python's; everything else of another type is refused."""
+    for name, field in type(options).__dataclass_fields__.items():
+        value = _as_python(getattr(options, name))
+        object.__setattr__(options, name, value)
+        if value is None and field.default is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise OptionError(f"{name}={value!r} must be a number")
-        if not value >= bound:
-            raise OptionError(f"{name}={value!r} must be at least {bound}")
-
-
-def _check_integers(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if name in _WHOLE and type(value) is not int:
             raise OptionError(f"{name}={value!r} must be a whole number")
+        if name in _REAL and type(value) not in (int, float):
+            raise OptionError(f"{name}={value!r} must be a number")
+        if name in ("temperature", "top_p"):  # transformers' warpers take floats only
+            object.__setattr__(options, name, float(value))
+        if name in _WHOLE | _REAL:
+            _check_range(name, value, *(_WHOLE | _REAL)[name])
+        if name in _FLAGS and type(value) is not bool:
+            raise OptionError(f"{name}={value!r} must be True or False")
+        if name in _TEXTS and (not isinstance(value, str) or not value):
+            raise OptionError(f"{name}={value!r} must be a name")
+
+
+def _as_python(value):
+    """A scalar of numpy or torch as Python's own; anything else as it is."""
+    is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    return value.item() if is_scalar else value
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not value >= least:
+        raise OptionError(f"{name}={value!r} must be at least {least}")
+    if not value <= most or value == float("inf"):
+        raise OptionError(f"{name}={value!r} must be at most {most}")
 
 
 def from_kwargs(cls: type, kwargs: dict[str, Any]):
@@ -113,15 +142,10 @@ class LoadOptions:
     revision: str | None = None  # branch, tag or commit of a hub id
 
     def __post_init__(self):
+        _check_types(self)
         check_choice("store", self.store, STORES)
-        _check_integers(self, "draft_experts", "num_readers")
-        _check_at_least(self, {"draft_experts": 1, "num_readers": 1})
         object.__setattr__(self, "fast_memory", parse_bytes("fast_memory", self.fast_memory))
         object.__setattr__(self, "expert_bytes", parse_bytes("expert_bytes", self.expert_bytes))
-        if not isinstance(self.revision, str | None) or self.revision == "":
-            raise OptionError(f"revision={self.revision!r} is no branch, tag or commit of a hub id")
-        if self.link_bytes_per_s is not None:
-            _check_at_least(self, {"link_bytes_per_s": 1})
 
 
 @dataclass(frozen=True)
@@ -139,6 +163,7 @@ class GenerateOptions:
     eviction: str = "temporal"
     prefetch: bool = True
     batch_size: int | None = None
+    num_return_sequences: int = 1
     # None: what generation_config or the checkpoint says, else greedy; then 1.0, 0 and 1.0
     do_sample: bool | None = None
     temperature: float | None = None
@@ -158,19 +183,19 @@ class GenerateOptions:
     progress: Any = None
 
     def __post_init__(self):
+        _check_types(self)
         check_choice("method", self.method, METHODS)
         check_choice("eviction", self.eviction, EVICTIONS)
         check_choice("substitute", self.substitute, SUBSTITUTES)
         check_choice("accept_rule", self.accept_rule, ACCEPT_RULES)
         if not callable(self.draft_set):
             check_choice("draft_set", self.draft_set, DRAFT_SETS)
-        _check_integers(self, "max_new_tokens", "gamma", "batch_size", "top_k", "seed", "first_prompt", "draft_top_k")
-        _check_at_least(self, {"max_new_tokens": 1, "gamma": 0, "batch_size": 1, "top_k": 0, "seed": 0, "first_prompt": 0})
-        _check_at_least(self, {"draft_top_k": 1})
-        _check_at_least(self, {"temperature": 0, "top_p": 0})
-        if self.do_sample is not None and not isinstance(self.do_sample, bool):
-            raise OptionError(f"do_sample={self.do_sample!r} must be True or False")
         if self.do_sample and self.temperature == 0:
             raise OptionError("temperature=0 with do_sample=True: use do_sample=False for greedy decoding")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p == 0:
             raise OptionError(f"top_p={self.top_p!r} must be above 0 and at most 1")
+        for name in ("put", "end"):
+            if self.streamer is not None and not callable(getattr(self.streamer, name, None)):
+                raise OptionError(f"streamer={self.streamer!r} has no {name}(): pass one of transformers' streamers")
+        if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
+            raise OptionError(f"progress={self.progress!r} must be True, False or a function of (finished, prompts)")

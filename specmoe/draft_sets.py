@@ -8,10 +8,11 @@ draft experts moves no extra bytes. HotGlobal and Random are fixed sets, fetched
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable, Sequence
 
-from .errors import OptionError
+from .errors import OptionError, SpecMoEError
 from .eviction import KeepPolicy, Static, Temporal
 
 
@@ -43,7 +44,7 @@ class OwnSet(KeepPolicy):
         self.function = function
 
     def keep(self, layer, counts, resident):
-        experts = [int(expert) for expert in self.function(layer, list(counts), self.num_kept)]
+        experts = self._ask(layer, counts)
         if len(set(experts)) != len(experts) or not 1 <= len(experts) <= self.num_kept:
             raise OptionError(
                 f"draft_set function gave {experts} for layer {layer}: expected 1 to {self.num_kept} distinct experts"
@@ -51,6 +52,20 @@ class OwnSet(KeepPolicy):
         if min(experts) < 0 or max(experts) >= self.num_experts:
             raise OptionError(f"draft_set function gave {experts} for layer {layer}: experts are 0..{self.num_experts - 1}")
         return set(experts)
+
+    def _ask(self, layer: int, counts: Sequence[int]) -> list[int]:
+        try:
+            answer = self.function(layer, list(counts), self.num_kept)
+        except SpecMoEError:
+            raise
+        except Exception as failure:
+            raise OptionError(f"draft_set function raised {type(failure).__name__}: {failure}") from failure
+        try:
+            return [operator.index(expert) for expert in answer]
+        except TypeError:
+            raise OptionError(
+                f"draft_set function gave {str(answer)[:60]} for layer {layer}: return a list of expert numbers"
+            ) from None
 
 
 def make_draft_set(draft_set: str | Callable, num_layers: int, num_experts: int, num_draft: int, totals=None,

@@ -15,7 +15,7 @@ from . import adapters, checkpoint
 from .affinity import expert_distances
 from .config import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from .decoder import CausalDecoder
-from .errors import SpecMoEError
+from .errors import CheckpointError, OptionError, SpecMoEError
 from .eviction import RunPolicy
 from .exactness import ExactReport, compare_methods
 from .expert_store import ExpertStore, open_store
@@ -24,15 +24,16 @@ from .kernels import ExpertKernel, compiler_works
 from .memory import plan_memory
 from .methods import Method, make_method
 from .output import Output, Stats
-from .prompts import check_lengths, read_prompts
+from .prompts import check_lengths, one_of, read_prompts
 from .resident_pool import ResidentPool
 from .rules import Rules
 from .run import Plan, Run, Turns, held
 from .sampling import Sampler
 from .seq2seq import Seq2SeqDecoder
-from .settings import gather
+from .settings import end_tokens, gather
 from .slots import Slots
 from .speculate import Row
+from .texts import load_tokenizer, new_texts, to_texts
 from .trace import Trace
 from .transfers import allocate_slots
 from .translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
@@ -68,7 +69,9 @@ class Engine:
         modules = checkpoint.expert_modules(self.model)
         num_encoder_layers = sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
         self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
-        self.tokenizer = _tokenizer(path)
+        # None, or why it cannot be used; ``tokenizer`` is the usable one.
+        self._tokenizer = load_tokenizer(path)
+        self.tokenizer = None if isinstance(self._tokenizer, CheckpointError) else self._tokenizer
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         layout = self.packed.layout
         self.memory = plan_memory(
@@ -95,13 +98,15 @@ class Engine:
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Output:
-        """Continue ``prompts`` (texts, lists of ids, or ids [B, T] with ``attention_mask``) -> ``Output``.
+    def generate(self, prompts=None, *, attention_mask=None, input_ids=None, inputs=None, **options) -> Output:
+        """Continue ``prompts`` (texts, chats, lists of ids, or ids [B, T] with ``attention_mask``; also as ``**`` of what
+        a tokenizer returns) -> ``Output``, one sequence per prompt, or ``num_return_sequences``.
 
         Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding; sampled output has
         the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
         (the engine can be used again), ``FastMemoryError`` when the KV cache outgrows memory.
         """
+        prompts = one_of(prompts, input_ids, inputs)
         with self.start(prompts, attention_mask=attention_mask, **options) as run:
             return run.output()
 
@@ -109,10 +114,14 @@ class Engine:
         """What ``generate`` does, in the open: ``with engine.start(prompts) as run: for round in run: ...``, then
         ``run.output()``. Reads and checks everything now; holds the engine from ``with`` on."""
         self.check_free()
+        options.pop("token_type_ids", None)  # a tokenizer may add them; no model here reads them
         rules = Rules(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
         options = rules.options
+        if outside := [token for token in end_tokens(options.eos_token_id) if token >= self.decoder.vocab_size]:
+            raise OptionError(f"eos_token_id={outside[0]} is outside the vocabulary of {self.decoder.vocab_size}")
         rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=rules.longest))
         sampler = Sampler(options, warped=rules.give_rules(rows))
+        rows = _copies(rows, options)
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
         max_block = self.decoder.largest_block(batch_size)
         method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows), max_block)
@@ -124,7 +133,7 @@ class Engine:
         if self.is_translation:
             return self._read_sources(prompts, attention_mask, options)
         refuse_languages(options.source_lang, options.target_lang, self.model.config.model_type)
-        tokens = read_prompts(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size)
+        tokens = read_prompts(prompts, attention_mask, self._tokenizer, self.decoder.vocab_size)
         check_lengths(tokens, options.max_new_tokens, self.decoder.max_positions)
         new, first = options.max_new_tokens, options.first_prompt
         return [Row(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)]
@@ -156,14 +165,10 @@ class Engine:
     def to_output(self, rows: list[Row], stats: Stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on
             sequences = [torch.tensor(row.tokens) for row in rows]
-        new = [row.tokens[row.num_prompt :] for row in rows]
-        lengths, sources = [row.num_prompt for row in rows], [row.source for row in rows]
-        return Output(sequences, self._texts(sequences), self._texts(new), lengths, stats, trace, sources, self.tokenizer)
-
-    def _texts(self, sequences: list) -> list[str]:
-        if self.tokenizer is None:
-            return []
-        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in sequences]
+        tokens, lengths = [row.tokens for row in rows], [row.num_prompt for row in rows]
+        texts = to_texts(self.tokenizer, tokens)
+        new = new_texts(self.tokenizer, tokens, lengths, texts)
+        return Output(sequences, texts, new, lengths, stats, trace, [row.source for row in rows], self.tokenizer)
 
     # ---- calibration and self-check -----------------------------------------------------------------------------
 
@@ -242,6 +247,21 @@ class Engine:
         self.close()
 
 
+def _copies(rows: list[Row], options: GenerateOptions) -> list[Row]:
+    """``num_return_sequences`` rows for each, side by side, with noise of their own and one prefill."""
+    number = options.num_return_sequences
+    if number == 1:
+        return rows
+    if not options.do_sample:
+        raise OptionError(f"num_return_sequences={number} without do_sample=True would give the same text {number} times")
+    first = options.first_prompt
+    return [
+        dataclasses.replace(row, prompt=first + index * number + copy, tokens=list(row.tokens), twin=index)
+        for index, row in enumerate(rows)
+        for copy in range(number)
+    ]
+
+
 class _PackingBar:
     """A progress bar for packing, but only where it takes long enough to wonder."""
 
@@ -258,12 +278,3 @@ class _PackingBar:
         self._bar.update(bytes_done - self._bar.n)
         if bytes_done >= bytes_total:
             self._bar.close()
-
-
-def _tokenizer(path: Path):
-    """The checkpoint's tokenizer, or None when it brings none."""
-    from transformers import AutoTokenizer
-
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return None
-    return AutoTokenizer.from_pretrained(path)

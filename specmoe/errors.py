@@ -72,5 +72,5 @@ def nearest(name: object, choices: Iterable[str]) -> str:
 def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
     """Raise ``OptionError`` naming the nearest valid value when ``value`` is not one of ``choices``."""
     names = list(choices)
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise OptionError(f"{option}={value!r} is unknown: {nearest(value, names)}")

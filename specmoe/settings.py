@@ -54,7 +54,7 @@ REFUSED = {
     "assistant_early_exit": ((), "drafts come from the resident experts"),
     "use_mtp": ((False,), "drafts come from the resident experts"),
     "is_assistant": ((False,), "drafts come from the resident experts"),
-    "num_return_sequences": ((1,), "a prompt has one text"),
+    "num_return_sequences": ((1,), "it belongs to the call, not to the checkpoint or one prompt"),
 }
 INSTEAD = {
     "max_length": "use max_new_tokens",
@@ -65,6 +65,7 @@ INSTEAD = {
 }
 
 
+LONGEST_NGRAM = 4096
 _EMPTY = GenerationConfig()
 
 
@@ -83,6 +84,7 @@ def gather(options: Mapping) -> dict:
         elif name in INSTEAD or hasattr(_EMPTY, name):
             why = INSTEAD.get(name, "it does not change the text; leave it out")
             raise OptionError(f"{name} is not an option here: {why}")
+    check_sizes(own)
     given = {name: own.pop(name) for name in OF_OPTIONS if own.get(name) is not None}
     options = {
         name: value for name, value in options.items() if value is not None or name not in given
@@ -135,6 +137,7 @@ def check_row(own: Mapping, where: str) -> dict:
             raise OptionError(f"{where}: {name} cannot be followed for a prompt: {why}")
         if name not in OF_A_ROW:
             raise OptionError(f"{where}: unknown setting {name!r}: {nearest(name, OF_A_ROW)}")
+    check_sizes(own)
     own = {name: value for name, value in own.items() if value is not None and name not in REFUSED}
     if own.get("temperature") == 0:
         own.setdefault("do_sample", False)
@@ -143,6 +146,14 @@ def check_row(own: Mapping, where: str) -> dict:
     except OptionError as refusal:
         raise OptionError(f"{where}: {refusal}") from refusal
     return own
+
+
+def check_sizes(own: Mapping) -> None:
+    """A longer n-gram than any text would only cost time: transformers makes a list of that many slices per token."""
+    for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
+        value = own.get(name)
+        if isinstance(value, int) and value > LONGEST_NGRAM:
+            raise OptionError(f"{name}={value} must be at most {LONGEST_NGRAM}")
 
 
 def end_tokens(eos, given: bool = False) -> frozenset[int]:

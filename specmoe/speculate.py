@@ -43,6 +43,7 @@ class Row:
     finished: bool = False
     source: list[int] | None = None
     rules: RowRules | None = None
+    twin: int | None = None  # rows with the same number differ only in noise, and share one prefill
 
     def __post_init__(self):
         self.num_prompt = len(self.tokens)
@@ -219,15 +220,21 @@ def prefill(job: Job) -> None:
         if longest * (len(chunk) + 1) > PREFILL_TOKENS:
             break
         chunk.append(job.queue.popleft())
+    while chunk[-1].twin is not None and job.queue and job.queue[0].twin == chunk[-1].twin:
+        chunk.append(job.queue.popleft())
+    firsts = [row for row, before in zip(chunk, [None, *chunk]) if before is None or row.twin is None or row.twin != before.twin]
     began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
     job.trace.phase = "prefill"
     with job.experts.prefilling(), job.during_prefill():
-        states = job.decoder.prefill(chunk, job.experts.set_live)
-    job.waiting.extend(zip(chunk, states, strict=True))
+        states = iter(job.decoder.prefill(firsts, job.experts.set_live))
+    for row in chunk:
+        if any(row is first for first in firsts):
+            state = next(states)
+        job.waiting.append((row, state))
     seconds = time.perf_counter() - began_s
     job.prefill_s += seconds
     job.prefill = job.prefill.plus(job.experts.pool.counts.minus(before))
-    job.trace.add("prefill", count=sum(row.num_prefill for row in chunk), size=len(chunk), seconds=seconds)
+    job.trace.add("prefill", count=sum(row.num_prefill for row in firsts), size=len(firsts), seconds=seconds)
     job.trace.phase = phase
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from conftest import PROMPTS, reference_tokens, tokens_of
@@ -10,6 +14,7 @@ import specmoe
 from specmoe import FastMemoryError, OptionError, SpecMoEError
 from specmoe.config import GenerateOptions, LoadOptions, parse_bytes, torch_dtype
 from specmoe.memory import plan_memory
+from specmoe.settings import PROCESSED
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def engine(open_engine):
     ({"substitute": "afinity"}, "substitute='afinity'.*did you mean 'affinity'"),
     ({"accept_rule": "coupling"}, "accept_rule='coupling'.*did you mean 'coupled'"),
     ({"max_new_token": 3}, "unknown option 'max_new_token': did you mean 'max_new_tokens'"),
-    ({"num_beams": 4}, "unknown option 'num_beams'"),
+    ({"num_beams": 4}, "num_beams=4 cannot be followed"),
     ({"gamma": -1}, "gamma=-1 must be at least 0"),
     ({"gamma": 2.5}, "gamma=2.5 must be a whole number"),
     ({"gamma": True}, "gamma=True must be"),
@@ -38,11 +43,11 @@ def engine(open_engine):
     ({"temperature": -1}, "temperature=-1 must be at least 0"),
     ({"temperature": float("nan"), "do_sample": True}, "temperature=nan must be"),
     ({"temperature": 0, "do_sample": True}, "use do_sample=False"),
-    ({"top_p": 0}, "top_p=0 must be above 0"),
+    ({"top_p": 0}, "top_p=0.0 must be above 0"),
     ({"top_p": 1.2}, "top_p=1.2 must be"),
     ({"top_k": -2}, "top_k=-2 must be at least 0"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
-    ({"streamer": "any"}, "streamer shows one prompt, and 4 were given"),
+    ({"streamer": SimpleNamespace(put=print, end=print)}, "streamer shows one prompt, and 4 were given"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_bad_options_of_generate_are_named_with_the_way_out(options, sentence, engine):
     with pytest.raises(OptionError, match=sentence):
@@ -78,7 +83,7 @@ def test_bad_options_of_load_are_named_with_the_way_out(options, sentence, tiny)
     ("text", "prompts is one string: pass a list"),
     ([[1, 2], [97]], "prompt 1 holds token id 97, outside the vocabulary of 97"),
     ([[-1]], "prompt 0 holds token id -1"),
-    ([[1.5]], "prompt 0 is neither a text nor a list of token ids"),
+    ([[1.5]], "prompt 0 is neither a text, a chat nor a list of token ids"),
     ([[True]], "prompt 0 is neither"),
     ([[[1, 2]]], "prompt 0 is neither"),
     ([3, 4], "prompt 0 is neither"),
@@ -94,7 +99,7 @@ def test_bad_prompts_are_named_by_their_number(prompts, sentence, engine):
 
 def test_a_mask_must_fit_and_leave_something(engine):
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    with pytest.raises(OptionError, match=r"attention_mask has shape \(2, 2\), prompts \(2, 3\)"):
+    with pytest.raises(OptionError, match="attention_mask has another shape than prompts, whose rows have .3, 3. tokens"):
         engine.generate(ids, attention_mask=torch.ones(2, 2))
     with pytest.raises(OptionError, match="prompt 1 is empty"):
         engine.generate(ids, attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
@@ -194,5 +199,45 @@ def test_a_device_that_is_not_here_is_named(tiny):
 
 @pytest.mark.parametrize("prompts", [None, 7])
 def test_prompts_of_no_known_form_are_named(open_engine, prompts):
-    with pytest.raises(OptionError, match="pass a list of texts"):
+    with pytest.raises(OptionError, match="pass a list of texts|give them once"):
         open_engine("mixtral").generate(prompts)
+
+
+# ---- every option with every kind of value: used, or refused in one sentence before anything is done
+
+ODD = {
+    "None": None, "True": True, "False": False, "-1": -1, "0": 0, "1": 1, "3": 3, "2**80": 2**80, "1.5": 1.5,
+    "NaN": float("nan"), "Inf": float("inf"), "empty": "", "digits": "7", "word": "word", "list": [], "[1]": [1], "dict": {},
+    "numpy's 2": np.int64(2), "torch's 2": torch.tensor(2), "an array": np.ones(2), "an object": object(),
+    "a function": lambda *_: None, "bytes": b"x", "a type": int,
+}  # fmt: skip
+GENERATE = sorted({f.name for f in dataclasses.fields(GenerateOptions)} - {"own"}) + list(PROCESSED)
+LOAD = sorted(f.name for f in dataclasses.fields(LoadOptions))
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_an_option_of_generate_takes_any_value_or_refuses_it(name, engine):
+    for value in ODD.values():
+        options = {"max_new_tokens": 2, "method": "specmoe", "gamma": 2, name: value}
+        if name == "progress" and callable(value):
+            continue  # a user's own function is called as it is
+        try:
+            engine.generate(PROMPTS[:2], **options)
+        except SpecMoEError as refusal:
+            assert "\n" not in str(refusal) and len(str(refusal)) < 600, (name, value)
+    assert engine.store.is_idle() and not engine.turns.is_taken()
+
+
+@pytest.mark.parametrize("name", LOAD)
+def test_an_option_of_load_takes_any_value_or_refuses_it(name, tiny):
+    for value in ODD.values():
+        try:
+            specmoe.load(tiny("mixtral"), **{name: value}).close()
+        except SpecMoEError as refusal:
+            assert "\n" not in str(refusal) and len(str(refusal)) < 600, (name, value)
+
+
+@pytest.mark.parametrize("value", [np.int64(2), torch.tensor(2), np.int32(2)])
+def test_scalars_of_other_libraries_count_as_numbers(value, engine):
+    want = tokens_of(engine.generate(PROMPTS, max_new_tokens=2, gamma=2, method="specmoe"))
+    assert tokens_of(engine.generate(PROMPTS, max_new_tokens=value, gamma=value, method="specmoe", batch_size=value)) == want
