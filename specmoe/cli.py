@@ -35,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     os.environ.update(spin_setting())
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character must not cost the work that was done to print it.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     as_json, debug = "--json" in words, "--debug" in words
     try:
         args = parse(words)

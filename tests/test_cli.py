@@ -542,3 +542,14 @@ def test_waiting_threads_spin_briefly_unless_told_otherwise(monkeypatch, own):
         monkeypatch.setenv("OMP_WAIT_POLICY", own)
     cli.main(["models"])
     assert os.environ.get(SPIN[0]) == (None if own else SPIN[1])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_a_character_still_shows_the_text(encoding):
+    """\u2192 is in neither; the prompt comes back with it."""
+    command = [sys.executable, "-m", "specmoe", "generate", "tiny-skewed", "-p", "a \u2192 b", "--max-new-tokens", "2"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"a \\u2192 b" in done.stdout
