@@ -223,7 +223,7 @@ def shuffled_reads(engine, seed: int | None):
 # ---- the properties
 
 
-@settings(max_examples=90)
+@settings(max_examples=60)
 @given(job=jobs())
 def test_any_job_gives_the_tokens_of_plain_decoding_and_books_that_balance(job, case):
     found = case(job.engine)
@@ -243,7 +243,11 @@ def assert_books_balance(output, found: Case, job: DrawnJob) -> None:
     verified = frame[frame.phase == "verify"]
     asked = verified[verified.kind == "route"]
     assert not asked.duplicated(["round", "layer", "expert"]).any()
-    assert stats.num_hits + stats.num_misses == len(asked)
+    drafts = job.options["method"] in ("specmoe", "auto")
+    requests = stats.num_hits + stats.num_misses
+    named_by_a_set = job.options["draft_set"] != "hot_temporal" and drafts
+    # What a fixed or own draft set names and no router did is fetched and counted as well.
+    assert requests >= len(asked) if named_by_a_set else requests == len(asked)
     assert stats.num_hits == (verified.kind == "hit").sum()
     starts = [1 if found.family == "nllb-moe" else len(prompt) for prompt in job.prompts]
     new = sum(map(len, output.sequences)) - sum(starts)
@@ -292,7 +296,7 @@ FAILURES = {
 }
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(job=jobs(), failure=st.sampled_from(list(FAILURES)), n=st.integers(1, 40))
 def test_after_a_failure_anywhere_the_engine_is_idle_and_the_next_run_is_right(job, failure, n, case):
     """A failure that the run survives (a prefetch that nobody wanted, a rejected draft) changes no token."""
