@@ -223,7 +223,7 @@ def shuffled_reads(engine, seed: int | None):
 # ---- the properties
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(job=jobs())
 def test_any_job_gives_the_tokens_of_plain_decoding_and_books_that_balance(job, case):
     found = case(job.engine)
@@ -296,7 +296,7 @@ FAILURES = {
 }
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(job=jobs(), failure=st.sampled_from(list(FAILURES)), n=st.integers(1, 40))
 def test_after_a_failure_anywhere_the_engine_is_idle_and_the_next_run_is_right(job, failure, n, case):
     """A failure that the run survives (a prefetch that nobody wanted, a rejected draft) changes no token."""
