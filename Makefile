@@ -20,13 +20,14 @@ EXACT_NOTEBOOKS := 02_experts_in_slow_memory 03_hot_experts 05_batched_verificat
 NBVAL := -q -p no:cacheprovider --nbval-cell-timeout=900
 BENCH_ARGS ?=
 PROCESSORS_ARGS ?=
+MUTATE_ARGS ?=
 # Waiting OpenMP threads spin this long, then leave the core to the readers (specmoe/config.py).
 SPIN := GOMP_SPINCOUNT=30000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors browser-test lab notebooks bench bench-quick lint clean
+.PHONY: help setup report test test-matrix test-processors mutate browser-test lab notebooks bench bench-quick lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -76,6 +77,9 @@ test-matrix: setup ## exactness, families and engine with the oldest allowed tra
 
 test-processors: setup ## the numerical tests and the exact notebooks under three instruction sets, with 1 and 2 threads
 	@$(BIN)/python tests/processors.py $(PROCESSORS_ARGS)
+
+mutate: setup ## plant deliberate bugs in the core and see whether a test notices; half an hour (MUTATE_ARGS="--only votes")
+	@$(BIN)/python tests/mutate.py $(MUTATE_ARGS)
 
 browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_start_here: that one); pictures in reports/browser
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[browser]'

@@ -69,9 +69,8 @@ class Rules:
     @property
     def longest(self) -> int:
         """The most new tokens that a prompt may get."""
-        return max(
-            [self.options.max_new_tokens, *(each.get("max_new_tokens", 0) for each in self._sets)]
-        )
+        default = self.options.max_new_tokens
+        return max((each.get("max_new_tokens", default) for each in self._sets), default=default)
 
     @property
     def eos(self) -> frozenset[int]:

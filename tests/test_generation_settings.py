@@ -295,6 +295,16 @@ WRONG = {
 }
 
 
+def test_a_prompts_own_length_takes_the_place_of_the_default(case):
+    """64 more tokens would not fit; the 4 that the prompt asks for do."""
+    case = case("qwen2_moe")
+    prompt = [3 + place % 90 for place in range(230)]
+    output = case.engine.generate([prompt], settings=[{"max_new_tokens": 4}], eos_token_id=[])
+    assert output.sequences[0].tolist() == case.alone([prompt], max_new_tokens=4)[0]
+    with pytest.raises(OptionError, match="64"):
+        case.engine.generate([prompt, prompt], settings=[{"max_new_tokens": 4}, None])
+
+
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("what", WRONG)
 def test_a_processor_that_fails_is_named_and_the_engine_goes_on(case, what, run):

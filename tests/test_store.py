@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from specmoe import transfers
 from specmoe.checkpoint import open_packed, pack
 from specmoe.errors import OptionError, StoreError
 from specmoe.expert_store import open_store
@@ -196,6 +197,24 @@ def test_a_stalled_read_is_reported():
     read = Read(ExpertKey(3, 4), torch.zeros(1, dtype=torch.uint8))
     with pytest.raises(StoreError, match="expert 4 of MoE layer 3 has stalled"):
         read.wait(0.01)
+
+
+def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(opened, monkeypatch):
+    """Its reader may still write into a buffer that another record has by then."""
+    store = opened(num_readers=2)
+    gate, keys = Gate(store, monkeypatch), all_keys(store)
+    stalled = store.submit(keys[1], buffer_for(store))
+    assert gate.entered.wait(60)
+    monkeypatch.setattr(transfers, "STALL_S", 0.01)
+    stalled.settle()
+    for use in (lambda: store.submit(keys[2], buffer_for(store)), store.drain):
+        with pytest.raises(StoreError, match="expert 1 of MoE layer 0 has stalled and not come back"):
+            use()
+    monkeypatch.setattr(transfers, "STALL_S", 60)
+    gate.gate.set()
+    stalled.wait()
+    store.drain()
+    read_all(store, keys[2:4])
 
 
 # ---- the end --------------------------------------------------------------------------------------------------
