@@ -249,3 +249,13 @@ def test_the_flags_of_an_encoder_decoder_never_change_a_run(tmp_path):
 
 def test_all_architectures_of_the_everyday_tests_are_in_the_table():
     assert set(ARCHITECTURES) <= set(architectures())
+
+
+def test_dynamic_rope_is_refused_on_a_transformers_where_it_was_not_found_exact(monkeypatch, tmp_path):
+    from specmoe import UnsupportedModelError, load
+
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    folder = make_checkpoint("mixtral", tmp_path / "m", rope_parameters=rope)
+    monkeypatch.setattr("transformers.__version__", "5.2.0")
+    with pytest.raises(UnsupportedModelError, match="dynamic rope, whose rows are exact from transformers 5.24.0 on"):
+        load(folder, draft_experts=2)

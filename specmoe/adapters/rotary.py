@@ -10,10 +10,16 @@ The module's own forward pass makes them, once for each regime that occurs in th
 from __future__ import annotations
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import UnsupportedModelError
 from .fused import RaggedPositions
+
+# Found exact there; found wrong on 5.2.0; not tried between.
+DYNAMIC_SINCE = Version("5.24.0")
 
 
 class RaggedRope(RaggedPositions):
@@ -44,7 +50,10 @@ class RaggedRope(RaggedPositions):
 def adapt(model: PreTrainedModel) -> None:
     """Mix ``RaggedRope`` into the modules of ``model`` that need it."""
     for module in model.modules():
-        if any(_regime(module, layer_type) for layer_type in _layer_types(module)):
+        regimes = [_regime(module, layer_type) for layer_type in _layer_types(module)]
+        if any(regime is not None and regime[0] for regime in regimes):
+            _check_version(model)
+        if any(regimes):
             module.__class__ = type(type(module).__name__, (RaggedRope, type(module)), {})
 
 
@@ -55,6 +64,15 @@ def rope_switch(model: PreTrainedModel) -> int | None:
     if own and any(isinstance(module, RaggedRope) for module in model.modules()):
         return getattr(model.config, "original_max_position_embeddings", None)
     return None
+
+
+def _check_version(model: PreTrainedModel) -> None:
+    """Refuse frequencies that change with every length where they were not found to be exact."""
+    if Version(transformers.__version__) < DYNAMIC_SINCE:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} has dynamic rope, whose rows are exact from transformers {DYNAMIC_SINCE} on, and"
+            f" this is {transformers.__version__}: use a newer one"
+        )
 
 
 def _layer_types(module: nn.Module) -> list[str | None]:
