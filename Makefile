@@ -21,7 +21,7 @@ NBVAL := -q -p no:cacheprovider --nbval-cell-timeout=900
 BENCH_ARGS ?=
 PROCESSORS_ARGS ?=
 MUTATE_ARGS ?=
-# Waiting OpenMP threads spin this long, then leave the core to the readers (specmoe/config.py).
+# Waiting OpenMP threads spin this long, then leave the core to the readers (specmoe/options.py).
 SPIN := GOMP_SPINCOUNT=30000
 
 .DEFAULT_GOAL := help
@@ -99,7 +99,7 @@ notebooks: setup ## execute all notebooks, by papermill and again under nbval (N
 	@$(SPIN) $(BIN)/python -m pytest $(NBVAL) --nbval-lax \
 	  $(filter-out $(EXACT_NOTEBOOKS:%=notebooks/%.ipynb),$(wildcard notebooks/*.ipynb)) tutorials/solutions
 
-BENCH = $(SPIN) $(BIN)/python -m benchmarks.run
+BENCH = $(SPIN) $(BIN)/python -m specmoe.lab.bench.run
 
 bench: setup ## measure every target in windows of 20 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
 	@$(BENCH) $(BENCH_ARGS)

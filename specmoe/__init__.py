@@ -7,14 +7,7 @@ output = engine.generate(["SELECT name FROM"], max_new_tokens=32)
 
 from __future__ import annotations
 
-from .errors import (
-    CheckpointError,
-    FastMemoryError,
-    OptionError,
-    SpecMoEError,
-    StoreError,
-    UnsupportedModelError,
-)
+from .errors import CheckpointError, FastMemoryError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,7 +25,7 @@ __all__ = [
 def __getattr__(name: str):
     """``load`` and ``Engine`` bring torch and transformers with them, so they come when first asked for."""
     if name in ("load", "Engine"):
-        from . import engine
+        from .engine import engine
 
         return getattr(engine, name)
     raise AttributeError(f"module 'specmoe' has no attribute {name!r}")

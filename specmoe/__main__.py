@@ -1,5 +1,5 @@
 """``python -m specmoe``: the same as ``specmoe``."""
 
-from .cli import main
+from .cli.parser import main
 
 raise SystemExit(main())

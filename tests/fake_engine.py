@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from specmoe.config import GenerateOptions, from_kwargs
+from specmoe.engine.output import Output, Stats
 from specmoe.errors import OptionError
-from specmoe.output import Output, Stats
+from specmoe.options import GenerateOptions, from_kwargs
 from specmoe.trace import Trace
 
 

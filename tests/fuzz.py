@@ -25,10 +25,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_architectures import make_checkpoint
 
-from specmoe import job_lines
 from specmoe.checkpoint import packing
 from specmoe.checkpoint.header import read_header
 from specmoe.checkpoint.layout import open_packed
+from specmoe.cli import job_lines
 from specmoe.errors import SpecMoEError
 
 CORPUS = Path(__file__).parent / "fuzz_corpus"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specmoe.simulate import Hardware, ModelSize, Recording
+from specmoe.lab.simulate import Hardware, ModelSize, Recording
 
 # A record takes 1 s on the link, a routed token 1 s of arithmetic, the trunk nothing; reading memory costs nothing.
 SECONDS = Hardware("by hand", 100, 0.0, 10, 1e18)

@@ -185,7 +185,7 @@ def sentence(error: Exception) -> str:
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 WORDS = ("exact", "refused", "not configurable")
 VERSION = transformers.__version__
-# Outside the registry, brought into it by ``specmoe.adapters``; each has an exactness test of its own.
+# Outside the registry, brought into it by ``specmoe.checkpoint.adapters``; each has an exactness test of its own.
 ADAPTED = {
     "llama4_text": "tests/test_adapters.py",
     "nllb-moe": "encoder-decoder; tests/test_translation.py",

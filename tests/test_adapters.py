@@ -12,8 +12,9 @@ from tiny_families import FAMILIES, make_config, make_family, plain_greedy, ragg
 from torch import nn
 
 import specmoe
-from specmoe import OptionError, UnsupportedModelError, adapters, checkpoint
-from specmoe.adapters import llama4, nllb, switch
+from specmoe import OptionError, UnsupportedModelError, checkpoint
+from specmoe.checkpoint import adapters
+from specmoe.checkpoint.adapters import llama4, nllb, switch
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 NEW = 20

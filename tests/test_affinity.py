@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import reference_model
 
-from specmoe import affinity
-from specmoe.affinity import expert_distances, nearest_resident, no_substitute, random_resident
 from specmoe.checkpoint import open_packed, pack
+from specmoe.offload import affinity
+from specmoe.offload.affinity import expert_distances, nearest_resident, no_substitute, random_resident
 
 DISTANCES = torch.tensor([[0.0, 1, 2, 9], [1, 0, 5, 9], [2, 5, 0, 3], [9, 9, 3, 0]])
 

@@ -132,7 +132,7 @@ def test_a_report_whose_kernel_lacks_the_package_says_which_python_and_what_to_d
     argv = [sys.executable, "-c", KERNEL_WITHOUT_SPECMOE, "-f", "{connection_file}"]
     (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "other", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "data"))
-    from specmoe import report
+    from specmoe.lab import report
 
     with pytest.raises(specmoe.SpecMoEError, match="No module named 'specmoe'.*another Python.*ipykernel install"):
         report.run_report("06_sampling_without_bias", out_dir=tmp_path / "out")

@@ -7,9 +7,9 @@ import json
 import pytest
 from fake_engine import FakeEngine
 
-from specmoe import bench
-from specmoe.bench import run_bench
 from specmoe.errors import OptionError
+from specmoe.lab.bench import methods as bench
+from specmoe.lab.bench.methods import run_bench
 
 EXAMINE = bench.doctor.examine
 TIMED = 20  # new tokens of a timed run; a warm-up has fewer
@@ -207,7 +207,7 @@ def test_only_resident_is_outside_the_budget():
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(options, said, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
     with pytest.raises(OptionError, match=said.replace("(", r"\(")):
         run_bench("tiny-skewed", **options)
 
@@ -236,7 +236,7 @@ def test_an_engine_loaded_by_name_is_loaded_once_and_closed_even_after_a_failure
         loads.append((model, options))
         return engine
 
-    monkeypatch.setattr("specmoe.engine.load", load)
+    monkeypatch.setattr("specmoe.engine.engine.load", load)
     run_bench("some-model", methods=["on_demand", "specmoe"], batch=[1, 2], repeats=1, fast_memory="1MiB")
     assert loads == [("some-model", {"fast_memory": "1MiB"})]
     assert engine.num_closed == 1

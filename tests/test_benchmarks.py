@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import floors, gpu, gpu_numbers, offload, page, parts, results, run, settings, tables
-from benchmarks.settings import Cell, Length
-from benchmarks.window import EndlessQueue, Window, measure, staggered
-from benchmarks.workplace import Workplace
 from specmoe import checkpoint
-from specmoe.speculate import Row
+from specmoe.lab.bench import floors, gpu, gpu_numbers, offload, page, parts, results, run, settings, tables
+from specmoe.lab.bench.settings import Cell, Length
+from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
+from specmoe.lab.bench.workplace import Workplace
+from specmoe.speculate.loop import Row
 
 TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
 PROBE = {
@@ -141,7 +141,7 @@ def measured(tmp_path, part: str, place, length: Length = TINY) -> dict:
 @pytest.fixture
 def not_widened(monkeypatch):
     for module in ("settings", "workplace"):
-        monkeypatch.setattr(f"benchmarks.{module}.EXPERT_BYTES", None)
+        monkeypatch.setattr(f"specmoe.lab.bench.{module}.EXPERT_BYTES", None)
 
 
 def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(tmp_path, place, not_widened, monkeypatch):
@@ -304,7 +304,7 @@ def test_best_cached_is_the_eviction_that_fetches_least():
 def test_the_performance_page_agrees_with_the_results():
     remarks = page.REMARKS.read_text(encoding="utf-8") if page.REMARKS.exists() else ""
     written = page.PAGE.read_text(encoding="utf-8")
-    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), "run: python -m benchmarks.page"
+    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), "run: python -m specmoe.lab.bench.page"
     assert all((page.IMAGES / name).exists() for name in page.FIGURES)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny_architectures import make_checkpoint
 
-from specmoe import doctor, probes
 from specmoe.checkpoint import cache, cache_folder, identity_of, pack, packing
-from specmoe.cli import main
+from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, StoreError
+from specmoe.lab.machine import doctor, probes
 
 
 @pytest.fixture(scope="module")

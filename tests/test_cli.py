@@ -6,6 +6,7 @@ Most tests run on a fake engine inside this process; the last ones run the real 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -17,16 +18,18 @@ import pytest
 from fake_engine import FakeEngine
 
 import specmoe
-from specmoe import bench, checkpoint, cli
-from specmoe.config import SPIN, GenerateOptions, LoadOptions
+from specmoe import checkpoint
+from specmoe.cli import parser as cli
 from specmoe.errors import CheckpointError, OptionError
+from specmoe.lab.bench import methods as bench
+from specmoe.options import SPIN, GenerateOptions, LoadOptions
 
 COMMANDS = ["models", "generate", "bench", "pack", "verify", "cache", "report", "train", "doctor"]
 
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """``specmoe.engine.load`` gives a fake engine; what it was asked for is in ``loaded.loads``."""
+    """``specmoe.engine.engine.load`` gives a fake engine; what it was asked for is in ``loaded.loads``."""
     engine = FakeEngine()
     engine.loads = []
 
@@ -34,7 +37,7 @@ def loaded(monkeypatch):
         engine.loads.append((model, options))
         return engine
 
-    monkeypatch.setattr("specmoe.engine.load", load)
+    monkeypatch.setattr("specmoe.engine.engine.load", load)
     monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, revision=None: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
@@ -58,10 +61,12 @@ def program(*words: str, **options) -> subprocess.CompletedProcess:
 
 
 def fake_module(monkeypatch, name: str, **functions) -> None:
+    """``name``: where it lies in the package, such as ``lab.report``."""
+    parent, _, leaf = f"specmoe.{name}".rpartition(".")
     module = types.ModuleType(f"specmoe.{name}")
     vars(module).update(functions)
     monkeypatch.setitem(sys.modules, f"specmoe.{name}", module)
-    monkeypatch.setattr(specmoe, name, module, raising=False)
+    monkeypatch.setattr(importlib.import_module(parent), leaf, module, raising=False)
 
 
 # Failures
@@ -107,8 +112,8 @@ def fake_module(monkeypatch, name: str, **functions) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, said, specmoe_says, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
-    fake_module(monkeypatch, "report", run_report=lambda *a: pytest.fail("ran all the same"))
+    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    fake_module(monkeypatch, "lab.report", run_report=lambda *a: pytest.fail("ran all the same"))
     code, out, err = specmoe_says(*words)
     assert (code, out) == (2, "")
     assert err.startswith("specmoe: error: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -136,7 +141,7 @@ def test_any_failure_is_one_line_and_a_code(failure, code, kind, specmoe_says, m
     def load(*arguments, **options):
         raise failure
 
-    monkeypatch.setattr("specmoe.engine.load", load)
+    monkeypatch.setattr("specmoe.engine.engine.load", load)
     found = specmoe_says("generate", "m", "-p", "x", "--json")
     assert found[0] == code
     assert json.loads(found[1])["error"]["type"] == kind
@@ -159,7 +164,7 @@ def test_an_interruption_is_130(specmoe_says, loaded):
 def test_help_names_every_command_and_comes_without_torch():
     check = (
         "import sys\n"
-        "from specmoe.cli import main\n"
+        "from specmoe.cli.parser import main\n"
         "for words in (['--help'], ['bench', '--help'], ['models', '--json'], ['bench', 'm', '--gama']):\n"
         "    try: main(words)\n"
         "    except SystemExit as end: assert end.code == 0\n"
@@ -335,7 +340,7 @@ def test_a_reader_who_has_enough_ends_the_job_without_a_word(loaded, monkeypatch
 
 
 def test_json_and_lines_do_not_share_stdout(specmoe_says, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
     code, out, err = specmoe_says("generate", "m", "--prompts", "-", "--out", "-", "--json")
     assert code == 2 and "--json prints one object" in err and len(out.splitlines()) == 1
 
@@ -434,7 +439,7 @@ def test_pack_and_verify_of_nothing_say_so(specmoe_says, tmp_path):
 def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_path):
     asked = []
     fake_module(
-        monkeypatch, "report",
+        monkeypatch, "lab.report",
         list_reports=lambda: [{"name": "main", "summary": "figures"}],
         report_parameters=lambda name: {"gamma": {"type": "int", "default": 5, "help": f"of {name}"}},
         run_report=lambda *arguments, **how: asked.append((*arguments, how)) or tmp_path / "r.html",
@@ -453,7 +458,7 @@ def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_p
 
 
 def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):
-    import specmoe.tiny.train
+    import specmoe.tiny.making.train
 
     asked = []
 
@@ -461,7 +466,7 @@ def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):
         asked.append((name, out_dir, limits))
         return out_dir
 
-    monkeypatch.setattr(specmoe.tiny.train, "train", train)
+    monkeypatch.setattr(specmoe.tiny.making.train, "train", train)
     code, out, _ = specmoe_says("train", "tiny-skewed", "--out", tmp_path / "t", "--steps", "3", "--json")
     assert code == 0 and json.loads(out) == {"name": "tiny-skewed", "checkpoint": str(tmp_path / "t")}
     assert asked == [("tiny-skewed", tmp_path / "t", {"progress": None, "steps": 3})]
@@ -476,7 +481,7 @@ def test_doctor_prints_what_it_found_and_fails_only_without_torch(threads, code,
         asked.append(options)
         return {"threads": threads, "disk": {"failed": "OSError: full"}}
 
-    monkeypatch.setattr("specmoe.doctor.examine", examine)
+    monkeypatch.setattr("specmoe.lab.machine.doctor.examine", examine)
     assert specmoe_says("doctor", "--json", "--record-bytes", "1MiB", "--directory", "d")[0] == code
     assert asked == [{"quick": True, "directory": "d", "record_bytes": 2**20, "hub": False}]
     assert "disk.failed" in specmoe_says("doctor")[1]

@@ -12,11 +12,11 @@ from made_recordings import INFO, SIZE, recording
 
 import specmoe
 from specmoe.errors import OptionError
-from specmoe.simulate import Recording, fit_machine, probe_machine, quiet, simulate
-from specmoe.simulate.clock import errors, write_results
-from specmoe.simulate.lanes import Lanes
-from specmoe.simulate.machine import mean_probes
-from specmoe.simulate.shipped import prompts_for
+from specmoe.lab.simulate import Recording, fit_machine, probe_machine, quiet, simulate
+from specmoe.lab.simulate.clock import errors, write_results
+from specmoe.lab.simulate.lanes import Lanes
+from specmoe.lab.simulate.machine import mean_probes
+from specmoe.lab.simulate.shipped import prompts_for
 
 # ---- probes of this machine ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from tiny_architectures import make_checkpoint
 
 import specmoe
-from specmoe import compiling
+from specmoe.lab import compiling
 
 PROMPTS = [[5, 6, 7, 8], [3], [20, 21, 22]]
 JOB = {"method": "specmoe", "gamma": 3, "max_new_tokens": 10, "batch_size": 2, "eos_token_id": []}

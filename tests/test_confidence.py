@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from specmoe.confidence import KEEP, LOOK_AGAIN, MAX_GAMMA, TRIAL, ConfidencePlanner, Line
-from specmoe.drafting import Drafting
-from specmoe.planner import FixedGamma
+from specmoe.speculate.block import Drafting
+from specmoe.speculate.confidence import KEEP, LOOK_AGAIN, MAX_GAMMA, TRIAL, ConfidencePlanner, Line
+from specmoe.speculate.planner import FixedGamma
 from specmoe.trace import Round
 
 NO_EOS = torch.tensor([], dtype=torch.long)

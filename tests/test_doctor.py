@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from specmoe import doctor, probes
+from specmoe.lab.machine import doctor, probes
 
 SMALL = {"file_bytes": 2**20, "record_bytes": 2**16, "seconds": 0.02}
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
-from specmoe.dispatch import keep_top_k, merge_duplicates
-from specmoe.experts import RunExperts
-from specmoe.votes import Votes
+from specmoe.offload.dispatch import keep_top_k, merge_duplicates
+from specmoe.offload.experts import RunExperts
+from specmoe.offload.votes import Votes
 
 
 def test_choices_with_one_stand_in_become_one_pair_with_the_sum_of_their_weights():

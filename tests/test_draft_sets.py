@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conftest import PROMPTS
 
-from specmoe.draft_sets import make_draft_set
 from specmoe.errors import OptionError
-from specmoe.transfers import ExpertKey
+from specmoe.offload.transfers import ExpertKey
+from specmoe.speculate.draft_sets import make_draft_set
 
 
 def test_hot_temporal_takes_the_most_used_of_the_last_verification():

@@ -13,12 +13,13 @@ import torch
 from conftest import PROMPTS, tokens_of
 
 import specmoe
-from specmoe import StoreError, kernels
-from specmoe.confidence import ConfidencePlanner
-from specmoe.eviction import RecentUse
-from specmoe.resident_pool import ResidentPool
+from specmoe import StoreError
+from specmoe.model import kernels
+from specmoe.offload.policies import RecentUse
+from specmoe.offload.pool import ResidentPool
+from specmoe.offload.transfers import ExpertKey
+from specmoe.speculate.confidence import ConfidencePlanner
 from specmoe.trace import COLUMNS, KINDS, PHASES
-from specmoe.transfers import ExpertKey
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
 TIMES = {"seconds", "tokens_per_second", "wait_s", "draft_s", "verify_s", "prefill_s"}
@@ -351,7 +352,7 @@ def test_a_load_that_fails_leaves_nothing_open(tiny, tmp_path, monkeypatch):
     before = leftovers(str(tmp_path))
     with pytest.raises(specmoe.FastMemoryError):
         specmoe.load(tiny("mixtral"), fast_memory=10)
-    monkeypatch.setattr("specmoe.engine.allocate_slots", lambda *_: (_ for _ in ()).throw(specmoe.FastMemoryError("none")))
+    monkeypatch.setattr("specmoe.engine.engine.allocate_slots", lambda *_: (_ for _ in ()).throw(specmoe.FastMemoryError("none")))
     with pytest.raises(specmoe.FastMemoryError):
         specmoe.load(tiny("mixtral"))
     assert leftovers(str(tmp_path)) == before

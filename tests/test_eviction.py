@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specmoe.config import EVICTIONS
-from specmoe.eviction import LFU, LRU, Belady, KeepPolicy, RecentUse, Static, Temporal, make_policy, replay
+from specmoe.offload.policies import LFU, LRU, Belady, KeepPolicy, RecentUse, Static, Temporal, make_policy, replay
+from specmoe.options import EVICTIONS
 
 E = 5
 steps = st.lists(st.lists(st.integers(0, 3), min_size=E, max_size=E), min_size=1, max_size=12)

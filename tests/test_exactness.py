@@ -11,9 +11,9 @@ from conftest import NEW_TOKENS, PROMPTS, reference_model, reference_tokens, tok
 from tiny_architectures import ARCHITECTURES
 
 import specmoe
-from specmoe import engine as engine_module
-from specmoe.exactness import compare_methods
-from specmoe.resident_pool import ResidentPool
+from specmoe.engine import engine as engine_module
+from specmoe.engine.exactness import compare_methods
+from specmoe.offload.pool import ResidentPool
 
 METHODS = {
     "on_demand": {},

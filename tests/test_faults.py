@@ -9,8 +9,9 @@ import torch
 from conftest import tokens_of
 
 import specmoe
-from specmoe import FastMemoryError, StoreError, transfers
-from specmoe.transfers import ExpertKey
+from specmoe import FastMemoryError, StoreError
+from specmoe.offload import transfers
+from specmoe.offload.transfers import ExpertKey
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]
 JOB = {"max_new_tokens": 16, "batch_size": 2, "eos_token_id": []}
@@ -101,7 +102,7 @@ def test_a_gpu_without_room_for_the_slots_is_a_fast_memory_error_that_says_how_m
 def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods(open_engine, plain, monkeypatch):
     engine = open_engine("mixtral", draft_experts=2)
     with monkeypatch.context() as gpu:
-        gpu.setattr("specmoe.engine.allocate_slots", no_room)
+        gpu.setattr("specmoe.engine.engine.allocate_slots", no_room)
         with pytest.raises(FastMemoryError, match="do not fit on cuda"):
             engine.generate(PROMPTS, method="resident", **JOB)  # the one method that needs more slots than are there
     assert tokens_of(engine.generate(PROMPTS, method="specmoe", **JOB)) == plain("mixtral")
@@ -109,7 +110,7 @@ def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods
 
 def test_a_load_whose_slots_do_not_fit_leaves_no_reader_behind(tiny, monkeypatch):
     before = threading.active_count()
-    monkeypatch.setattr("specmoe.engine.allocate_slots", no_room)
+    monkeypatch.setattr("specmoe.engine.engine.allocate_slots", no_room)
     with pytest.raises(FastMemoryError, match="do not fit on cuda"):
         specmoe.load(tiny("mixtral"), dtype="float64", draft_experts=2)
     assert threading.active_count() == before

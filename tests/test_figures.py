@@ -16,9 +16,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from specmoe import figures
-from specmoe.config import METHODS
 from specmoe.errors import OptionError
+from specmoe.lab import figures
+from specmoe.options import METHODS
 
 BY_BATCH = [figures.throughput, figures.bytes_per_token, figures.time_shares]
 SPEEDS = {"specmoe": 30.0, "on_demand": 10.0, "cached": 20.0, "resident": 80.0}

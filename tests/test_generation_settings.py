@@ -561,7 +561,7 @@ def test_a_watermark_may_be_a_dict_as_in_a_json_line(case):
 
 def test_without_settings_no_row_has_rules(case, monkeypatch):
     """The fast path: nothing is asked per token, and logits go to the sampler as they are."""
-    from specmoe import processors
+    from specmoe.speculate import processors
 
     def never(*args):
         raise AssertionError("a row was processed")

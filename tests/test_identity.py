@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
 
 import specmoe
-from specmoe import expert_store
 from specmoe.checkpoint import cache, files, identity, identity_of, open_packed, pack, packing
 from specmoe.checkpoint.plan import ExpertPlan
 from specmoe.errors import CheckpointError, OptionError, StoreError
-from specmoe.expert_store import open_store
-from specmoe.transfers import ExpertKey, aligned_bytes
+from specmoe.offload import store as expert_store
+from specmoe.offload.store import open_store
+from specmoe.offload.transfers import ExpertKey, aligned_bytes
 
 LARGE = {"hidden_size": 128, "intermediate_size": 1024, "dtype": torch.float32}
 SMALL = {"num_hidden_layers": 1, "num_local_experts": 4}

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import specmoe
 from specmoe import CheckpointError, OptionError
-from specmoe.texts import new_texts, to_texts
+from specmoe.model.texts import new_texts, to_texts
 
 JOB = {"method": "on_demand", "max_new_tokens": 6, "eos_token_id": []}
 PADDED, MASK = [[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]

@@ -16,9 +16,9 @@ import pytest
 from fake_engine import FakeEngine
 from test_jobs import OPTIONS, PROMPTS, prompt_file, records, run
 
-from specmoe import job_files, jobs
+from specmoe.cli import job_files, jobs
+from specmoe.cli.job_files import OutFile, OutStream, encode
 from specmoe.errors import OptionError, StoreError
-from specmoe.job_files import OutFile, OutStream, encode
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = functools.partial(jobs.fingerprint, "fake", {}, OPTIONS)
@@ -42,7 +42,7 @@ def test_the_second_writer_is_refused_at_once_and_changes_nothing(how, tmp_path)
 def test_the_lock_dies_with_its_process(tmp_path):
     out = tmp_path / "out"
     program = (
-        "import sys; from specmoe.job_files import OutFile\n"
+        "import sys; from specmoe.cli.job_files import OutFile\n"
         f"out = OutFile({str(out)!r}); out.begin(); out.append({{}}); print('held', flush=True); "
         "sys.stdin.read()"
     )

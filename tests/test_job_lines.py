@@ -11,9 +11,9 @@ import pytest
 from fake_engine import FakeEngine
 from test_jobs import OPTIONS, lines_of, prompt_file, records, run
 
-from specmoe import jobs
+from specmoe.cli import jobs
+from specmoe.cli.job_lines import MAX_LINE_BYTES, read_items
 from specmoe.errors import OptionError
-from specmoe.job_lines import MAX_LINE_BYTES, read_items
 
 CHAT = [{"role": "user", "content": "hello"}]
 

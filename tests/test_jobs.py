@@ -8,7 +8,7 @@ import json
 import pytest
 from fake_engine import FakeEngine
 
-from specmoe import jobs
+from specmoe.cli import jobs
 from specmoe.errors import OptionError, StoreError
 
 OPTIONS = {"max_new_tokens": 3, "batch_size": 2}

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from specmoe import cli, commands
+from specmoe.cli import commands
+from specmoe.cli import parser as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16

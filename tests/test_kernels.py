@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from specmoe import kernels
-from specmoe.kernels import ExpertKernel, expert_forward
+from specmoe.model import kernels
+from specmoe.model.kernels import ExpertKernel, expert_forward
 
 WIDTH, HIDDEN = 12, 20
 

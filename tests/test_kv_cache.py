@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import specmoe
 from specmoe import UnsupportedModelError
-from specmoe.decoder import check_rollback
-from specmoe.kv_cache import RaggedKVCache, attention_windows
+from specmoe.model.decoder import check_rollback
+from specmoe.model.kv_cache import RaggedKVCache, attention_windows
 
 
 def states(value: float, rows: int, tokens: int) -> torch.Tensor:
@@ -95,8 +95,8 @@ def test_a_model_is_given_each_rows_positions_and_mask(open_engine, monkeypatch)
 def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, open_engine, tiny):
     engine, model = open_engine(architecture), reference_model(tiny(architecture))
     good, wrong = list(range(3, 25)), list(range(50, 60))
-    options = specmoe.config.GenerateOptions(method="resident")
-    method = specmoe.engine.make_method(options, engine.memory, engine.packed, None)
+    options = specmoe.options.GenerateOptions(method="resident")
+    method = specmoe.engine.engine.make_method(options, engine.memory, engine.packed, None)
     pool = engine.new_pool(method, specmoe.trace.Trace())
     with torch.inference_mode(), engine.experts.running(pool, pool.policy, method.drafting):
         want = model(torch.tensor([good])).logits[0]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import specmoe
-from specmoe import lessons
-from specmoe.config import GenerateOptions
 from specmoe.errors import OptionError
-from specmoe.routing import record_routing
-from specmoe.sampling import Sampler
+from specmoe.lab import lessons
+from specmoe.lab.routing import record_routing
+from specmoe.options import GenerateOptions
+from specmoe.speculate.sampling import Sampler
 
 TARGET = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
 DRAFT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.0, -1.0, -0.5, 0.0])

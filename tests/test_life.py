@@ -14,8 +14,9 @@ import torch
 from conftest import PROMPTS, tokens_of
 
 import specmoe
-from specmoe import SpecMoEError, kv_cache
-from specmoe.kv_cache import RaggedKVCache
+from specmoe import SpecMoEError
+from specmoe.model import kv_cache
+from specmoe.model.kv_cache import RaggedKVCache
 
 JOB = {"method": "specmoe", "gamma": 4, "batch_size": 2, "max_new_tokens": 16, "eos_token_id": []}
 
@@ -100,8 +101,8 @@ def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers
 
     monkeypatch.setattr(os, "preadv", slow)
     monkeypatch.setattr(type(engine.decoder), "step", cut_short)
-    monkeypatch.setattr(specmoe.resident_pool.ResidentPool, "reset_reads", cut_short)
-    monkeypatch.setattr(specmoe.transfers.Read, "wait", cut_short)
+    monkeypatch.setattr(specmoe.offload.pool.ResidentPool, "reset_reads", cut_short)
+    monkeypatch.setattr(specmoe.offload.transfers.Read, "wait", cut_short)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(PROMPTS, **JOB)
     monkeypatch.undo()
@@ -139,7 +140,7 @@ def test_an_error_while_ending_hides_neither_the_first_one_nor_the_other_ends(en
     def fails(*_):
         raise OSError("while ending")
 
-    monkeypatch.setattr(specmoe.resident_pool.ResidentPool, "reset_reads", fails)
+    monkeypatch.setattr(specmoe.offload.pool.ResidentPool, "reset_reads", fails)
     with pytest.raises(RuntimeError, match="in put"):
         engine.generate(PROMPTS[:1], streamer=Streamer(2, True), **JOB)
     assert engine.decoder.kv_cache is None, "what comes after the failing end is ended too"
@@ -231,7 +232,7 @@ def open_files() -> set[str]:
 
 def test_an_engine_that_fails_to_load_leaves_nothing(tiny, monkeypatch):
     before = len(readers())
-    monkeypatch.setattr(specmoe.experts.OffloadedExperts, "install", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(specmoe.offload.experts.OffloadedExperts, "install", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         specmoe.load(tiny("mixtral"), dtype=torch.float64, draft_experts=3)
     assert len(readers()) == before

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from specmoe import reproduction as paper
 from specmoe.errors import SpecMoEError
-from specmoe.reproduction import __main__ as command
-from specmoe.reproduction import settings
-from specmoe.reproduction.measure import (
+from specmoe.lab import paper
+from specmoe.lab.paper import __main__ as command
+from specmoe.lab.paper import settings
+from specmoe.lab.paper.measure import (  # fmt: skip
     ResultFile,
     _units,
     full_rounds,
@@ -23,7 +23,7 @@ from specmoe.reproduction.measure import (
     load_engine,
     queue_of,
     tenth,
-)  # fmt: skip
+)
 
 
 def test_a_plan_has_no_run_twice_and_quick_is_smaller():
@@ -97,7 +97,7 @@ def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
 
 
 def test_methods_on_the_clock_decode_the_same_text_and_keep_their_reach(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("specmoe.reproduction.measure"), "TOKENS", 16)
+    monkeypatch.setattr(importlib.import_module("specmoe.lab.paper.measure"), "TOKENS", 16)
     base = settings.Run("tiny-skewed", "on_demand", 2, "throttled", draft_experts=None, gamma=3, temperature=1.0)
     assert paper.measure([base, replace(base, method="specmoe")], tmp_path) == 0
     rows = pd.DataFrame(paper.load_results(tmp_path)["tiny-skewed"]["rows"].values())

@@ -7,8 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from specmoe import metrics
 from specmoe.errors import OptionError
+from specmoe.lab import metrics
 from specmoe.trace import Trace
 
 

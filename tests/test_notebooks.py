@@ -14,8 +14,8 @@ import nbformat
 import pytest
 
 from specmoe.errors import OptionError
-from specmoe.report.parameters import report_parameters, typed_parameters
-from specmoe.report.run import widget_errors
+from specmoe.lab.report.parameters import report_parameters, typed_parameters
+from specmoe.lab.report.run import widget_errors
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 ELSEWHERE = {

@@ -12,9 +12,9 @@ from conftest import PROMPTS, reference_tokens, tokens_of
 
 import specmoe
 from specmoe import FastMemoryError, OptionError, SpecMoEError
-from specmoe.config import GenerateOptions, LoadOptions, parse_bytes, torch_dtype
-from specmoe.memory import plan_memory
-from specmoe.settings import PROCESSED
+from specmoe.engine.settings import PROCESSED
+from specmoe.offload.budget import plan_memory
+from specmoe.options import GenerateOptions, LoadOptions, parse_bytes, torch_dtype
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from conftest import PROMPTS
 from safetensors.torch import load_file, save_file
 
 import specmoe
-from specmoe import exactness
-from specmoe.exactness import Divergence, ExactReport, PlainReference, choose_reference, is_tie
+from specmoe.engine import exactness
+from specmoe.engine.exactness import Divergence, ExactReport, PlainReference, choose_reference, is_tie
 
 RUN = {"max_new_tokens": 12, "eos_token_id": [], "methods": ("on_demand", "specmoe")}
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from specmoe.planner import CANDIDATES, CostPlanner, FixedGamma
+from specmoe.speculate.planner import CANDIDATES, CostPlanner, FixedGamma
 from specmoe.trace import Round
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specmoe.errors import FastMemoryError, StoreError
-from specmoe.eviction import KeepPolicy, RunPolicy
-from specmoe.read_queue import DEMAND
-from specmoe.resident_pool import PoolMode, ResidentPool, min_slots
-from specmoe.slots import Slots
+from specmoe.offload.policies import KeepPolicy, RunPolicy
+from specmoe.offload.pool import PoolMode, ResidentPool, min_slots
+from specmoe.offload.read_queue import DEMAND
+from specmoe.offload.slots import Slots
+from specmoe.offload.transfers import ExpertKey, Read
 from specmoe.trace import Trace
-from specmoe.transfers import ExpertKey, Read
 
 LAYERS, EXPERTS, RECORD_BYTES = 2, 6, 4
 

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import specmoe
-from specmoe.config import DRAFT_SETS, EVICTIONS, SUBSTITUTES
 from specmoe.errors import OptionError, StoreError
-from specmoe.resident_pool import ResidentPool
+from specmoe.offload.pool import ResidentPool
+from specmoe.options import DRAFT_SETS, EVICTIONS, SUBSTITUTES
 
 LONGEST = 12
 SLOT = 36864  # bytes of a record of the tiny float64 mixtral
@@ -128,7 +128,7 @@ def _strict_pools():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResidentPool, "request", lambda *a, **k: _begun(checked(*a, **k)))
-        patch.setattr("specmoe.engine.ResidentPool", partial(ResidentPool, poison=True))
+        patch.setattr("specmoe.engine.engine.ResidentPool", partial(ResidentPool, poison=True))
         yield
 
 

@@ -7,10 +7,10 @@ from conftest import PROMPTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specmoe import replay
 from specmoe.errors import OptionError
-from specmoe.replay import Request
-from specmoe.resident_pool import ResidentPool
+from specmoe.lab import replay
+from specmoe.lab.replay import Request
+from specmoe.offload.pool import ResidentPool
 from specmoe.trace import Block, Trace
 
 

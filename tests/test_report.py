@@ -15,9 +15,9 @@ import pytest
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from specmoe import report
-from specmoe.config import SPIN
 from specmoe.errors import OptionError, SpecMoEError
+from specmoe.lab import report
+from specmoe.options import SPIN
 
 PARAMETERS = """\
 from typing import List, Optional
@@ -222,7 +222,7 @@ def test_an_error_inside_a_widget_callback_is_a_failure_too(folder, tmp_path):
 
 
 def test_a_kernel_without_the_package_is_told_apart():
-    from specmoe.report.run import _hint
+    from specmoe.lab.report.run import _hint
 
     assert "another Python" in _hint("ModuleNotFoundError", "No module named 'specmoe'")
     assert _hint("ModuleNotFoundError", "No module named 'foo'") == ""

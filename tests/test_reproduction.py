@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from specmoe import report
-from specmoe import reproduction as paper
 from specmoe.errors import OptionError
-from specmoe.figures import paper as draw
-from specmoe.reproduction import sentences, settings
-from specmoe.reproduction.document import FILE
-from specmoe.reproduction.measure import weights_digest
-from specmoe.reproduction.numbers import RESULTS
+from specmoe.lab import paper, report
+from specmoe.lab.figures import paper as draw
+from specmoe.lab.paper import sentences, settings
+from specmoe.lab.paper.document import FILE
+from specmoe.lab.paper.measure import weights_digest
+from specmoe.lab.paper.numbers import RESULTS
 from specmoe.tiny import shipped_path
 
 matplotlib.use("agg")
@@ -133,7 +132,7 @@ def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
 
 
 def test_the_document_is_up_to_date():
-    assert FILE.read_text(encoding="utf-8") == paper.document(), "run python -m specmoe.reproduction"
+    assert FILE.read_text(encoding="utf-8") == paper.document(), "run python -m specmoe.lab.paper"
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_results():

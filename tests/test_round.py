@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specmoe.config import GenerateOptions
 from specmoe.errors import SpecMoEError
-from specmoe.planner import FixedGamma
-from specmoe.sampling import Sampler
-from specmoe.speculate import Job, Row, decode
+from specmoe.options import GenerateOptions
+from specmoe.speculate.loop import Job, Row, decode
+from specmoe.speculate.planner import FixedGamma
+from specmoe.speculate.sampling import Sampler
 from specmoe.trace import PoolCounts, Trace
 
 VOCAB = 50

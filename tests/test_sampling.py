@@ -16,9 +16,9 @@ from conftest import reference_model, tokens_of
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import specmoe
-from specmoe import engine as engine_module
-from specmoe.config import GenerateOptions
-from specmoe.sampling import Sampler, Verdict, accept_by_rejection, accept_matching
+from specmoe.engine import engine as engine_module
+from specmoe.options import GenerateOptions
+from specmoe.speculate.sampling import Sampler, Verdict, accept_by_rejection, accept_matching
 
 ODDS = 1e-6
 V, NUM_SAMPLES = 8, 6000

@@ -12,7 +12,7 @@ from made_recordings import SECONDS, SIZE, recording
 
 import specmoe
 from specmoe.errors import OptionError
-from specmoe.simulate import (
+from specmoe.lab.simulate import (
     PAPER_SIZES,
     PRESETS,
     Hardware,
@@ -23,9 +23,9 @@ from specmoe.simulate import (
     simulate,
     winners,
 )
-from specmoe.simulate.machine import fit_machine
-from specmoe.simulate.recording import load_all, save_all
-from specmoe.simulate.shipped import BATCHES, FOLDER, SHIPPED, recordings
+from specmoe.lab.simulate.machine import fit_machine
+from specmoe.lab.simulate.recording import load_all, save_all
+from specmoe.lab.simulate.shipped import BATCHES, FOLDER, SHIPPED, recordings
 
 
 def test_on_demand_reads_a_wave_and_only_then_computes_it():
@@ -228,7 +228,7 @@ def test_a_trace_of_another_model_is_refused(runs):
 
 def test_a_recording_of_another_version_or_no_recording_is_refused(runs, tmp_path, monkeypatch):
     info, outputs = runs
-    monkeypatch.setattr("specmoe.simulate.recording.FORMAT", 0)
+    monkeypatch.setattr("specmoe.lab.simulate.recording.FORMAT", 0)
     path = Recording.of(outputs["cached"], info).save(tmp_path / "old.npz")
     monkeypatch.undo()
     with pytest.raises(OptionError, match="version 0"):

@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 
-from specmoe import transfers
 from specmoe.checkpoint import open_packed, pack
 from specmoe.errors import OptionError, StoreError
-from specmoe.expert_store import open_store
-from specmoe.read_queue import DEMAND, PREFETCH
-from specmoe.transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
+from specmoe.offload import transfers
+from specmoe.offload.read_queue import DEMAND, PREFETCH
+from specmoe.offload.store import open_store
+from specmoe.offload.transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
 KINDS = ("disk", "memory")
 

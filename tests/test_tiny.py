@@ -12,9 +12,9 @@ import torch
 
 from specmoe.errors import OptionError
 from specmoe.tiny import SHIPPED, list_models, shipped_path
-from specmoe.tiny.counting import number_words
-from specmoe.tiny.data import DOMAINS, documents, held_out_prompts, is_held_out, prompts
-from specmoe.tiny.recipe import RECIPES, recipe_of
+from specmoe.tiny.making.recipe import RECIPES, recipe_of
+from specmoe.tiny.texts.counting import number_words
+from specmoe.tiny.texts.data import DOMAINS, documents, held_out_prompts, is_held_out, prompts
 
 LIMITS = {"tiny-skewed": 14e6, "tiny-balanced": 6e6, "tiny-translate": 20e6}
 present = [name for name in RECIPES if (shipped_path(name) / "config.json").exists()]
@@ -121,7 +121,7 @@ def test_the_tokens_of_prompt_and_completion_join(name):
 
 @pytest.mark.parametrize("name", present)
 def test_record_and_card_agree(name):
-    from specmoe.tiny.card import card_text
+    from specmoe.tiny.making.card import card_text
 
     folder = shipped_path(name)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_record_and_card_agree(name):
 
 @pytest.mark.parametrize(("name", "low", "high"), [("tiny-skewed", 0.6, 0.8), ("tiny-balanced", 0.0, 0.35)])
 def test_expert_use_is_what_the_name_says(name, low, high):
-    from specmoe.tiny.evaluate import gini
+    from specmoe.tiny.making.evaluate import gini
 
     use = json.loads((shipped_path(name) / "training.json").read_text(encoding="utf-8"))["expert_use"]
     assert low <= use["mean_gini"] <= high
@@ -143,7 +143,7 @@ def test_expert_use_is_what_the_name_says(name, low, high):
 
 
 def test_gini():
-    from specmoe.tiny.evaluate import gini
+    from specmoe.tiny.making.evaluate import gini
 
     assert gini([5, 5, 5, 5]) == pytest.approx(0.0)
     assert gini([0, 0, 0, 9]) == pytest.approx(0.75)
@@ -151,7 +151,7 @@ def test_gini():
 
 
 def test_sorted_dispatch_equals_the_eager_experts():
-    from specmoe.tiny.model import new_model, sorted_dispatch
+    from specmoe.tiny.making.model import new_model, sorted_dispatch
 
     torch.manual_seed(0)
     model = new_model(recipe_of("tiny-balanced").shape, 8).double()
@@ -163,7 +163,7 @@ def test_sorted_dispatch_equals_the_eager_experts():
 
 
 def test_balancing_turns_round_at_the_target():
-    from specmoe.tiny.training import pull
+    from specmoe.tiny.making.training import pull
 
     even, one = torch.arange(8).repeat(4), torch.zeros(32, dtype=torch.long)
     assert pull(one, 8, None) == pull(one, 8, 0.5) == 1.0
@@ -171,8 +171,8 @@ def test_balancing_turns_round_at_the_target():
 
 
 def test_the_learning_rate_warms_up_by_share_or_steps_and_falls_unless_it_is_constant():
-    from specmoe.tiny.recipe import Phase
-    from specmoe.tiny.training import learning_rate
+    from specmoe.tiny.making.recipe import Phase
+    from specmoe.tiny.making.training import learning_rate
 
     falling, constant = Phase(1, 2.0, warm_up=0.1, final_share=0.5), Phase(1, 2.0, warm_up_steps=200, final_share=1.0)
     by_share = [learning_rate(falling, done) for done in (0.0, 0.05, 0.1, 0.55, 1.0)]
@@ -182,8 +182,8 @@ def test_the_learning_rate_warms_up_by_share_or_steps_and_falls_unless_it_is_con
 
 
 def test_a_phase_is_as_long_as_its_steps_unless_told_otherwise():
-    from specmoe.tiny.recipe import Phase, Training
-    from specmoe.tiny.training import run_phases
+    from specmoe.tiny.making.recipe import Phase, Training
+    from specmoe.tiny.making.training import run_phases
 
     class Two(Training):
         phases = {"dense": Phase(1, 1.0, steps=7), "upcycled": Phase(3, 1.0)}
@@ -202,7 +202,7 @@ def test_a_phase_is_as_long_as_its_steps_unless_told_otherwise():
 def test_upcycling_keeps_the_function_of_the_dense_model():
     from dataclasses import replace
 
-    from specmoe.tiny.model import new_model, upcycle
+    from specmoe.tiny.making.model import new_model, upcycle
 
     recipe = replace(recipe_of("tiny-balanced"), expert_noise=0.0)
     dense, tokens = new_model(recipe.shape, 1).eval(), torch.arange(20)[None]
@@ -212,8 +212,8 @@ def test_upcycling_keeps_the_function_of_the_dense_model():
 
 
 def test_reference_rounds_are_whole_when_every_expert_drafts():
-    from specmoe.tiny.model import new_model
-    from specmoe.tiny.rounds import tokens_per_round
+    from specmoe.tiny.making.model import new_model
+    from specmoe.tiny.making.rounds import tokens_per_round
 
     torch.manual_seed(0)
     model = new_model(recipe_of("tiny-balanced").shape, 8)
@@ -222,7 +222,7 @@ def test_reference_rounds_are_whole_when_every_expert_drafts():
 
 
 def test_training_runs_end_to_end(tmp_path, monkeypatch):
-    from specmoe.tiny import recipe, train
+    from specmoe.tiny.making import recipe, train
 
     shape = recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400)
     phases = [

@@ -8,10 +8,7 @@ import random
 import pytest
 import torch
 
-from specmoe.tiny import translate_grammar as grammar
-from specmoe.tiny.translate_data import held_out_pairs, sentence, sentence_pairs
-from specmoe.tiny.translate_lexicon import AFTER_THINGS, BEFORE_THINGS, FAMILY, PLACES, THINGS, VERBS
-from specmoe.tiny.translate_model import (
+from specmoe.tiny.making.translate_model import (
     SortedMoe,
     live_tokens,
     new_translation_tokenizer,
@@ -22,7 +19,10 @@ from specmoe.tiny.translate_model import (
     upcycle_translator,
     use_sorted_experts,
 )
-from specmoe.tiny.translate_recipe import TRANSLATE, TranslationShape
+from specmoe.tiny.making.translate_recipe import TRANSLATE, TranslationShape
+from specmoe.tiny.texts import translate_grammar as grammar
+from specmoe.tiny.texts.translate_data import held_out_pairs, sentence, sentence_pairs
+from specmoe.tiny.texts.translate_lexicon import AFTER_THINGS, BEFORE_THINGS, FAMILY, PLACES, THINGS, VERBS
 
 SMALL = TranslationShape(num_experts=5, num_layers=2, hidden_size=16, ffn_size=8, num_heads=2)
 

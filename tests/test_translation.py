@@ -9,14 +9,16 @@ import json
 import pytest
 import torch
 
-from specmoe import bench, cli, load, tiny
-from specmoe.bench import run_bench
+from specmoe import load, tiny
+from specmoe.cli import parser as cli
 from specmoe.errors import OptionError
-from specmoe.tiny.translate_card import translation_card
-from specmoe.tiny.translate_data import held_out_pairs, sentence_pairs
-from specmoe.tiny.translate_model import new_translation_tokenizer, new_translator
-from specmoe.tiny.translate_recipe import TranslationRecipe, TranslationShape
-from specmoe.tiny.translate_train import TRANSLATE, finish, train_translator
+from specmoe.lab.bench import methods as bench
+from specmoe.lab.bench.methods import run_bench
+from specmoe.tiny.making.translate_card import translation_card
+from specmoe.tiny.making.translate_model import new_translation_tokenizer, new_translator
+from specmoe.tiny.making.translate_recipe import TranslationRecipe, TranslationShape
+from specmoe.tiny.making.translate_train import TRANSLATE, finish, train_translator
+from specmoe.tiny.texts.translate_data import held_out_pairs, sentence_pairs
 
 SHAPE = TranslationShape(num_experts=4, num_layers=2, hidden_size=16, ffn_size=8, num_heads=2, max_positions=64)
 FRENCH = "fra_Latn"
@@ -225,7 +227,7 @@ def test_the_target_turns_the_balancing_of_a_translator_round(tmp_path):
 def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):
     asked = {}
     train = lambda out, **options: asked.update(options, out=out) or out  # noqa: E731
-    monkeypatch.setattr("specmoe.tiny.translate_train.train_translator", train)
+    monkeypatch.setattr("specmoe.tiny.making.translate_train.train_translator", train)
     code, out, _ = specmoe_says("train", "tiny-translate", "--out", tmp_path / "o", "--steps", "4")
     assert code == 0 and out.strip() == str(tmp_path / "o")
     assert asked == {"out": tmp_path / "o", "steps": 4, "progress": None}
@@ -244,5 +246,5 @@ def test_what_was_much_used_lingers_through_the_prefills_between_rounds(monkeypa
     job = {"prompts": [pair.english for pair in held_out_pairs(40)], "batch_size": 4, "gamma": 4, "prefetch": False}
     with load("tiny-translate", store="memory", fast_memory="30MiB") as engine:
         wise = engine.generate(max_new_tokens=24, **job).stats.num_fetches
-        monkeypatch.setattr("specmoe.eviction.RunPolicy.priority", lambda policy, key: 0)
+        monkeypatch.setattr("specmoe.offload.policies.RunPolicy.priority", lambda policy, key: 0)
         assert wise < 0.7 * engine.generate(max_new_tokens=24, **job).stats.num_fetches

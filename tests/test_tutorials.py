@@ -12,11 +12,11 @@ import nbformat
 import pytest
 import wrong_answers
 
-from specmoe import exercises
 from specmoe.errors import OptionError
-from specmoe.exercises import ExerciseError, planning
-from specmoe.exercises.build import build, differences, read_source, sources_of
-from specmoe.simulate import simulate
+from specmoe.lab import exercises
+from specmoe.lab.exercises import ExerciseError, planning
+from specmoe.lab.exercises.build import build, differences, read_source, sources_of
+from specmoe.lab.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -76,7 +76,7 @@ def test_no_check_is_passed_by_an_answer_without_content(check, empty):
 
 
 def test_drafting_as_hot_temporal_does_is_recognised_by_its_score():
-    from specmoe.draft_sets import HotTemporal
+    from specmoe.speculate.draft_sets import HotTemporal
 
     def same(layer, counts, num_draft, memory):
         policy = memory.setdefault("policy", HotTemporal(4, len(counts), num_draft))
@@ -99,7 +99,7 @@ def test_an_eviction_that_is_valid_but_worse_than_lru_is_told_both_scores():
 
 
 def test_a_planner_is_scored_by_the_simulator_on_recorded_runs():
-    """Right on the small tables, plain decoding on the recorded ones: only ``specmoe.simulate`` can tell."""
+    """Right on the small tables, plain decoding on the recorded ones: only ``specmoe.lab.simulate`` can tell."""
     right = wrong_answers.by(lambda one, rate: (one["bytes"] / rate + one["compute_s"]) / one["tokens"])
     with pytest.raises(ExerciseError, match="a recorded one is not"):
         exercises.check_planner(lambda rounds, rate: right(rounds, rate) if len(rounds) < 6 else 0)

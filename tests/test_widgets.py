@@ -24,12 +24,12 @@ from nbclient.output_widget import OutputWidget
 from PIL import Image
 
 import specmoe
-from specmoe import figures, replay, simulate, widgets
 from specmoe.errors import OptionError, UnsupportedModelError
-from specmoe.figures import tokens
-from specmoe.report.run import widget_errors
-from specmoe.routing import record_routing
-from specmoe.tiny.translate_data import held_out_pairs
+from specmoe.lab import figures, replay, simulate, widgets
+from specmoe.lab.figures import tokens
+from specmoe.lab.report.run import widget_errors
+from specmoe.lab.routing import record_routing
+from specmoe.tiny.texts.translate_data import held_out_pairs
 
 METHODS = ("on_demand", "cached", "specmoe")
 
@@ -341,7 +341,7 @@ def test_the_map_takes_the_frame_of_simulate_winners(recordings):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda o, r: widgets.routing_explorer(o), "no routing per token: make one with specmoe.routing.record_routing"),
+        (lambda o, r: widgets.routing_explorer(o), "no routing per token: make one with specmoe.lab.routing.record_routing"),
         (lambda o, r: widgets.pool_replay("trace"), "str holds no trace"),
         (lambda o, r: widgets.pool_replay(o, layer=9), "layer=9 .*did you mean"),
         (lambda o, r: widgets.timeline(o, round=999), "round=999 .*did you mean"),

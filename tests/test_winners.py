@@ -9,14 +9,14 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from specmoe import reproduction as paper
 from specmoe.errors import OptionError
-from specmoe.figures.winners import map_of_winners
-from specmoe.reproduction import sentences, settings, simulated
-from specmoe.reproduction.record import own_recordings, record_model
-from specmoe.simulate import PRESETS, recordings, simulate
+from specmoe.lab import paper
+from specmoe.lab.figures.winners import map_of_winners
+from specmoe.lab.paper import sentences, settings, simulated
+from specmoe.lab.paper.record import own_recordings, record_model
+from specmoe.lab.simulate import PRESETS, recordings, simulate
 
-winners = importlib.import_module("specmoe.reproduction.winners")  # the function has its module's name
+winners = importlib.import_module("specmoe.lab.paper.winners")  # the function has its module's name
 matplotlib.use("agg")
 
 
@@ -128,8 +128,8 @@ def test_a_map_of_too_little_is_refused(given, words):
 
 def test_another_model_is_simulated_at_its_own_size(tmp_path, monkeypatch):
     """``-p model=...``: recordings of its own runs, on the map and on the paper's machine."""
-    monkeypatch.setattr(importlib.import_module("specmoe.reproduction.record"), "FEW", (1, 4))
-    monkeypatch.setattr(importlib.import_module("specmoe.reproduction.measure"), "TOKENS", 24)
+    monkeypatch.setattr(importlib.import_module("specmoe.lab.paper.record"), "FEW", (1, 4))
+    monkeypatch.setattr(importlib.import_module("specmoe.lab.paper.measure"), "TOKENS", 24)
     record_model("tiny-balanced", 2, tmp_path)
     runs = own_recordings(tmp_path)
     stranger = [replace(each, info=each.info | {"name": "mine"}) for each in runs]

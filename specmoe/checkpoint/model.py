@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .. import adapters
 from ..errors import CheckpointError, UnsupportedModelError, door
+from . import adapters
 from .files import Checkpoint, open_checkpoint, resolve
 from .leftovers import without_leftovers
 from .recipes import recipes

@@ -24,16 +24,7 @@ from typing import BinaryIO, TextIO
 import torch
 
 from ..errors import CheckpointError, StoreError
-from .cache import (
-    OURS,
-    cache_folder,
-    cached,
-    force_folder,
-    free_of_readers,
-    is_journal,
-    remove_packed,
-    write_whole,
-)
+from .cache import OURS, cache_folder, cached, force_folder, free_of_readers, is_journal, remove_packed, write_whole
 from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
 from .layout import PackedExperts, Progress, open_packed, reporting, seal

@@ -22,8 +22,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from ..adapters import conversions
 from ..errors import CheckpointError
+from .adapters import conversions
 
 logger = logging.getLogger("specmoe")
 

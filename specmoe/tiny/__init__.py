@@ -81,9 +81,9 @@ def _moe_facts(config: dict, use: dict) -> dict:
 def train_shipped(name: str, out_dir: Path, **options) -> Path:
     """Follow the recipe of a shipped model: ``minutes``, ``steps`` and ``progress`` as in ``train.train``."""
     if name == "tiny-translate":
-        from .translate_train import train_translator
+        from .making.translate_train import train_translator
 
         return train_translator(out_dir, **options)
-    from .train import train
+    from .making.train import train
 
     return train(name, out_dir, **options)

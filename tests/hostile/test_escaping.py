@@ -18,11 +18,11 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import specmoe
-from specmoe import figures, report
+from specmoe.engine.exactness import Divergence, ExactReport
+from specmoe.engine.output import Output, Stats
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, door
-from specmoe.exactness import Divergence, ExactReport
-from specmoe.figures.tokens import words_of
-from specmoe.output import Output, Stats
+from specmoe.lab import figures, report
+from specmoe.lab.figures.tokens import words_of
 from specmoe.trace import Trace
 
 HOSTILE = (
@@ -117,7 +117,7 @@ def test_a_figure_with_a_hostile_caption_and_hostile_tokens_is_drawn(name):
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_menu_of_a_widget_shows_a_name_as_text(name):
-    from specmoe.widgets.base import choice
+    from specmoe.lab.widgets.base import choice
 
     menu = choice("model", [(name, 1)], 1)
     assert menu.options == ((name, 1),)

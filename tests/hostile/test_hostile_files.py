@@ -29,8 +29,9 @@ from tiny_architectures import make_checkpoint
 from transformers import GenerationConfig
 
 import specmoe
-from specmoe import checkpoint, job_lines, jobs
+from specmoe import checkpoint
 from specmoe.checkpoint import layout
+from specmoe.cli import job_lines, jobs
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 
 FILES = {**HEADERS, **JSON_FILES, **PLACES, **INDICES, **COUNTS}

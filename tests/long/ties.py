@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import specmoe
-from specmoe.exactness import TransformersReference, choose_reference, first_divergence
-from specmoe.tiny.data import held_out_prompts
-from specmoe.tiny.translate_data import held_out_pairs
+from specmoe.engine.exactness import TransformersReference, choose_reference, first_divergence
+from specmoe.tiny.texts.data import held_out_prompts
+from specmoe.tiny.texts.translate_data import held_out_pairs
 
 PROMPTS = {"tiny-skewed": 4000, "tiny-balanced": 4000, "tiny-translate": 2000}
 METHODS = ("overlapped", "cached", "specmoe", "resident", "auto")

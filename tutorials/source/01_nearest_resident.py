@@ -7,7 +7,7 @@
 # **Difficulty** easy · **Time** 10 minutes · **Before it** `notebooks/04_self_draft.ipynb`
 
 # %%
-from specmoe.exercises import check_nearest
+from specmoe.lab.exercises import check_nearest
 
 # %% [markdown]
 # `distances` is a list of E lists of E numbers: `distances[a][b]` is the L2 distance between the weights of the experts
@@ -45,5 +45,5 @@ check_nearest(table)
 # </details>
 
 # %% [markdown] solution
-# The engine makes this table when a layer's draft set changes: `specmoe.affinity.nearest_resident`. Whether the nearest resident
+# The engine makes this table when a layer's draft set changes: `specmoe.offload.affinity.nearest_resident`. Whether the nearest resident
 # drafts better than a random one is a question for a measurement: `substitute="random"` in `engine.generate`.

@@ -6,7 +6,7 @@
 # **Difficulty** medium · **Time** 20 minutes · **Before it** `notebooks/02_experts_in_slow_memory.ipynb`
 
 # %%
-from specmoe.exercises import check_eviction
+from specmoe.lab.exercises import check_eviction
 
 # %% [markdown]
 # After each step you are given `counts` (tokens per expert in this step, a list with E entries), `resident` (a set), `memory` (a

@@ -7,7 +7,7 @@
 # **Difficulty** easy · **Time** 15 minutes · **Before it** `notebooks/05_batched_verification.ipynb`
 
 # %%
-from specmoe.exercises import check_acceptance
+from specmoe.lab.exercises import check_acceptance
 
 # %% [markdown]
 # `target` has B rows of G + 1 tokens: `target[b][i]` is what the target says where `drafted[b][i]` stands; its last one comes
@@ -47,4 +47,4 @@ check_acceptance(accept)
 # </details>
 
 # %% [markdown] solution
-# The package does all rows at once, with a cumulative product over the agreement: `specmoe.sampling.accept_matching`.
+# The package does all rows at once, with a cumulative product over the agreement: `specmoe.speculate.sampling.accept_matching`.

@@ -7,7 +7,7 @@
 # **Difficulty** hard · **Time** 20 minutes · **Before it** `notebooks/06_sampling_without_bias.ipynb`
 
 # %%
-from specmoe.exercises import check_sampling
+from specmoe.lab.exercises import check_sampling
 
 # %% [markdown]
 # `p` and `q` are lists of V probabilities, `token` was drawn from `q`, `uniform` is one draw in [0, 1). Return `None` to accept

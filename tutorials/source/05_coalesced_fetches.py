@@ -6,7 +6,7 @@
 # **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/05_batched_verification.ipynb`
 
 # %%
-from specmoe.exercises import check_coalescing
+from specmoe.lab.exercises import check_coalescing
 
 # %% [markdown]
 # `routing[b][t]` lists the K experts that the router named for token t of row b; only the first `num_tokens[b]` tokens of a row

@@ -7,7 +7,7 @@
 # **Difficulty** hard · **Time** 25 minutes · **Before it** `notebooks/03_hot_experts.ipynb`
 
 # %%
-from specmoe.exercises import check_draft_set
+from specmoe.lab.exercises import check_draft_set
 
 # %% [markdown]
 # After each verification the engine calls you for each layer with `counts` (tokens per expert, a list with E entries), `num_draft`,

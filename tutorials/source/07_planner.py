@@ -6,12 +6,12 @@
 # **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/08_when_does_it_pay.ipynb`
 
 # %%
-from specmoe.exercises import check_planner
+from specmoe.lab.exercises import check_planner
 
 # %% [markdown]
 # `rounds` is a list of dictionaries, one per gamma that was tried: `gamma`, `tokens` (that a row gains per round), `bytes` (fetched
 # per round) and `compute_s` (seconds of drafting and verifying). Return the gamma with the fewest seconds per token, as if reads and
-# compute followed each other. Tokens and fetches are recorded; `specmoe.simulate` **simulates** the score on three links (and lets
+# compute followed each other. Tokens and fetches are recorded; `specmoe.lab.simulate` **simulates** the score on three links (and lets
 # reads overlap with compute, so within five percent of the best counts as right).
 
 # %% stub
@@ -43,4 +43,4 @@ check_planner(plan)
 # </details>
 
 # %% [markdown] solution
-# `specmoe.planner.CostPlanner` does this while decoding, with costs that it measures itself.
+# `specmoe.speculate.planner.CostPlanner` does this while decoding, with costs that it measures itself.

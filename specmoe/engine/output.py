@@ -1,0 +1,133 @@
+"""What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show themselves in a notebook.
+
+Comes in: the totals of ``speculate`` and the pool's counts. Goes out: frozen ``Stats``; all of it is of decoding, prefill
+stands apart in ``prefill_s`` and ``prefill_bytes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from dataclasses import dataclass, field
+
+import torch
+
+from ..speculate.loop import Job
+from ..trace import Trace
+
+SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Numbers of one run. Seconds are wall clock; bytes are whole expert records moved from slow to fast memory."""
+
+    method: str
+    gamma: float  # mean drafted tokens asked for per round
+    batch_size: int
+    num_new_tokens: int
+    seconds: float  # decoding, without prefill
+    tokens_per_second: float
+    num_rounds: int
+    num_plain_rounds: int  # of them, rounds without a draft
+    tokens_per_round: float  # new tokens per row and round
+    acceptance_rate: float  # accepted / drafted
+    fetched_bytes: int
+    num_fetches: int
+    num_hits: int
+    num_misses: int
+    prefetch_recall: float  # misses whose read was already under way / misses
+    prefetch_precision: float  # prefetches that were used / prefetches
+    wait_s: float  # compute stood still for a read
+    draft_s: float
+    verify_s: float
+    prefill_s: float
+    prefill_bytes: int
+    peak_fast_expert_bytes: int
+    kept_full: bool  # were finished rows replaced from a queue of prompts
+    seed: int | None = None  # what sampling drew from, given or not; None: greedy
+
+    @property
+    def fetched_bytes_per_token(self) -> float:
+        return self.fetched_bytes / max(1, self.num_new_tokens)
+
+    @property
+    def remark(self) -> str:
+        """What ``auto`` decided, where it was not to draft; else empty."""
+        if self.method != "auto" or self.num_rounds < SETTLED or 2 * self.num_plain_rounds <= self.num_rounds:
+            return ""
+        return f"drafting did not pay here: auto decoded {self.num_plain_rounds} of {self.num_rounds} rounds plainly"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{name}</td><td style='text-align:right'>{html.escape(show(value))}</td></tr>"
+            for name, value in dataclasses.asdict(self).items()
+        )
+        return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>" + (
+            f"<p>{html.escape(self.remark)}</p>" if self.remark else ""
+        )
+
+
+def show(value) -> str:
+    """A number for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Result of ``Engine.generate``, in the order of the prompts."""
+
+    sequences: list[torch.Tensor]  # prompt + new tokens (encoder-decoder: the decoder's tokens, start included)
+    texts: list[str]  # decoded sequences; empty without a tokenizer
+    new_texts: list[str]  # only what was generated
+    num_prompt_tokens: list[int]
+    stats: Stats
+    trace: Trace = field(repr=False)
+    sources: list[list[int] | None] = field(default_factory=list, repr=False)  # encoder-decoder: what the encoder read
+    tokenizer: object = field(default=None, repr=False, compare=False)  # turns single tokens into text, where there is one
+
+    def _repr_html_(self) -> str:
+        shown = list(zip(self.texts or [s.tolist() for s in self.sequences], self.num_prompt_tokens, strict=True))[:8]
+        rows = "".join(f"<tr><td>{i}</td><td style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"
+                       for i, (text, _) in enumerate(shown))  # fmt: skip
+        more = f"<p>... and {len(self.sequences) - len(shown)} more</p>" if len(self.sequences) > len(shown) else ""
+        return f"<table><thead><tr><th>prompt</th><th>text</th></tr></thead><tbody>{rows}</tbody></table>{more}" + (
+            self.stats._repr_html_()
+        )
+
+
+def make_stats(method: str, batch_size: int, job: Job, seconds: float, peak_bytes: int, *, kept_full: bool,
+               seed: int | None = None) -> Stats:  # fmt: skip
+    """Sums over the rounds of ``job``; prefill's share of what its pool moved is taken off here."""
+    rounds, moved = job.rounds, job.experts.pool.counts.minus(job.prefill)
+    num_new_tokens = sum(each.new_tokens for each in rounds)
+    num_drafted = sum(sum(each.drafted) for each in rounds)
+    num_accepted = sum(sum(each.accepted) for each in rounds)
+    return Stats(
+        method=method,
+        gamma=sum(each.gamma for each in rounds) / max(1, len(rounds)),
+        batch_size=batch_size,
+        num_new_tokens=num_new_tokens,
+        seconds=seconds,
+        tokens_per_second=num_new_tokens / seconds if seconds > 0 else float("nan"),
+        num_rounds=len(rounds),
+        num_plain_rounds=sum(not each.gamma for each in rounds),
+        tokens_per_round=num_new_tokens / max(1, sum(len(each.prompts) for each in rounds)),
+        acceptance_rate=num_accepted / num_drafted if num_drafted else 0.0,
+        fetched_bytes=moved.fetched_bytes,
+        num_fetches=moved.num_fetches,
+        num_hits=moved.num_hits,
+        num_misses=moved.num_misses,
+        prefetch_recall=moved.prefetch_used / moved.num_misses if moved.num_misses else 0.0,
+        prefetch_precision=moved.prefetch_used / moved.num_prefetches if moved.num_prefetches else 0.0,
+        wait_s=moved.wait_s,
+        draft_s=sum(each.draft_s for each in rounds),
+        verify_s=sum(each.verify_s for each in rounds),
+        prefill_s=job.prefill_s,
+        prefill_bytes=job.prefill.fetched_bytes,
+        peak_fast_expert_bytes=peak_bytes,
+        kept_full=kept_full,
+        seed=seed,
+    )

@@ -1,0 +1,185 @@
+"""One run of an engine: who may use it, what is held meanwhile, and how all of it ends.
+
+Comes in: prompts that have been read, and the settings of a method. Goes out: a ``Run``, which is iterated round by round and
+then gives its ``Output``. ``Engine.generate`` and ``Engine.start`` make one; probes hold an engine without one.
+
+Nothing here relies on a clean-up that comes to its end: an interrupt may cut any of them short. So ``held`` begins with what
+makes an engine clean (no read under way, an empty KV cache), and only then hands out buffers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import SpecMoEError
+from ..offload.experts import RunExperts
+from ..options import GenerateOptions
+from ..speculate.loop import Job, Row, decode
+from ..speculate.sampling import Sampler
+from ..trace import PoolCounts, Round, Trace
+from .methods import Method
+from .output import Output, make_stats
+from .progress import Watcher
+
+
+class _User:
+    """Whoever has the turn; gone with the call that made it."""
+
+
+class Turns:
+    """One call at a time, in the process that loaded the engine."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        # A weak reference: a call that was cut down before it could give its turn back has given it back all the same.
+        self._user: weakref.ref | None = None
+
+    def is_taken(self) -> bool:
+        return self._user is not None and self._user() is not None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within, every other call is refused: of another thread, of a callback, of a forked child."""
+        if os.getpid() != self._process:
+            raise SpecMoEError("this process is a fork of the one that loaded the engine, and has no readers: load it here")
+        user = _User()
+        with self._lock:
+            if self.is_taken():
+                raise SpecMoEError(
+                    "the engine is in use, and does one call at a time: wait until the other one has ended, or load a second"
+                )
+            self._user = weakref.ref(user)
+        try:
+            yield
+        finally:
+            self._user = None
+
+
+@contextmanager
+def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
+    """The experts of one run, with a fresh pool over the engine's slots. Whatever an earlier run left behind ends first:
+    ``StoreError`` while one of its reads has stalled."""
+    with engine.turns.taken():
+        engine.check_open()
+        engine.store.drain()
+        engine.decoder.free()
+        pool = engine.new_pool(method, trace)
+        with _ending(pool.reset_reads, engine.decoder.free):
+            with engine.experts.running(pool, pool.policy, method.drafting) as experts:
+                _preload(experts, method)
+                yield experts
+
+
+def _preload(experts: RunExperts, method: Method) -> None:
+    """Fixed sets are fetched before decoding begins, and not counted."""
+    for layer, chosen in enumerate(method.preload or []):
+        if layer >= method.first_kept:
+            experts.pool.fetch(layer, chosen)
+    experts.pool.counts = PoolCounts()
+
+
+@contextmanager
+def _ending(*ends: Callable[[], None]) -> Iterator[None]:
+    """Every one of ``ends`` is called, whatever another raises; an error of the block itself goes before theirs."""
+    failures: list[BaseException] = []
+    try:
+        yield
+    except BaseException as failure:
+        failures.append(failure)
+        raise
+    finally:
+        for end in ends:
+            try:
+                end()
+            except BaseException as failure:  # an interrupt, too: the others still have to end
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it begins: nothing is held yet."""
+
+    rows: list[Row]
+    options: GenerateOptions
+    method: Method
+    sampler: Sampler
+    batch_size: int
+    eos: frozenset[int]
+
+
+class Run:
+    """A run under way: ``with engine.start(...) as run: for round in run: ...; run.output()``.
+
+    Iterating gives one frozen ``Round`` after the other; leaving ``with`` ends every read and frees the KV cache, however the
+    run ended. ``job`` holds its parts: decoder, experts, sampler, planner, queue, rows in flight.
+    """
+
+    def __init__(self, engine, plan: Plan):
+        self.engine = engine
+        self.plan = plan
+        self.trace = Trace(enabled=engine.options.trace)
+        self.watcher: Watcher | None = None
+        self.job: Job | None = None
+        self.seconds = 0.0
+        self._rounds: Iterator[Round] = iter(())
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Run:
+        plan, engine = self.plan, self.engine
+        with ExitStack() as stack, torch.inference_mode():
+            self.watcher = Watcher(plan.options, [row.tokens for row in plan.rows])
+            stack.enter_context(_ending(self.watcher.close))
+            experts = stack.enter_context(held(engine, plan.method, self.trace))
+            # Hooks on routers are nothing for compiled passes.
+            eager = plan.options.substitute == "router"
+            stack.enter_context(engine.decoder.passes.plainly() if eager else nullcontext())
+            engine.decoder.allocate(plan.batch_size, max(row.limit for row in plan.rows))
+            self.job = Job(
+                engine.decoder, experts, plan.sampler, plan.method.planner, deque(plan.rows), plan.batch_size,
+                plan.eos, self.trace,
+            )  # fmt: skip
+            self.trace.restart()
+            self._rounds = decode(self.job)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.__exit__(*exception)
+
+    def __iter__(self) -> Run:
+        return self
+
+    @torch.inference_mode()
+    def __next__(self) -> Round:
+        began_s = time.perf_counter()
+        try:
+            done = next(self._rounds)
+            self.watcher.see(self.job.rows)
+            return done
+        finally:
+            self.seconds += time.perf_counter() - began_s
+
+    def output(self) -> Output:
+        """Tokens, texts, stats and trace; rounds that are left run first."""
+        for _ in self:
+            pass
+        plan, job, engine = self.plan, self.job, self.engine
+        pool = job.experts.pool
+        stats = make_stats(
+            plan.options.method, plan.batch_size, job, self.seconds - job.prefill_s,
+            pool.num_bytes + engine.memory.scratch_bytes, kept_full=len(plan.rows) > plan.batch_size,
+            seed=plan.sampler.seed if plan.options.do_sample else None,
+        )  # fmt: skip
+        return engine.to_output(self.watcher.finished, stats, self.trace)

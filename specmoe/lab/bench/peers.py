@@ -1,0 +1,93 @@
+"""Plain decoding with everything in memory: this engine's ``resident`` against transformers' own ``generate``.
+
+Comes in: a cell of the part "resident". Goes out: tokens and seconds of decoding alone. Both: the same checkpoint,
+float32, the same threads, the same prompts, ``TOKENS`` new tokens for each, no EOS, so that the batch stays full.
+transformers' prefill ends with its first token: the clock starts there."""
+
+from __future__ import annotations
+
+import time
+
+import specmoe
+
+from ... import checkpoint
+from .settings import TOKENS, Cell, Length
+
+_loaded: dict[str, object] = {}
+
+
+def measure_resident(place, cell: Cell, length: Length) -> dict:
+    """Whole runs until half a slice has passed; tokens and seconds of their decoding."""
+    prompts = place.prompts(cell.model)[: cell.batch]
+    run = _open(cell.what, cell.model)
+    run(prompts, 4)  # warm-up
+    tokens, seconds, runs = 0, 0.0, 0
+    while seconds < length.slice_s / 2:
+        more_tokens, more_s = run(prompts, TOKENS)
+        tokens, seconds, runs = tokens + more_tokens, seconds + more_s, runs + 1
+    return {"num_new_tokens": tokens, "seconds": seconds, "runs": runs, "tokens_per_second": tokens / seconds}
+
+
+def _open(what: str, model: str):
+    """The two stay open from cell to cell: they are small, and alternate."""
+    if what not in _loaded:
+        _loaded[what] = Resident(model) if what == "resident" else Transformers(checkpoint.resolve(model))
+    return _loaded[what]
+
+
+def close() -> None:
+    """Forget both."""
+    if "resident" in _loaded:
+        _loaded["resident"].engine.close()
+    _loaded.clear()
+
+
+class Resident:
+    """This engine with every expert in memory."""
+
+    def __init__(self, model: str):
+        self.engine = specmoe.load(model, store="memory", dtype="float32", trace=False)
+
+    def __call__(self, prompts: list, new_tokens: int) -> tuple[int, float]:
+        stats = self.engine.generate(
+            prompts, method="resident", batch_size=len(prompts), max_new_tokens=new_tokens, eos_token_id=[]
+        ).stats
+        return stats.num_new_tokens, stats.seconds
+
+
+class Transformers:
+    """transformers' ``generate``; ``load`` goes to ``from_pretrained``."""
+
+    def __init__(self, path, **load):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": torch.float32, **load})
+        self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token_id = self.tokenizer.eos_token_id or 0
+
+    def __call__(
+        self, prompts: list[str], new_tokens: int, each_step=lambda: None, most_s: float = 1e9
+    ) -> tuple[int, float]:
+        """New tokens after the first, and their seconds; stops after ``most_s``. ``each_step``: called after each."""
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        times = []
+
+        class Clock(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                times.append(time.perf_counter())
+                each_step()
+                over = times[-1] - times[0] > most_s
+                return torch.full((len(input_ids),), over, dtype=torch.bool)
+
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            self.model.generate(
+                batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=new_tokens, do_sample=False,
+                eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=StoppingCriteriaList([Clock()]),
+            )  # fmt: skip
+        return len(prompts) * (len(times) - 1), times[-1] - times[0]

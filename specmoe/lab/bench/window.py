@@ -1,0 +1,141 @@
+"""A steady-state window: decode from an endless queue of prompts with the batch full, and stop after some seconds.
+
+Comes in: an engine, a method, a batch. Goes out: sums over the measured rounds as a plain dict (seconds, tokens, bytes,
+waits), prefill and warm-up left out. ``parts`` calls this.
+
+The first rows start at a random place of their own text (their tokens so far are the model's own, known from an
+earlier run), so the batch looks as it does in the middle of a long job from the first round on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ...speculate.loop import Row
+from ...trace import Round
+
+COUNTED = ("num_hits", "num_misses", "num_fetches", "fetched_bytes", "num_prefetches", "prefetch_used", "wait_s", "read_s")
+LEAST_ROUNDS = 2
+CALIBRATED = 32  # prompts that tell the static eviction what is hot
+MOST_WARM_UP = 1.0  # in lengths of the window: how long a planner may try things out before it is measured all the same
+
+
+class EndlessQueue(deque):
+    """Prompts that come back: a row taken from the front is queued again at the end. ``first`` rows are taken once."""
+
+    def __init__(self, first: list[Row], rows: list[Row]):
+        super().__init__([*first, *rows])
+        self.num_first = len(first)
+
+    def popleft(self) -> Row:
+        row = super().popleft()
+        if self.num_first:
+            self.num_first -= 1
+            return row
+        self.append(row)
+        return fresh(row)
+
+
+def fresh(row: Row, more: tuple[int, ...] | list[int] = ()) -> Row:
+    """A copy of a row that nobody has decoded yet; ``more``: tokens that it already has beyond its prompt."""
+    return replace(row, tokens=[*row.tokens, *more])
+
+
+def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) -> list[Row]:
+    """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and dealt at random."""
+    places = [(number + 0.5) / batch for number in range(batch)]
+    random.Random(seed).shuffle(places)
+    return [_inside(rows[number % len(rows)], texts, place) for number, place in enumerate(places)]
+
+
+def _inside(row: Row, texts: list[list[int]], place: float) -> Row:
+    """``row`` as far into its own text as ``place`` (0 .. 1) says, at least one token before its end."""
+    text = texts[row.prompt]
+    return fresh(row, text[: int(place * (min(len(text), row.room) - 1))] if text else ())
+
+
+@dataclass
+class Window:
+    """``sums``: what the measured rounds did; ``warm_up``: rounds before them."""
+
+    batch: int
+    seconds: float
+    warm_up_s: float
+    texts: list[list[int]]  # per prompt: the tokens that follow it
+    start: int = 0  # the prompt to begin with
+    trace: bool = False
+    watch: dict[str, Callable[[], float]] = field(default_factory=dict)  # more counters, by name
+    sums: dict = field(default_factory=dict)
+    warm_up: dict = field(default_factory=dict)
+    gammas: list[int] = field(default_factory=list)
+
+    def measure(self, run) -> None:
+        """Iterate ``run``, whose batch is kept full, until the window is over."""
+        job, settled = run.job, False
+        self._prepare(run)
+        mark = self._reading(job)
+        for done in run:
+            now = self._reading(job)
+            change = {name: now[name] - mark[name] for name in now} | _sums_of(done)
+            mark = now
+            if settled:
+                assert len(done.prompts) == self.batch, "the batch was not full"
+                _add(self.sums, change)
+                self.gammas.append(done.gamma)
+            else:
+                _add(self.warm_up, change)
+                settled = self._has_settled(job)
+            if self.sums.get("seconds", 0.0) >= self.seconds and self.sums["num_rounds"] >= LEAST_ROUNDS:
+                break
+
+    def _prepare(self, run) -> None:
+        job, rows = run.job, list(run.job.queue)
+        turned = rows[self.start % len(rows) :] + rows[: self.start % len(rows)]
+        first = staggered(turned, self.texts, self.batch, self.start)
+        used = self.batch % len(turned)
+        job.queue = EndlessQueue(first, turned[used:] + turned[:used])
+        job.trace.enabled = self.trace
+        # A prefill is not measured, and a slow link would only make it long.
+        job.during_prefill = job.experts.pool.store.link.unthrottled
+
+    def _reading(self, job) -> dict:
+        """All counters now, prefill's share taken off."""
+        counts = job.experts.pool.counts.minus(job.prefill)
+        reading = {name: getattr(counts, name) for name in COUNTED}
+        reading |= {name: counter() for name, counter in self.watch.items()}
+        return reading | {"seconds": time.perf_counter() - job.prefill_s}
+
+    def _has_settled(self, job) -> bool:
+        """Warm enough to measure: time and rounds have passed, and the planner no longer only tries things out."""
+        passed = self.warm_up
+        if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
+            return False
+        return job.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
+
+
+def _sums_of(done: Round) -> dict:
+    return {
+        "num_rounds": 1, "row_rounds": len(done.prompts), "num_new_tokens": done.new_tokens, "num_drafted": sum(done.drafted),
+        "num_accepted": sum(done.accepted), "draft_s": done.draft_s, "verify_s": done.verify_s,
+    }  # fmt: skip
+
+
+def _add(sums: dict, change: dict) -> None:
+    for name, value in change.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def measure(engine, prompts: list, window: Window, **options) -> dict:
+    """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its time."""
+    if options.get("eviction") == "static" and engine.hotness is None:
+        engine.calibrate(prompts[:CALIBRATED])  # else ``generate`` would do it, inside the window
+    began_s = time.perf_counter()
+    with engine.start(prompts, batch_size=window.batch, **options) as run:
+        window.measure(run)
+    return window.sums | {
+        "gamma": sum(window.gammas) / max(1, len(window.gammas)), "batch": window.batch,
+        "warm_up_s": window.warm_up.get("seconds", 0.0), "wall_s": time.perf_counter() - began_s,
+    }  # fmt: skip

@@ -1,0 +1,84 @@
+"""What the exercises are scored on: real runs of a shipped checkpoint, made once per session.
+
+Comes in: nothing. Goes out: expert distances, routing, requests and measured rounds of ``tiny-skewed``. All of it comes
+from runs whose counts (not their times) repeat exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from ... import checkpoint
+from ...engine.engine import Engine, load
+from ...engine.output import Output
+from ...offload.affinity import expert_distances
+from ...tiny.texts.data import held_out_prompts
+from ..replay import Request, layer_requests, layers_of
+from ..routing import record_routing
+from ..simulate import Recording
+
+MODEL, NUM_EXPERTS, NUM_DRAFT = "tiny-skewed", 32, 4
+GAMMAS = (0, 1, 2, 3, 5, 8)
+
+
+def prompts(num_prompts: int = 4) -> list[str]:
+    """Held-out prompts of the shipped model, the domains taking turns."""
+    return held_out_prompts(num_prompts, seed=1)
+
+
+@functools.lru_cache(maxsize=1)
+def shipped_distances() -> torch.Tensor:
+    """Expert distances of the shipped model, [L, E, E]."""
+    return expert_distances(checkpoint.pack(checkpoint.resolve(MODEL)))
+
+
+def run(**options) -> Output:
+    """One deterministic run of the shipped model, experts in host memory."""
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        return generate(engine, **options)
+
+
+def generate(engine: Engine, num_prompts: int = 4, max_new_tokens: int = 32, **options) -> Output:
+    """Nothing read ahead, no early end: counts repeat exactly."""
+    return engine.generate(prompts(num_prompts), max_new_tokens=max_new_tokens, prefetch=False, eos_token_id=[], **options)
+
+
+@functools.lru_cache(maxsize=1)
+def recorded_requests() -> dict[int, list[Request]]:
+    """Per MoE layer, what its router asked for in each step of plain decoding, two rows at a time."""
+    frame = run(method="on_demand", batch_size=2, max_new_tokens=48).trace.to_frame()
+    return {layer: layer_requests(frame, layer, NUM_EXPERTS) for layer in layers_of(frame)}
+
+
+@functools.lru_cache(maxsize=1)
+def recorded_block(num_rows: int = 6, num_tokens: int = 6) -> list[list[list[int]]]:
+    """The routers' choices [B][T][K] of one layer for a block of ``num_tokens`` tokens in each of ``num_rows`` rows."""
+    rows = []
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        for prompt in prompts(num_rows):
+            routing = record_routing(engine, prompt, max_new_tokens=num_tokens, method="on_demand", eos_token_id=[])
+            picks = routing.picks[
+                (routing.picks["layer"] == 1) & (routing.picks["position"] >= routing.num_prompt_tokens - 1)
+            ]
+            choices = picks.sort_values(["position", "choice"]).groupby("position")["expert"].apply(list)
+            rows.append(choices.tolist()[:num_tokens])
+    return rows
+
+
+def bytes_per_token(draft_set: str | Callable) -> float:
+    """Bytes fetched per new token on the engine with ``draft_set``, gamma 5, one row at a time."""
+    return run(method="specmoe", gamma=5, batch_size=1, max_new_tokens=48, draft_set=draft_set).stats.fetched_bytes_per_token
+
+
+@functools.lru_cache(maxsize=1)
+def recorded_rounds() -> dict[int, Recording]:
+    """Gamma -> a real run with it, as ``simulate`` replays them; four rows always in flight."""
+    runs = {}
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        for gamma in GAMMAS:
+            output = generate(engine, num_prompts=12, method="specmoe", gamma=gamma, batch_size=4)
+            runs[gamma] = Recording.of(output, engine.info).full()
+    return runs

@@ -1,0 +1,102 @@
+"""What the notebook ``paper`` calls: open or measure results, lines for its figures, ``metrics.json``.
+
+Comes in: the notebook's parameters. Goes out: results, frames, a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ...engine import engine
+from ...errors import OptionError, check_choice
+from ..bench.methods import plain
+from .facts import FACTS, Number
+from .measure import measure
+from .measured import measured_numbers
+from .numbers import Results, bytes_by_batch, load_results, main_model, rows_of, speed_ratios, speeds, timed_rows
+from .record import own_recordings, record_model
+from .sentences import frame_of
+from .settings import MAIN, RERUNS, plan, plan_low_skew
+from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
+
+CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
+
+
+def open_results(rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None) -> Results:
+    """Committed results, or those of a new measurement, kept in ``<out_dir>/results`` so that it can be taken up again.
+
+    Another ``model`` than the shipped translation model is always measured (at least "quick"). ``OptionError`` for an
+    unknown ``rerun``; errors of ``specmoe.load`` for a model that cannot be opened.
+    """
+    check_choice("rerun", rerun, RERUNS)
+    if rerun == "none" and model == MAIN:
+        return load_results()
+    if out_dir is None:
+        raise OptionError(
+            "measuring needs a folder for its results: run it as a report (specmoe report run paper --out DIR)"
+        )
+    folder = Path(out_dir) / "results"
+    how_much = "full" if rerun == "full" else "quick"
+    if model == MAIN:
+        runs = plan(model, how_much) + plan_low_skew(how_much)
+    else:
+        with engine.load(model, store="memory") as loaded:
+            runs = plan(model, how_much, loaded.info["experts"])
+    measure(runs, folder, progress=progress)
+    if model != MAIN:
+        record_model(model, runs[0].draft_experts, folder)
+    results = load_results(folder)
+    results.recordings = own_recordings(folder) or None
+    return results
+
+
+def all_numbers(results: Results) -> list[Number]:
+    """Every number of the report: the paper's, the measured, the simulated (of the shipped models' recordings)."""
+    return [*FACTS, *measured_numbers(results), *(simulated_numbers(results.recordings))]
+
+
+LINES = ("speed", "latency", "disk", "bytes", "simulated speed", "simulated disk")
+
+
+def lines_at(results: Results, what: str) -> pd.DataFrame:
+    """Batch x method for a figure: "speed" or "latency" throttled, speed-up on the "disk", "bytes" (MB); simulated on the
+    paper's machine: "simulated speed", speed-up on a "simulated disk". Empty where there is nothing."""
+    check_choice("what", what, LINES)
+    rows = rows_of(results, main_model(results))
+    if what == "bytes":
+        return bytes_by_batch(rows) / 1e6
+    if what.startswith("simulated"):
+        speed = replayed(SSD if what.endswith("disk") else H100, speed_of, of=results.recordings)
+        speed = speed.drop(columns="specmoe, prefetch", errors="ignore")  # hardly to be told from the other
+        return speed if what.endswith("speed") else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
+    timed = timed_rows(rows, "disk" if what == "disk" else "throttled")
+    if not len(timed):
+        return pd.DataFrame()
+    if what == "disk":
+        return speed_ratios(timed)
+    speed = speeds(timed)
+    return speed if what == "speed" else speed.rdiv(1000.0 * speed.index.to_series(), axis=0)
+
+
+def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
+    """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not run."""
+    found = json.loads(Path(file).read_text(encoding="utf-8"))["rows"] if Path(file).exists() else []
+    return pd.DataFrame(found)
+
+
+def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:
+    """The numbers of one table, for a figure."""
+    frame = frame_of(numbers)
+    return frame[frame["table"] == table]
+
+
+def export(out_dir: str | Path | None, numbers: list[Number], results: dict[str, dict]) -> None:
+    """``metrics.json``: every number with its kind, and where the measured ones come from."""
+    if out_dir is None:
+        return
+    about = {name: {key: found[key] for key in ("model", "machine", "weights_sha256")} for name, found in results.items()}
+    content = plain({"numbers": [number.to_dict() for number in numbers], "measured_on": about})
+    Path(out_dir, "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,151 @@
+"""Which experts each token of one prompt went to, layer by layer, while a method decoded it.
+
+Comes in: an engine and one prompt. Goes out: a ``Routing`` with one row per token, layer and choice of the router.
+``figures.routing_map`` and ``widgets.routing_explorer`` show it. A trace holds tokens per expert, not experts per token, so
+the run is made here, with a recorder around each MoE layer; ordinary runs are not slowed by it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from ..engine.output import Output
+from ..errors import OptionError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..offload.experts import RunExperts
+
+COLUMNS = ("round", "position", "layer", "choice", "weight", "step", "expert", "computed", "state")
+STATES = ("resident", "prefetched", "fetched", "substituted", "left out")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The recorded picks of one run.
+
+    ``picks`` columns: round (-1: prefill); position of the token whose hidden state was routed; layer; choice (0 is the
+    router's first); weight (the router's); step ("target" or "draft"); expert that the router named; computed (the expert
+    that ran in its place, the same one or a stand-in; -1: none); state: "resident" (in fast memory when its layer asked),
+    "prefetched" (read ahead of the router), "fetched", or in draft steps "substituted", "left out".
+    Only tokens of the final text are in it: what was rejected is not. Of an encoder-decoder it holds the decoder's
+    tokens and layers; positions are the decoder's, its start token the first.
+    """
+
+    output: Output
+    picks: pd.DataFrame
+    num_layers: int
+    num_experts: int
+    top_k: int
+    first_layer: int = 0  # encoder-decoder: the decoder's first MoE layer; the encoder's come before it and are not here
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.output.sequences[0].tolist()
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.output.num_prompt_tokens[0]
+
+
+@dataclass
+class _Step:
+    """One MoE layer in one forward pass: index and weights [T, K], what ran [T, K], who was there."""
+
+    phase: str
+    round: int
+    layer: int
+    num_live: int  # tokens that count; the rest is padding
+    index: list[list[int]]
+    weights: list[list[float]]
+    computed: list[list[int]]
+    resident: set[int] = field(default_factory=set)
+    ahead: set[int] = field(default_factory=set)
+
+
+def record_routing(engine: Engine, prompt: str | list[int], max_new_tokens: int = 32, method: str = "specmoe",
+                   **options) -> Routing:  # fmt: skip
+    """Decode one ``prompt`` (text or ids) and record every choice of every router.
+
+    ``options`` are those of ``Engine.generate``. Raises ``OptionError`` for more than one prompt or an engine without a
+    trace, ``UnsupportedModelError`` for a compiled draft.
+    """
+    _check(engine, prompt)
+    steps: list[_Step] = []
+    with engine.experts.watched_by(lambda *seen: steps.append(_observe(*seen))):
+        output = engine.generate([prompt], max_new_tokens=max_new_tokens, method=method, **options)
+    info, first_layer = engine.info, engine.experts.draft_layers.start
+    decoding = [step for step in steps if step.layer >= first_layer]
+    rows = [row for step in _placed(decoding, output) for row in step]
+    picks = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
+    order = ["position", "layer", "step", "choice"]
+    picks = picks.sort_values(order, ascending=[True, True, False, True], ignore_index=True)
+    return Routing(output, picks, info["layers"], info["experts"], int(info["top_k"]), first_layer)
+
+
+def _check(engine: Engine, prompt) -> None:
+    is_ids = isinstance(prompt, list | tuple) and all(isinstance(token, int) for token in prompt)
+    if not isinstance(prompt, str) and not is_ids:
+        raise OptionError(f"prompt={prompt!r:.60} is not one prompt: give one text, or one list of token ids")
+    if not engine.options.trace:
+        raise OptionError("the engine was loaded with trace=False, so no round is recorded: load it with trace=True")
+    if engine.compiled:
+        raise UnsupportedModelError(
+            "routing is recorded token by token, which a compiled draft does not allow: load with compile=False"
+        )
+
+
+def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torch.Tensor) -> _Step:
+    pool, live = experts.pool, experts.live
+    rows = index.shape[0] if live is None else len(live)  # some models hand in their pairs one by one
+    ahead = {key.expert for key in pool.unclaimed if key.layer == layer}
+    parts = (part.reshape(rows, -1).tolist() for part in (index, weights.float(), experts.computed(layer, index)))
+    num_live = rows if live is None else int(live.sum())
+    here = pool.resident_experts(layer) - ahead
+    return _Step(pool.trace.phase, pool.trace.round, layer, num_live, *parts, here, ahead)
+
+
+def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:
+    """Rows of each step, its tokens at their positions in the final text."""
+    blocks = {block.round: block for block in output.trace.blocks}
+    drafted: Counter = Counter()  # draft steps seen so far, by round and layer
+    for step in steps:
+        if step.phase == "prefill":
+            yield _rows(step, "target", 0, step.num_live)
+            continue
+        block = blocks[step.round]
+        first = block.start - 1  # the row's last token opens the block
+        if step.phase == "draft":
+            place = drafted[step.round, step.layer]
+            drafted[step.round, step.layer] += 1
+            yield _rows(step, "draft", first + place, int(place < len(block.committed)))
+        else:
+            yield _rows(step, "target", first, len(block.committed))
+
+
+def _rows(step: _Step, name: str, first: int, num_tokens: int) -> list[tuple]:
+    rows = []
+    for token in range(num_tokens):
+        for choice, expert in enumerate(step.index[token]):
+            ran = step.computed[token][choice]
+            state = _draft_state(step, expert, ran) if name == "draft" else _target_state(step, expert)
+            ran = -1 if state == "left out" else ran
+            weight = step.weights[token][choice]
+            rows.append((step.round, first + token, step.layer, choice, weight, name, expert, ran, state))
+    return rows
+
+
+def _target_state(step: _Step, expert: int) -> str:
+    return "resident" if expert in step.resident else "prefetched" if expert in step.ahead else "fetched"
+
+
+def _draft_state(step: _Step, expert: int, ran: int) -> str:
+    if ran == expert:
+        return "resident"
+    return "substituted" if ran in step.resident | step.ahead else "left out"

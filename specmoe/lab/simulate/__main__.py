@@ -1,0 +1,47 @@
+"""Makes again what the simulator's results rest on.
+
+``python -m specmoe.lab.simulate clock [MODEL] [--link native|RATE]``: every method against this machine's clock, into
+``results/clock.json`` (about two minutes for each model and link; nothing else should run meanwhile).
+``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``: the shipped recordings (no clock in them; minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..machine import doctor
+from . import clock
+from .shipped import SHIPPED, record_shipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m specmoe.lab.simulate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("command", choices=["clock", "record"])
+    parser.add_argument("model", nargs="?", choices=list(SHIPPED))
+    parser.add_argument("--draft-experts", type=int)
+    parser.add_argument("--link", help="native, or bytes per second (default: both)")
+    parser.add_argument("--repeats", type=int, default=2)
+    given = parser.parse_args()
+    (compare if given.command == "clock" else record)(given)
+
+
+def compare(given) -> None:
+    links = clock.LINKS if given.link is None else [None if given.link == "native" else float(given.link)]
+    machine = doctor.describe()
+    for model in [given.model] if given.model else clock.MODELS:
+        for link in links:
+            frame = clock.compare_shipped(model, link, given.repeats, machine=machine)
+            print(clock.cells(frame).round(3).to_string())
+            print(clock.errors(frame))
+
+
+def record(given) -> None:
+    for model in [given.model] if given.model else SHIPPED:
+        for number in [given.draft_experts] if given.draft_experts else SHIPPED[model]:
+            path = record_shipped(model, number, progress=lambda line: print(line, flush=True))
+            print(f"wrote {path.name}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Probes of passes without experts: verifications, draft steps.
+
+Comes in: an engine. Goes out: rows of timings. ``probe`` calls this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+
+from ...offload.experts import Drafting, RunExperts
+from ...offload.policies import KeepPolicy
+from ...options import GenerateOptions
+from ...speculate.loop import Drafted, Job, Row, accept, draft, verify
+from ...speculate.planner import FixedGamma
+from ...speculate.sampling import Sampler
+from .probing import Prober
+
+ROWS, BLOCKS, POSITIONS = (1, 16, 64), (1, 5, 11), (16, 64)
+STEPS_PER_DRAFT = 3
+
+
+class BareExperts:
+    """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs before
+    each draft step; its seconds are counted apart."""
+
+    def __init__(self, experts: RunExperts, between):
+        self.experts = experts
+        self.between = between
+        self.between_s = 0.0
+
+    @contextmanager
+    def drafting(self) -> Iterator[bool]:
+        self.experts.is_drafting = True
+        yield True
+
+    @contextmanager
+    def verifying(self, live: torch.Tensor | None) -> Iterator[None]:
+        self.experts.is_drafting = True  # and so without experts
+        yield
+
+    def set_live(self, live: torch.Tensor | None) -> None:
+        began_s = time.perf_counter()
+        self.between()
+        self.between_s += time.perf_counter() - began_s
+        self.experts.set_live(live)
+
+
+class PassProber(Prober):
+    """Every row of a pass has ``positions`` tokens; the experts function gives zeros."""
+
+    def passes(self) -> list[list[float]]:
+        found = []
+        for rows, block, positions in ((r, b, p) for r in ROWS for b in BLOCKS for p in POSITIONS):
+            drafted = Drafted(torch.ones(rows, block - 1, dtype=torch.long), [block - 1] * rows)
+            with self._job(rows, positions, block) as (job, batch):
+
+                def work(job=job, batch=batch, drafted=drafted):
+                    accept(job, batch, drafted, verify(job, batch, drafted))
+
+                seconds = self.time(work, lambda b=batch, p=positions: _shorten(b, p))
+            found.append([rows, block, positions, seconds])
+        return found
+
+    def steps(self) -> list[list[float]]:
+        found = []
+        for rows, positions in ((r, p) for r in ROWS for p in POSITIONS):
+            with self._job(rows, positions, STEPS_PER_DRAFT) as (job, batch):
+
+                def work(job=job, batch=batch):
+                    job.experts.between_s = 0.0
+                    draft(job, batch, STEPS_PER_DRAFT)
+                    return job.experts.between_s
+
+                found.append([rows, positions, self.time(work) / STEPS_PER_DRAFT])
+        return found
+
+    @contextmanager
+    def _job(self, rows: int, positions: int, block: int) -> Iterator[tuple[Job, list[Row]]]:
+        """A job with so many rows in flight, each of ``positions`` tokens."""
+        engine, state = self.engine, self.state
+        rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
+        with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (_, experts):
+            engine.decoder.allocate(rows, positions + block + 1)
+            for row in range(rows):
+                engine.decoder.enter(row, state)
+            yield Job(
+                    engine.decoder, BareExperts(experts, self.crowd), Sampler(GenerateOptions(seed=0)), FixedGamma(block - 1),
+                    deque(), rows, frozenset(), experts.pool.trace,
+                ), [Row(row, [1] * positions, 1 << 30) for row in range(rows)]  # fmt: skip
+
+    @cached_property
+    def state(self):
+        """What a prefilled row of an encoder-decoder brings: keys and values of its source."""
+        engine = self.engine
+        if not engine.is_translation:
+            return None
+        row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
+        with self.run("on_demand") as (_, experts), experts.prefilling():
+            return engine.decoder.prefill([row], experts.set_live)[0]
+
+
+def _shorten(batch: list[Row], positions: int) -> None:
+    """Forget what a probe has committed."""
+    for row in batch:
+        del row.tokens[positions:]
+        row.finished = False

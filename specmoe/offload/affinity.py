@@ -1,0 +1,123 @@
+"""How close experts are to each other, and who stands in for an expert that is not resident.
+
+Comes in: the packed store. Goes out: pairwise L2 distances of the experts' weights per MoE layer, ``[L, E, E]``, computed
+once and kept beside the store (paper, section on the affinity table), and tables ``[E + 1]`` that map an expert to its
+stand-in among the residents. ``experts`` calls next, when drafting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..checkpoint import PackedExperts, write_whole
+
+logger = logging.getLogger("specmoe")
+
+CHUNK_BYTES = 32 * 2**20  # of all experts of a layer together, so that no layer is ever loaded whole
+
+
+def expert_distances(packed: PackedExperts) -> torch.Tensor:
+    """L2 distance between the weights of every two experts of a layer, float32 ``[L, E, E]``, zero on the diagonal.
+
+    Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be written,
+    when that file is not of these very experts.
+    """
+    path = Path(packed.directory) / "affinity.npy"
+    shape = (len(packed.layers), packed.num_experts, packed.num_experts)
+    stored = _read_kept(path, packed, shape)
+    if stored is not None:
+        return stored
+    distances = torch.stack([_layer_distances(packed, layer) for layer in range(shape[0])])
+    content = io.BytesIO()
+    np.save(content, distances.numpy())
+    try:
+        write_whole(path, content.getvalue() + _seal(packed, content.getvalue()))
+    except OSError as error:
+        logger.info("distances between experts not kept in %s (%s)", path, error)
+    return distances
+
+
+def _read_kept(path: Path, packed: PackedExperts, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """The distances in ``path``; None where they are missing, damaged, or of other experts."""
+    seal_bytes, num_bytes = hashlib.sha256().digest_size, 4 * math.prod(shape)
+    try:
+        if not num_bytes < path.stat().st_size < num_bytes + 4096:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    array, seal = content[:-seal_bytes], content[-seal_bytes:]
+    if seal != _seal(packed, array):
+        return None
+    return torch.from_numpy(np.load(io.BytesIO(array), allow_pickle=False))
+
+
+def _seal(packed: PackedExperts, array: bytes) -> bytes:
+    """What stands behind the array, where numpy does not look: a hash of it and of the experts it is of."""
+    digest = hashlib.sha256(repr((packed.checksums, packed.layout)).encode())
+    digest.update(array)
+    return digest.digest()
+
+
+def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:
+    """[E, E] from the Gram matrix, accumulated over slices of the records in float64."""
+    gram = torch.zeros(packed.num_experts, packed.num_experts, dtype=torch.float64)
+    for weights in _slices(packed, layer):  # [E, columns]
+        gram += (weights @ weights.T).double()
+    squared = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
+    return squared.clamp(min=0).sqrt().float().fill_diagonal_(0)
+
+
+def _slices(packed: PackedExperts, layer: int):
+    """The layer's weights, a few columns at a time: float64 ``[E, columns]``."""
+    step = max(4096, CHUNK_BYTES // packed.num_experts // 4096 * 4096)
+    with open(packed.data_file, "rb", buffering=0) as file:
+        for begin in range(0, packed.layout.record_bytes, step):
+            num_bytes = min(step, packed.layout.record_bytes - begin)
+            rows = []
+            for expert in range(packed.num_experts):
+                raw = os.pread(file.fileno(), num_bytes, packed.offset(layer, expert) + begin)
+                rows.append(torch.frombuffer(bytearray(raw), dtype=packed.layout.dtype))
+            yield torch.stack(rows).double()
+
+
+def nearest_resident(distances: torch.Tensor, residents: Sequence[int]) -> torch.Tensor:
+    """Stand-ins: ``distances`` [E, E] and the resident experts -> int64 ``[E + 1]``; residents stand for themselves.
+
+    The last entry, E, means "no expert" and stays E; with no resident at all everything maps to it.
+    """
+    num_experts = distances.shape[0]
+    table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
+    if len(residents):
+        columns = torch.as_tensor(sorted(residents))
+        table[:num_experts] = columns[distances[:, columns].argmin(dim=1)]
+        table[columns] = columns  # also where two experts are equal
+    return table
+
+
+def random_resident(num_experts: int, residents: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """The same kind of table with a random resident for every expert that is not resident."""
+    table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
+    if len(residents):
+        columns = torch.as_tensor(sorted(residents))
+        table[:num_experts] = columns[torch.randint(len(columns), (num_experts,), generator=generator)]
+        table[columns] = columns
+    return table
+
+
+def no_substitute(num_experts: int, residents: Sequence[int]) -> torch.Tensor:
+    """The same kind of table where an expert that is not resident is left out."""
+    table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
+    if len(residents):
+        columns = torch.as_tensor(sorted(residents))
+        table[columns] = columns
+    return table

@@ -1,0 +1,132 @@
+"""One record on its way: where it goes, who waits for it, and the link it crosses.
+
+Comes in: an expert's key and a buffer. Goes out: a ``Read`` ticket that is done when the buffer is filled. ``expert_store``
+makes and serves the tickets; ``resident_pool`` waits for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..errors import FastMemoryError, OptionError, StoreError
+
+STALL_S = 120.0  # a read that takes longer is reported, not waited for
+
+
+class ExpertKey(NamedTuple):
+    """One expert: ``layer`` counts MoE layers from 0."""
+
+    layer: int
+    expert: int
+
+
+def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
+    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it for CUDA copies."""
+    if pin:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
+
+
+@torch.inference_mode(False)  # readers write from threads of their own, which are not in a caller's inference mode
+def allocate_slots(num_slots: int, store) -> torch.Tensor:
+    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
+    if store.device.type == "cpu":
+        return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
+    try:
+        return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
+    except torch.cuda.OutOfMemoryError as failure:
+        raise FastMemoryError(
+            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: lower fast_memory "
+            f"or draft_experts ({failure})"
+        ) from None
+
+
+def memory_of(buffer: torch.Tensor) -> memoryview:
+    """The bytes of a CPU tensor as something ``os.preadv`` can write into; does not keep the tensor alive."""
+    raw = (ctypes.c_char * buffer.numel()).from_address(buffer.data_ptr())
+    return memoryview(raw).cast("B")
+
+
+class Link:
+    """A shared link of ``bytes_per_s``: one transfer after the other, honoured in wall-clock time."""
+
+    def __init__(self, bytes_per_s: float | None):
+        if bytes_per_s is not None and not bytes_per_s > 0:
+            raise OptionError(f"link_bytes_per_s={bytes_per_s!r} must be above zero")
+        self.bytes_per_s = bytes_per_s
+        self._free_at_s = 0.0
+        self._lock = threading.Lock()
+
+    def reserve(self, num_bytes: int) -> float:
+        """Book the link for ``num_bytes``; returns the clock time at which they will have crossed."""
+        if self.bytes_per_s is None:
+            return 0.0
+        with self._lock:
+            start_s = max(time.perf_counter(), self._free_at_s)
+            self._free_at_s = start_s + num_bytes / self.bytes_per_s
+            return self._free_at_s
+
+    @contextmanager
+    def unthrottled(self) -> Iterator[None]:
+        """Within, bytes cross at the store's own speed."""
+        rate, self.bytes_per_s = self.bytes_per_s, None
+        try:
+            yield
+        finally:
+            self.bytes_per_s = rate
+
+    @staticmethod
+    def wait_until(clock_s: float) -> None:
+        left_s = clock_s - time.perf_counter()
+        if left_s > 0:
+            time.sleep(left_s)
+
+
+@dataclass(eq=False)
+class Read:
+    """A ticket for one record on its way into ``buffer``. ``seconds`` is the read's own duration once done."""
+
+    key: ExpertKey
+    buffer: torch.Tensor
+    after: object = None  # CUDA event: the buffer's last use, which the copy has to wait for
+    number: int = 0  # order of submission
+    seconds: float = 0.0
+    ended_s: float = 0.0  # time.perf_counter()
+    error: Exception | None = None
+    started: bool = False
+    cancelled: bool = False
+    abandoned: bool = False  # nobody waits for it any more, but its reader may still write into the buffer
+
+    def __post_init__(self):
+        self._finished = threading.Event()
+
+    def done(self) -> bool:
+        return self._finished.is_set()
+
+    def finish(self, error: Exception | None = None) -> None:
+        self.error = error
+        self._finished.set()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Block until the record is in the buffer; ``StoreError`` naming the record if it failed or stalled."""
+        timeout_s = STALL_S if timeout_s is None else timeout_s
+        if not self._finished.wait(timeout_s):
+            raise StoreError(
+                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for {timeout_s:.0f} s: "
+                "is the disk still there?"
+            )
+        if self.error is not None:
+            raise self.error
+
+    def settle(self) -> None:
+        """Block until the reader lets go of the buffer, whatever became of the read; give up on one that has stalled."""
+        self.abandoned = not self._finished.wait(STALL_S)

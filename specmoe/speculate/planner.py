@@ -1,0 +1,132 @@
+"""How many tokens to draft in the next round, one number for all rows; gamma = 0 is plain decoding. (``confidence`` decides
+token by token instead, where the draft's own confidence says something: greedy decoding with no gamma given.)
+
+Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one, the value with the
+fewest expected seconds per committed token. ``speculate`` asks once per round.
+
+    seconds(gamma) = gamma * draft_step + verify(gamma)          tokens(gamma) = 1 + sum_i prod_{j<=i} acceptance_j
+
+A draft step, a verification at each gamma tried, and the acceptance at each position are measured while decoding and
+averaged over recent rounds; verifications at other gammas are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..trace import Round
+
+CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+PROBES = (0, 5, 0, 5, 2, 10, 2, 10)  # tried first, twice each: the first time of anything is slow
+RECENT = 0.25  # weight of the newest round in a running mean
+LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
+
+
+class Planner:
+    """How far to draft. The round asks ``next_gamma`` once, ``keep_drafting`` after every draft step, and tells it what the
+    round cost by ``observe``. ``max_gamma``: it never asks for more."""
+
+    def __init__(self, max_gamma: int):
+        self.max_gamma = max_gamma
+
+    @property
+    def settled(self) -> bool:
+        """Does it no longer only try things out?"""
+        return True
+
+    def next_gamma(self) -> int:
+        """Tokens to draft in this round, at most."""
+        raise NotImplementedError
+
+    def keep_drafting(self, block, confidence: Callable) -> tuple:
+        """After a draft step: (rows whose new token is worth verifying, function that gives the rows worth one more), masks
+        [B]. ``confidence()``: the draft's probability of each picked token, float64 [rows computed], or None; who does not
+        call it does not pay for it."""
+        return block.active, lambda: block.active
+
+    def observe(self, done: Round) -> None:
+        """Learn from a round."""
+
+
+class FixedGamma(Planner):
+    """Always the same gamma."""
+
+    def next_gamma(self) -> int:
+        return self.max_gamma
+
+
+class CostPlanner(Planner):
+    """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
+
+    def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
+        super().__init__(max(candidates))
+        self.candidates = candidates
+        self._probes = [gamma for gamma in PROBES if gamma in candidates]
+        self.draft_step_s: float | None = None
+        self.verify_s: dict[int, float] = {}
+        self.reached = np.zeros(max(candidates))  # rows whose draft came as far as this position
+        self.agreed = np.zeros(max(candidates))  # of them, rows whose token there was accepted
+        self._seen: set[int] = set()
+        self._num_rounds = 0
+
+    @property
+    def settled(self) -> bool:
+        return not self._probes
+
+    def next_gamma(self) -> int:
+        self._num_rounds += 1
+        if self._probes:
+            return self._probes.pop(0)
+        ranked = sorted(self.candidates, key=self.seconds_per_token)
+        if self._num_rounds % LOOK_AGAIN == 0 and len(ranked) > 1:
+            return ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
+        return ranked[0]
+
+    def observe(self, done: Round) -> None:
+        if done.gamma not in self._seen:  # the first round of a kind warms caches up
+            self._seen.add(done.gamma)
+            if self._probes:
+                return
+        self.verify_s[done.gamma] = running_mean(self.verify_s.get(done.gamma), done.verify_s)
+        if done.gamma:
+            self.draft_step_s = running_mean(self.draft_step_s, done.draft_s / done.gamma)
+            self._count(done)
+
+    def _count(self, done: Round) -> None:
+        self.reached *= 0.9
+        self.agreed *= 0.9
+        for drafted, accepted in zip(done.drafted, done.accepted, strict=True):
+            self.agreed[:accepted] += 1
+            self.reached[: min(drafted, accepted + 1)] += 1
+
+    def acceptance(self) -> np.ndarray:
+        """[G] chance that the token at a drafted position is accepted, given that all before it were."""
+        # two imagined rows, one accepted: an empty position counts as even odds
+        return (self.agreed + 1) / (self.reached + 2)
+
+    def tokens(self, gamma: int) -> float:
+        """Expected tokens per row of a round that drafts ``gamma``."""
+        return 1.0 + float(np.cumprod(self.acceptance()[:gamma]).sum())
+
+    def seconds(self, gamma: int) -> float:
+        """Expected seconds of such a round."""
+        if not self.verify_s:
+            return 1.0 + gamma
+        known = sorted(self.verify_s)
+        verify_s = float(np.interp(gamma, known, [self.verify_s[g] for g in known]))
+        if gamma > known[-1] and len(known) > 1:  # beyond what was tried: go on at the last slope
+            low, high = known[-2:]
+            slope = (self.verify_s[high] - self.verify_s[low]) / (high - low)
+            verify_s = self.verify_s[high] + max(slope, 0.0) * (gamma - high)
+        return verify_s + gamma * (self.draft_step_s or 0.0)
+
+    def seconds_per_token(self, gamma: int) -> float:
+        """What is minimised."""
+        return self.seconds(gamma) / self.tokens(gamma)
+
+
+def running_mean(old: float | None, new: float, recent: float = RECENT) -> float:
+    """``recent``: weight of the newest value."""
+    return new if old is None else (1 - recent) * old + recent * new

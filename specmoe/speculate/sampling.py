@@ -1,0 +1,159 @@
+"""From logits to tokens, and which drafted tokens survive.
+
+Comes in: logits [B, T, V] of the draft and of the target. Goes out: drafted tokens, and per row how many were accepted
+and the one token of the target's own that follows. ``speculate`` calls next.
+
+Words: *accepted*, a drafted token that stands; *recovered*, the target's token at the first rejection; *bonus*, its token
+after all were accepted.
+
+Two rules keep the target's distribution when sampling:
+
+- ``coupled`` (default): every (seed, prompt, position) has its own noise, and both models take argmax(p / noise) with the
+  same noise (the exponential race, equal to Gumbel-max). A drafted token is accepted when the target picks the same one.
+  What comes out is what plain sampling with that seed gives: no batch size, method or gamma can change a text.
+  (Shared-randomness speculative decoding: Daliri, Musco, Suresh 2024, arXiv:2408.07978.)
+- ``rejection`` (the paper's): accept with probability min(1, p / q), else draw from the normalised residual max(0, p - q).
+  It accepts more often. The text then depends on the draft, though its distribution does not.
+  (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.)
+
+    B rows, T tokens, G drafted tokens, V vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from ..options import GenerateOptions
+
+
+class Verdict(NamedTuple):
+    """What became of one row's drafted tokens."""
+
+    accepted: int  # drafted tokens that stand
+    token: int  # recovered or bonus: the target's own
+
+
+class Sampler:
+    """Picks tokens as ``options`` say. Stateless but for a scratch generator: noise depends on (seed, prompt,
+    position, purpose) only, so rows can be drawn in any order."""
+
+    def __init__(self, options: GenerateOptions, warped: bool = False):
+        # warped: the logits that come in have been through the rows' own processors
+        self.greedy = not options.do_sample
+        self.rule = options.accept_rule
+        self.seed = options.seed if options.seed is not None else secrets.randbits(31)
+        self._generator = torch.Generator()
+        self._warpers = [] if self.greedy or warped else _warpers(options)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [..., V] -> the distribution that is sampled from, float [..., V]."""
+        scores = logits.float().reshape(-1, logits.shape[-1])
+        for warp in self._warpers:
+            scores = warp(None, scores)
+        return scores.softmax(dim=-1).view(logits.shape)
+
+    def draft(self, logits: torch.Tensor, prompts: Sequence[int], positions: Sequence[int]):
+        """Draft logits [B, V] for the tokens at ``positions`` of ``prompts`` -> (tokens [B], q [B, V] or None)."""
+        if self.greedy:
+            return logits.argmax(dim=-1), None
+        q = self.probabilities(logits)
+        stream = "token" if self.rule == "coupled" else "draft"
+        noise = self._noise(prompts, positions, q, stream)
+        return (q / noise).argmax(dim=-1), q
+
+    def confidence(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Greedy: the probability that the draft gives its own choice, float64 [B] on the CPU; else None: how likely a
+        sampled token is says little about whether the target draws it too."""
+        if not self.greedy:
+            return None
+        logits = logits.float()
+        return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp().cpu().double()
+
+    def verify(self, logits: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int], q: torch.Tensor | None,
+               prompts: Sequence[int], positions: Sequence[int]) -> list[Verdict]:  # fmt: skip
+        """Target logits [B, G + 1, V] and drafted tokens [B, G] -> one verdict per row.
+
+        ``num_drafted`` [B] of a row's drafted tokens count; ``positions`` [B] is where its first drafted token stands.
+        """
+        if self.greedy:
+            return accept_matching(logits.argmax(dim=-1), drafted, num_drafted)
+        p = self.probabilities(logits)
+        if self.rule == "coupled":
+            return accept_matching(self._race(p, prompts, positions), drafted, num_drafted)
+        return self._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
+
+    def _race(self, p: torch.Tensor, prompts: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """The target's own token at every position of the block: p [B, T, V] -> [B, T]."""
+        tokens = []
+        for offset in range(p.shape[1]):
+            noise = self._noise(prompts, [position + offset for position in positions], p, "token")
+            tokens.append((p[:, offset] / noise).argmax(dim=-1))
+        return torch.stack(tokens, dim=1)
+
+    def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions) -> list[Verdict]:
+        verdicts = []
+        for row, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
+            uniform = [self._uniform(prompt, position + i) for i in range(num_drafted[row])]
+            q_row = None if q is None else q[row]
+            accepted, residual = accept_by_rejection(p[row], drafted[row], q_row, uniform)
+            noise = self._noise([prompt], [position + accepted], residual, "residual")[0]
+            verdicts.append(Verdict(accepted, int((residual / noise).argmax())))
+        return verdicts
+
+    def _seeded(self, prompt: int, position: int, stream: str) -> torch.Generator:
+        """One generator per (seed, prompt, position, purpose); the digest is the same on every Python."""
+        key = f"{self.seed}/{prompt}/{position}/{stream}".encode()
+        return self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def _noise(self, prompts, positions, like: torch.Tensor, stream: str) -> torch.Tensor:
+        """Exponential noise, [B, V], drawn on the CPU so that it is the same on every device."""
+        noise = torch.empty(len(prompts), like.shape[-1])
+        for row, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
+            noise[row].exponential_(generator=self._seeded(prompt, position, stream))
+        return noise.to(like.device)
+
+    def _uniform(self, prompt: int, position: int) -> float:
+        return torch.rand((), generator=self._seeded(prompt, position, "accept")).item()
+
+
+def _warpers(options: GenerateOptions) -> list:
+    """transformers' own warpers, in transformers' order."""
+    warpers = [] if options.temperature in (None, 1) else [TemperatureLogitsWarper(float(options.temperature))]
+    if options.top_k:
+        warpers.append(TopKLogitsWarper(options.top_k))
+    if options.top_p is not None and options.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(options.top_p)))
+    return warpers
+
+
+def accept_matching(target: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int]) -> list[Verdict]:
+    """The longest drafted prefix that equals the target's own choice, then that choice (paper, step 2).
+
+    ``target`` [B, G + 1] the target's token at each position, ``drafted`` [B, G], ``num_drafted`` [B].
+    """
+    agree = target[:, :-1] == drafted  # [B, G]
+    num_drafted = torch.as_tensor(num_drafted, device=drafted.device)  # [B]
+    within = torch.arange(drafted.shape[1], device=drafted.device) < num_drafted[:, None]
+    accepted = (agree & within).long().cumprod(dim=1).sum(dim=1)  # [B]
+    tokens = target.gather(1, accepted[:, None]).squeeze(1)
+    return [Verdict(*pair) for pair in zip(accepted.tolist(), tokens.tolist(), strict=True)]
+
+
+def accept_by_rejection(p: torch.Tensor, drafted: torch.Tensor, q: torch.Tensor | None,
+                        uniform: Sequence[float]) -> tuple[int, torch.Tensor]:  # fmt: skip
+    """Speculative sampling of one row -> (accepted tokens, the distribution [V] of the token that follows).
+
+    ``p`` [G + 1, V] target, ``drafted`` [G] drawn from ``q`` [G, V]; ``uniform`` one draw in [0, 1) per drafted token.
+    """
+    for i, draw in enumerate(uniform):
+        token = int(drafted[i])
+        if draw >= float(p[i, token] / q[i, token]):  # accept with min(1, p / q)
+            residual = (p[i] - q[i]).clamp(min=0)
+            return i, residual / residual.sum() if residual.sum() > 0 else p[i]
+    return len(uniform), p[len(uniform)]
