@@ -1,4 +1,5 @@
-"""specmoe: Mixture-of-Experts inference with experts in slow memory, by self-assisted speculative decoding.
+"""specmoe: Mixture-of-Experts inference with experts in slow memory, by self-assisted speculative
+decoding.
 
 import specmoe
 engine = specmoe.load("tiny-skewed", store="disk")
@@ -7,7 +8,14 @@ output = engine.generate(["SELECT name FROM"], max_new_tokens=32)
 
 from __future__ import annotations
 
-from .errors import CheckpointError, FastMemoryError, OptionError, SpecMoEError, StoreError, UnsupportedModelError
+from .errors import (
+    CheckpointError,
+    FastMemoryError,
+    OptionError,
+    SpecMoEError,
+    StoreError,
+    UnsupportedModelError,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,7 +31,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """``load`` and ``Engine`` bring torch and transformers with them, so they come when first asked for."""
+    """``load`` and ``Engine`` bring torch and transformers with them, so they come when first asked
+    for."""
     if name in ("load", "Engine"):
         from .engine import engine
 

@@ -10,7 +10,8 @@ MAX_CHARACTERS = 2000  # of a message: names in a file may be as long as the fil
 
 
 class SpecMoEError(Exception):
-    """Base of every error that specmoe raises on purpose. Its message is one line, whatever names stand in it."""
+    """Base of every error that specmoe raises on purpose. Its message is one line, whatever names
+    stand in it."""
 
     def __init__(self, message: object = ""):
         super().__init__(one_line(message))
@@ -37,7 +38,8 @@ class OptionError(SpecMoEError, ValueError):
 
 
 def one_line(text: object) -> str:
-    """``text`` without line breaks and without characters that steer a terminal; shortened where it is very long."""
+    """``text`` without line breaks and without characters that steer a terminal; shortened where it
+    is very long."""
     line = " ".join(str(text).split("\n"))
     if len(line) > MAX_CHARACTERS:
         line = f"{line[: MAX_CHARACTERS // 2]} ... {line[-MAX_CHARACTERS // 2 :]}"
@@ -46,7 +48,8 @@ def one_line(text: object) -> str:
 
 @contextmanager
 def door(what: str, remedy: str, kind: type[SpecMoEError] = CheckpointError) -> Iterator[None]:
-    """What another library or the disk raises within becomes ``kind``: ``what`` (first line of the error): ``remedy``."""
+    """What another library or the disk raises within becomes ``kind``: ``what`` (first line of the
+    error): ``remedy``."""
     try:
         yield
     except SpecMoEError:
@@ -70,7 +73,8 @@ def nearest(name: object, choices: Iterable[str]) -> str:
 
 
 def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
-    """Raise ``OptionError`` naming the nearest valid value when ``value`` is not one of ``choices``."""
+    """Raise ``OptionError`` naming the nearest valid value when ``value`` is not one of
+    ``choices``."""
     names = list(choices)
     if not isinstance(value, str) or value not in names:
         raise OptionError(f"{option}={value!r} is unknown: {nearest(value, names)}")

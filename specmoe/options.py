@@ -1,7 +1,8 @@
 """What a user can ask for: frozen dataclasses that check themselves.
 
-Comes in: the keyword arguments of ``specmoe.load`` and ``Engine.generate``. Goes out: ``LoadOptions`` and
-``GenerateOptions`` for ``engine``. Every bad value raises ``OptionError`` with the value and the way out.
+Comes in: the keyword arguments of ``specmoe.load`` and ``Engine.generate``. Goes out:
+``LoadOptions`` and ``GenerateOptions`` for ``engine``. Every bad value raises ``OptionError`` with
+the value and the way out.
 """
 
 from __future__ import annotations
@@ -21,15 +22,26 @@ EVICTIONS = ("lru", "lfu", "static", "temporal")
 DRAFT_SETS = ("random", "hot_global", "hot_temporal")
 SUBSTITUTES = ("affinity", "router", "random", "drop", "no_experts")
 ACCEPT_RULES = ("coupled", "rejection")
-# What the command line and a report's kernel set before torch is loaded, where it brings GNU's OpenMP: how long its idle
-# threads spin. Not at all, and a draft step of many small products takes up to twice as long; much longer, and readers miss
-# the core.
+# What the command line and a report's kernel set before torch is loaded, where it brings GNU's
+# OpenMP: how long its idle threads spin. Not at all, and a draft step of many small products takes
+# up to twice as long; much longer, and readers miss the core.
 SPIN = ("GOMP_SPINCOUNT", "30000")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 def spin_setting() -> dict[str, str]:
-    """``SPIN`` as something to add to the environment; nothing where the user has said how threads wait."""
+    """``SPIN`` as something to add to the environment; nothing where the user has said how threads
+    wait."""
     return {} if {SPIN[0], "OMP_WAIT_POLICY"} & os.environ.keys() else dict([SPIN])
 
 
@@ -37,7 +49,9 @@ def parse_bytes(option: str, value: int | float | str | None) -> int | None:
     """Bytes from ``4096``, ``"2GiB"`` or ``"1.5 MB"``; ``None`` stays ``None``."""
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?|\.\d+)\s*([kmgt]?i?)b?\s*", str(value).lower())
+    match = re.fullmatch(
+        r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?|\.\d+)\s*([kmgt]?i?)b?\s*", str(value).lower()
+    )
     if not match or match[2] not in _UNITS:
         raise OptionError(f"{option}={value!r} is not a size: write bytes or e.g. '2GiB', '500MB'")
     num_bytes = int(float(match[1]) * _UNITS[match[2]])
@@ -54,7 +68,9 @@ def torch_dtype(dtype):
         return dtype
     found = getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise OptionError(f"dtype={dtype!r} is unknown: use 'float32', 'bfloat16', 'float16' or 'float64'")
+        raise OptionError(
+            f"dtype={dtype!r} is unknown: use 'float32', 'bfloat16', 'float16' or 'float64'"
+        )
     return found
 
 
@@ -68,22 +84,33 @@ def check_device(device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as failure:
         reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-        raise OptionError(f"device={device!r} cannot be used here ({reason}): try device='cpu'") from None
+        raise OptionError(
+            f"device={device!r} cannot be used here ({reason}): try device='cpu'"
+        ) from None
 
 
-# What every number and flag may be: whole or not, least, most. None is allowed where it is the default.
+# What every number and flag may be: whole or not, least, most. None is allowed where it is the
+# default.
 _WHOLE = {
-    "draft_experts": (1, 10**9), "num_readers": (1, 1024), "max_new_tokens": (1, 2**31), "gamma": (0, 10**6),
-    "batch_size": (1, 10**6), "top_k": (0, 2**31), "seed": (0, 2**63), "first_prompt": (0, 2**63), "draft_top_k": (1, 10**6),
+    "draft_experts": (1, 10**9),
+    "num_readers": (1, 1024),
+    "max_new_tokens": (1, 2**31),
+    "gamma": (0, 10**6),
+    "batch_size": (1, 10**6),
+    "top_k": (0, 2**31),
+    "seed": (0, 2**63),
+    "first_prompt": (0, 2**63),
+    "draft_top_k": (1, 10**6),
     "num_return_sequences": (1, 10**6),
-}  # fmt: skip
+}
 _REAL = {"temperature": (0, float("inf")), "top_p": (0, 1), "link_bytes_per_s": (1, 1e18)}
 _FLAGS = ("compile", "trace", "prefetch", "do_sample")
 _TEXTS = ("revision", "source_lang", "target_lang")
 
 
 def _check_types(options: object) -> None:
-    """Numbers, flags and names: numpy's and torch's scalars become Python's; everything else of another type is refused."""
+    """Numbers, flags and names: numpy's and torch's scalars become Python's; everything else of
+    another type is refused."""
     for name, field in type(options).__dataclass_fields__.items():
         value = _as_python(getattr(options, name))
         object.__setattr__(options, name, value)
@@ -117,7 +144,8 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 
 def from_kwargs(cls: type, kwargs: dict[str, Any]):
-    """Build the dataclass ``cls`` from keyword arguments; an unknown one raises with the nearest name."""
+    """Build the dataclass ``cls`` from keyword arguments; an unknown one raises with the nearest
+    name."""
     names = [field.name for field in dataclasses.fields(cls)]
     for name in kwargs:
         if name not in names:
@@ -150,7 +178,8 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to decode (``Engine.generate``). ``top_k`` and ``top_p`` are sampling's, as in transformers."""
+    """How to decode (``Engine.generate``). ``top_k`` and ``top_p`` are sampling's, as in
+    transformers."""
 
     max_new_tokens: int = 64
     method: str = "auto"
@@ -158,7 +187,9 @@ class GenerateOptions:
     draft_set: str | Callable = "hot_temporal"
     substitute: str = "affinity"
     draft_top_k: int | None = (
-        None  # experts per token while drafting; None: the model's (half of them where gamma is the planner's)
+        # experts per token while drafting; None: the model's (half of them where gamma is the
+        # planner's)
+        None
     )
     eviction: str = "temporal"
     prefetch: bool = True
@@ -170,13 +201,15 @@ class GenerateOptions:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
-    first_prompt: int = 0  # number of the first prompt in a longer job: sampling noise depends on it
+    # number of the first prompt in a longer job: sampling noise depends on it
+    first_prompt: int = 0
     accept_rule: str = "coupled"
     eos_token_id: int | list[int] | None = None
     logits_processor: Any = None
     stopping_criteria: Any = None
     settings: Any = None  # a dict of generation settings or None, one per prompt
-    own: Any = dataclasses.field(default_factory=dict)  # other generation settings by name; ``settings.gather`` fills it
+    # other generation settings by name; ``settings.gather`` fills it
+    own: Any = dataclasses.field(default_factory=dict)
     source_lang: str | None = None
     target_lang: str | None = None
     streamer: Any = None
@@ -191,11 +224,21 @@ class GenerateOptions:
         if not callable(self.draft_set):
             check_choice("draft_set", self.draft_set, DRAFT_SETS)
         if self.do_sample and self.temperature == 0:
-            raise OptionError("temperature=0 with do_sample=True: use do_sample=False for greedy decoding")
+            raise OptionError(
+                "temperature=0 with do_sample=True: use do_sample=False for greedy decoding"
+            )
         if self.top_p == 0:
             raise OptionError(f"top_p={self.top_p!r} must be above 0 and at most 1")
         for name in ("put", "end"):
             if self.streamer is not None and not callable(getattr(self.streamer, name, None)):
-                raise OptionError(f"streamer={self.streamer!r} has no {name}(): pass one of transformers' streamers")
-        if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
-            raise OptionError(f"progress={self.progress!r} must be True, False or a function of (finished, prompts)")
+                raise OptionError(
+                    f"streamer={self.streamer!r} has no {name}(): pass one of "
+                    "transformers' streamers"
+                )
+        if not (
+            self.progress is None or isinstance(self.progress, bool) or callable(self.progress)
+        ):
+            raise OptionError(
+                f"progress={self.progress!r} must be True, False or a function of "
+                "(finished, prompts)"
+            )

@@ -1,27 +1,31 @@
 """What happened in a run: a list of events, and a pandas frame made from it.
 
-Comes in: one call per event from the pool, the experts function and the round. Goes out: ``to_frame()``, which
-``metrics``, ``figures`` and the reports read; and ``PoolCounts``, the pool's sums, which do not need a trace. No torch here.
+Comes in: one call per event from the pool, the experts function and the round. Goes out:
+``to_frame()``, which ``metrics``, ``figures`` and the reports read; and ``PoolCounts``, the pool's
+sums, which do not need a trace. No torch here.
 
 One event is one row:
 
-==========  =====================================================================================================
+==========  ========================================================================================
 column      meaning
-==========  =====================================================================================================
+==========  ========================================================================================
 time_s      seconds since the run began (when the event ended)
 round       number of the round, from 0; -1 during prefill
 phase       "prefill" | "draft" | "verify" | "accept" | "replace" | "idle"
-kind        "fetch" (slow -> fast copy the router asked for), "prefetch" (the same before it asked), "hit" (needed and
-            resident), "evict", "wait" (compute stood still for a read), "route" (tokens of one expert in one layer),
-            "draft" | "verify" | "prefill" | "accept" (one step or one row's verdict), "round" (a whole round)
+kind        "fetch" (slow -> fast copy the router asked for), "prefetch" (the same before it asked),
+            "hit" (needed and resident), "evict", "wait" (compute stood still for a read), "route"
+            (tokens of one expert in one layer), "draft" | "verify" | "prefill" | "accept" (one step
+            or one row's verdict), "round" (a whole round)
 layer       MoE layer, from 0; -1 where none
 expert      expert of that layer; -1 where none
 row         prompt index of the row; -1 where none
 count       tokens (route: tokens sent to the expert; draft, verify, prefill: tokens in the step;
             accept: accepted draft tokens; round: new tokens committed)
-size        accept: drafted tokens of the row; draft, verify, round: rows in flight; fetch, prefetch: bytes moved
-seconds     duration (fetch, prefetch: of the read itself; wait, draft, verify, prefill, round: wall clock)
-==========  =====================================================================================================
+size        accept: drafted tokens of the row; draft, verify, round: rows in flight; fetch,
+            prefetch: bytes moved
+seconds     duration (fetch, prefetch: of the read itself; wait, draft, verify, prefill, round: wall
+            clock)
+==========  ========================================================================================
 """
 
 from __future__ import annotations
@@ -35,14 +39,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("time_s", "round", "phase", "kind", "layer", "expert", "row", "count", "size", "seconds")
-KINDS = ("fetch", "prefetch", "hit", "evict", "wait", "route", "draft", "verify", "prefill", "accept", "round")
+KINDS = (
+    "fetch",
+    "prefetch",
+    "hit",
+    "evict",
+    "wait",
+    "route",
+    "draft",
+    "verify",
+    "prefill",
+    "accept",
+    "round",
+)
 PHASES = ("idle", "prefill", "draft", "verify", "accept", "replace")
 
 
 @dataclass
 class PoolCounts:
-    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss was not (even if a
-    prefetch was already under way, which makes it a ``prefetch_used``)."""
+    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss
+    was not (even if a prefetch was already under way, which makes it a ``prefetch_used``)."""
 
     num_hits: int = 0
     num_misses: int = 0
@@ -57,15 +73,20 @@ class PoolCounts:
         return PoolCounts(**vars(self))
 
     def plus(self, other: PoolCounts) -> PoolCounts:
-        return PoolCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+        return PoolCounts(
+            **{name: value + getattr(other, name) for name, value in vars(self).items()}
+        )
 
     def minus(self, other: PoolCounts) -> PoolCounts:
-        return PoolCounts(**{name: value - getattr(other, name) for name, value in vars(self).items()})
+        return PoolCounts(
+            **{name: value - getattr(other, name) for name, value in vars(self).items()}
+        )
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round, as planner, stats and whoever iterates a run read it. Per row in flight: ``drafted``, ``accepted``."""
+    """One round, as planner, stats and whoever iterates a run read it. Per row in flight:
+    ``drafted``, ``accepted``."""
 
     gamma: int  # draft steps
     draft_s: float  # seconds of all of them
@@ -73,7 +94,8 @@ class Round:
     drafted: Sequence[int]
     accepted: Sequence[int]
     steps: Sequence[tuple[int, float]] = ()  # rows and seconds of each draft step
-    expected_rejections: float = 0.0  # rows that the draft's own probabilities expect to be cut short
+    # rows that the draft's own probabilities expect to be cut short
+    expected_rejections: float = 0.0
     new_tokens: int = 0  # committed, all rows
     index: int = 0
     prompts: Sequence[int] = ()  # in flight
@@ -87,14 +109,16 @@ class Block(NamedTuple):
     start: int  # tokens the row had before the round
     drafted: tuple[int, ...]
     accepted: int  # drafted tokens that the target agreed with, from the first
-    committed: tuple[int, ...]  # what the row gained: accepted + 1 of the target's own, less where EOS or its limit cut it
+    # what the row gained: accepted + 1 of the target's own, less where EOS or its limit cut it
+    committed: tuple[int, ...]
 
 
 class Trace:
-    """Events of one run, in order. ``add`` appends one row, ``add_block`` one verdict; they change nothing else.
+    """Events of one run, in order. ``add`` appends one row, ``add_block`` one verdict; they change
+    nothing else.
 
-    ``phase`` and ``round`` are set by the round and stamped on every event. ``enabled=False`` keeps nothing;
-    the totals in ``stats`` do not depend on it.
+    ``phase`` and ``round`` are set by the round and stamped on every event. ``enabled=False`` keeps
+    nothing; the totals in ``stats`` do not depend on it.
     """
 
     def __init__(self, enabled: bool = True, clock=time.perf_counter):
@@ -106,17 +130,32 @@ class Trace:
         self.events: list[tuple] = []
         self.blocks: list[Block] = []
 
-    def add(self, kind: str, layer: int = -1, expert: int = -1, row: int = -1, count: int = 0, size: int = 0,
-            seconds: float = 0.0, ended_s: float | None = None) -> None:  # fmt: skip
+    def add(
+        self,
+        kind: str,
+        layer: int = -1,
+        expert: int = -1,
+        row: int = -1,
+        count: int = 0,
+        size: int = 0,
+        seconds: float = 0.0,
+        ended_s: float | None = None,
+    ) -> None:
         """``ended_s``: when the event ended on this trace's clock; None: now."""
         if self.enabled:
             time_s = (self.clock() if ended_s is None else ended_s) - self.began_s
-            self.events.append((time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds))
+            self.events.append(
+                (time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
+            )
 
-    def add_block(self, row: int, start: int, drafted: list[int], accepted: int, committed: list[int]) -> None:
+    def add_block(
+        self, row: int, start: int, drafted: list[int], accepted: int, committed: list[int]
+    ) -> None:
         """What ``row`` drafted in this round and what it gained."""
         if self.enabled:
-            self.blocks.append(Block(self.round, row, start, tuple(drafted), accepted, tuple(committed)))
+            self.blocks.append(
+                Block(self.round, row, start, tuple(drafted), accepted, tuple(committed))
+            )
 
     def restart(self) -> None:
         """The run begins now: earlier events (preloading) are dropped, the clock starts at zero."""

@@ -1,4 +1,5 @@
-"""Shared by all tests: a cache folder of their own, one torch thread, and tiny checkpoints made once per session."""
+"""Shared by all tests: a cache folder of their own, one torch thread, and tiny checkpoints made
+once per session."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ settings.register_profile(
 )
 settings.load_profile("specmoe")
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]  # ragged, one of a single token
+# ragged, one of a single token
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]
 NEW_TOKENS = 16
 
 
@@ -57,7 +59,8 @@ def tiny(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def open_engine(tiny):
-    """``open_engine("mixtral", draft_experts=3, ...)``: an engine shared by the tests of a module, closed after them."""
+    """``open_engine("mixtral", draft_experts=3, ...)``: an engine shared by the tests of a module,
+    closed after them."""
     opened: dict[tuple, specmoe.Engine] = {}
 
     def get(architecture: str = "mixtral", config: dict | None = None, **options) -> specmoe.Engine:
@@ -81,10 +84,17 @@ def reference_model(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrai
     return model
 
 
-def reference_tokens(folder: Path, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, dtype=torch.float64) -> list[list[int]]:
+def reference_tokens(
+    folder: Path, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, dtype=torch.float64
+) -> list[list[int]]:
     """transformers' greedy output, one prompt at a time, without EOS."""
     model = reference_model(folder, dtype)
-    options = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options = {
+        "max_new_tokens": new_tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     return [model.generate(torch.tensor([prompt]), **options)[0].tolist() for prompt in prompts]
 
 

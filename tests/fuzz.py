@@ -1,8 +1,8 @@
 """A small fuzzer of what reads files: safetensors headers, manifests, journals, JSON lines.
 
 ``python -m tests.fuzz --seconds 60 --seed 1 [--only header]`` spoils the files of
-``tests/fuzz_corpus`` and of its own making until the time is over. Right is a result or a ``SpecMoEError`` in one
-line; anything else is a crash, and printed.
+``tests/fuzz_corpus`` and of its own making until the time is over. Right is a result or a
+``SpecMoEError`` in one line; anything else is a crash, and printed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def spoil_bytes(content: bytes, draw: random.Random) -> bytes:
         elif kind == 3:
             made[at:at] = draw.choice(PIECES)
         else:
-            made[at : at + 8] = struct.pack("<Q", draw.choice([0, 1, 255, 2**16, 2**31, 2**32, 2**63, 2**64 - 1]))
+            made[at : at + 8] = struct.pack(
+                "<Q", draw.choice([0, 1, 255, 2**16, 2**31, 2**32, 2**63, 2**64 - 1])
+            )
     return bytes(made)
 
 
@@ -105,7 +107,8 @@ def spoil_manifest(content: bytes, draw: random.Random) -> bytes:
     if not isinstance(manifest, dict):
         return json.dumps(manifest).encode()
     body = json.dumps(manifest, sort_keys=True)
-    return json.dumps({**manifest, "manifest_crc32": zlib.crc32(body.encode())}).encode()  # who tampers can count
+    # who tampers can count
+    return json.dumps({**manifest, "manifest_crc32": zlib.crc32(body.encode())}).encode()
 
 
 def spoil_lines(content: bytes, draw: random.Random) -> bytes:
@@ -122,11 +125,20 @@ def spoil_lines(content: bytes, draw: random.Random) -> bytes:
 
 @functools.cache
 def packed_folders() -> tuple[Path, Path, Path]:
-    """A tiny checkpoint, its experts packed, and the folder of a packing that was interrupted half-way."""
+    """A tiny checkpoint, its experts packed, and the folder of a packing that was interrupted
+    half-way."""
     folder = Path(tempfile.mkdtemp(prefix="specmoe-fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
-    made = make_checkpoint("mixtral", folder / "model", num_hidden_layers=1, num_local_experts=4, **small)
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    made = make_checkpoint(
+        "mixtral", folder / "model", num_hidden_layers=1, num_local_experts=4, **small
+    )
     packing.pack(made, folder / "packed")
 
     def stop(done: int, total: int) -> None:
@@ -149,7 +161,8 @@ def read_manifest(file: Path) -> None:
 
 
 def read_journal(file: Path) -> None:
-    """An interrupted packing with this journal is taken up again: the same bytes, or a typed error."""
+    """An interrupted packing with this journal is taken up again: the same bytes, or a typed
+    error."""
     made, packed, half = packed_folders()
     folder, partial = file.parent / "again", file.parent / "again.partial"
     for old in (folder, partial):
@@ -184,8 +197,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def fuzz(name: str, seed: int, folder: Path, is_over: Callable[[int], bool]) -> Iterator[tuple[bytes, str]]:
-    """(spoilt content, what happened: "read", an error's class, or "crash: ...") until ``is_over(number of cases)``."""
+def fuzz(
+    name: str, seed: int, folder: Path, is_over: Callable[[int], bool]
+) -> Iterator[tuple[bytes, str]]:
+    """(spoilt content, what happened: "read", an error's class, or "crash: ...") until
+    ``is_over(number of cases)``."""
     _, spoil, read = TARGETS[name]
     corpus = seeds_of(name)
     draw, count = random.Random(f"{name} {seed}"), 0
@@ -219,7 +235,9 @@ def main() -> int:
         seen: Counter[str] = Counter()
         end_s = time.monotonic() + given.seconds / len(names)
         with tempfile.TemporaryDirectory() as folder:
-            for content, what in fuzz(name, given.seed, Path(folder), functools.partial(_is_late, end_s)):
+            for content, what in fuzz(
+                name, given.seed, Path(folder), functools.partial(_is_late, end_s)
+            ):
                 if what.startswith("crash") and not seen[what]:
                     print(what, content[:300], flush=True)
                 seen[what] += 1

@@ -1,8 +1,10 @@
-"""Every decoder-only MoE architecture of the installed transformers, made tiny and decoded by specmoe beside ``generate``.
+"""Every decoder-only MoE architecture of the installed transformers, made tiny and decoded by
+specmoe beside ``generate``.
 
-Comes in: nothing; the architectures are those that ``AutoModelForCausalLM`` serves and whose modelling file goes through the
-experts registry. Goes out: one ``Verdict`` each, exact, refused (why) or not configurable (why), and ``docs/models.md``:
-``python tests/models_table.py`` writes it, ``test_families`` compares it with what runs.
+Comes in: nothing; the architectures are those that ``AutoModelForCausalLM`` serves and whose
+modelling file goes through the experts registry. Goes out: one ``Verdict`` each, exact, refused
+(why) or not configurable (why), and ``docs/models.md``: ``python tests/models_table.py`` writes it,
+``test_families`` compares it with what runs.
 """
 
 from __future__ import annotations
@@ -25,44 +27,115 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import specmoe
 from specmoe.errors import SpecMoEError
 
-# What a field is made, wherever a config has it. Windows are narrower than the prompts; experts' widths differ from D.
+# What a field is made, wherever a config has it. Windows are narrower than the prompts; experts'
+# widths differ from D.
 SHRUNK = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "max_position_embeddings": 256, "model_max_length": 256,
-    "intermediate_size": 48, "moe_intermediate_size": 40, "dense_intermediate_size": 48, "shared_intermediate_size": 24,
-    "shared_expert_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "shared_experts_intermediate_size": 24,
-    "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
-    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2,
-    "n_group": 2, "num_expert_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
-    "moe_layer_end_index": 3, "sliding_window": 5, "sliding_window_size": 5, "attention_chunk_size": 5,
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
-    "index_topk": 6, "index_n_heads": 16, "index_head_dim": 12, "index_block_size": 4, "index_topk_blocks": 2,
-    "swa_head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "model_max_length": 256,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 40,
+    "dense_intermediate_size": 48,
+    "shared_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24,
+    "shared_experts_intermediate_size": 24,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "moe_num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "n_group": 2,
+    "num_expert_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "moe_layer_end_index": 3,
+    "sliding_window": 5,
+    "sliding_window_size": 5,
+    "attention_chunk_size": 5,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "index_topk": 6,
+    "index_n_heads": 16,
+    "index_head_dim": 12,
+    "index_block_size": 4,
+    "index_topk_blocks": 2,
+    "swa_head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # What the rules above cannot know.
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_dt_rank": 4}
-_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-_NGRAM = {**_LINEAR, "head_dim": 8, "intermediate_size": 48, "ngram_vocab_size_base": 50, "ple_embed_dim": 16}
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_NGRAM = {
+    **_LINEAR,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "ngram_vocab_size_base": 50,
+    "ple_embed_dim": 16,
+}
 ALSO: dict[str, dict] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "gemma4_text": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 40,
-                    "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "head_dim": 8, "global_head_dim": 8,
-                    "per_layer_config": {"01": {"head_dim": 16}, "03": {"head_dim": 16}}},
+    "dots1": {
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 40,
+        "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8,
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "per_layer_config": {"01": {"head_dim": 16}, "03": {"head_dim": 16}},
+    },
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_moe": {"head_dim": 8},
-    "inkling2_loop_text": {"unpadded_vocab_size": 97, "n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1,
-                           "loop_layer_index_end": 3},
+    "inkling2_loop_text": {
+        "unpadded_vocab_size": 97,
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
+    },
     "inkling2_text": {"unpadded_vocab_size": 97},
     "jamba": {**_MAMBA, "attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "qwen4_exp_text": _NGRAM,
     "zaya": {"num_experts_per_tok": 1},
-}  # fmt: skip
+}
 LAYER_KINDS = ("layer_types", "mlp_layer_types")
 
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [20, 21, 22], [1, 2, 3, 4, 5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
+PROMPTS = [
+    [5, 6, 7, 8, 9, 10, 11, 12, 13],
+    [3],
+    [20, 21, 22],
+    [1, 2, 3, 4, 5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69],
+]
 NEW_TOKENS, METHODS = 14, {"on_demand": {}, "specmoe": {"gamma": 4}}
 
 
@@ -84,7 +157,11 @@ def registered_folders() -> frozenset[str]:
     """Folders of ``transformers.models`` whose experts go through the registry."""
     root = Path(transformers.__file__).parent / "models"
     files = root.glob("*/modeling_*.py")
-    return frozenset(file.parent.name for file in files if "@use_experts_implementation" in file.read_text("utf-8"))
+    return frozenset(
+        file.parent.name
+        for file in files
+        if "@use_experts_implementation" in file.read_text("utf-8")
+    )
 
 
 def _folder_of(kind: str) -> str:
@@ -92,7 +169,8 @@ def _folder_of(kind: str) -> str:
 
 
 def tiny_config(kind: str, **overrides):
-    """The configuration of ``kind`` with every known size made small; a multimodal one's text part is."""
+    """The configuration of ``kind`` with every known size made small; a multimodal one's text part
+    is."""
     full = AutoConfig.for_model(kind)
     text = full.get_text_config(decoder=True)
     if text is not full:
@@ -109,7 +187,8 @@ def shrunk(default, kind: str, overrides: dict) -> dict:
         kinds = list(dict.fromkeys(fields.get(name) or []))
         if kinds:
             small[name] = [
-                kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)] for i in range(4)
+                kinds[min(i, len(kinds) - 1)] if name != "layer_types" else kinds[i % len(kinds)]
+                for i in range(4)
             ]
     return {**small, "tie_word_embeddings": False, **ALSO.get(kind, {}), **overrides}
 
@@ -128,8 +207,11 @@ def write_tiny(kind: str, folder: Path, dtype: torch.dtype = torch.float64, **ov
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """transformers' own model, with its plain loop over experts (its other kernels know no float64)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, experts_implementation="eager")
+    """transformers' own model, with its plain loop over experts (its other kernels know no
+    float64)."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, experts_implementation="eager"
+    )
     model.generation_config.eos_token_id = None
     return model
 
@@ -142,7 +224,9 @@ def plain(model: PreTrainedModel, prompts=PROMPTS, new_tokens: int = NEW_TOKENS)
 
 
 def decoded(engine, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
-    output = engine.generate(prompts, max_new_tokens=new_tokens, eos_token_id=[], batch_size=4, **options)
+    output = engine.generate(
+        prompts, max_new_tokens=new_tokens, eos_token_id=[], batch_size=4, **options
+    )
     return [sequence.tolist() for sequence in output.sequences]
 
 
@@ -157,18 +241,23 @@ def judge(kind: str) -> Verdict:
             with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
                 return Verdict(kind, *compare(engine, folder))
         except SpecMoEError as refusal:
-            return Verdict(kind, "refused", sentence(refusal).replace(str(folder), "the checkpoint"))
+            return Verdict(
+                kind, "refused", sentence(refusal).replace(str(folder), "the checkpoint")
+            )
 
 
 @torch.no_grad()
 def compare(engine, folder: Path) -> tuple[str, str]:
-    """Tokens of every method and the logits after a prompt, beside those of ``generate`` -> word and why."""
+    """Tokens of every method and the logits after a prompt, beside those of ``generate`` -> word
+    and why."""
     try:
         model = reference(folder)
         want = plain(model)
     except Exception as error:  # whatever transformers says of its own model
         return "not configurable", sentence(error)
-    wrong = [name for name, options in METHODS.items() if decoded(engine, method=name, **options) != want]
+    wrong = [
+        name for name, options in METHODS.items() if decoded(engine, method=name, **options) != want
+    ]
     logits = model(torch.tensor(PROMPTS[:1])).logits[0, -1]
     if not torch.allclose(engine.next_logits(PROMPTS[0]), logits, rtol=0, atol=1e-5):
         wrong.append("logits")
@@ -180,12 +269,13 @@ def sentence(error: Exception) -> str:
     return text[:300]
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------
+# ---- the page ----
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 WORDS = ("exact", "refused", "not configurable")
 VERSION = transformers.__version__
-# Outside the registry, brought into it by ``specmoe.checkpoint.adapters``; each has an exactness test of its own.
+# Outside the registry, brought into it by ``specmoe.checkpoint.adapters``; each has an exactness
+# test of its own.
 ADAPTED = {
     "llama4_text": "tests/test_adapters.py",
     "nllb-moe": "encoder-decoder; tests/test_translation.py",
@@ -222,13 +312,23 @@ def page(verdicts: list[Verdict]) -> str:
     rows = verdicts + [Verdict(kind, "not configurable", why) for kind, why in unserved().items()]
     rows += [Verdict(kind, "exact", f"by an adapter: {why}") for kind, why in ADAPTED.items()]
     counts = ", ".join(f"{sum(row.word == word for row in rows)} {word}" for word in WORDS)
-    lines = [f"| `{row.kind}` | {row.word} | {row.why.replace('|', '/')} |" for row in sorted(rows, key=lambda r: r.kind)]
+    lines = [
+        f"| `{row.kind}` | {row.word} | {row.why.replace('|', '/')} |"
+        for row in sorted(rows, key=lambda r: r.kind)
+    ]
     return HEAD.format(version=VERSION, counts=counts) + "\n".join(lines) + "\n"
 
 
 def read_page() -> dict[str, str]:
     """Architecture -> verdict, as the committed page has it."""
-    return dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", PAGE.read_text("utf-8"), flags=re.MULTILINE))
+    return dict(
+        re.findall(
+            r"^\| `([^`]+)` \| ([a-z ]+) "
+            r"\|",
+            PAGE.read_text("utf-8"),
+            flags=re.MULTILINE,
+        )
+    )
 
 
 def page_version() -> str:

@@ -1,9 +1,10 @@
 """Deliberate bugs in the core: does a test notice? ``make mutate``.
 
-Comes in: the files in ``TARGETS`` and the tests that guard each. Goes out: one row per bug in a JSON file: where it is,
-what was changed, "caught" or "survived". Bugs are drawn with a fixed seed from all places where one operator, number,
-condition or call can be changed. Each is planted in a copy of the tree, and judged in a fork of this process, which has
-imported torch and transformers before: most bugs cost a few seconds.
+Comes in: the files in ``TARGETS`` and the tests that guard each. Goes out: one row per bug in a
+JSON file: where it is, what was changed, "caught" or "survived". Bugs are drawn with a fixed seed
+from all places where one operator, number, condition or call can be changed. Each is planted in a
+copy of the tree, and judged in a fork of this process, which has imported torch and transformers
+before: most bugs cost a few seconds.
 """
 
 from __future__ import annotations
@@ -35,33 +36,69 @@ IMPORTED = """
     transformers.models.gpt_oss.modeling_gpt_oss transformers.models.nllb_moe.modeling_nllb_moe
     transformers.models.deepseek_v3.modeling_deepseek_v3
 """.split()
-BOOKS = "bytes_of_the_trace or hits_and_misses or accept_and_round or routed_tokens or prefetches_are_used"
+BOOKS = (
+    "bytes_of_the_trace or hits_and_misses or accept_and_round or routed_tokens or "
+    "prefetches_are_used"
+)
 EXACT = "mixtral and (every_method or no_option) or every_length or eos_at"
-ENDS = "left_behind or streamer or ending or calls_back or second_thread or forked or dropped or left_early or rounds"
-PACKS = "test_cache or altered_byte or changes_while or killed or second_pack or interrupted or copy_that or verify"
+ENDS = (
+    "left_behind or streamer or ending or calls_back or second_thread or forked or dropped or "
+    "left_early or rounds"
+)
+PACKS = (
+    "test_cache or altered_byte or changes_while or killed or second_pack or interrupted or "
+    "copy_that or verify"
+)
 # File -> its tests, the quickest first, and what of them runs (-k).
 TARGETS = {
-    "expert_store": ("test_store test_faults test_identity", "test_store or in_time or record"),
-    "read_queue": ("test_store test_life", f"test_store or {ENDS}"),
-    "resident_pool": ("test_pool test_engine", f"test_pool or {BOOKS}"),
-    "experts": ("test_draft_choices test_exactness test_engine", f"draft_choices or {EXACT} or {BOOKS}"),
-    "dispatch": ("test_draft_choices test_exactness", f"draft_choices or {EXACT}"),
-    "votes": ("test_draft_choices test_engine", f"draft_choices or while_a_layer or {BOOKS}"),
-    "kv_cache": ("test_kv_cache test_life test_exactness", f"kv_cache or test_a_cache or memory or {EXACT}"),
-    "processors": ("test_generation_settings", "processor or own_settings or greedy_among or criteria or stop"),
-    "sampling": ("test_sampling", "not model and not end_to_end and not broken and not independently"),
-    "speculate": ("test_round test_engine", f"test_round or {BOOKS}"),
-    "run": ("test_life test_engine", f"{ENDS} or {BOOKS} or second_run or stats"),
-    "jobs": ("test_jobs test_job_lines test_job_files", "not ten_thousand"),
-    "job_lines": ("test_job_lines test_jobs", ""),
-    "job_files": ("test_job_files test_jobs", "not ten_thousand"),
+    "offload/store": ("test_store test_faults test_identity", "test_store or in_time or record"),
+    "offload/read_queue": ("test_store test_life", f"test_store or {ENDS}"),
+    "offload/pool": ("test_pool test_engine", f"test_pool or {BOOKS}"),
+    "offload/experts": (
+        "test_draft_choices test_exactness test_engine",
+        f"draft_choices or {EXACT} or {BOOKS}",
+    ),
+    "offload/dispatch": ("test_draft_choices test_exactness", f"draft_choices or {EXACT}"),
+    "offload/votes": ("test_draft_choices test_engine", f"draft_choices or while_a_layer or {BOOKS}"),
+    "model/kv_cache": (
+        "test_kv_cache test_life test_exactness",
+        f"kv_cache or test_a_cache or memory or {EXACT}",
+    ),
+    "speculate/processors": (
+        "test_generation_settings",
+        "processor or own_settings or greedy_among or criteria or stop",
+    ),
+    "speculate/sampling": (
+        "test_sampling",
+        "not model and not end_to_end and not broken and not independently",
+    ),
+    "speculate/loop": ("test_round test_engine", f"test_round or {BOOKS}"),
+    "engine/run": ("test_life test_engine", f"{ENDS} or {BOOKS} or second_run or stats"),
+    "cli/jobs": ("test_jobs test_job_lines test_job_files", "not ten_thousand"),
+    "cli/job_lines": ("test_job_lines test_jobs", ""),
+    "cli/job_files": ("test_job_files test_jobs", "not ten_thousand"),
     "checkpoint/packing": ("test_cache test_checkpoint test_identity", PACKS),
 }
 COMPARED = {
-    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
-    ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is",
-}  # fmt: skip
-COMPUTED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "//", ast.FloorDiv: "*", ast.BitAnd: "|", ast.BitOr: "&"}
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+}
+COMPUTED = {
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "//",
+    ast.FloorDiv: "*",
+    ast.BitAnd: "|",
+    ast.BitOr: "&",
+}
 # What only raises a TypeError when one computes with it.
 SEQUENCES = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp, ast.Dict)
 
@@ -95,7 +132,9 @@ def bugs_in(file: str, text: str) -> Iterator[Bug]:
         return starts[line - 1] + len(row[:column].decode())
 
     for function in ast.walk(ast.parse(text)):
-        if not isinstance(function, ast.FunctionDef) or function.name.startswith(("__repr", "_repr")):
+        if not isinstance(function, ast.FunctionDef) or function.name.startswith(
+            ("__repr", "_repr")
+        ):
             continue
         for node in (inner for statement in function.body for inner in walk(statement)):
             for place, new in changes(node):
@@ -123,7 +162,10 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         yield node, f"({ast.unparse(node.left)} {new} {ast.unparse(node.comparators[0])})"
     elif isinstance(node, ast.BinOp) and type(node.op) in COMPUTED:
         if not any(is_sequence(side) for side in (node.left, node.right)):
-            yield node, f"({ast.unparse(node.left)} {COMPUTED[type(node.op)]} {ast.unparse(node.right)})"
+            yield (
+                node,
+                (f"({ast.unparse(node.left)} {COMPUTED[type(node.op)]} {ast.unparse(node.right)})"),
+            )
     elif isinstance(node, ast.BoolOp):
         joined = " or " if isinstance(node.op, ast.And) else " and "
         yield node, "(" + joined.join(ast.unparse(value) for value in node.values) + ")"
@@ -134,7 +176,9 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
         yield node, str(not node.value)
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        if ".trace" not in ast.unparse(node.value.func) and "logger" not in ast.unparse(node.value.func):
+        if ".trace" not in ast.unparse(node.value.func) and "logger" not in ast.unparse(
+            node.value.func
+        ):
             yield node, "pass"
     elif isinstance(node, ast.Name) and node.id in ("min", "max"):
         yield node, "max" if node.id == "min" else "min"
@@ -143,7 +187,11 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 
 def is_sequence(node: ast.AST) -> bool:
-    return isinstance(node, SEQUENCES) or isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return (
+        isinstance(node, SEQUENCES)
+        or isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+    )
 
 
 def draw(per_file: int, only: str) -> list[Bug]:
@@ -154,7 +202,10 @@ def draw(per_file: int, only: str) -> list[Bug]:
         if only in file:
             text = (ROOT / file).read_text(encoding="utf-8")
             found = sorted(set(bugs_in(file, text)), key=lambda bug: (bug.start, bug.end, bug.new))
-            drawn += sorted(random.Random(file).sample(found, min(per_file, len(found))), key=lambda bug: bug.start)
+            drawn += sorted(
+                random.Random(file).sample(found, min(per_file, len(found))),
+                key=lambda bug: bug.start,
+            )
     return drawn
 
 
@@ -182,7 +233,14 @@ def run_tests(tree: Path, file: str) -> None:
     tempfile.tempdir = None
     tests, chosen = TARGETS[file.removeprefix("specmoe/").removesuffix(".py")]
     named = [f"tests/{name}.py" for name in tests.split()]
-    quiet = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_S}", f"--basetemp={tree / 'out'}"]
+    quiet = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={TEST_S}",
+        f"--basetemp={tree / 'out'}",
+    ]
     os._exit(int(pytest.main([*quiet, "-k", chosen, *named])))
 
 
@@ -190,12 +248,15 @@ class Trial:
     """A bug (or None) in a copy of the tree, and the process that runs the tests of ``file``."""
 
     def __init__(self, file: str, bug: Bug | None):
-        self.bug, self.file = bug, file
+        self.bug = bug
+        self.file = file
         self.place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         tree = copy_tree(Path(self.place.name))
         if bug is not None:
             bug.plant(tree)
-        self.process = multiprocessing.get_context("fork").Process(target=run_tests, args=(tree, file))
+        self.process = multiprocessing.get_context("fork").Process(
+            target=run_tests, args=(tree, file)
+        )
         self.began_s = time.monotonic()
         self.process.start()
 
@@ -256,17 +317,25 @@ def main() -> int:
     bugs = draw(args.per_file, args.only)
     files = list(dict.fromkeys(bug.file for bug in bugs))
     broken = [
-        file for file, verdict in zip(files, judge([(file, None) for file in files], args.workers), strict=True)
+        file
+        for file, verdict in zip(
+            files, judge([(file, None) for file in files], args.workers), strict=True
+        )
         if verdict == "caught"
-    ]  # fmt: skip
+    ]
     if broken:
-        print(f"the tests of {', '.join(broken)} fail without any bug: mend them first", file=sys.stderr)
+        print(
+            f"the tests of {', '.join(broken)} fail without any bug: mend them first",
+            file=sys.stderr,
+        )
         return 1
     verdicts = judge([(bug.file, bug) for bug in bugs], args.workers)
     rows = [row(*pair) for pair in zip(bugs, verdicts, strict=True)]
     caught = verdicts.count("caught")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"bugs": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n")
+    args.out.write_text(
+        json.dumps({"bugs": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n"
+    )
     print(f"{caught} of {len(rows)} bugs caught; rows in {args.out.name}")
     return 0
 

@@ -1,13 +1,15 @@
-"""What a committed notebook must be. A notebook comes in, the rules it breaks go out, one sentence each.
+"""What a committed notebook must be. A notebook comes in, the rules it breaks go out, one sentence
+each.
 
-Rules: every code cell executed, in order, and one that ends in a value or a print shows it; no error in an output; no
-cell over 20 lines; no logic that belongs in the package (a class, a function over 5 lines, three nested loops); outputs
-under 300 KB in all, pictures counted as the bytes they are rather than as base64; nothing fetched from outside by an
-HTML, SVG or Markdown output; no path of somebody's machine; widget metadata that GitHub can render (it carries
-``state``); the kernel ``python3`` named, or JupyterLab asks for one; a cell tagged ``parameters``.
+Rules: every code cell executed, in order, and one that ends in a value or a print shows it; no
+error in an output; no cell over 20 lines; no logic that belongs in the package (a class, a function
+over 5 lines, three nested loops); outputs under 300 KB in all, pictures counted as the bytes they
+are rather than as base64; nothing fetched from outside by an HTML, SVG or Markdown output; no path
+of somebody's machine; widget metadata that GitHub can render (it carries ``state``); the kernel
+``python3`` named, or JupyterLab asks for one; a cell tagged ``parameters``.
 
-In ``tutorials/`` the code is what a student writes, without parameters. In ``tutorials/exercises`` it is also still to be
-run: there only cell length, outputs and metadata count.
+In ``tutorials/`` the code is what a student writes, without parameters. In ``tutorials/exercises``
+it is also still to be run: there only cell length, outputs and metadata count.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ MAX_FUNCTION_LINES = 5
 MAX_NESTED_LOOPS = 2  # a sweep over two settings is what a notebook is for
 MAX_OUTPUT_BYTES = 300_000
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-# Namespaces (xmlns="http://...") and links to follow (<a href>) fetch nothing: only what a page loads by itself counts.
+# Namespaces (xmlns="http://...") and links to follow (<a href>) fetch nothing: only what a page
+# loads by itself counts.
 _FETCHED = re.compile(
     r"""(?:\bsrc|\bdata|\bposter)\s*=\s*["']?\s*((?:https?:)?//[^"'\s>]+)"""
     r"""|<(?:link|image|use)\b[^>]*?href\s*=\s*["']?\s*((?:https?:)?//[^"'\s>]+)"""
@@ -37,9 +40,15 @@ _HOST_PATH = re.compile(
 )
 
 
-def broken_rules(notebook: dict[str, Any], tutorial: bool = False, exercise: bool = False) -> list[str]:
+def broken_rules(
+    notebook: dict[str, Any], tutorial: bool = False, exercise: bool = False
+) -> list[str]:
     """Every rule of this file that ``notebook`` (its JSON) breaks; empty: none."""
-    code = [(number, cell) for number, cell in enumerate(notebook["cells"], 1) if cell["cell_type"] == "code"]
+    code = [
+        (number, cell)
+        for number, cell in enumerate(notebook["cells"], 1)
+        if cell["cell_type"] == "code"
+    ]
     found = [*_too_long(code), *_outputs(code), *_widgets(notebook), *_no_kernel(notebook)]
     if not exercise:
         found += _not_executed(code)
@@ -50,7 +59,9 @@ def broken_rules(notebook: dict[str, Any], tutorial: bool = False, exercise: boo
 
 def lint_file(path: Path) -> list[str]:
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    return broken_rules(notebook, tutorial="tutorials" in path.parts, exercise="exercises" in path.parts)
+    return broken_rules(
+        notebook, tutorial="tutorials" in path.parts, exercise="exercises" in path.parts
+    )
 
 
 def _text(value: str | list[str]) -> str:
@@ -63,7 +74,8 @@ def _filled(code: list) -> list:
 
 
 def _python(cell: dict[str, Any]) -> str:
-    """The source without IPython's own lines; a cell in another language (%%bash) counts as one statement."""
+    """The source without IPython's own lines; a cell in another language (%%bash) counts as one
+    statement."""
     source = _text(cell["source"])
     if source.lstrip().startswith("%%"):
         return "..."
@@ -80,17 +92,30 @@ def _too_long(code: list) -> Iterator[str]:
 def _not_executed(code: list) -> Iterator[str]:
     filled = _filled(code)
     counts = [cell.get("execution_count") for _, cell in filled]
-    yield from (f"cell {number} was not executed" for (number, _), count in zip(filled, counts) if count is None)
+    yield from (
+        f"cell {number} was not executed"
+        for (number, _), count in zip(filled, counts)
+        if count is None
+    )
     if None not in counts and counts != sorted(set(counts)):
         yield f"cells were executed out of order: {counts}"
-    yield from (f"cell {number} shows nothing although it ends in a value" for number, cell in filled if _mute(cell))
+    yield from (
+        f"cell {number} shows nothing although it ends in a value"
+        for number, cell in filled
+        if _mute(cell)
+    )
 
 
 def _mute(cell: dict[str, Any]) -> bool:
-    """A cell that calls print or ends in a bare name or attribute must have an output; a call may return None."""
+    """A cell that calls print or ends in a bare name or attribute must have an output; a call may
+    return None."""
     body = ast.parse(_python(cell)).body
     last = body[-1].value if isinstance(body[-1], ast.Expr) else None
-    printed = isinstance(last, ast.Call) and isinstance(last.func, ast.Name) and last.func.id in ("print", "display")
+    printed = (
+        isinstance(last, ast.Call)
+        and isinstance(last.func, ast.Name)
+        and last.func.id in ("print", "display")
+    )
     shown = isinstance(last, ast.Name | ast.Attribute | ast.Subscript | ast.BinOp) or printed
     return shown and not _text(cell["source"]).rstrip().endswith(";") and not cell.get("outputs")
 
@@ -129,14 +154,22 @@ def _outputs(code: list) -> Iterator[str]:
 
 def _size(output: dict[str, Any]) -> int:
     """Bytes of an output; base64 writes a picture's three bytes as four characters."""
-    pictures = [_text(value) for kind, value in output.get("data", {}).items() if kind in ("image/png", "image/jpeg")]
+    pictures = [
+        _text(value)
+        for kind, value in output.get("data", {}).items()
+        if kind in ("image/png", "image/jpeg")
+    ]
     return len(json.dumps(output)) - sum(len(picture) // 4 for picture in pictures)
 
 
 def _text_problems(output: dict[str, Any]) -> Iterator[str]:
     texts = {"text/plain": output.get("text", ""), **output.get("data", {})}
     for kind, value in texts.items():
-        if not isinstance(value, str | list) or kind.startswith("image/") and kind != "image/svg+xml":
+        if (
+            not isinstance(value, str | list)
+            or kind.startswith("image/")
+            and kind != "image/svg+xml"
+        ):
             continue
         text = _text(value)
         if kind != "text/plain" and (match := _FETCHED.search(text)):

@@ -12,7 +12,12 @@ from conftest import reference_model
 
 from specmoe.checkpoint import open_packed, pack
 from specmoe.offload import affinity
-from specmoe.offload.affinity import expert_distances, nearest_resident, no_substitute, random_resident
+from specmoe.offload.affinity import (
+    expert_distances,
+    nearest_resident,
+    no_substitute,
+    random_resident,
+)
 
 DISTANCES = torch.tensor([[0.0, 1, 2, 9], [1, 0, 5, 9], [2, 5, 0, 3], [9, 9, 3, 0]])
 
@@ -21,8 +26,11 @@ DISTANCES = torch.tensor([[0.0, 1, 2, 9], [1, 0, 5, 9], [2, 5, 0, 3], [9, 9, 3, 
 def test_distances_are_l2_between_all_weights_of_two_experts(dtype, tiny):
     distances = expert_distances(pack(tiny("mixtral", dtype)))
     experts = reference_model(tiny("mixtral", dtype)).model.layers[1].mlp.experts
-    weights = torch.cat([experts.gate_up_proj.flatten(1), experts.down_proj.flatten(1)], dim=1)  # [E, everything]
-    torch.testing.assert_close(distances[1].double(), torch.cdist(weights, weights), rtol=1e-5, atol=1e-4)
+    # [E, everything]
+    weights = torch.cat([experts.gate_up_proj.flatten(1), experts.down_proj.flatten(1)], dim=1)
+    torch.testing.assert_close(
+        distances[1].double(), torch.cdist(weights, weights), rtol=1e-5, atol=1e-4
+    )
     assert distances.shape == (2, 8, 8) and (distances.diagonal(dim1=1, dim2=2) == 0).all()
 
 
@@ -97,17 +105,22 @@ def test_a_resident_stands_for_itself_even_when_two_are_equal():
     assert nearest_resident(torch.zeros(3, 3), [0, 2]).tolist() == [0, 0, 2, 3]
 
 
-@pytest.mark.parametrize("table", [
-    lambda: nearest_resident(DISTANCES, []),
-    lambda: random_resident(4, [], torch.Generator()),
-    lambda: no_substitute(4, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda: nearest_resident(DISTANCES, []),
+        lambda: random_resident(4, [], torch.Generator()),
+        lambda: no_substitute(4, []),
+    ],
+)
 def test_without_residents_nobody_stands_in(table):
     assert table().tolist() == [4] * 5
 
 
 def test_random_stand_ins_are_residents_drawn_from_the_generator():
-    tables = [random_resident(40, [3, 17], torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    tables = [
+        random_resident(40, [3, 17], torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    ]
     assert set(tables[0][:40].tolist()) == {3, 17} and tables[0][40] == 40
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
     assert tables[0][3] == 3 and tables[0][17] == 17

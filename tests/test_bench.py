@@ -1,4 +1,5 @@
-"""The bench compares like with like, and says when tokens differ. A fake engine first, the real one at the end."""
+"""The bench compares like with like, and says when tokens differ. A fake engine first, the real one
+at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ def quick_doctor(monkeypatch):
 
 
 def run(engine=None, **options):
-    options = {"batch": [2], "methods": ["on_demand", "cached", "specmoe"], "new_tokens": TIMED, **options}
+    options = {
+        "batch": [2],
+        "methods": ["on_demand", "cached", "specmoe"],
+        "new_tokens": TIMED,
+        **options,
+    }
     return run_bench(engine or FakeEngine(), **options)
 
 
@@ -49,7 +55,9 @@ def test_every_method_is_warmed_up_once_per_batch_before_anything_is_timed():
     run(engine, batch=[2, 5], repeats=1)
     kinds = ["timed" if o["max_new_tokens"] == TIMED else "warm" for _, o in engine.calls]
     assert kinds == (["warm"] * 3 + ["timed"] * 3) * 2
-    assert [len(prompts) for prompts, o in engine.calls if o["max_new_tokens"] != TIMED] == [2] * 3 + [5] * 3
+    assert [len(prompts) for prompts, o in engine.calls if o["max_new_tokens"] != TIMED] == [
+        2
+    ] * 3 + [5] * 3
 
 
 def test_a_compiled_engine_is_warmed_up_with_the_shapes_of_the_timed_runs():
@@ -67,7 +75,10 @@ def test_figures_are_medians_and_the_speedup_is_their_ratio():
     assert plain["tokens_per_second"] == tokens / 20
     assert (plain["seconds"], plain["seconds_min"], plain["seconds_max"]) == (20, 10, 90)
     assert fast["tokens_per_second"] == tokens / 4
-    assert (fast["tokens_per_second_min"], fast["tokens_per_second_max"]) == (tokens / 5, tokens / 1)
+    assert (fast["tokens_per_second_min"], fast["tokens_per_second_max"]) == (
+        tokens / 5,
+        tokens / 1,
+    )
     assert fast["speedup_over_on_demand"] == 5.0 and plain["speedup_over_on_demand"] == 1.0
     assert (fast["wait_share"], fast["draft_share"], fast["verify_share"]) == (0.25, 0.125, 0.5)
     assert fast["fetched_bytes_per_token"] == 100
@@ -164,8 +175,10 @@ def test_cached_is_measured_once_per_eviction():
     engine = FakeEngine()
     result = run(engine, methods=["on_demand", "cached"], eviction=["temporal", "lru"], repeats=2)
     assert [(row["method"], row["eviction"]) for row in result.rows] == [
-        ("on_demand", None), ("cached", "temporal"), ("cached", "lru"),
-    ]  # fmt: skip
+        ("on_demand", None),
+        ("cached", "temporal"),
+        ("cached", "lru"),
+    ]
     assert set(result.traces) == {("on_demand", 2), ("cached:temporal", 2), ("cached:lru", 2)}
     evictions = [o["eviction"] for _, o in engine.calls if o["method"] == "cached"]
     assert evictions == ["temporal", "lru"] * 3
@@ -175,8 +188,10 @@ def test_gamma_is_fixed_for_specmoe_only():
     engine = FakeEngine()
     result = run(engine, methods=["on_demand", "specmoe", "auto"], gamma=5)
     assert {options["method"]: options.get("gamma") for _, options in engine.calls} == {
-        "on_demand": None, "specmoe": 5, "auto": None,
-    }  # fmt: skip
+        "on_demand": None,
+        "specmoe": 5,
+        "auto": None,
+    }
     assert row_of(result, "specmoe")["gamma"] == 5
 
 
@@ -207,7 +222,9 @@ def test_only_resident_is_outside_the_budget():
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(options, said, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(
+        "specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same")
+    )
     with pytest.raises(OptionError, match=said.replace("(", r"\(")):
         run_bench("tiny-skewed", **options)
 
@@ -237,7 +254,9 @@ def test_an_engine_loaded_by_name_is_loaded_once_and_closed_even_after_a_failure
         return engine
 
     monkeypatch.setattr("specmoe.engine.engine.load", load)
-    run_bench("some-model", methods=["on_demand", "specmoe"], batch=[1, 2], repeats=1, fast_memory="1MiB")
+    run_bench(
+        "some-model", methods=["on_demand", "specmoe"], batch=[1, 2], repeats=1, fast_memory="1MiB"
+    )
     assert loads == [("some-model", {"fast_memory": "1MiB"})]
     assert engine.num_closed == 1
     engine.interrupt_at = len(engine.calls) + 2
@@ -257,9 +276,18 @@ def test_the_result_is_one_strict_json_object():
     assert found["model"]["fast_memory_bytes"] == 65536
     assert found["rows"][0]["prefetch_precision"] is None, "NaN is no JSON"
     contract = {
-        "method", "batch", "gamma", "draft_experts", "tokens_per_second", "speedup_over_on_demand",
-        "fetched_bytes_per_token", "tokens_per_round", "acceptance_rate", "wait_share", "same_tokens_as_plain",
-    }  # fmt: skip
+        "method",
+        "batch",
+        "gamma",
+        "draft_experts",
+        "tokens_per_second",
+        "speedup_over_on_demand",
+        "fetched_bytes_per_token",
+        "tokens_per_round",
+        "acceptance_rate",
+        "wait_share",
+        "same_tokens_as_plain",
+    }
     assert all(contract <= set(row) for row in found["rows"])
     assert list(result.to_frame()["method"]) == ["on_demand", "cached", "specmoe"]
 
@@ -268,14 +296,21 @@ def test_plain_turns_numpy_and_torch_scalars_into_numbers():
     import numpy
     import torch
 
-    value = {"a": numpy.float32(0.5), "b": torch.tensor(3), "c": float("inf"), "d": (1, None, True), "e": {1}}
+    value = {
+        "a": numpy.float32(0.5),
+        "b": torch.tensor(3),
+        "c": float("inf"),
+        "d": (1, None, True),
+        "e": {1},
+    }
     assert bench.plain(value) == {"a": 0.5, "b": 3, "c": None, "d": [1, None, True], "e": "{1}"}
 
 
 def test_the_trace_of_the_last_repeat_is_kept():
     engine = FakeEngine()
     result = run(engine, repeats=3)
-    last_calls = {"on_demand": 10, "cached": 11, "specmoe": 12}  # three warm-ups, then three times three
+    # three warm-ups, then three times three
+    last_calls = {"on_demand": 10, "cached": 11, "specmoe": 12}
     for method, call in last_calls.items():
         assert list(result.traces[method, 2]["size"]) == [call]
 
@@ -294,18 +329,26 @@ def test_progress_counts_every_run(methods):
 def test_the_real_bench_gives_the_same_tokens_from_every_method(tmp_path, monkeypatch):
     monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path))
     monkeypatch.setattr(bench.doctor, "examine", EXAMINE)
-    result = run_bench("tiny-balanced", batch=[2], repeats=1, new_tokens=5, gamma=3, draft_experts=3, num_prompts=3)
+    result = run_bench(
+        "tiny-balanced", batch=[2], repeats=1, new_tokens=5, gamma=3, draft_experts=3, num_prompts=3
+    )
     rows = {row["method"]: row for row in result.rows}
     assert list(rows) == list(bench.ALL_METHODS)
     assert all(row["same_tokens_as_plain"] is True for row in result.rows)
     assert all(row["kept_full"] for row in result.rows)
     assert {row["num_new_tokens"] for row in result.rows} == {rows["on_demand"]["num_new_tokens"]}
-    assert rows["resident"]["fetched_bytes_per_token"] == 0 < rows["on_demand"]["fetched_bytes_per_token"]
+    assert (
+        rows["resident"]["fetched_bytes_per_token"]
+        == 0
+        < rows["on_demand"]["fetched_bytes_per_token"]
+    )
     assert rows["specmoe"]["tokens_per_round"] > 1 == rows["on_demand"]["tokens_per_round"]
     budget = result.model["fast_memory_bytes"]
     held = {name: row["peak_fast_expert_bytes"] for name, row in rows.items() if name != "resident"}
     assert all(num_bytes <= budget for num_bytes in held.values()), held
-    assert all(0 <= row[share] <= 1 for row in result.rows for share in ("wait_share", "draft_share"))
+    assert all(
+        0 <= row[share] <= 1 for row in result.rows for share in ("wait_share", "draft_share")
+    )
     assert result.machine["disk"]["reads"] and result.machine["store"]["reads"]
     json.dumps(result.to_json(), allow_nan=False)
     assert not list(tmp_path.rglob("specmoe-doctor-*"))

@@ -1,4 +1,5 @@
-"""The harness: what is measured, resumed, summed; the page agrees with the results. Tiny settings, no clock asserted."""
+"""The harness: what is measured, resumed, summed; the page agrees with the results. Tiny settings,
+no clock asserted."""
 
 from __future__ import annotations
 
@@ -12,7 +13,18 @@ import pytest
 import torch
 
 from specmoe import checkpoint
-from specmoe.lab.bench import floors, gpu, gpu_numbers, offload, page, parts, results, run, settings, tables
+from specmoe.lab.bench import (
+    floors,
+    gpu,
+    gpu_numbers,
+    offload,
+    page,
+    parts,
+    results,
+    run,
+    settings,
+    tables,
+)
 from specmoe.lab.bench.settings import Cell, Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
@@ -20,9 +32,12 @@ from specmoe.speculate.loop import Row
 
 TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
 PROBE = {
-    "random_bytes_per_s": {"1": 1e9, "2": 2e9}, "sequential_bytes_per_s": 1.5e9, "fp32_flop_per_s": 1e11,
-    "bf16_flop_per_s": 2e11, "fp32_flop_per_byte": 50.0,
-}  # fmt: skip
+    "random_bytes_per_s": {"1": 1e9, "2": 2e9},
+    "sequential_bytes_per_s": 1.5e9,
+    "fp32_flop_per_s": 1e11,
+    "bf16_flop_per_s": 2e11,
+    "fp32_flop_per_byte": 50.0,
+}
 MODEL = {"flops_per_token": {"trunk": 1e6, "experts": 9e6}, "top_k": 2, "record_bytes": 1e6}
 
 
@@ -79,7 +94,9 @@ def test_the_queue_never_ends_and_gives_fresh_rows():
 def test_the_first_rows_are_taken_once_and_stand_inside_their_own_texts():
     rows, texts = rows_of(4), [[7] * 10 for _ in range(4)]
     first = staggered(rows, texts, 4, seed=1)
-    assert sorted(len(row.tokens) - 3 for row in first) == [1, 3, 5, 7] and all(row.room > 0 for row in first)
+    assert sorted(len(row.tokens) - 3 for row in first) == [1, 3, 5, 7] and all(
+        row.room > 0 for row in first
+    )
     queue = EndlessQueue(first, rows)
     assert [len(queue.popleft().tokens) > 3 for _ in range(8)] == [True] * 4 + [False] * 4
 
@@ -107,10 +124,14 @@ def test_a_window_counts_full_rounds_only(place, model, method):
 
 def test_prefill_is_not_throttled_and_decoding_is(place, monkeypatch):
     texts, link = place.texts("tiny-skewed"), []
-    engine = place.engine("tiny-skewed", "count", store="memory", expert_bytes=None, link_bytes_per_s=1e9)
+    engine = place.engine(
+        "tiny-skewed", "count", store="memory", expert_bytes=None, link_bytes_per_s=1e9
+    )
     prefill, step = engine.decoder.prefill, engine.decoder.step
     note = lambda what: link.append((what, engine.store.link.bytes_per_s))  # noqa: E731
-    monkeypatch.setattr(engine.decoder, "prefill", lambda *given: note("prefill") or prefill(*given))
+    monkeypatch.setattr(
+        engine.decoder, "prefill", lambda *given: note("prefill") or prefill(*given)
+    )
     monkeypatch.setattr(engine.decoder, "step", lambda *given: note("step") or step(*given))
     measure(engine, place.prompts("tiny-skewed"), Window(2, 0.01, 0.0, texts), method="on_demand")
     assert set(link) == {("prefill", None), ("step", 1e9)}
@@ -121,7 +142,13 @@ def test_static_eviction_is_calibrated_before_the_window(place):
     texts = place.texts("tiny-skewed")
     engine = place.engine("tiny-skewed", "count", store="memory", expert_bytes=None)
     engine.hotness = None
-    measure(engine, place.prompts("tiny-skewed"), Window(2, 0.01, 0.0, texts), method="cached", eviction="static")
+    measure(
+        engine,
+        place.prompts("tiny-skewed"),
+        Window(2, 0.01, 0.0, texts),
+        method="cached",
+        eviction="static",
+    )
     assert engine.hotness is not None
 
 
@@ -144,14 +171,25 @@ def not_widened(monkeypatch):
         monkeypatch.setattr(f"specmoe.lab.bench.{module}.EXPERT_BYTES", None)
 
 
-def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(tmp_path, place, not_widened, monkeypatch):
+def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(
+    tmp_path, place, not_widened, monkeypatch
+):
     monkeypatch.setattr(parts, "PROBE_S", 0.01)
     content = measured(tmp_path, "skewed-native", place)
-    assert {row["what"] for row in content["rows"].values()} == {"probe", *settings.METHODS, "resident"}
+    assert {row["what"] for row in content["rows"].values()} == {
+        "probe",
+        *settings.METHODS,
+        "resident",
+    }
     rows = tables.cell_rows({"skewed-native": content}, "tiny-skewed", "native")
     assert [row["method"] for row in rows] == [
-        "on_demand", "overlapped", "cached (temporal)", "specmoe", "auto", "resident",
-    ]  # fmt: skip
+        "on_demand",
+        "overlapped",
+        "cached (temporal)",
+        "specmoe",
+        "auto",
+        "resident",
+    ]
     assert all(row["measured_over_floor"] > 1 for row in rows), "nothing is faster than its floor"
 
 
@@ -165,7 +203,9 @@ def test_the_other_parts_measure(tmp_path, place, not_widened, part):
 
 def test_the_peer_with_everything_in_memory_decodes_as_many_tokens(place):
     for what in ("resident", "transformers"):
-        row = parts.peers.measure_resident(place, Cell("resident", "tiny-skewed", "memory", 2, what), TINY)
+        row = parts.peers.measure_resident(
+            place, Cell("resident", "tiny-skewed", "memory", 2, what), TINY
+        )
         assert row["num_new_tokens"] % 2 == 0 and row["tokens_per_second"] > 0
     parts.peers.close()
 
@@ -185,7 +225,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, capsys, monkeypat
         run.main(arguments)
     first = list(asked)
     asked.clear()
-    monkeypatch.setattr(run, "measure_cell", lambda _, cell, file: asked.append(cell.key) or {"tokens_per_second": 2.0})
+    monkeypatch.setattr(
+        run,
+        "measure_cell",
+        lambda _, cell, file: asked.append(cell.key) or {"tokens_per_second": 2.0},
+    )
     monkeypatch.setattr(run, "brief", str)
     monkeypatch.setattr(tables, "text", lambda _: "")
     assert run.main(arguments) == 0
@@ -199,7 +243,9 @@ def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
     results.ResultFile("tracing", TINY, tmp_path, code="old").add(cell, {"tokens_per_second": 1.0})
     assert results.ResultFile("tracing", TINY, tmp_path, code="old").has(cell)
     assert not results.ResultFile("tracing", TINY, tmp_path, code="new").has(cell)
-    assert not results.ResultFile("tracing", replace(TINY, slice_s=9.0), tmp_path, code="old").has(cell)
+    assert not results.ResultFile("tracing", replace(TINY, slice_s=9.0), tmp_path, code="old").has(
+        cell
+    )
     assert results.ResultFile("tracing", TINY, tmp_path, code="new", keep=True).has(cell)
 
 
@@ -207,17 +253,32 @@ def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
 
 
 def test_a_floor_is_the_longer_of_link_and_arithmetic():
-    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "num_prefetches": 0, "row_rounds": 4, "num_drafted": 16}
+    sums = {
+        "num_new_tokens": 10,
+        "fetched_bytes": 4e9,
+        "num_prefetches": 0,
+        "row_rounds": 4,
+        "num_drafted": 16,
+    }
     found, flops = floors.floor(sums, MODEL, PROBE, None), MODEL["flops_per_token"]
     drafted_s = (flops["trunk"] + flops["experts"] / MODEL["top_k"]) * 16 / 2e11 / 10
     assert found["link_s"] == pytest.approx(4e9 / 2e9 / 10)
     assert found["compute_s"] == pytest.approx(1e7 * 20 / 1e11 / 10 + drafted_s)
     assert floors.floor(sums, MODEL, PROBE, 1e9)["link_s"] == pytest.approx(0.4)
-    assert floors.floor({**sums, "fetched_bytes": 0}, MODEL, PROBE, None)["floor_s"] == found["compute_s"]
+    assert (
+        floors.floor({**sums, "fetched_bytes": 0}, MODEL, PROBE, None)["floor_s"]
+        == found["compute_s"]
+    )
 
 
 def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
-    sums = {"num_new_tokens": 10, "fetched_bytes": 4e9, "num_prefetches": 0, "row_rounds": 4, "num_drafted": 16}
+    sums = {
+        "num_new_tokens": 10,
+        "fetched_bytes": 4e9,
+        "num_prefetches": 0,
+        "row_rounds": 4,
+        "num_drafted": 16,
+    }
     found = floors.floor(sums, MODEL, PROBE, None)
     verified_s = 1e7 * 20 / 1e11 / 10
     assert found["floor_s"] == pytest.approx(found["link_s"] + found["compute_s"] - verified_s)
@@ -227,12 +288,31 @@ def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
     assert floors.floor(plain, MODEL, PROBE, None)["floor_s"] == pytest.approx(found["link_s"])
 
 
-def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "translate-native", slice: int = 0,
-        **more) -> dict:  # fmt: skip
-    model, link = ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
-    sums = {"num_new_tokens": speed * seconds, "seconds": seconds, "fetched_bytes": 1e8, "num_prefetches": 0,
-            "row_rounds": 10, "num_drafted": 0, "wait_s": 0.04, "draft_s": 0.3, "verify_s": 0.5, "gamma": 0.0,
-            "eviction": "lru"}  # fmt: skip
+def row(
+    what: str,
+    batch: int,
+    speed: float,
+    seconds: float = 1.0,
+    part: str = "translate-native",
+    slice: int = 0,
+    **more,
+) -> dict:
+    model, link = (
+        ("tiny-translate", "native") if part == "translate-native" else ("tiny-skewed", "native")
+    )
+    sums = {
+        "num_new_tokens": speed * seconds,
+        "seconds": seconds,
+        "fetched_bytes": 1e8,
+        "num_prefetches": 0,
+        "row_rounds": 10,
+        "num_drafted": 0,
+        "wait_s": 0.04,
+        "draft_s": 0.3,
+        "verify_s": 0.5,
+        "gamma": 0.0,
+        "eviction": "lru",
+    }
     cell = Cell(part, model, link, batch, what, slice)
     return {**asdict(cell), "tokens_per_second": speed, **sums, **more}
 
@@ -240,7 +320,9 @@ def row(what: str, batch: int, speed: float, seconds: float = 1.0, part: str = "
 def files_of(*rows: dict) -> dict:
     files: dict[str, dict] = {}
     for each in rows:
-        content = files.setdefault(each["part"], {"rows": {}, "models": {"tiny-translate": MODEL, "tiny-skewed": MODEL}})
+        content = files.setdefault(
+            each["part"], {"rows": {}, "models": {"tiny-translate": MODEL, "tiny-skewed": MODEL}}
+        )
         content["rows"][f"{each['model']}/{each['batch']}/{each['what']}/{each['slice']}"] = each
     return files
 
@@ -252,9 +334,13 @@ def outcome(files: dict, words: str) -> tables.Outcome:
 
 def test_targets_are_made_of_medians_and_say_which_batches():
     files = files_of(
-        row("on_demand", 256, 100.0), row("on_demand", 256, 110.0, slice=1), row("on_demand", 256, 400.0, slice=2),
-        row("specmoe", 256, 605.0), row("on_demand", 1, 10.0), row("specmoe", 1, 20.0),
-    )  # fmt: skip
+        row("on_demand", 256, 100.0),
+        row("on_demand", 256, 110.0, slice=1),
+        row("on_demand", 256, 400.0, slice=2),
+        row("specmoe", 256, 605.0),
+        row("on_demand", 1, 10.0),
+        row("specmoe", 1, 20.0),
+    )
     found = outcome(files, "translate, native: specmoe / on-demand, B = 256")
     assert found.measured == pytest.approx(5.5) and found.met
     mean = outcome(files, "translate, native: specmoe / on-demand, mean")
@@ -262,7 +348,9 @@ def test_targets_are_made_of_medians_and_say_which_batches():
 
 
 def test_auto_is_compared_with_the_fastest_single_method():
-    files = files_of(row("on_demand", 4, 10), row("cached", 4, 40), row("specmoe", 4, 30), row("auto", 4, 38))
+    files = files_of(
+        row("on_demand", 4, 10), row("cached", 4, 40), row("specmoe", 4, 30), row("auto", 4, 38)
+    )
     found = outcome(files, "translate, native: auto")
     assert found.measured == pytest.approx(0.95) and found.met is False
     assert outcome(files, "translate, native: specmoe / best cached, B >= 16").measured is None
@@ -270,12 +358,14 @@ def test_auto_is_compared_with_the_fastest_single_method():
 
 def test_a_ratio_at_the_floor_uses_the_floor_of_specmoe_and_the_speed_of_the_other():
     files = files_of(
-        row("on_demand", 256, 100.0), row("specmoe", 256, 200.0), row("probe", 256, 0.0, **PROBE),
-    )  # fmt: skip
-    floor_s = max(1e8 / 2e9, 1e7 * 10 / 1e11) / 200
-    assert tables.Measured(files).ratio_at_floor("tiny-translate", "native", 256, "on_demand") == pytest.approx(
-        1 / (floor_s * 100)
+        row("on_demand", 256, 100.0),
+        row("specmoe", 256, 200.0),
+        row("probe", 256, 0.0, **PROBE),
     )
+    floor_s = max(1e8 / 2e9, 1e7 * 10 / 1e11) / 200
+    assert tables.Measured(files).ratio_at_floor(
+        "tiny-translate", "native", 256, "on_demand"
+    ) == pytest.approx(1 / (floor_s * 100))
 
 
 def test_shares_and_what_was_not_measured():
@@ -289,7 +379,9 @@ def test_shares_and_what_was_not_measured():
 
 def test_best_cached_is_the_eviction_that_fetches_least():
     rows = {
-        Cell("evictions", "tiny-skewed", "count", 4, f"cached:{name}").key: {"bytes_per_token": moved}
+        Cell("evictions", "tiny-skewed", "count", 4, f"cached:{name}").key: {
+            "bytes_per_token": moved
+        }
         for name, moved in (("lru", 3.0), ("temporal", 2.0), ("static", 4.0))
     }
     assert parts.best_eviction(rows, "tiny-skewed", 4) == "temporal"
@@ -304,12 +396,16 @@ def test_best_cached_is_the_eviction_that_fetches_least():
 def test_the_performance_page_agrees_with_the_results():
     remarks = page.REMARKS.read_text(encoding="utf-8") if page.REMARKS.exists() else ""
     written = page.PAGE.read_text(encoding="utf-8")
-    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), "run: python -m specmoe.lab.bench.page"
+    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), (
+        "run: python -m specmoe.lab.bench.page"
+    )
     assert all((page.IMAGES / name).exists() for name in page.FIGURES)
 
 
 def test_a_number_that_changes_in_the_results_changes_the_page():
-    files = files_of(row("on_demand", 256, 100.0), row("specmoe", 256, 605.0), row("probe", 256, 0.0, **PROBE))
+    files = files_of(
+        row("on_demand", 256, 100.0), row("specmoe", 256, 605.0), row("probe", 256, 0.0, **PROBE)
+    )
     assert "6.05×" in page.target_table(tables.targets(files))
     files["translate-native"]["rows"]["tiny-translate/256/specmoe/0"]["tokens_per_second"] = 300.0
     assert "6.05×" not in page.target_table(tables.targets(files))
@@ -318,7 +414,9 @@ def test_a_number_that_changes_in_the_results_changes_the_page():
 
 def test_another_machine_stands_on_the_page_with_its_own_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "machine_words", lambda files: "two cores")
-    there = files_of(row("on_demand", 256, 100.0), row("specmoe", 256, 404.0), row("probe", 256, 0.0, **PROBE))
+    there = files_of(
+        row("on_demand", 256, 100.0), row("specmoe", 256, 404.0), row("probe", 256, 0.0, **PROBE)
+    )
     part = there["translate-native"] | {"machine": {"cpu": "Another"}}
     (tmp_path / "another").mkdir()
     (tmp_path / "another" / "translate-native.json").write_text(json.dumps(part), encoding="utf-8")
@@ -359,7 +457,9 @@ def test_results_files_are_small_and_name_no_folder_of_a_machine():
 
 def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SMALL", replace(gpu.SMALL, batches=(2,)))
-    monkeypatch.setattr(gpu, "compiled", lambda found, scale: {"plain_step_s": 3.0, "compiled_step_s": 1.0})
+    monkeypatch.setattr(
+        gpu, "compiled", lambda found, scale: {"plain_step_s": 3.0, "compiled_step_s": 1.0}
+    )
     before = os.environ["SPECMOE_CACHE"]
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--figures", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -371,7 +471,10 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
     for model in ("tiny-translate", "tiny-balanced"):
         part = found[f"speed {model}"]
         assert {row["method"] for row in part["rows"]} == set(gpu.METHODS)
-        assert all(row["measured_over_floor"] > 0 for row in part["rows"]) and part["copies"]["pageable_bytes_per_s"] > 0
+        assert (
+            all(row["measured_over_floor"] > 0 for row in part["rows"])
+            and part["copies"]["pageable_bytes_per_s"] > 0
+        )
         assert (tmp_path / f"gpu_{model}.png").exists()
     assert "proven on CPU only" in page.gpu_section(found)
 
@@ -381,7 +484,10 @@ def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch
         monkeypatch.setattr(gpu, part, lambda *_: {})
     monkeypatch.setattr(gpu, "draw", lambda *_: [])
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0"]) == 0
-    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == ["all of tiny-translate", "all of tiny-balanced"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == [
+        "all of tiny-translate",
+        "all of tiny-balanced",
+    ]
 
 
 def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path, monkeypatch):
@@ -393,7 +499,10 @@ def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path,
         monkeypatch.setattr(gpu, part, lambda *_: {"rows": [], "copies": {"share": 1.0}})
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["failed"] == ["correctness: RuntimeError: out of memory"] and "speed tiny-balanced" in found
+    assert (
+        found["failed"] == ["correctness: RuntimeError: out of memory"]
+        and "speed tiny-balanced" in found
+    )
 
 
 def test_first_divergences_are_positions():
@@ -411,7 +520,9 @@ def test_the_widened_checkpoint_gives_transformers_the_same_tokens(tmp_path):
     assert 3 * 2 * config["hidden_size"] * config["intermediate_size"] >= 2**18
     batch = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
-        logits = [peer(path).model(batch).logits for path in (checkpoint.resolve("tiny-skewed"), folder)]
+        logits = [
+            peer(path).model(batch).logits for path in (checkpoint.resolve("tiny-skewed"), folder)
+        ]
     assert torch.allclose(*logits, atol=1e-5)
 
 
@@ -433,7 +544,10 @@ def test_the_peer_runs_once_in_our_memory_and_once_with_nothing_in_the_page_cach
     for peer in ("accelerate", "accelerate_uncached"):
         assert what.count(peer) == 3
         offload.measure_offload(place, replace(cell, what=peer), settings.FULL, rows)
-    assert [(job["what"], job["limit_bytes"]) for job in jobs] == [("accelerate", 7), ("accelerate", None)]
+    assert [(job["what"], job["limit_bytes"]) for job in jobs] == [
+        ("accelerate", 7),
+        ("accelerate", None),
+    ]
 
 
 def test_a_run_that_its_limit_kills_gets_a_higher_one_and_the_row_says_which(monkeypatch):

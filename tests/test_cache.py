@@ -1,4 +1,5 @@
-"""The cache of packed copies: where it is, what is in it, and that only what specmoe wrote is touched."""
+"""The cache of packed copies: where it is, what is in it, and that only what specmoe wrote is
+touched."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def says(capsys, *words: str) -> tuple[int, str]:
     return code, output.out + output.err
 
 
-# ---- where it is ---------------------------------------------------------------------------------
+# ---- where it is ----
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -83,7 +84,7 @@ def test_a_read_only_cache_is_used_and_packing_into_it_is_one_sentence(
         pack(other)
 
 
-# ---- listing and removing -----------------------------------------------------------------------------
+# ---- listing and removing ----
 
 
 def test_the_list_names_size_model_experts_use_and_path(mixtral, capsys):
@@ -95,9 +96,13 @@ def test_the_list_names_size_model_experts_use_and_path(mixtral, capsys):
     assert used < "1970-01-03"
     assert row.pop("bytes") >= packed.data_bytes
     assert row == {
-        "name": packed.directory.name, "model": "mixtral", "layers": 2, "experts": 8, "state": "whole",
+        "name": packed.directory.name,
+        "model": "mixtral",
+        "layers": 2,
+        "experts": 8,
+        "state": "whole",
         "path": str(packed.directory),
-    }  # fmt: skip
+    }
     pack(mixtral)
     assert cache.entries()[0]["last_used"] > "2001", "a load is a use"
     code, text = says(capsys, "cache")
@@ -208,7 +213,7 @@ def test_a_damaged_copy_in_the_cache_is_packed_again(damage, mixtral):
     assert [row["state"] for row in cache.entries()] == ["whole"]
 
 
-# ---- what is somebody's own -----------------------------------------------------------------------------
+# ---- what is somebody's own ----
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_the_doctor_makes_no_folder(tmp_path, monkeypatch):
     assert "failed" not in found["disk"] and list(tmp_path.iterdir()) == []
 
 
-# ---- the disk fails ----------------------------------------------------------------------------------------
+# ---- the disk fails ----
 
 
 @pytest.mark.parametrize("number, message", [(28, "no space left"), (5, "could not pack into")])

@@ -63,7 +63,9 @@ def records(packed) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
     for layer in range(len(packed.layers)):
         for expert in range(packed.num_experts):
             start = packed.offset(layer, expert)
-            found[layer, expert] = packed.layout.views(data[start : start + packed.layout.record_bytes])
+            found[layer, expert] = packed.layout.views(
+                data[start : start + packed.layout.record_bytes]
+            )
     return found
 
 
@@ -74,7 +76,11 @@ def assert_same_experts(packed, model) -> None:
         module = modules[packed.layers[layer]]
         assert set(tensors) == {name for name, _ in module.named_parameters(recurse=False)}
         for name, tensor in tensors.items():
-            assert torch.equal(tensor, getattr(module, name)[expert]), (packed.layers[layer], expert, name)
+            assert torch.equal(tensor, getattr(module, name)[expert]), (
+                packed.layers[layer],
+                expert,
+                name,
+            )
 
 
 def edit_weights(folder: Path, edit) -> None:
@@ -88,7 +94,7 @@ def edit_json(file: Path, **values) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-# ---- the same weights as transformers ------------------------------------------------------------------------------
+# ---- the same weights as transformers ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -104,22 +110,33 @@ def test_model_and_records_equal_from_pretrained(architecture, dtype, tmp_path):
     for name, tensor in found.items():
         assert tensor.is_meta == (name in experts), name
         if name not in experts:
-            assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+            assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), (
+                name
+            )
     buffers = dict(model.named_buffers())
     for name, buffer in reference.named_buffers():
         assert buffers[name].dtype == buffer.dtype and torch.equal(buffers[name], buffer), name
-    assert not model.training and model.generation_config.eos_token_id == reference.generation_config.eos_token_id
+    assert (
+        not model.training
+        and model.generation_config.eos_token_id == reference.generation_config.eos_token_id
+    )
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "granitemoe", "gpt_oss"])
 def test_shards_with_an_index_read_like_one_file(architecture, tmp_path):
     whole = make_checkpoint(architecture, tmp_path / "whole")
     shards = make_checkpoint(architecture, tmp_path / "shards", max_shard_size="60KB")
-    assert len(list(shards.glob("*.safetensors"))) > 3 and not (shards / "model.safetensors").exists()
+    assert (
+        len(list(shards.glob("*.safetensors"))) > 3 and not (shards / "model.safetensors").exists()
+    )
     a, b = pack(whole, tmp_path / "a"), pack(shards, tmp_path / "b")
     assert a.data_file.read_bytes() == b.data_file.read_bytes() and a.checksums == b.checksums
     found = build_model(shards).state_dict()
-    assert all(torch.equal(t, found[k]) for k, t in build_model(whole).state_dict().items() if not t.is_meta)
+    assert all(
+        torch.equal(t, found[k])
+        for k, t in build_model(whole).state_dict().items()
+        if not t.is_meta
+    )
 
 
 def test_experts_already_fused_in_the_checkpoint_read_the_same(mixtral, tmp_path):
@@ -128,7 +145,9 @@ def test_experts_already_fused_in_the_checkpoint_read_the_same(mixtral, tmp_path
     folder.mkdir()
     shutil.copy(mixtral / "config.json", folder)
     state = AutoModelForCausalLM.from_pretrained(mixtral).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors"
+    )
     assert_same_experts(pack(folder), AutoModelForCausalLM.from_pretrained(mixtral))
 
 
@@ -137,7 +156,9 @@ def test_tied_embeddings_stay_tied(tmp_path):
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 (a method of safe_open)
     model = build_model(folder)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and not model.lm_head.weight.is_meta
+    assert (
+        model.lm_head.weight is model.model.embed_tokens.weight and not model.lm_head.weight.is_meta
+    )
 
 
 def test_default_dtype_is_float32_on_the_cpu_and_the_records_keep_their_own(tmp_path):
@@ -148,7 +169,9 @@ def test_default_dtype_is_float32_on_the_cpu_and_the_records_keep_their_own(tmp_
 
 
 def test_experts_of_mixed_dtypes_are_packed_without_loss(copy):
-    edit_weights(copy, lambda t: t.update({MIXTRAL_W1.format(0): t[MIXTRAL_W1.format(0)].to(torch.bfloat16)}))
+    edit_weights(
+        copy, lambda t: t.update({MIXTRAL_W1.format(0): t[MIXTRAL_W1.format(0)].to(torch.bfloat16)})
+    )
     assert_same_experts(pack(copy), AutoModelForCausalLM.from_pretrained(copy))
 
 
@@ -159,7 +182,7 @@ def test_modules_are_in_order_of_depth_beyond_ten_layers(tmp_path):
     assert_same_experts(packed, AutoModelForCausalLM.from_pretrained(folder))
 
 
-# ---- the layout ----------------------------------------------------------------------------------------------------
+# ---- the layout ----
 
 
 def test_records_are_aligned_and_views_share_their_memory():
@@ -186,7 +209,7 @@ def test_offsets_are_page_aligned_and_refuse_what_is_not_there(mixtral):
             packed.offset(layer, expert)
 
 
-# ---- widening ------------------------------------------------------------------------------------------------------
+# ---- widening ----
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "granitemoe"])
@@ -211,7 +234,9 @@ def test_widened_experts_compute_the_same(architecture, tmp_path):
 
 
 def test_experts_without_a_gate_are_widened_too():
-    config = NemotronHConfig(vocab_size=97, hidden_size=32, moe_intermediate_size=48, n_routed_experts=4)
+    config = NemotronHConfig(
+        vocab_size=97, hidden_size=32, moe_intermediate_size=48, n_routed_experts=4
+    )
     config._experts_implementation = "eager"
     from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
@@ -223,7 +248,11 @@ def test_experts_without_a_gate_are_widened_too():
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    states, index, weights = torch.randn(5, 32).double(), torch.tensor([[0, 3]] * 5), torch.rand(5, 2).double()
+    states, index, weights = (
+        torch.randn(5, 32).double(),
+        torch.tensor([[0, 3]] * 5),
+        torch.rand(5, 2).double(),
+    )
     before = module(states, index, weights)
     for name, shape in zip(wide.names, wide.shapes):
         views = torch.zeros(4, *shape, dtype=torch.float64)
@@ -241,10 +270,12 @@ def test_expert_bytes_below_native_is_refused_and_leaves_nothing(mixtral, tmp_pa
     assert pack(mixtral, tmp_path / "same", expert_bytes=native).widened_from is None
 
 
-# ---- packing: reuse, interruption, space ---------------------------------------------------------------------------
+# ---- packing: reuse, interruption, space ----
 
 
-def test_a_second_pack_reuses_the_first_and_a_changed_checkpoint_is_noticed(copy, tmp_path, monkeypatch):
+def test_a_second_pack_reuses_the_first_and_a_changed_checkpoint_is_noticed(
+    copy, tmp_path, monkeypatch
+):
     first = pack(copy, tmp_path / "packed")
     in_cache = pack(copy)
     with monkeypatch.context() as patch:
@@ -253,7 +284,9 @@ def test_a_second_pack_reuses_the_first_and_a_changed_checkpoint_is_noticed(copy
         assert pack(shutil.move(copy, tmp_path / "renamed"), tmp_path / "packed") == first
     renamed = tmp_path / "renamed"
     edit_weights(renamed, lambda tensors: tensors[MIXTRAL_W1.format(7)][0, 0].add_(1))
-    with pytest.raises(CheckpointError, match="another checkpoint, or of this one before it changed"):
+    with pytest.raises(
+        CheckpointError, match="another checkpoint, or of this one before it changed"
+    ):
         pack(renamed, tmp_path / "packed")
     again = pack(renamed)
     assert again.directory != in_cache.directory and again.checksums != in_cache.checksums
@@ -284,7 +317,9 @@ def test_a_folder_with_other_files_is_left_alone(mixtral, tmp_path):
 
 def test_progress_counts_bytes_up_to_the_whole(mixtral, tmp_path):
     calls = []
-    packed = pack(mixtral, tmp_path / "packed", progress=lambda done, total: calls.append((done, total)))
+    packed = pack(
+        mixtral, tmp_path / "packed", progress=lambda done, total: calls.append((done, total))
+    )
     assert [done for done, _ in calls] == [(i + 1) * packed.layout.record_bytes for i in range(16)]
     assert {total for _, total in calls} == {packed.data_bytes}
 
@@ -293,7 +328,9 @@ class Stop:
     """A progress callback that runs ``then`` at the given record."""
 
     def __init__(self, record: int, then):
-        self.record, self.then, self.calls = record, then, 0
+        self.record = record
+        self.then = then
+        self.calls = 0
 
     def __call__(self, done: int, total: int) -> None:
         self.calls += 1
@@ -318,7 +355,10 @@ def test_an_interrupted_pack_goes_on_where_it_stopped(mixtral, tmp_path, monkeyp
     assert rest.calls == 16 - 6, "the six journaled records are not written again"
     assert packed.data_file.read_bytes() == expected.data_file.read_bytes()
     assert packed.checksums == expected.checksums and verify_packed(packed) == []
-    assert sorted(path.name for path in packed.directory.iterdir()) == ["experts.bin", "manifest.json"]
+    assert sorted(path.name for path in packed.directory.iterdir()) == [
+        "experts.bin",
+        "manifest.json",
+    ]
     assert not (tmp_path / "packed.partial").exists()
 
 
@@ -367,7 +407,9 @@ def other_layout(partial: Path) -> None:
     "damage, num_good",
     [(torn_journal, 6), (half_record, 6), (altered_record, 5), (lost_data, 3), (other_layout, 0)],
 )
-def test_a_killed_and_damaged_pack_keeps_only_the_good_records(damage, num_good, mixtral, tmp_path, monkeypatch):
+def test_a_killed_and_damaged_pack_keeps_only_the_good_records(
+    damage, num_good, mixtral, tmp_path, monkeypatch
+):
     monkeypatch.setattr(packing, "SYNC_BYTES", 1)
     damage(killed_at(7, mixtral, tmp_path))
     rest = Stop(-1, None)
@@ -385,7 +427,9 @@ def test_no_space_is_said_before_anything_is_written(mixtral, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_space_running_out_while_packing_leaves_nothing_that_looks_complete(mixtral, tmp_path, monkeypatch):
+def test_space_running_out_while_packing_leaves_nothing_that_looks_complete(
+    mixtral, tmp_path, monkeypatch
+):
     monkeypatch.setattr(packing, "SYNC_BYTES", 1)
     forced = []
 
@@ -397,9 +441,14 @@ def test_space_running_out_while_packing_leaves_nothing_that_looks_complete(mixt
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "_force", full)
-        with pytest.raises(StoreError, match="no space left while packing into .*packed.partial.*goes on where"):
+        with pytest.raises(
+            StoreError, match="no space left while packing into .*packed.partial.*goes on where"
+        ):
             pack(mixtral, tmp_path / "packed")
-    assert not (tmp_path / "packed").exists() and not (tmp_path / "packed.partial" / "manifest.json").exists()
+    assert (
+        not (tmp_path / "packed").exists()
+        and not (tmp_path / "packed.partial" / "manifest.json").exists()
+    )
     rest = Stop(-1, None)
     assert verify_packed(pack(mixtral, tmp_path / "packed", progress=rest)) == []
     assert 0 < rest.calls < 16
@@ -410,7 +459,11 @@ def test_a_second_packer_waits_for_the_first_and_writes_nothing(mixtral, tmp_pat
     second, second_wrote = [], []
 
     def pack_again():
-        second.append(pack(mixtral, tmp_path / "packed", progress=lambda done, total: second_wrote.append(done)))
+        second.append(
+            pack(
+                mixtral, tmp_path / "packed", progress=lambda done, total: second_wrote.append(done)
+            )
+        )
 
     thread = threading.Thread(target=pack_again)
 
@@ -425,7 +478,7 @@ def test_a_second_packer_waits_for_the_first_and_writes_nothing(mixtral, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "packed"]
 
 
-# ---- a packed folder that is not what it was -----------------------------------------------------------------------
+# ---- a packed folder that is not what it was ----
 
 
 def test_verify_names_exactly_the_altered_records(mixtral, tmp_path):
@@ -443,7 +496,9 @@ def test_open_refuses_a_truncated_data_file(mixtral, tmp_path):
     packed = pack(mixtral, tmp_path / "packed")
     with open(packed.data_file, "r+b") as stream:
         stream.truncate(packed.data_bytes - 1)
-    with pytest.raises(CheckpointError, match=f"{packed.data_bytes - 1} bytes instead of {packed.data_bytes}"):
+    with pytest.raises(
+        CheckpointError, match=f"{packed.data_bytes - 1} bytes instead of {packed.data_bytes}"
+    ):
         open_packed(tmp_path / "packed")
     packed.data_file.unlink()
     with pytest.raises(CheckpointError, match="0 bytes instead of"):
@@ -477,7 +532,7 @@ def test_open_says_what_a_folder_lacks(tmp_path):
         open_packed(tmp_path)
 
 
-# ---- bad checkpoints: one clear sentence, nothing written ----------------------------------------------------------
+# ---- bad checkpoints: one clear sentence, nothing written ----
 
 
 def refused(folder: Path, error: type[Exception], message: str, tmp_path: Path) -> None:
@@ -488,9 +543,13 @@ def refused(folder: Path, error: type[Exception], message: str, tmp_path: Path) 
 
 
 def test_a_missing_folder(tmp_path):
-    refused(tmp_path / "nowhere", CheckpointError, "does not exist: give a folder, a hub id", tmp_path)
+    refused(
+        tmp_path / "nowhere", CheckpointError, "does not exist: give a folder, a hub id", tmp_path
+    )
     (tmp_path / "weights.bin").write_text("x")
-    refused(tmp_path / "weights.bin", CheckpointError, "is a file, not a checkpoint folder", tmp_path)
+    refused(
+        tmp_path / "weights.bin", CheckpointError, "is a file, not a checkpoint folder", tmp_path
+    )
 
 
 def test_a_folder_without_config(tmp_path):
@@ -508,7 +567,13 @@ def test_an_unknown_model_type(copy, tmp_path):
 
 
 def test_a_dense_model(tmp_path):
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "dense")
     with pytest.raises(UnsupportedModelError, match="'llama' is dense: it has no experts"):
@@ -518,10 +583,17 @@ def test_a_dense_model(tmp_path):
     refused(tmp_path / "dense", UnsupportedModelError, "'llama' is dense", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"]
+)
 def test_a_pickle_is_refused_with_the_way_to_convert_it(copy, tmp_path, name):
     (copy / "model.safetensors").rename(copy / name)
-    refused(copy, CheckpointError, f"pickled weights .{name}.*from_pretrained.*save_pretrained", tmp_path)
+    refused(
+        copy,
+        CheckpointError,
+        f"pickled weights .{name}.*from_pretrained.*save_pretrained",
+        tmp_path,
+    )
 
 
 def test_no_weights_at_all(copy, tmp_path):
@@ -537,14 +609,20 @@ def test_a_quantised_config_is_refused_by_name(copy, tmp_path, method):
         build_model(copy)
 
 
-@pytest.mark.parametrize("dtype, name", [(torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8"), (torch.int8, "I8")])
+@pytest.mark.parametrize(
+    "dtype, name", [(torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8"), (torch.int8, "I8")]
+)
 def test_a_quantised_tensor_is_refused_by_name(copy, tmp_path, dtype, name):
-    edit_weights(copy, lambda t: t.update({MIXTRAL_W1.format(2): t[MIXTRAL_W1.format(2)].to(dtype)}))
+    edit_weights(
+        copy, lambda t: t.update({MIXTRAL_W1.format(2): t[MIXTRAL_W1.format(2)].to(dtype)})
+    )
     refused(copy, CheckpointError, f"experts.2.w1.weight'.*quantised format {name}", tmp_path)
 
 
 def test_integer_experts_are_refused(copy, tmp_path):
-    edit_weights(copy, lambda t: t.update({MIXTRAL_W1.format(2): t[MIXTRAL_W1.format(2)].to(torch.int32)}))
+    edit_weights(
+        copy, lambda t: t.update({MIXTRAL_W1.format(2): t[MIXTRAL_W1.format(2)].to(torch.int32)})
+    )
     refused(copy, CheckpointError, "experts.2.w1.weight'.*quantised .torch.int32", tmp_path)
 
 
@@ -569,13 +647,22 @@ def test_a_shard_without_a_promised_tensor(shards, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/model.safetensors", "../model.safetensors", "C:\\model.safetensors", "a\\..\\..\\b.safetensors", "x.bin", 7],
+    [
+        "/etc/model.safetensors",
+        "../model.safetensors",
+        "C:\\model.safetensors",
+        "a\\..\\..\\b.safetensors",
+        "x.bin",
+        7,
+    ],
 )
 def test_an_index_that_leaves_its_folder(shards, tmp_path, name):
     index = shards / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     edit_json(index, weight_map={**weight_map, next(iter(weight_map)): name})
-    refused(shards, CheckpointError, "no .safetensors file inside its folder: do not trust", tmp_path)
+    refused(
+        shards, CheckpointError, "no .safetensors file inside its folder: do not trust", tmp_path
+    )
 
 
 def test_an_index_without_a_map(shards, tmp_path):
@@ -585,7 +672,8 @@ def test_an_index_without_a_map(shards, tmp_path):
 
 @pytest.mark.parametrize("kept", [4, 300, -1])
 def test_a_truncated_safetensors_file(copy, tmp_path, kept):
-    """At the length, inside the header, and one byte short: mapping any of these could kill the process."""
+    """At the length, inside the header, and one byte short: mapping any of these could kill the
+    process."""
     file = copy / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:kept])
@@ -624,39 +712,70 @@ def test_an_expert_tensor_of_the_wrong_shape(copy, tmp_path):
 
 def test_experts_that_do_not_fit_the_config(copy, tmp_path):
     edit_json(copy / "config.json", intermediate_size=40)
-    message = r"layers.0.mlp.experts.gate_up_proj .*shape \[96, 32\].*config.json asks for \[80, 32\]"
+    message = (
+        r"layers.0.mlp.experts.gate_up_proj .*shape \[96, 32\].*config.json asks for \[80, "
+        r"32\]"
+    )
     refused(copy, CheckpointError, message, tmp_path)
 
 
 def test_fused_experts_that_do_not_fit_the_config(tmp_path):
     folder = make_checkpoint("granitemoe", tmp_path / "granite")
     edit_json(folder / "config.json", num_local_experts=4)
-    refused(folder, CheckpointError, r"input_linear.weight' .*shape \[8, 96, 32\], expected 4", tmp_path)
+    refused(
+        folder,
+        CheckpointError,
+        r"input_linear.weight' .*shape \[8, 96, 32\], expected "
+        r"4",
+        tmp_path,
+    )
 
 
 def test_a_trunk_tensor_of_the_wrong_shape(copy):
     edit_weights(copy, lambda t: t.update({"model.norm.weight": torch.zeros(31)}))
-    with pytest.raises(CheckpointError, match=r"'model.norm.weight' .*shape \[31\], but config.json asks for \[32\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"'model.norm.weight' .*shape \[31\], but "
+        r"config.json asks for \[32\]",
+    ):
         build_model(copy)
 
 
 def test_a_missing_trunk_tensor(copy):
     edit_weights(copy, lambda t: t.pop("model.layers.1.block_sparse_moe.gate.weight"))
-    with pytest.raises(CheckpointError, match="lacks 1 tensors of the model, first 'model.layers.1.mlp.gate.weight'"):
+    with pytest.raises(
+        CheckpointError,
+        match="lacks 1 tensors of the model, first 'model.layers.1.mlp.gate.weight'",
+    ):
         build_model(copy)
 
 
 def test_a_missing_expert(copy, tmp_path):
     edit_weights(copy, lambda t: t.pop(MIXTRAL_W1.format(5)))
-    message = "has 7 of 8 experts for model.layers.1.mlp.experts.gate_up_proj, first missing '" + MIXTRAL_W1.format(5)
+    message = (
+        "has 7 of 8 experts for model.layers.1.mlp.experts.gate_up_proj, first missing '"
+    ) + MIXTRAL_W1.format(5)
     refused(copy, CheckpointError, message, tmp_path)
 
 
 def test_a_missing_kind_of_expert_tensor(copy, tmp_path):
     edit_weights(copy, lambda t: [t.pop(MIXTRAL_W1.format(e)) for e in range(8)])
-    refused(copy, CheckpointError, r"no tensors like '.experts.\*.w1.weight' for model.layers.1.mlp.experts", tmp_path)
-    edit_weights(copy, lambda t: [t.pop(MIXTRAL_W1.format(e).replace("w1", "w3")) for e in range(8)])
-    refused(copy, CheckpointError, "no experts' tensor for model.layers.1.mlp.experts.gate_up_proj", tmp_path)
+    refused(
+        copy,
+        CheckpointError,
+        r"no tensors like '.experts.\*.w1.weight' for "
+        r"model.layers.1.mlp.experts",
+        tmp_path,
+    )
+    edit_weights(
+        copy, lambda t: [t.pop(MIXTRAL_W1.format(e).replace("w1", "w3")) for e in range(8)]
+    )
+    refused(
+        copy,
+        CheckpointError,
+        "no experts' tensor for model.layers.1.mlp.experts.gate_up_proj",
+        tmp_path,
+    )
 
 
 def test_more_experts_than_the_config_has(copy, tmp_path):
@@ -687,7 +806,7 @@ def test_layers_with_experts_of_different_shapes(mixtral, tmp_path, monkeypatch)
     refused(folder, UnsupportedModelError, "needs the same shapes in all layers", tmp_path)
 
 
-# ---- names ---------------------------------------------------------------------------------------------------------
+# ---- names ----
 
 
 def test_resolve_takes_folders_shipped_names_and_hub_ids(mixtral, tmp_path, monkeypatch):
@@ -697,11 +816,15 @@ def test_resolve_takes_folders_shipped_names_and_hub_ids(mixtral, tmp_path, monk
     monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
     shutil.copytree(mixtral, tmp_path / "shipped" / "tiny-test")
     assert resolve("tiny-test") == tmp_path / "shipped" / "tiny-test"
-    with pytest.raises(CheckpointError, match="'tiny-tset' does not exist.*shipped model's name .tiny-test"):
+    with pytest.raises(
+        CheckpointError, match="'tiny-tset' does not exist.*shipped model's name .tiny-test"
+    ):
         resolve("tiny-tset")
     asked = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **how: asked.update(name=name, **how) or str(mixtral)
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **how: asked.update(name=name, **how) or str(mixtral),
     )
     assert resolve("owner/model") == mixtral and asked["name"] == "owner/model"
     assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in asked["allow_patterns"])
@@ -714,7 +837,10 @@ def test_a_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("Name or service not known\nand much more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="'owner/model' is no local folder.*Name or service not known.*: check"):
+    with pytest.raises(
+        CheckpointError,
+        match="'owner/model' is no local folder.*Name or service not known.*: check",
+    ):
         resolve("owner/model")
 
 
@@ -725,7 +851,7 @@ def test_the_cache_is_named_after_the_repository(mixtral, tmp_path):
     assert pack(snapshot).directory.name.startswith("models--owner--name-")
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------
+# ---- memory ----
 
 MEASURE = """
 import json, sys
@@ -754,7 +880,11 @@ def write_sparse(file: Path, tensors: dict[str, tuple[int, ...]], mark) -> None:
     header, start = {}, 0
     for name, shape in tensors.items():
         num_bytes = 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, start + num_bytes]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [start, start + num_bytes],
+        }
         start += num_bytes
     text = json.dumps(header).encode()
     with open(file, "wb") as stream:
@@ -762,11 +892,14 @@ def write_sparse(file: Path, tensors: dict[str, tuple[int, ...]], mark) -> None:
         stream.truncate(8 + len(text) + start)
         for name, entry in header.items():
             stream.seek(8 + len(text) + entry["data_offsets"][0])
-            stream.write(bytes(torch.tensor([mark(name)], dtype=torch.bfloat16).view(torch.uint8).tolist()))
+            stream.write(
+                bytes(torch.tensor([mark(name)], dtype=torch.bfloat16).view(torch.uint8).tolist())
+            )
 
 
 def write_large_checkpoint(folder: Path, num_layers: int, hidden: int, ffn: int) -> int:
-    """A mixtral with published key names, one shard per layer; returns the bytes of its largest shard."""
+    """A mixtral with published key names, one shard per layer; returns the bytes of its largest
+    shard."""
     sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": num_layers}
     config = make_config("mixtral", **sizes, num_attention_heads=8, head_dim=8, dtype="bfloat16")
     config.architectures = ["MixtralForCausalLM"]
@@ -777,7 +910,11 @@ def write_large_checkpoint(folder: Path, num_layers: int, hidden: int, ffn: int)
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items() if "experts" not in n}
     for layer in range(num_layers):
         prefix = f"model.layers.{layer}."
-        mine = {n.replace(".mlp.", ".block_sparse_moe."): s for n, s in shapes.items() if n.startswith(prefix)}
+        mine = {
+            n.replace(".mlp.", ".block_sparse_moe."): s
+            for n, s in shapes.items()
+            if n.startswith(prefix)
+        }
         if layer == 0:
             mine |= {n: s for n, s in shapes.items() if not n.startswith("model.layers.")}
         for expert in range(8):
@@ -787,27 +924,43 @@ def write_large_checkpoint(folder: Path, num_layers: int, hidden: int, ffn: int)
         name = f"model-{layer + 1:05}-of-{num_layers:05}.safetensors"
         write_sparse(folder / name, mine, marked)
         weight_map |= dict.fromkeys(mine, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return max(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def marked(name: str) -> float:
     """A number of its own for each expert tensor, exact in bf16."""
     parts = name.split(".")
-    return float(int(parts[5]) * 3 + "w1 w2 w3".split().index(parts[6]) + 1) if "experts" in parts else 1.0
+    return (
+        float(int(parts[5]) * 3 + "w1 w2 w3".split().index(parts[6]) + 1)
+        if "experts" in parts
+        else 1.0
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.slow
 def test_packing_two_gigabytes_stays_within_a_shard_and_a_tenth_of_the_experts(mixtral, tmp_path):
     largest_shard = write_large_checkpoint(tmp_path / "large", num_layers=12, hidden=1024, ffn=3584)
-    command = [sys.executable, "-c", MEASURE, str(mixtral), str(tmp_path / "large"), str(tmp_path / "packed")]
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(mixtral),
+        str(tmp_path / "large"),
+        str(tmp_path / "packed"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout.strip().splitlines()[-1])
     packed = open_packed(tmp_path / "packed")
     assert packed.data_bytes >= 2 * 10**9
-    print(f"{packed.data_bytes} bytes of experts, largest shard {largest_shard}: peak memory grew by {grown}")
+    print(
+        f"{packed.data_bytes} bytes of experts, largest shard {largest_shard}: peak memory grew "
+        f"by {grown}"
+    )
     assert 290_000_000 < grown["control"] < 320_000_000, "the measurement sees what is allocated"
     assert grown["packing"] <= largest_shard + packed.data_bytes // 10, "what is allowed"
     assert grown["packing"] <= packed.data_bytes // 10, "what one expert at a time should need"
@@ -815,8 +968,14 @@ def test_packing_two_gigabytes_stays_within_a_shard_and_a_tenth_of_the_experts(m
     with open(packed.data_file, "rb") as stream:
         for layer, expert in [(0, 0), (5, 3), (11, 7)]:
             stream.seek(packed.offset(layer, expert))
-            record = torch.frombuffer(bytearray(stream.read(packed.layout.record_bytes)), dtype=torch.uint8)
+            record = torch.frombuffer(
+                bytearray(stream.read(packed.layout.record_bytes)), dtype=torch.uint8
+            )
             views = packed.layout.views(record)
-            first = [views["gate_up_proj"][0, 0], views["down_proj"][0, 0], views["gate_up_proj"][3584, 0]]
+            first = [
+                views["gate_up_proj"][0, 0],
+                views["down_proj"][0, 0],
+                views["gate_up_proj"][3584, 0],
+            ]
             assert [float(value) for value in first] == [expert * 3 + i for i in (1, 2, 3)]
     shutil.rmtree(tmp_path / "packed")

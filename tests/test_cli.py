@@ -1,6 +1,8 @@
-"""The command line keeps its promises: one line per failure, an exit code, JSON that is only JSON, nothing heavy early.
+"""The command line keeps its promises: one line per failure, an exit code, JSON that is only JSON,
+nothing heavy early.
 
-Most tests run on a fake engine inside this process; the last ones run the real program on a shipped model.
+Most tests run on a fake engine inside this process; the last ones run the real program on a shipped
+model.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ COMMANDS = ["models", "generate", "bench", "pack", "verify", "cache", "report", 
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """``specmoe.engine.engine.load`` gives a fake engine; what it was asked for is in ``loaded.loads``."""
+    """``specmoe.engine.engine.load`` gives a fake engine; what it was asked for is in
+    ``loaded.loads``."""
     engine = FakeEngine()
     engine.loads = []
 
@@ -112,7 +115,9 @@ def fake_module(monkeypatch, name: str, **functions) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(words, said, specmoe_says, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(
+        "specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same")
+    )
     fake_module(monkeypatch, "lab.report", run_report=lambda *a: pytest.fail("ran all the same"))
     code, out, err = specmoe_says(*words)
     assert (code, out) == (2, "")
@@ -121,7 +126,10 @@ def test_bad_input_is_one_line_and_exit_code_2(words, said, specmoe_says, monkey
 
 
 def test_with_json_a_failure_is_also_an_object_on_stdout(specmoe_says):
-    for words in (["bench", "m", "--gama", "5", "--json"], ["bench", "m", "--methods", "x", "--json"]):
+    for words in (
+        ["bench", "m", "--gama", "5", "--json"],
+        ["bench", "m", "--methods", "x", "--json"],
+    ):
         code, out, err = specmoe_says(*words)
         found = json.loads(out)
         assert code == 2 and found["error"]["type"] == "OptionError"
@@ -165,13 +173,16 @@ def test_help_names_every_command_and_comes_without_torch():
     check = (
         "import sys\n"
         "from specmoe.cli.parser import main\n"
-        "for words in (['--help'], ['bench', '--help'], ['models', '--json'], ['bench', 'm', '--gama']):\n"
+        "for words in (['--help'], ['bench', '--help'], ['models', '--json'], ['bench', 'm', "
+        "'--gama']):\n"
         "    try: main(words)\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'transformers', 'seaborn', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert all(f"    {command} " in done.stdout for command in COMMANDS)
 
@@ -186,8 +197,19 @@ def test_every_command_takes_json(command):
 def test_every_option_of_python_has_a_flag():
     """Those that are no words of a shell excepted; do_sample follows from --temperature."""
     _, by_name = cli.build_parser()
-    python_only = {"trace", "streamer", "progress", "do_sample", "own", "settings", "logits_processor", "stopping_criteria"}
-    fields = {f.name for cls in (LoadOptions, GenerateOptions) for f in dataclasses.fields(cls)} - python_only
+    python_only = {
+        "trace",
+        "streamer",
+        "progress",
+        "do_sample",
+        "own",
+        "settings",
+        "logits_processor",
+        "stopping_criteria",
+    }
+    fields = {
+        f.name for cls in (LoadOptions, GenerateOptions) for f in dataclasses.fields(cls)
+    } - python_only
     fields -= {"first_prompt"}  # set by jobs
     assert fields <= {action.dest for action in by_name["generate"]._actions}
     load_fields = {f.name for f in dataclasses.fields(LoadOptions)} - python_only
@@ -216,7 +238,9 @@ def test_models_are_listed_with_their_size_and_skew(specmoe_says):
 
 
 def test_generate_prints_prompt_and_text_and_keeps_stdout_clean(loaded, specmoe_says):
-    code, out, err = specmoe_says("generate", "m", "-p", "one ", "-p", "two ", "--max-new-tokens", "3")
+    code, out, err = specmoe_says(
+        "generate", "m", "-p", "one ", "-p", "two ", "--max-new-tokens", "3"
+    )
     texts = FakeEngine().generate(["one ", "two "], max_new_tokens=3).new_texts
     assert code == 0 and out == f"one {texts[0]}\n\ntwo {texts[1]}\n"
     assert "num_new_tokens 6" in err
@@ -238,17 +262,43 @@ def test_flags_become_the_options_of_load_and_generate(loaded, specmoe_says):
         --eos-token-id 2 --source-lang eng --target-lang fra --draft-experts 2 --fast-memory 1MiB --store memory
         --link-bytes-per-s 1e6 --expert-bytes 3MiB --device cpu --dtype float32 --compile --num-readers 2""".split()
     specmoe_says("generate", "m", "-p", "x", *words)
-    assert loaded.loads == [("m", {
-        "draft_experts": 2, "fast_memory": "1MiB", "store": "memory", "link_bytes_per_s": 1e6, "expert_bytes": "3MiB",
-        "device": "cpu", "dtype": "float32", "compile": True, "num_readers": 2,
-    })]  # fmt: skip
+    assert loaded.loads == [
+        (
+            "m",
+            {
+                "draft_experts": 2,
+                "fast_memory": "1MiB",
+                "store": "memory",
+                "link_bytes_per_s": 1e6,
+                "expert_bytes": "3MiB",
+                "device": "cpu",
+                "dtype": "float32",
+                "compile": True,
+                "num_readers": 2,
+            },
+        )
+    ]
     [(prompts, options)] = loaded.calls
     assert prompts == ["x"] and options == {
-        "method": "specmoe", "gamma": 3, "batch_size": 2, "max_new_tokens": 9, "prefetch": False, "eviction": "lru",
-        "draft_set": "random", "substitute": "router", "temperature": 0.5, "top_k": 7, "top_p": 0.9, "seed": 4,
-        "accept_rule": "rejection", "eos_token_id": 2, "source_lang": "eng", "target_lang": "fra", "do_sample": True,
+        "method": "specmoe",
+        "gamma": 3,
+        "batch_size": 2,
+        "max_new_tokens": 9,
+        "prefetch": False,
+        "eviction": "lru",
+        "draft_set": "random",
+        "substitute": "router",
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.9,
+        "seed": 4,
+        "accept_rule": "rejection",
+        "eos_token_id": 2,
+        "source_lang": "eng",
+        "target_lang": "fra",
+        "do_sample": True,
         "progress": False,
-    }  # fmt: skip
+    }
 
 
 def test_what_is_not_typed_is_left_to_the_defaults(loaded, specmoe_says):
@@ -259,9 +309,16 @@ def test_what_is_not_typed_is_left_to_the_defaults(loaded, specmoe_says):
 
 @pytest.mark.parametrize(
     "words, sampled",
-    [("", False), ("--temperature 0", False), ("--temperature 0 --top-k 5", False), ("--temperature 0.5", True),
-     ("--top-k 5", True), ("--top-p 0.5", True), ("--seed 3", False)],
-)  # fmt: skip
+    [
+        ("", False),
+        ("--temperature 0", False),
+        ("--temperature 0 --top-k 5", False),
+        ("--temperature 0.5", True),
+        ("--top-k 5", True),
+        ("--top-p 0.5", True),
+        ("--seed 3", False),
+    ],
+)
 def test_temperature_zero_is_greedy(words, sampled, loaded, specmoe_says):
     code, _, err = specmoe_says("generate", "m", "-p", "x", *words.split())
     assert code == 0, err
@@ -277,7 +334,10 @@ def test_a_file_of_prompts_becomes_a_file_of_texts(loaded, specmoe_says, tmp_pat
     words = ["generate", "m", "--prompts", prompts, "--out", out, "--max-new-tokens", "3", "--json"]
     code, said, err = specmoe_says(*words)
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert (code, err) == (0, "") and [(r["prompt"], r.get("id")) for r in found] == [("a", 9), ("b", None)]
+    assert (code, err) == (0, "") and [(r["prompt"], r.get("id")) for r in found] == [
+        ("a", 9),
+        ("b", None),
+    ]
     summary = json.loads(said)
     assert (summary["num_lines"], summary["num_written"], summary["num_errors"]) == (2, 2, 0)
     assert summary["num_new_tokens"] == 6
@@ -290,13 +350,19 @@ def test_a_file_of_prompts_becomes_a_file_of_texts(loaded, specmoe_says, tmp_pat
     assert specmoe_says(*words, "--overwrite")[0] == 0 and len(loaded.loads) == 2
 
 
-def test_a_bad_line_is_named_and_the_exit_code_is_1_now_and_when_resumed(loaded, specmoe_says, tmp_path):
+def test_a_bad_line_is_named_and_the_exit_code_is_1_now_and_when_resumed(
+    loaded, specmoe_says, tmp_path
+):
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n{broken\n{"prompt": "b"}\n')
     words = ["generate", "m", "--prompts", prompts, "--out", out]
     code, _, err = specmoe_says(*words)
     assert code == 1 and f"{prompts} line 2: not JSON" in err
-    assert ["error" in json.loads(line) for line in out.read_text().splitlines()] == [False, True, False]
+    assert ["error" in json.loads(line) for line in out.read_text().splitlines()] == [
+        False,
+        True,
+        False,
+    ]
     assert specmoe_says(*words, "--resume")[0] == 1
 
 
@@ -340,7 +406,9 @@ def test_a_reader_who_has_enough_ends_the_job_without_a_word(loaded, monkeypatch
 
 
 def test_json_and_lines_do_not_share_stdout(specmoe_says, monkeypatch):
-    monkeypatch.setattr("specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(
+        "specmoe.engine.engine.load", lambda *a, **k: pytest.fail("loaded all the same")
+    )
     code, out, err = specmoe_says("generate", "m", "--prompts", "-", "--out", "-", "--json")
     assert code == 2 and "--json prints one object" in err and len(out.splitlines()) == 1
 
@@ -378,27 +446,62 @@ def test_bench_flags_become_the_arguments_of_run_bench(specmoe_says, monkeypatch
         --store disk --link-bytes-per-s 2.5e8 --expert-bytes 3MiB --compile""".split()
     specmoe_says("bench", "m", *words, "--prompts", tmp_path / "in.jsonl")
     assert asked == {
-        "model": "m", "methods": ["on_demand", "specmoe"], "batch": [1, 16], "repeats": 2, "new_tokens": 8,
-        "num_prompts": 5, "eviction": ["temporal", "lru"], "seed": 3, "gamma": 5, "draft_set": "random",
-        "substitute": "drop", "prefetch": False, "temperature": 0.0, "draft_experts": 8, "store": "disk",
-        "link_bytes_per_s": 2.5e8, "expert_bytes": "3MiB", "compile": True, "prompts": ["a", "b"], "progress": None,
-        "source_lang": "eng", "target_lang": "fra",
-    }  # fmt: skip
+        "model": "m",
+        "methods": ["on_demand", "specmoe"],
+        "batch": [1, 16],
+        "repeats": 2,
+        "new_tokens": 8,
+        "num_prompts": 5,
+        "eviction": ["temporal", "lru"],
+        "seed": 3,
+        "gamma": 5,
+        "draft_set": "random",
+        "substitute": "drop",
+        "prefetch": False,
+        "temperature": 0.0,
+        "draft_experts": 8,
+        "store": "disk",
+        "link_bytes_per_s": 2.5e8,
+        "expert_bytes": "3MiB",
+        "compile": True,
+        "prompts": ["a", "b"],
+        "progress": None,
+        "source_lang": "eng",
+        "target_lang": "fra",
+    }
 
 
 def test_bench_json_is_one_object_and_its_text_a_table(loaded, specmoe_says):
-    words = ["bench", "m", "--methods", "on_demand,specmoe", "--batch", "2", "--new-tokens", "9", "--repeats", "1"]
+    words = [
+        "bench",
+        "m",
+        "--methods",
+        "on_demand,specmoe",
+        "--batch",
+        "2",
+        "--new-tokens",
+        "9",
+        "--repeats",
+        "1",
+    ]
     code, out, err = specmoe_says(*words, "--json")
     found = json.loads(out)
     assert (code, err, list(found)) == (0, "", ["machine", "model", "rows"])
     assert [row["method"] for row in found["rows"]] == ["on_demand", "specmoe"]
     code, out, _ = specmoe_says(*words)
-    assert code == 0 and "speedup_over_on_demand" in out and "specmoe" in out and "'reads': 'direct'" in out
+    assert (
+        code == 0
+        and "speedup_over_on_demand" in out
+        and "specmoe" in out
+        and "'reads': 'direct'" in out
+    )
 
 
 def test_a_bench_whose_tokens_differ_fails(loaded, specmoe_says):
     loaded.wrong = "specmoe"
-    code, out, err = specmoe_says("bench", "m", "--methods", "on_demand,specmoe", "--batch", "2", "--json")
+    code, out, err = specmoe_says(
+        "bench", "m", "--methods", "on_demand,specmoe", "--batch", "2", "--json"
+    )
     assert code == 1 and "differ" in err
     assert [row["same_tokens_as_plain"] for row in json.loads(out)["rows"]] == [True, False]
 
@@ -439,14 +542,22 @@ def test_pack_and_verify_of_nothing_say_so(specmoe_says, tmp_path):
 def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_path):
     asked = []
     fake_module(
-        monkeypatch, "lab.report",
+        monkeypatch,
+        "lab.report",
         list_reports=lambda: [{"name": "main", "summary": "figures"}],
-        report_parameters=lambda name: {"gamma": {"type": "int", "default": 5, "help": f"of {name}"}},
+        report_parameters=lambda name: {
+            "gamma": {"type": "int", "default": 5, "help": f"of {name}"}
+        },
         run_report=lambda *arguments, **how: asked.append((*arguments, how)) or tmp_path / "r.html",
-    )  # fmt: skip
+    )
     assert json.loads(specmoe_says("report", "list", "--json")[1])["reports"][0]["name"] == "main"
     assert "main" in specmoe_says("report", "list")[1]
-    assert json.loads(specmoe_says("report", "params", "main", "--json")[1])["parameters"]["gamma"]["default"] == 5
+    assert (
+        json.loads(specmoe_says("report", "params", "main", "--json")[1])["parameters"]["gamma"][
+            "default"
+        ]
+        == 5
+    )
     assert specmoe_says("report", "params", "main")[1] == "gamma  int = 5  (of main)\n"
     words = ["report", "run", "main", "-p", "gamma=5", "-p", "title=a=b", "--out", tmp_path]
     assert specmoe_says(*words)[:2] == (0, f"{tmp_path / 'r.html'}\n")
@@ -467,14 +578,21 @@ def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):
         return out_dir
 
     monkeypatch.setattr(specmoe.tiny.making.train, "train", train)
-    code, out, _ = specmoe_says("train", "tiny-skewed", "--out", tmp_path / "t", "--steps", "3", "--json")
-    assert code == 0 and json.loads(out) == {"name": "tiny-skewed", "checkpoint": str(tmp_path / "t")}
+    code, out, _ = specmoe_says(
+        "train", "tiny-skewed", "--out", tmp_path / "t", "--steps", "3", "--json"
+    )
+    assert code == 0 and json.loads(out) == {
+        "name": "tiny-skewed",
+        "checkpoint": str(tmp_path / "t"),
+    }
     assert asked == [("tiny-skewed", tmp_path / "t", {"progress": None, "steps": 3})]
     assert specmoe_says("train", "tiny-skewed")[0] == 2, "--out is required"
 
 
 @pytest.mark.parametrize("threads, code", [(2, 0), ({"failed": "no torch"}, 1)])
-def test_doctor_prints_what_it_found_and_fails_only_without_torch(threads, code, specmoe_says, monkeypatch):
+def test_doctor_prints_what_it_found_and_fails_only_without_torch(
+    threads, code, specmoe_says, monkeypatch
+):
     asked = []
 
     def examine(**options):
@@ -499,19 +617,39 @@ def real(tmp_path_factory):
 def test_the_program_gives_the_same_text_by_two_methods(real):
     texts = []
     for words in (["--method", "on_demand"], ["--method", "specmoe", "--gamma", "3"]):
-        done = program("generate", "tiny-balanced", "-p", "SELECT name FROM", "--max-new-tokens", "6",
-                       "--json", *words, env=real)  # fmt: skip
+        done = program(
+            "generate",
+            "tiny-balanced",
+            "-p",
+            "SELECT name FROM",
+            "--max-new-tokens",
+            "6",
+            "--json",
+            *words,
+            env=real,
+        )
         assert done.returncode == 0, done.stderr
         texts.append(json.loads(done.stdout)["outputs"])
     assert texts[0] == texts[1] and len(texts[0][0]["tokens"]) == 6
 
 
-def test_the_real_engine_runs_a_file_and_refuses_one_prompt(real, monkeypatch, specmoe_says, tmp_path):
+def test_the_real_engine_runs_a_file_and_refuses_one_prompt(
+    real, monkeypatch, specmoe_says, tmp_path
+):
     monkeypatch.setenv("SPECMOE_CACHE", real["SPECMOE_CACHE"])
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     values = ["The", [3, 4, 5], [10**9], "x " * 5000, "SELECT"]
     prompts.write_text("".join(json.dumps({"prompt": value}) + "\n" for value in values))
-    words = ["generate", "tiny-balanced", "--prompts", prompts, "--out", out, "--max-new-tokens", "4"]
+    words = [
+        "generate",
+        "tiny-balanced",
+        "--prompts",
+        prompts,
+        "--out",
+        out,
+        "--max-new-tokens",
+        "4",
+    ]
     code, _, err = specmoe_says(*words, "--batch-size", "1")
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert code == 1 and "vocabulary" in err and "positions" in err
@@ -521,17 +659,31 @@ def test_the_real_engine_runs_a_file_and_refuses_one_prompt(real, monkeypatch, s
 
 @pytest.mark.skipif(
     "first_prompt" not in {field.name for field in dataclasses.fields(GenerateOptions)},
-    reason="GenerateOptions has no first_prompt: sampled files of more than one chunk cannot be written",
+    reason="GenerateOptions has no first_prompt: sampled files of more than one chunk cannot be "
+    "written",
 )
-def test_sampled_texts_of_a_file_do_not_depend_on_the_batch_size(real, monkeypatch, specmoe_says, tmp_path):
+def test_sampled_texts_of_a_file_do_not_depend_on_the_batch_size(
+    real, monkeypatch, specmoe_says, tmp_path
+):
     monkeypatch.setenv("SPECMOE_CACHE", real["SPECMOE_CACHE"])
     prompts = tmp_path / "in.jsonl"
     prompts.write_text('{"prompt": "The"}\n' * 6)
     files = []
     for batch_size in ("1", "6"):
         files.append(tmp_path / batch_size)
-        words = ["--temperature", "1", "--seed", "3", "--max-new-tokens", "4", "--batch-size", batch_size]
-        code, _, err = specmoe_says("generate", "tiny-balanced", "--prompts", prompts, "--out", files[-1], *words)
+        words = [
+            "--temperature",
+            "1",
+            "--seed",
+            "3",
+            "--max-new-tokens",
+            "4",
+            "--batch-size",
+            batch_size,
+        ]
+        code, _, err = specmoe_says(
+            "generate", "tiny-balanced", "--prompts", prompts, "--out", files[-1], *words
+        )
         assert code == 0, err
     assert files[0].read_bytes() == files[1].read_bytes()
     texts = [json.loads(line)["text"] for line in files[0].read_text().splitlines()]
@@ -552,9 +704,23 @@ def test_waiting_threads_spin_briefly_unless_told_otherwise(monkeypatch, own):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_lacks_a_character_still_shows_the_text(encoding):
     """\u2192 is in neither; the prompt comes back with it."""
-    command = [sys.executable, "-m", "specmoe", "generate", "tiny-skewed", "-p", "a \u2192 b", "--max-new-tokens", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "specmoe",
+        "generate",
+        "tiny-skewed",
+        "-p",
+        "a \u2192 b",
+        "--max-new-tokens",
+        "2",
+    ]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=300, check=False
+        command,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert b"a \\u2192 b" in done.stdout

@@ -1,4 +1,5 @@
-"""compile=True: the same tokens through torch.compile, and one warning with the plain path where nothing compiles."""
+"""compile=True: the same tokens through torch.compile, and one warning with the plain path where
+nothing compiles."""
 
 import logging
 
@@ -32,8 +33,10 @@ def test_compiled_draft_and_kernels_give_the_same_tokens(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="specmoe"):
         compiled, stats, engine = tokens_of(folder, compile=True)
     assert compiled == plain
-    assert engine.compiled and engine.decoder.passes.compiled is not None, caplog.text  # it did not fall back
-    assert stats.acceptance_rate == pytest.approx(plain_stats.acceptance_rate, abs=0.1)  # the same draft model
+    # it did not fall back
+    assert engine.compiled and engine.decoder.passes.compiled is not None, caplog.text
+    # the same draft model
+    assert stats.acceptance_rate == pytest.approx(plain_stats.acceptance_rate, abs=0.1)
 
 
 def test_without_a_compiler_one_warning_and_the_plain_path(folder, monkeypatch, caplog):
@@ -45,7 +48,8 @@ def test_without_a_compiler_one_warning_and_the_plain_path(folder, monkeypatch, 
         compiled, _, engine = tokens_of(folder, compile=True)
     assert not engine.compiled
     assert [record.message for record in caplog.records if "compile=True" in record.message] == [
-        "compile=True: torch.compile does not work here (no C++ compiler found); using the plain path"
+        "compile=True: torch.compile does not work here (no C++ compiler found); using the plain "
+        "path"
     ]
     monkeypatch.undo()
     assert compiled == tokens_of(folder)[0]
@@ -53,9 +57,12 @@ def test_without_a_compiler_one_warning_and_the_plain_path(folder, monkeypatch, 
 
 @pytest.mark.parametrize(("wrong", "apart"), [(1.0, 0.0), (1.5, 0.5)])
 def test_a_compiled_expert_is_held_against_the_eager_one(folder, monkeypatch, wrong, apart):
-    """The difference is the compiled result's own; padding rows do not count. (Here "compiling" scales the result.)"""
+    """The difference is the compiled result's own; padding rows do not count. (Here "compiling"
+    scales the result.)"""
     monkeypatch.setattr(compiling, "compiler_works", lambda: True)
-    monkeypatch.setattr(torch, "compile", lambda function, **how: lambda *args: wrong * function(*args))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **how: lambda *args: wrong * function(*args)
+    )
     with specmoe.load(str(folder), draft_experts=3) as engine:
         table = compiling.compare_expert(engine, tokens=(1, 20), repeats=2)
     assert table["padded_to"].tolist() == [16, 32] and (table["first_call_s"] > 0).all()
@@ -66,7 +73,11 @@ def test_where_nothing_compiles_the_columns_are_empty(folder, monkeypatch):
     monkeypatch.setattr(compiling, "compiler_works", lambda: False)
     with specmoe.load(str(folder), draft_experts=3) as engine:
         table = compiling.compare_expert(engine, tokens=(4,), repeats=1)
-    assert table["compiled_us"].isna().all() and table["first_call_s"].isna().all() and (table["eager_us"] > 0).all()
+    assert (
+        table["compiled_us"].isna().all()
+        and table["first_call_s"].isna().all()
+        and (table["eager_us"] > 0).all()
+    )
 
 
 def test_the_shipped_measurement_says_when_and_where_and_that_no_token_changed():

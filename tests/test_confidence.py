@@ -1,4 +1,5 @@
-"""The planner that weighs each drafted token, and the block that grows by its word: hand-made costs, no clock."""
+"""The planner that weighs each drafted token, and the block that grows by its word: hand-made
+costs, no clock."""
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ NO_EOS = torch.tensor([], dtype=torch.long)
 
 
 def observe(
-    planner, rows=4, gamma=4, verify_s=0.1, per_token_s=0.01, step_s=0.01, per_row_s=0.001, accepted=4, expected=0.5
+    planner,
+    rows=4,
+    gamma=4,
+    verify_s=0.1,
+    per_token_s=0.01,
+    step_s=0.01,
+    per_row_s=0.001,
+    accepted=4,
+    expected=0.5,
 ):
     """One round on an imagined machine."""
     drafted = [gamma] * rows
@@ -20,7 +29,9 @@ def observe(
     cost_s = verify_s + per_token_s * rows * (gamma + 1)
     accepted = [min(accepted, gamma)] * rows
     draft_s = sum(seconds for _, seconds in steps)
-    planner.observe(Round(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows))
+    planner.observe(
+        Round(gamma, draft_s, cost_s, drafted, accepted, steps, expected, sum(accepted) + rows)
+    )
 
 
 def step(block: Drafting, picked: torch.Tensor, planner) -> None:
@@ -57,7 +68,8 @@ def test_it_drafts_where_drafting_pays_and_not_where_it_does_not():
 
 def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
     close, far = settled(), settled()
-    close.seconds_per_token, far.seconds_per_token = {True: 1.0, False: 1.1}, {True: 1.0, False: 3.0}
+    close.seconds_per_token = {True: 1.0, False: 1.1}
+    far.seconds_per_token = {True: 1.0, False: 3.0}
     assert close._patience() < far._patience()
 
 
@@ -114,7 +126,8 @@ def test_a_draft_that_is_too_sure_is_believed_less():
 
 
 def test_plain_rounds_say_nothing_about_what_one_more_token_costs():
-    """A row's first token asks for the most experts: with it in the line, every further one would look dearer than it is."""
+    """A row's first token asks for the most experts: with it in the line, every further one would
+    look dearer than it is."""
     with_plain, without = (settled(may_not_draft=False) for _ in range(2))
     for gamma in (4, 8, 4, 8):
         observe(with_plain, gamma=0, verify_s=0.0, per_token_s=0.001)

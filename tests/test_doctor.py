@@ -1,4 +1,5 @@
-"""A doctor that measures what is there, says how, and does not die of what it finds. No speed is asserted."""
+"""A doctor that measures what is there, says how, and does not die of what it finds. No speed is
+asserted."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def quick(monkeypatch):
     """Whole examinations without the seconds."""
     rates = probes.disk_rates
     monkeypatch.setattr(probes, "disk_rates", lambda folder, *_: rates(folder, **SMALL))
-    monkeypatch.setattr(probes, "compute_rates", lambda *_: {"fp32_flop_per_s": 2e9, "bf16_flop_per_s": 8e9})
+    monkeypatch.setattr(
+        probes, "compute_rates", lambda *_: {"fp32_flop_per_s": 2e9, "bf16_flop_per_s": 8e9}
+    )
     monkeypatch.setattr(probes, "memory_copy_rate", lambda *_: {"bytes_per_s": 1e9})
 
 
@@ -88,7 +91,16 @@ def test_disk_rates_are_of_a_temporary_file_that_is_removed(tmp_path):
     found = probes.disk_rates(tmp_path / "new" / "folder", **SMALL)
     assert found["reads"] in ("direct", "page cache dropped")
     assert set(found["random_bytes_per_s"]) == {"1", "2", "4", "8"}
-    assert min([found["sequential_bytes_per_s"], found["page_latency_s"], *found["random_bytes_per_s"].values()]) > 0
+    assert (
+        min(
+            [
+                found["sequential_bytes_per_s"],
+                found["page_latency_s"],
+                *found["random_bytes_per_s"].values(),
+            ]
+        )
+        > 0
+    )
     assert found["record_bytes"] == 2**16
     assert list(tmp_path.iterdir()) == [], "nor is a folder made for it"
     assert set(threading.enumerate()) <= before
@@ -122,7 +134,8 @@ def test_a_full_disk_is_not_written_to(tmp_path, monkeypatch):
 
 
 def test_rates_are_work_over_the_shortest_time(monkeypatch):
-    clock = iter([0.0, 1.0, 4.0, 4.0, 6.0, 7.0])  # until; 1 -> 4 took 3; still early; 6 -> ... is never reached
+    # until; 1 -> 4 took 3; still early; 6 -> ... is never reached
+    clock = iter([0.0, 1.0, 4.0, 4.0, 6.0, 7.0])
     monkeypatch.setattr(probes.time, "perf_counter", lambda: next(clock))
     calls = []
     assert probes._best_s(lambda: calls.append(1), 3.5) == 3.0
@@ -150,7 +163,18 @@ def test_copies_to_the_gpu_are_measured():
 
 def test_examine_is_plain_json_and_names_what_was_asked_for(tmp_path, quick):
     found = json.loads(json.dumps(doctor.examine(directory=tmp_path)))
-    wanted = {"date", "kernel", "cpu", "cores", "torch", "transformers", "threads", "devices", "memory", "compiler"}
+    wanted = {
+        "date",
+        "kernel",
+        "cpu",
+        "cores",
+        "torch",
+        "transformers",
+        "threads",
+        "devices",
+        "memory",
+        "compiler",
+    }
     assert wanted | {"disk", "compute", "memory_copy", "balance", "hub"} <= set(found)
     assert "failed" not in json.dumps(found)
     assert found["disk"]["folder"] == str(tmp_path)
@@ -189,9 +213,12 @@ def test_a_processor_with_a_gpu_has_two_balances():
         "cuda_copy": {"pinned_bytes_per_s": 5e10, "pageable_bytes_per_s": 1e10},
     }
     assert doctor.balance(found) == {
-        "link_bytes_per_s": 2e9, "fp32_flop_per_byte": 2, "bf16_flop_per_byte": 4,
-        "cuda_fp32_flop_per_byte": 1000, "cuda_bf16_flop_per_byte": 20000,
-    }  # fmt: skip
+        "link_bytes_per_s": 2e9,
+        "fp32_flop_per_byte": 2,
+        "bf16_flop_per_byte": 4,
+        "cuda_fp32_flop_per_byte": 1000,
+        "cuda_bf16_flop_per_byte": 20000,
+    }
 
 
 def test_a_machine_without_a_compiler_cannot_compile(monkeypatch):
@@ -204,7 +231,9 @@ def test_a_machine_without_a_compiler_cannot_compile(monkeypatch):
 
 def test_the_network_is_left_alone_unless_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: asked.append(k["timeout"]) or open(os.devnull))
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda *a, **k: asked.append(k["timeout"]) or open(os.devnull)
+    )
     assert "reachable" not in doctor.hub_settings() and asked == []
     assert doctor.hub_settings(probe=True)["reachable"] is True and asked == [3.0]
 

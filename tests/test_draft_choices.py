@@ -1,4 +1,5 @@
-"""Fewer pairs to compute while drafting: choices that share a stand-in, and top_k less than the model's."""
+"""Fewer pairs to compute while drafting: choices that share a stand-in, and top_k less than the
+model's."""
 
 from types import SimpleNamespace
 
@@ -10,7 +11,10 @@ from specmoe.offload.votes import Votes
 
 
 def test_choices_with_one_stand_in_become_one_pair_with_the_sum_of_their_weights():
-    index, weights = torch.tensor([[3, 3], [1, 2], [8, 8]]), torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.5, 0.5]])
+    index, weights = (
+        torch.tensor([[3, 3], [1, 2], [8, 8]]),
+        torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.5, 0.5]]),
+    )
     merged, shares = merge_duplicates(index, weights, none=8)
     assert merged.tolist() == [[3, 8], [1, 2], [8, 8]], "8 means no expert"
     torch.testing.assert_close(shares, torch.tensor([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5]]))
@@ -33,7 +37,9 @@ def test_the_heaviest_choices_share_the_weight_of_all():
     assert chosen.tolist() == [[7]]
     torch.testing.assert_close(shares, torch.tensor([[0.8]]))
     assert keep_top_k(index, weights, "half")[0].tolist() == [[7]]
-    assert keep_top_k(index, weights, None)[0] is index and keep_top_k(index, weights, 2)[0] is index
+    assert (
+        keep_top_k(index, weights, None)[0] is index and keep_top_k(index, weights, 2)[0] is index
+    )
 
 
 def test_a_row_that_no_longer_drafts_has_no_vote():
@@ -41,7 +47,10 @@ def test_a_row_that_no_longer_drafts_has_no_vote():
     pool = SimpleNamespace(prefetch=lambda key: asked.append(key.expert))
     live, votes = torch.tensor([True, True, False, False]), Votes(1, 4)
     experts = SimpleNamespace(
-        installed=SimpleNamespace(num_experts=4), live=live, policy=SimpleNamespace(votes=votes), pool=pool
+        installed=SimpleNamespace(num_experts=4),
+        live=live,
+        policy=SimpleNamespace(votes=votes),
+        pool=pool,
     )
     RunExperts._vote(experts, 0, torch.tensor([[1], [1], [2], [2]]))
     assert asked == [1] and votes.counts == [[0, 2, 0, 0]]

@@ -41,16 +41,24 @@ def test_a_wrong_answer_of_an_own_function_is_refused(answer):
         make_draft_set(lambda *_: answer, 1, 4, 2).keep(0, [1, 1, 1, 1], set())
 
 
-# ---- in a run -------------------------------------------------------------------------------------------------
+# ---- in a run ----
 
 
 def run(engine, **options):
-    options = {"method": "specmoe", "gamma": 3, "max_new_tokens": 12, "batch_size": 2, "eos_token_id": [], **options}
+    options = {
+        "method": "specmoe",
+        "gamma": 3,
+        "max_new_tokens": 12,
+        "batch_size": 2,
+        "eos_token_id": [],
+        **options,
+    }
     return engine.generate(PROMPTS, **options)
 
 
 def test_hot_temporal_moves_no_extra_byte(open_engine):
-    """Replacing the draft set fetches nothing: reads are the misses of verifications, and of nothing else."""
+    """Replacing the draft set fetches nothing: reads are the misses of verifications, and of
+    nothing else."""
     output = run(open_engine("mixtral"), prefetch=False)
     frame = output.trace.to_frame()
     assert set(frame[frame.kind == "fetch"].phase) <= {"verify", "prefill"}
@@ -72,9 +80,13 @@ def test_only_draft_experts_draft(open_engine, monkeypatch):
 
     def spy(module, record, x):
         layer = engine.experts.modules.index(module)
-        slot = [engine.experts.run.pool.slots[s].data_ptr() for s in range(len(engine._slots))].index(record.data_ptr())
+        slot = [
+            engine.experts.run.pool.slots[s].data_ptr() for s in range(len(engine._slots))
+        ].index(record.data_ptr())
         used.update(key for key, s in engine.experts.run.pool.resident.items() if s == slot)
-        assert all(key.expert in engine.experts.run.pool.kept[layer] for key in used if key.layer == layer)
+        assert all(
+            key.expert in engine.experts.run.pool.kept[layer] for key in used if key.layer == layer
+        )
         return kernel(module, record, x)
 
     monkeypatch.setattr(engine.experts.kernel, "draft", spy)
@@ -84,20 +96,26 @@ def test_only_draft_experts_draft(open_engine, monkeypatch):
 
 def test_experts_that_an_own_function_names_are_fetched_and_counted(open_engine):
     rotating = iter(range(10**6))
-    output = run(open_engine("mixtral"), draft_set=lambda layer, counts, n: [next(rotating) % 8], prefetch=False)
+    output = run(
+        open_engine("mixtral"),
+        draft_set=lambda layer, counts, n: [next(rotating) % 8],
+        prefetch=False,
+    )
     frame = output.trace.to_frame()
     routed = frame[(frame.kind == "route") & (frame.phase == "verify")]
     assert output.stats.num_hits + output.stats.num_misses > len(routed)
 
 
 def test_stand_ins_follow_the_option(open_engine):
-    """With one draft expert, "drop" and "no_experts" compute less than "affinity"; choices that share the one stand-in
-    are computed once."""
+    """With one draft expert, "drop" and "no_experts" compute less than "affinity"; choices that
+    share the one stand-in are computed once."""
     engine, pairs = open_engine("mixtral", draft_experts=1), {}
     kernel = engine.experts.kernel.draft
     for substitute in ("affinity", "router", "random", "drop", "no_experts"):
         seen = []
-        engine.experts.kernel.draft = lambda module, record, x, seen=seen: seen.append(len(x)) or kernel(module, record, x)
+        engine.experts.kernel.draft = lambda module, record, x, seen=seen: (
+            seen.append(len(x)) or kernel(module, record, x)
+        )
         output = run(engine, substitute=substitute, prefetch=False)
         frame = output.trace.to_frame()
         pairs[substitute] = sum(seen) / frame[frame.kind == "draft"]["count"].sum()

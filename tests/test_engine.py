@@ -1,4 +1,5 @@
-"""What a user holds: stats that add up, a budget that is kept, runs that know nothing of each other, a clean end."""
+"""What a user holds: stats that add up, a budget that is kept, runs that know nothing of each
+other, a clean end."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ TIMES = {"seconds", "tokens_per_second", "wait_s", "draft_s", "verify_s", "prefi
 
 
 def run(engine, prompts=PROMPTS, **options):
-    options = {"method": "specmoe", "max_new_tokens": 12, "batch_size": 2, "eos_token_id": [], **options}
+    options = {
+        "method": "specmoe",
+        "max_new_tokens": 12,
+        "batch_size": 2,
+        "eos_token_id": [],
+        **options,
+    }
     if options["method"] == "specmoe":
         options.setdefault("gamma", 3)
     return engine.generate(prompts, **options)
@@ -37,7 +44,7 @@ def counted(stats) -> dict:
     return {name: value for name, value in dataclasses.asdict(stats).items() if name not in TIMES}
 
 
-# ---- trace and stats ------------------------------------------------------------------------------------------
+# ---- trace and stats ----
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
@@ -57,7 +64,9 @@ def test_bytes_of_the_trace_are_the_bytes_of_the_stats(method, prefetch, open_en
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_from_either_store(method, open_engine):
-    disk, memory = (run(open_engine("mixtral", store=store), method=method) for store in ("disk", "memory"))
+    disk, memory = (
+        run(open_engine("mixtral", store=store), method=method) for store in ("disk", "memory")
+    )
     assert tokens_of(disk) == tokens_of(memory)
 
 
@@ -67,7 +76,9 @@ def test_hits_and_misses_are_the_distinct_experts_that_were_asked_for(method, op
     frame, stats = output.trace.to_frame(), output.stats
     verified = frame[frame.phase == "verify"]
     asked = verified[verified.kind == "route"]
-    assert not asked.duplicated(["round", "layer", "expert"]).any(), "every distinct expert once per step"
+    assert not asked.duplicated(["round", "layer", "expert"]).any(), (
+        "every distinct expert once per step"
+    )
     assert stats.num_hits + stats.num_misses == len(asked)
     assert stats.num_hits == (verified.kind == "hit").sum()
     if method == "on_demand":
@@ -85,8 +96,11 @@ def test_accept_and_round_events_add_up_to_the_tokens(method, eos, open_engine):
     assert len(rounds) == stats.num_rounds and rounds["size"].sum() == len(accepts)
     assert stats.tokens_per_round == pytest.approx(new / len(accepts))
     if accepts["size"].sum():
-        assert stats.acceptance_rate == pytest.approx(accepts["count"].sum() / accepts["size"].sum())
-    bonus_unused = accepts["count"].sum() + len(accepts) - new  # rows that ended at an accepted EOS
+        assert stats.acceptance_rate == pytest.approx(
+            accepts["count"].sum() / accepts["size"].sum()
+        )
+    # rows that ended at an accepted EOS
+    bonus_unused = accepts["count"].sum() + len(accepts) - new
     assert 0 <= bonus_unused <= (len(PROMPTS) if eos else 0)
 
 
@@ -103,7 +117,9 @@ def test_the_products_of_many_rows_are_computed_in_parts(open_engine, monkeypatc
     """A long prompt's rows all at once would take much memory."""
     whole, rows, forward = tokens_of(run(open_engine("mixtral"))), [], kernels.expert_forward
     monkeypatch.setattr(kernels, "MOST_ROWS", 2)
-    monkeypatch.setattr(kernels, "expert_forward", lambda *given: rows.append(len(given[2])) or forward(*given))
+    monkeypatch.setattr(
+        kernels, "expert_forward", lambda *given: rows.append(len(given[2])) or forward(*given)
+    )
     assert tokens_of(run(open_engine("mixtral"))) == whole and max(rows) == 2
 
 
@@ -119,11 +135,22 @@ def test_the_frame_has_the_promised_columns(open_engine):
     frame = run(open_engine("mixtral")).trace.to_frame()
     assert tuple(frame.columns) == COLUMNS
     assert set(frame.kind) <= set(KINDS) and set(frame.phase) <= set(PHASES)
-    reads = frame.kind.isin(["fetch", "prefetch"])  # stamped when the read ended, listed when the pool took notice
+    # stamped when the read ended, listed when the pool took notice
+    reads = frame.kind.isin(["fetch", "prefetch"])
     assert frame[~reads].time_s.is_monotonic_increasing and (frame.seconds >= 0).all()
     assert frame.time_s.min() >= 0
     assert set(frame[frame.kind == "accept"].row) == {0, 1, 2, 3}
-    assert {"fetch", "hit", "evict", "route", "draft", "verify", "prefill", "accept", "round"} <= set(frame.kind)
+    assert {
+        "fetch",
+        "hit",
+        "evict",
+        "route",
+        "draft",
+        "verify",
+        "prefill",
+        "accept",
+        "round",
+    } <= set(frame.kind)
 
 
 def test_stats_are_frozen_and_hold_the_promised_fields(open_engine):
@@ -141,34 +168,48 @@ def test_stats_are_frozen_and_hold_the_promised_fields(open_engine):
     assert not run(open_engine("mixtral"), batch_size=4).stats.kept_full
 
 
-def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(open_engine, monkeypatch):
+def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(
+    open_engine, monkeypatch
+):
     request, asked = ResidentPool.request, []
 
     def listen(pool, layer, experts, keep, later):
         later = list(later)
         votes = [(key.layer, -pool.policy.priority(key)[0]) for key in later]
-        assert votes == sorted(votes) and all(vote < 0 for _, vote in votes), "the next layer first, the surest first"
-        assert not any(pool.policy.priority(ExpertKey(layer, e))[0] for e in range(pool.num_experts)), "its votes have been used"
+        assert votes == sorted(votes) and all(vote < 0 for _, vote in votes), (
+            "the next layer first, the surest first"
+        )
+        assert not any(
+            pool.policy.priority(ExpertKey(layer, e))[0] for e in range(pool.num_experts)
+        ), "its votes have been used"
         asked.append((pool.trace.phase, layer, {key.layer for key in later}))
         return request(pool, layer, experts, keep, later)
 
     monkeypatch.setattr(ResidentPool, "request", listen)
     run(open_engine("mixtral"), method="specmoe", prefetch=True)
     verified = [(layer, later) for phase, layer, later in asked if phase == "verify"]
-    assert (0, {1}) in verified and all(min(later, default=layer + 1) > layer for layer, later in verified)
+    assert (0, {1}) in verified and all(
+        min(later, default=layer + 1) > layer for layer, later in verified
+    )
     asked.clear()
     run(open_engine("mixtral"), method="specmoe", prefetch=False)
     assert not any(later for *_, later in asked)
 
 
 @pytest.mark.parametrize(("gamma", "rounds"), [(0, 24), (0, 4), (2, 24)])
-def test_auto_says_when_it_found_that_drafting_does_not_pay(open_engine, monkeypatch, gamma, rounds):
+def test_auto_says_when_it_found_that_drafting_does_not_pay(
+    open_engine, monkeypatch, gamma, rounds
+):
     monkeypatch.setattr(ConfidencePlanner, "next_gamma", lambda planner: gamma)
     job = {"batch_size": len(PROMPTS), "max_new_tokens": rounds, "eos_token_id": []}
     stats = open_engine("mixtral").generate(PROMPTS, method="auto", **job).stats
     said = f"drafting did not pay here: auto decoded {rounds} of {rounds} rounds plainly"
-    assert stats.remark == (said if (gamma, rounds) == (0, 24) else "") and (stats.remark in stats._repr_html_())
-    assert not open_engine("mixtral").generate(PROMPTS, method="cached", **job).stats.remark, "nobody asked it to draft"
+    assert stats.remark == (said if (gamma, rounds) == (0, 24) else "") and (
+        stats.remark in stats._repr_html_()
+    )
+    assert not open_engine("mixtral").generate(PROMPTS, method="cached", **job).stats.remark, (
+        "nobody asked it to draft"
+    )
 
 
 def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
@@ -180,15 +221,22 @@ def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
 
     monkeypatch.setattr(RecentUse, "observe", listen)
     stats = run(engine, batch_size=2).stats
-    assert phases.count("prefill") == 2 and phases.count("verify") == 2 * stats.num_rounds  # two MoE layers
+    # two MoE layers
+    assert phases.count("prefill") == 2 and phases.count("verify") == 2 * stats.num_rounds
 
 
 def test_prefetches_are_used_and_counted(open_engine):
     with_reads = run(open_engine("mixtral"), method="specmoe", prefetch=True)
     frame, stats = with_reads.trace.to_frame(), with_reads.stats
-    assert (frame.kind == "prefetch").sum() > 0 and stats.prefetch_precision > 0 and stats.prefetch_recall > 0
+    assert (
+        (frame.kind == "prefetch").sum() > 0
+        and stats.prefetch_precision > 0
+        and stats.prefetch_recall > 0
+    )
     without = run(open_engine("mixtral"), method="specmoe", prefetch=False)
-    assert (without.trace.to_frame().kind != "prefetch").all() and without.stats.prefetch_precision == 0
+    assert (
+        without.trace.to_frame().kind != "prefetch"
+    ).all() and without.stats.prefetch_precision == 0
 
 
 def test_output_and_stats_show_themselves_without_the_network(open_engine):
@@ -202,16 +250,21 @@ def test_output_and_stats_show_themselves_without_the_network(open_engine):
 def test_sequences_are_plain_tensors_in_the_order_of_the_prompts(open_engine):
     output = run(open_engine("mixtral"), batch_size=3)
     for sequence, prompt, num in zip(output.sequences, PROMPTS, output.num_prompt_tokens):
-        assert sequence.dtype == torch.long and sequence[: len(prompt)].tolist() == prompt and num == len(prompt)
+        assert (
+            sequence.dtype == torch.long
+            and sequence[: len(prompt)].tolist() == prompt
+            and num == len(prompt)
+        )
         assert not sequence.is_inference()
 
 
-# ---- the budget -----------------------------------------------------------------------------------------------
+# ---- the budget ----
 
 
 @pytest.mark.parametrize("dtype, spare", [("float64", 0), ("float32", 0), ("float32", 70_000)])
 def test_experts_never_hold_more_than_the_fast_memory(dtype, spare, tiny):
-    checkpoint = torch.float64 if dtype == "float64" else torch.bfloat16  # float32 on bf16: a scratch is needed
+    # float32 on bf16: a scratch is needed
+    checkpoint = torch.float64 if dtype == "float64" else torch.bfloat16
     record_bytes = specmoe.checkpoint.pack(tiny("mixtral", checkpoint)).layout.record_bytes
     budget = 9 * record_bytes + 19_000 * (dtype == "float32") + spare
     with specmoe.load(tiny("mixtral", checkpoint), dtype=dtype, fast_memory=budget) as engine:
@@ -222,28 +275,44 @@ def test_experts_never_hold_more_than_the_fast_memory(dtype, spare, tiny):
         for method in ("on_demand", "overlapped", "cached", "specmoe", "auto"):
             stats = run(engine, method=method).stats
             assert engine._slots.nbytes + scratch_bytes == stats.peak_fast_expert_bytes <= budget
-        assert run(engine, method="resident").stats.peak_fast_expert_bytes > budget, "the ceiling stands outside"
+        assert run(engine, method="resident").stats.peak_fast_expert_bytes > budget, (
+            "the ceiling stands outside"
+        )
 
 
 def test_every_method_has_the_same_bytes(open_engine):
     engine = open_engine("mixtral")
-    peaks = {run(engine, method=method).stats.peak_fast_expert_bytes for method in METHODS if method != "resident"}
+    peaks = {
+        run(engine, method=method).stats.peak_fast_expert_bytes
+        for method in METHODS
+        if method != "resident"
+    }
     assert peaks == {engine.memory.used_bytes}
 
 
 def test_expert_weights_are_never_in_the_model(open_engine):
     model = open_engine("mixtral").model
-    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.is_meta} == {"gate_up_proj", "down_proj"}
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.is_meta} == {
+        "gate_up_proj",
+        "down_proj",
+    }
 
 
-# ---- runs know nothing of each other --------------------------------------------------------------------------
+# ---- runs know nothing of each other ----
 
 
-@pytest.mark.parametrize("options", [
-    {"method": "on_demand"}, {"method": "cached", "eviction": "lfu"}, {"method": "cached", "eviction": "lru"},
-    {"prefetch": False}, {"prefetch": False, "substitute": "random", "seed": 3},
-    {"prefetch": False, "do_sample": True, "seed": 3},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "on_demand"},
+        {"method": "cached", "eviction": "lfu"},
+        {"method": "cached", "eviction": "lru"},
+        {"prefetch": False},
+        {"prefetch": False, "substitute": "random", "seed": 3},
+        {"prefetch": False, "do_sample": True, "seed": 3},
+    ],
+    ids=str,
+)
 def test_a_second_run_equals_that_of_a_fresh_engine(options, tiny):
     with specmoe.load(tiny("mixtral"), dtype="float64", draft_experts=3) as fresh:
         want = run(fresh, **options)
@@ -265,16 +334,24 @@ def test_two_engines_at_once_do_not_mix(open_engine, plain):
 def test_finished_rows_neither_fetch_nor_count(method, open_engine):
     """Row 0 ends early at its EOS; from then on everything is as if row 1 had always been alone."""
     engine, prompts = open_engine("mixtral"), [PROMPTS[0], PROMPTS[3]]
-    first, second = (tokens[len(p) :] for tokens, p in zip(tokens_of(run(engine, prompts, method="on_demand")), prompts))
+    first, second = (
+        tokens[len(p) :]
+        for tokens, p in zip(tokens_of(run(engine, prompts, method="on_demand")), prompts)
+    )
     end, eos = next((i, token) for i, token in enumerate(first) if token not in second and i >= 2)
     together = run(engine, prompts, method=method, eos_token_id=eos).trace.to_frame()
     alone = run(engine, prompts[1:], method=method, eos_token_id=eos).trace.to_frame()
-    later = [f[(f["round"] > end) & (f.phase == "verify") & (f.kind == "route")] for f in (together, alone)]
+    later = [
+        f[(f["round"] > end) & (f.phase == "verify") & (f.kind == "route")]
+        for f in (together, alone)
+    ]
     columns = ["round", "layer", "expert", "count"]
     assert len(later[0]) > 0
     assert later[0][columns].values.tolist() == later[1][columns].values.tolist()
     if method == "on_demand":
-        moved = [f[(f["round"] > end) & (f.kind == "fetch")]["size"].sum() for f in (together, alone)]
+        moved = [
+            f[(f["round"] > end) & (f.kind == "fetch")]["size"].sum() for f in (together, alone)
+        ]
         assert moved[0] == moved[1] > 0
 
 
@@ -289,12 +366,14 @@ def test_calibration_is_done_once_and_only_when_needed(tiny):
         assert engine.hotness is hotness and counted(first.stats) == counted(second.stats)
 
 
-# ---- failures in the middle, and the end ----------------------------------------------------------------------
+# ---- failures in the middle, and the end ----
 
 
 @pytest.mark.parametrize("method", ["on_demand", "overlapped", "cached", "specmoe"])
 @pytest.mark.parametrize("at", [1, 9, 40])
-def test_a_reader_that_fails_in_the_middle_is_named_and_the_engine_goes_on(method, at, open_engine, plain, monkeypatch):
+def test_a_reader_that_fails_in_the_middle_is_named_and_the_engine_goes_on(
+    method, at, open_engine, plain, monkeypatch
+):
     engine = open_engine("mixtral", draft_experts=1, fast_memory=8 * 36864)
     copy, num_reads, failed = engine.store._copy, [0], []
 
@@ -330,7 +409,9 @@ def test_an_altered_record_stops_the_run_and_names_the_expert(tiny, tmp_path, mo
 def leftovers(engine_file: str) -> tuple[list[str], list[str]]:
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("specmoe")]
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return threads, [t for link in links if os.path.islink(link) for t in [os.readlink(link)] if engine_file in t]
+    return threads, [
+        t for link in links if os.path.islink(link) for t in [os.readlink(link)] if engine_file in t
+    ]
 
 
 @pytest.mark.parametrize("store", ["disk", "memory"])
@@ -352,7 +433,10 @@ def test_a_load_that_fails_leaves_nothing_open(tiny, tmp_path, monkeypatch):
     before = leftovers(str(tmp_path))
     with pytest.raises(specmoe.FastMemoryError):
         specmoe.load(tiny("mixtral"), fast_memory=10)
-    monkeypatch.setattr("specmoe.engine.engine.allocate_slots", lambda *_: (_ for _ in ()).throw(specmoe.FastMemoryError("none")))
+    monkeypatch.setattr(
+        "specmoe.engine.engine.allocate_slots",
+        lambda *_: (_ for _ in ()).throw(specmoe.FastMemoryError("none")),
+    )
     with pytest.raises(specmoe.FastMemoryError):
         specmoe.load(tiny("mixtral"))
     assert leftovers(str(tmp_path)) == before
@@ -370,12 +454,13 @@ def test_nan_in_a_weight_is_reported_and_the_engine_goes_on(method, tiny, plain)
         assert tokens_of(run(engine, method=method, max_new_tokens=16)) == plain("mixtral")
 
 
-# ---- watching -------------------------------------------------------------------------------------------------
+# ---- watching ----
 
 
 class Streamer:
     def __init__(self):
-        self.put_tokens, self.num_ends = [], 0
+        self.put_tokens = []
+        self.num_ends = 0
 
     def put(self, tokens):
         self.put_tokens.append(tokens.tolist())
@@ -413,10 +498,18 @@ def test_facts_about_the_engine(open_engine):
 
 
 def test_auto_reads_hardly_more_than_a_cached_pool_while_it_does_not_draft(monkeypatch):
-    """Few are chosen to be kept, but what lingers beside them is what was used most: the bytes are not left idle."""
+    """Few are chosen to be kept, but what lingers beside them is what was used most: the bytes are
+    not left idle."""
     monkeypatch.setattr(ConfidencePlanner, "next_gamma", lambda planner: 0)
     with specmoe.load("tiny-skewed", store="memory", fast_memory="4MiB") as engine:
         assert engine.memory.draft_experts < engine.memory.cached_experts
-        job = {"prompts": ["sums: 17 + 36", "sums: 12 + 30", "csv: a,b,c"], "max_new_tokens": 24, "eos_token_id": []}
-        fetched = {m: engine.generate(method=m, **job).stats.num_fetches for m in ("auto", "cached", "on_demand")}
+        job = {
+            "prompts": ["sums: 17 + 36", "sums: 12 + 30", "csv: a,b,c"],
+            "max_new_tokens": 24,
+            "eos_token_id": [],
+        }
+        fetched = {
+            m: engine.generate(method=m, **job).stats.num_fetches
+            for m in ("auto", "cached", "on_demand")
+        }
     assert fetched["auto"] <= 1.15 * fetched["cached"] < 0.8 * fetched["on_demand"]

@@ -1,4 +1,5 @@
-"""environment.yml, pyproject.toml, the Makefile and the environment of this run say the same thing."""
+"""environment.yml, pyproject.toml, the Makefile and the environment of this run say the same
+thing."""
 
 from __future__ import annotations
 
@@ -101,7 +102,9 @@ def test_make_checks_the_same_oldest_python_as_pyproject():
     assert PROJECT["requires-python"] == f">={major}.{minor}"
 
 
-@pytest.mark.parametrize("target", ["setup", "report", "test", "browser-test", "lab", "notebooks", "bench", "lint"])
+@pytest.mark.parametrize(
+    "target", ["setup", "report", "test", "browser-test", "lab", "notebooks", "bench", "lint"]
+)
 def test_make_has_the_promised_target_and_it_sets_up_first(target):
     rule = re.search(rf"^{target}:([^#\n]*)", MAKEFILE, re.MULTILINE)
     assert rule, f"the Makefile has no target {target}"
@@ -128,15 +131,22 @@ def test_the_installed_package_is_this_pyproject_and_not_an_older_one():
     assert installed.version == PROJECT["version"], "run make setup"
     assert specmoe.__version__ == PROJECT["version"]
     assert plain == set(core()), "run make setup"
-    scripts = {entry.name: entry.value for entry in installed.entry_points if entry.group == "console_scripts"}
+    scripts = {
+        entry.name: entry.value
+        for entry in installed.entry_points
+        if entry.group == "console_scripts"
+    }
     assert scripts == PROJECT["scripts"], "run make setup"
 
 
 def test_binder_builds_from_environment_yml_which_installs_this_package(environment):
-    """repo2docker takes binder/ alone when it exists: then environment.yml must be in it and say the same."""
+    """repo2docker takes binder/ alone when it exists: then environment.yml must be in it and say
+    the same."""
     folder = ROOT / "binder"
     if folder.is_dir():
-        assert not (folder / "requirements.txt").exists(), "repo2docker takes environment.yml and forgets requirements.txt"
+        assert not (folder / "requirements.txt").exists(), (
+            "repo2docker takes environment.yml and forgets requirements.txt"
+        )
         assert yaml.safe_load((folder / "environment.yml").read_text()) == environment
     assert any(line.startswith("-e .") for line in pip_lines(environment))
 
@@ -146,16 +156,25 @@ def test_the_devcontainer_installs_what_make_setup_does():
     assert settings["postCreateCommand"] == "make setup"
     python = settings["image"].rsplit("-", 1)[0].rsplit(":", 1)[1].split("-")[-1]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
-    assert settings["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].endswith(".venv/bin/python")
+    assert settings["customizations"]["vscode"]["settings"][
+        "python.defaultInterpreterPath"
+    ].endswith(".venv/bin/python")
 
 
 def test_the_readme_tells_colab_to_install_from_the_repository():
-    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "git+" in line)
-    assert Requirement(re.search(r'"(specmoe[^"]*)"', line)[1]).extras <= set(PROJECT["optional-dependencies"])
+    line = next(
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if "pip install" in line and "git+" in line
+    )
+    assert Requirement(re.search(r'"(specmoe[^"]*)"', line)[1]).extras <= set(
+        PROJECT["optional-dependencies"]
+    )
 
 
 def test_the_colab_line_works_once_the_reader_fills_in_the_account():
-    """OWNER is the one thing to replace, the text says so, and what comes out is an address that pip takes."""
+    """OWNER is the one thing to replace, the text says so, and what comes out is an address that
+    pip takes."""
     readme = (ROOT / "README.md").read_text()
     (line,) = re.findall(r"^!pip install \"(.*)\"$", readme, re.MULTILINE)
     filled = Requirement(line.replace("OWNER", "ada"))
@@ -164,13 +183,34 @@ def test_the_colab_line_works_once_the_reader_fills_in_the_account():
 
 
 def test_a_test_that_hangs_fails_by_name_and_the_others_go_on(tmp_path):
-    """Not once per new worker: pytest-timeout's way of ending the process would have the hanging test started again."""
+    """Not once per new worker: pytest-timeout's way of ending the process would have the hanging
+    test started again."""
     hanging = tmp_path / "test_hanging.py"
-    hanging.write_text("import threading\ndef test_hangs(): threading.Event().wait()\ndef test_after(): pass\n")
-    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), "-p",
-               "no:cacheprovider", "-n", "1", "--dist", "loadscope", "-o", "timeout=5", str(hanging)]  # fmt: skip
+    hanging.write_text(
+        "import threading\ndef test_hangs(): threading.Event().wait()\ndef test_after(): pass\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "1",
+        "--dist",
+        "loadscope",
+        "-o",
+        "timeout=5",
+        str(hanging),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert "test_hangs - Failed: Timeout" in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout[-2000:]
+    assert (
+        "test_hangs - Failed: Timeout"
+    ) in done.stdout and "1 failed, 1 passed" in done.stdout, done.stdout[-2000:]
 
 
 def test_every_test_may_hang_for_less_than_the_whole_run_may_take():

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specmoe.offload.policies import LFU, LRU, Belady, KeepPolicy, RecentUse, Static, Temporal, make_policy, replay
+from specmoe.offload.policies import (
+    LFU,
+    LRU,
+    Belady,
+    KeepPolicy,
+    RecentUse,
+    Static,
+    Temporal,
+    make_policy,
+    replay,
+)
 from specmoe.options import EVICTIONS
 
 E = 5
@@ -62,7 +72,9 @@ def test_recent_use_fades_with_the_tokens_that_came_after():
     recent.observe(1, counts(e0=40))
     recent.observe(1, counts(e1=RecentUse.HORIZON))
     recent.observe(1, counts(e2=30))
-    assert recent.use[1][0] == pytest.approx(40 / 2.718 ** (1 + 30 / RecentUse.HORIZON), rel=1e-3) and not any(recent.use[0])
+    assert recent.use[1][0] == pytest.approx(
+        40 / 2.718 ** (1 + 30 / RecentUse.HORIZON), rel=1e-3
+    ) and not any(recent.use[0])
     assert recent.use[1][1] > recent.use[1][2] > recent.use[1][0] > recent.use[1][3] == 0
 
 
@@ -92,7 +104,8 @@ def test_no_policy_beats_belady(requests, num_kept):
 
 def test_replay_counts_by_hand():
     requests = [counts(e0=1), counts(e0=1, e1=1), counts(e1=1)]
-    assert replay(requests, LRU(1, E, 1)) == (1, 3)  # after the second step one of e0, e1 stays: e0, by its number
+    # after the second step one of e0, e1 stays: e0, by its number
+    assert replay(requests, LRU(1, E, 1)) == (1, 3)
 
 
 @pytest.mark.parametrize("name", EVICTIONS)

@@ -1,4 +1,5 @@
-"""The settings that published checkpoints of every family use: tokens of ``generate`` for each row alone, or a refusal."""
+"""The settings that published checkpoints of every family use: tokens of ``generate`` for each row
+alone, or a refusal."""
 
 from __future__ import annotations
 
@@ -15,16 +16,29 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import specmoe
 
-# ---- every architecture of the installed transformers ----------------------------------------------------------
+# ---- every architecture of the installed transformers ----
 
-# One of each mechanism: plain, latent attention, indexers, windows, sinks, per-layer ropes, shared experts, recurrent state.
-QUICK = ("afmoe", "axk2", "cohere2_moe", "deepseek_v2", "gemma4_text", "laguna", "lfm2_moe", "mimo_v2_flash", "qwen3_next")
+# One of each mechanism: plain, latent attention, indexers, windows, sinks, per-layer ropes, shared
+# experts, recurrent state.
+QUICK = (
+    "afmoe",
+    "axk2",
+    "cohere2_moe",
+    "deepseek_v2",
+    "gemma4_text",
+    "laguna",
+    "lfm2_moe",
+    "mimo_v2_flash",
+    "qwen3_next",
+)
 
 
 def judged(kind: str) -> None:
     verdict, committed = models_table.judge(kind), models_table.read_page().get(kind)
     assert verdict.word in models_table.WORDS, f"{kind}: {verdict.word} ({verdict.why})"
-    assert committed == verdict.word, f"docs/models.md says {committed!r} of {kind}, and it is {verdict}: write it again"
+    assert committed == verdict.word, (
+        f"docs/models.md says {committed!r} of {kind}, and it is {verdict}: write it again"
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in QUICK if kind in architectures()])
@@ -41,19 +55,32 @@ def test_the_page_of_models_says_what_runs_for_all_others(kind):
 def test_the_page_of_models_names_every_architecture_of_the_registry():
     if models_table.page_version() != models_table.VERSION:
         pytest.skip("the page is of another transformers")
-    assert set(models_table.read_page()) == {*architectures(), *models_table.unserved(), *models_table.ADAPTED}
+    assert set(models_table.read_page()) == {
+        *architectures(),
+        *models_table.unserved(),
+        *models_table.ADAPTED,
+    }
 
 
-# ---- rotary embeddings -------------------------------------------------------------------------------------------
+# ---- rotary embeddings ----
 
-LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0], "original_max_position_embeddings": 16}
+LONG = {
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 4.0, 8.0, 16.0],
+    "original_max_position_embeddings": 16,
+}
 ROPES = {
     "default": {},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0},
     "yarn": {"factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 8.0},
     "longrope": {**LONG, "factor": 16.0},
-    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
     "proportional": {"partial_rotary_factor": 0.5},
 }
 PHI_ROPE = {"rope_type": "longrope", **LONG, "short_mscale": 1.0, "long_mscale": 1.5}
@@ -67,7 +94,9 @@ def rope_prompts() -> list[list[int]]:
 
 
 def rope_checkpoint(folder, architecture: str, rope: dict, **config):
-    return make_checkpoint(architecture, folder, torch.float64, rope_parameters={"rope_theta": 100.0, **rope}, **config)
+    return make_checkpoint(
+        architecture, folder, torch.float64, rope_parameters={"rope_theta": 100.0, **rope}, **config
+    )
 
 
 def alone(folder, prompts, new_tokens: int) -> list[list[int]]:
@@ -89,17 +118,29 @@ def agree(folder, prompts, new_tokens: int, **load) -> None:
 def test_every_rope_type_gives_each_row_what_it_gets_alone(kind, tmp_path):
     assert kind in ROPES, f"transformers has a new rope type, {kind}: add it"
     positions = 16 if kind == "dynamic" else 256
-    agree(rope_checkpoint(tmp_path, "mixtral", {"rope_type": kind, **ROPES[kind]}, max_position_embeddings=positions),
-          rope_prompts(), 20)  # fmt: skip
+    agree(
+        rope_checkpoint(
+            tmp_path,
+            "mixtral",
+            {"rope_type": kind, **ROPES[kind]},
+            max_position_embeddings=positions,
+        ),
+        rope_prompts(),
+        20,
+    )
 
 
 @torch.no_grad()
 def test_the_scale_of_phimoe_follows_each_rows_own_length(tmp_path):
     folder = rope_checkpoint(tmp_path, "phimoe", PHI_ROPE, original_max_position_embeddings=16)
     prompts = rope_prompts()
-    agree(folder, [prompts[0], prompts[0] * 2, prompts[-1], prompts[-1][:17]], 13)  # 17 = 4 + 13: the last is not fed
+    # 17 = 4 + 13: the last is not fed
+    agree(folder, [prompts[0], prompts[0] * 2, prompts[-1], prompts[-1][:17]], 13)
     with specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
-        with pytest.raises(specmoe.OptionError, match="prompt 1 has 11 tokens and may grow to 18.* max_new_tokens=6"):
+        with pytest.raises(
+            specmoe.OptionError,
+            match="prompt 1 has 11 tokens and may grow to 18.* max_new_tokens=6",
+        ):
             decoded(engine, [prompts[0], prompts[1]], 7, method="on_demand")
 
 
@@ -120,9 +161,14 @@ def test_ropes_that_depend_on_length_are_right_when_compiled(tmp_path):
     agree(rope_checkpoint(tmp_path, "mixtral", rope), rope_prompts()[1:4], 8, compile=True)
 
 
-# ---- settings ----------------------------------------------------------------------------------------------------
+# ---- settings ----
 
-DENSE_FIRST = {"decoder_sparse_step": 1, "mlp_only_layers": [0], "intermediate_size": 40, "num_hidden_layers": 3}
+DENSE_FIRST = {
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [0],
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+}
 SETTINGS = [
     ("mixtral", {"sliding_window": 5}),
     ("mixtral", {"tie_word_embeddings": True}),
@@ -135,23 +181,37 @@ SETTINGS = [
     ("qwen3_moe", {"tie_word_embeddings": True, "num_experts_per_tok": 8}),
     ("olmoe", {"clip_qkv": 0.3, "norm_topk_prob": True, "attention_bias": True}),
     ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "norm_topk_prob": False}),
-    ("deepseek_v3", {"first_k_dense_replace": 0, "n_shared_experts": 2, "routed_scaling_factor": 1.0}),
+    (
+        "deepseek_v3",
+        {"first_k_dense_replace": 0, "n_shared_experts": 2, "routed_scaling_factor": 1.0},
+    ),
     ("glm4_moe", {"use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": True}),
     ("phimoe", {"attention_bias": True, "lm_head_bias": True, "sliding_window": 5}),
-    ("granitemoe", {"embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.5,
-                    "attention_multiplier": 0.2, "attention_bias": True}),
+    (
+        "granitemoe",
+        {
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+            "attention_bias": True,
+        },
+    ),
     ("ernie4_5_moe", {"use_bias": True, "moe_num_shared_experts": 2, "tie_word_embeddings": True}),
     ("gpt_oss", {"sliding_window": 3, "tie_word_embeddings": True}),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("architecture, config", SETTINGS, ids=lambda part: re.sub(r"\W+", "_", str(part))[:60])
+@pytest.mark.parametrize(
+    "architecture, config", SETTINGS, ids=lambda part: re.sub(r"\W+", "_", str(part))[:60]
+)
 def test_settings_of_published_checkpoints_do_not_matter(architecture, config, tmp_path):
     same_as_transformers(make_checkpoint(architecture, tmp_path, torch.float64, **config))
 
 
 @pytest.mark.parametrize(
-    "kind, config", [("cohere2_moe", {"logit_scale": 3.0}), ("gemma4_text", {"final_logit_softcapping": 2.0})]
+    "kind, config",
+    [("cohere2_moe", {"logit_scale": 3.0}), ("gemma4_text", {"final_logit_softcapping": 2.0})],
 )
 def test_logits_that_are_scaled_or_capped_give_the_tokens(kind, config, tmp_path):
     if kind not in architectures():
@@ -161,7 +221,9 @@ def test_logits_that_are_scaled_or_capped_give_the_tokens(kind, config, tmp_path
 
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3"])
-def test_half_precision_checkpoints_run_in_float32_as_in_transformers(architecture, saved, tmp_path):
+def test_half_precision_checkpoints_run_in_float32_as_in_transformers(
+    architecture, saved, tmp_path
+):
     same_as_transformers(make_checkpoint(architecture, tmp_path, saved), dtype=torch.float32)
 
 
@@ -173,7 +235,11 @@ def test_fused_and_single_expert_tensors_give_the_same_tokens(architecture, tmp_
     fused = make_checkpoint(architecture, tmp_path / "fused", torch.float64)
     model = reference(fused)
     names = set(load_file(fused / "model.safetensors"))
-    save_file({k: v.clone() for k, v in model.state_dict().items()}, fused / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v.clone() for k, v in model.state_dict().items()},
+        fused / "model.safetensors",
+        {"format": "pt"},
+    )
     assert names != set(load_file(fused / "model.safetensors"))
     want = plain(reference(single))
     for folder in (single, fused):
@@ -188,24 +254,50 @@ def same_as_transformers(folder, dtype: torch.dtype = torch.float64, want=None) 
             assert decoded(engine, method=method, **models_table.METHODS[method]) == want
 
 
-# ---- flags that training leaves behind ------------------------------------------------------------------------------
+# ---- flags that training leaves behind ----
 
 FLAGS = {
-    "output_router_logits": True, "output_hidden_states": True, "output_attentions": True, "return_dict": False,
-    "use_cache": False, "torchscript": True, "attention_dropout": 0.5, "router_jitter_noise": 0.5, "hidden_dropout": 0.5,
-    "input_jitter_noise": 0.5, "resid_pdrop": 0.5, "gradient_checkpointing": True,
-    "attn_implementation": "flash_attention_2", "_attn_implementation": "flash_attention_2", "torch_dtype": "float16",
-    "_attn_implementation_internal": "flash_attention_3", "experts_implementation": "deepgemm", "pretraining_tp": 2,
-    "_experts_implementation": "sonicmoe", "router_aux_loss_coef": 9.0, "aux_loss_alpha": 9.0, "dtype": "bfloat16",
-    "num_labels": 7, "problem_type": "regression", "is_decoder": True, "chunk_size_feed_forward": 4, "use_bfloat16": True,
-    "pruned_heads": {}, "tokenizer_class": "Nonesuch", "transformers_version": "9.9", "auto_map": {"AutoConfig": "x.Y"},
-    "_name_or_path": "/nowhere", "architectures": ["SomethingElse"], "num_nextn_predict_layers": 2,
-}  # fmt: skip
+    "output_router_logits": True,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "return_dict": False,
+    "use_cache": False,
+    "torchscript": True,
+    "attention_dropout": 0.5,
+    "router_jitter_noise": 0.5,
+    "hidden_dropout": 0.5,
+    "input_jitter_noise": 0.5,
+    "resid_pdrop": 0.5,
+    "gradient_checkpointing": True,
+    "attn_implementation": "flash_attention_2",
+    "_attn_implementation": "flash_attention_2",
+    "torch_dtype": "float16",
+    "_attn_implementation_internal": "flash_attention_3",
+    "experts_implementation": "deepgemm",
+    "pretraining_tp": 2,
+    "_experts_implementation": "sonicmoe",
+    "router_aux_loss_coef": 9.0,
+    "aux_loss_alpha": 9.0,
+    "dtype": "bfloat16",
+    "num_labels": 7,
+    "problem_type": "regression",
+    "is_decoder": True,
+    "chunk_size_feed_forward": 4,
+    "use_bfloat16": True,
+    "pruned_heads": {},
+    "tokenizer_class": "Nonesuch",
+    "transformers_version": "9.9",
+    "auto_map": {"AutoConfig": "x.Y"},
+    "_name_or_path": "/nowhere",
+    "architectures": ["SomethingElse"],
+    "num_nextn_predict_layers": 2,
+}
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_all_flags_left_by_training_together_never_change_a_run(architecture, tmp_path):
-    flash = {name: value for name, value in FLAGS.items() if name != "output_attentions"}  # transformers refuses both
+    # transformers refuses both
+    flash = {name: value for name, value in FLAGS.items() if name != "output_attentions"}
     plain_attention = {name: value for name, value in FLAGS.items() if "attn" not in name}
     assert not flags_that_matter(architecture, tmp_path, [flash, plain_attention])
 
@@ -213,7 +305,9 @@ def test_all_flags_left_by_training_together_never_change_a_run(architecture, tm
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_no_single_flag_left_by_training_changes_a_run(architecture, tmp_path):
-    assert not flags_that_matter(architecture, tmp_path, [{name: value} for name, value in FLAGS.items()])
+    assert not flags_that_matter(
+        architecture, tmp_path, [{name: value} for name, value in FLAGS.items()]
+    )
 
 
 def flags_that_matter(architecture, tmp_path, tried) -> list:
@@ -226,7 +320,11 @@ def flags_that_matter(architecture, tmp_path, tried) -> list:
         try:
             with specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
                 output = engine.generate(
-                    models_table.PROMPTS, method="specmoe", gamma=4, max_new_tokens=models_table.NEW_TOKENS, eos_token_id=[]
+                    models_table.PROMPTS,
+                    method="specmoe",
+                    gamma=4,
+                    max_new_tokens=models_table.NEW_TOKENS,
+                    eos_token_id=[],
                 )
             failures += [list(flags)] if tokens_of(output) != want else []
         except Exception as error:
@@ -238,12 +336,28 @@ def test_the_flags_of_an_encoder_decoder_never_change_a_run(tmp_path):
     from tiny_families import make_family
 
     folder = make_family("switch_transformers", tmp_path)
-    config, file, runs = json.loads((folder / "config.json").read_text()), folder / "config.json", []
-    flags = ("output_router_logits", "output_hidden_states", "output_attentions", "return_dict", "use_cache")
-    for changed in ({}, {name: FLAGS[name] for name in flags}, {"dropout_rate": 0.5, "router_jitter_noise": 0.0}):
+    config, file, runs = (
+        json.loads((folder / "config.json").read_text()),
+        folder / "config.json",
+        [],
+    )
+    flags = (
+        "output_router_logits",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "use_cache",
+    )
+    for changed in (
+        {},
+        {name: FLAGS[name] for name in flags},
+        {"dropout_rate": 0.5, "router_jitter_noise": 0.0},
+    ):
         file.write_text(json.dumps({**config, **changed}))
         with specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
-            runs.append(tokens_of(engine.generate([[5, 6, 7], [8, 9]], max_new_tokens=6, eos_token_id=[])))
+            runs.append(
+                tokens_of(engine.generate([[5, 6, 7], [8, 9]], max_new_tokens=6, eos_token_id=[]))
+            )
     assert runs[0] == runs[1] == runs[2]
 
 
@@ -251,11 +365,16 @@ def test_all_architectures_of_the_everyday_tests_are_in_the_table():
     assert set(ARCHITECTURES) <= set(architectures())
 
 
-def test_dynamic_rope_is_refused_on_a_transformers_where_it_was_not_found_exact(monkeypatch, tmp_path):
+def test_dynamic_rope_is_refused_on_a_transformers_where_it_was_not_found_exact(
+    monkeypatch, tmp_path
+):
     from specmoe import UnsupportedModelError, load
 
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     folder = make_checkpoint("mixtral", tmp_path / "m", rope_parameters=rope)
     monkeypatch.setattr("transformers.__version__", "5.2.0")
-    with pytest.raises(UnsupportedModelError, match="dynamic rope, whose rows are exact from transformers 5.24.0 on"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match="dynamic rope, whose rows are exact from transformers 5.24.0 on",
+    ):
         load(folder, draft_experts=2)

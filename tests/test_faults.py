@@ -1,4 +1,5 @@
-"""Faults of disk and memory: the run ends with a typed error that names what failed, and the engine can be used again."""
+"""Faults of disk and memory: the run ends with a typed error that names what failed, and the engine
+can be used again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ class Stalling:
     """The reader of the ``at``-th record from now on stands still until ``go``."""
 
     def __init__(self, store, monkeypatch, at: int):
-        self.go, self.key, self.copy, self.left = threading.Event(), None, store._copy, at
+        self.go = threading.Event()
+        self.key = None
+        self.copy = store._copy
+        self.left = at
         self.lock = threading.Lock()
         monkeypatch.setattr(store, "_copy", self.serve)
 
@@ -51,8 +55,12 @@ def test_a_reader_that_stalls_mid_round_ends_the_run_naming_the_record_and_the_e
         engine.generate(PROMPTS, method=method, **JOB)
     key = stalling.key
     assert f"expert {key.expert} of MoE layer {key.layer}" in str(failure.value)
-    with pytest.raises(StoreError, match=f"expert {key.expert} of MoE layer {key.layer} has stalled and not come back"):
-        engine.generate(PROMPTS, method=method, **JOB)  # its reader could still write over another record
+    with pytest.raises(
+        StoreError,
+        match=f"expert {key.expert} of MoE layer {key.layer} has stalled and not come back",
+    ):
+        # its reader could still write over another record
+        engine.generate(PROMPTS, method=method, **JOB)
     stalling.go.set()
     wait_until_idle(engine.store)
     assert tokens_of(engine.generate(PROMPTS, method=method, **JOB)) == plain("mixtral")
@@ -95,16 +103,23 @@ def no_room(num_slots: int, _store):
 
 
 def test_a_gpu_without_room_for_the_slots_is_a_fast_memory_error_that_says_how_much():
-    with pytest.raises(FastMemoryError, match=r"4194304 bytes for experts do not fit on cuda: lower fast_memory"):
+    with pytest.raises(
+        FastMemoryError,
+        match=r"4194304 bytes for experts do not fit on cuda: "
+        r"lower fast_memory",
+    ):
         no_room(4, None)
 
 
-def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods(open_engine, plain, monkeypatch):
+def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods(
+    open_engine, plain, monkeypatch
+):
     engine = open_engine("mixtral", draft_experts=2)
     with monkeypatch.context() as gpu:
         gpu.setattr("specmoe.engine.engine.allocate_slots", no_room)
         with pytest.raises(FastMemoryError, match="do not fit on cuda"):
-            engine.generate(PROMPTS, method="resident", **JOB)  # the one method that needs more slots than are there
+            # the one method that needs more slots than are there
+            engine.generate(PROMPTS, method="resident", **JOB)
     assert tokens_of(engine.generate(PROMPTS, method="specmoe", **JOB)) == plain("mixtral")
 
 

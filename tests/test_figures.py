@@ -31,9 +31,21 @@ def close_figures():
 
 
 def row(method: str, batch: int, **more) -> dict:
-    fields = {"method": method, "batch": batch, "tokens_per_second": SPEEDS.get(method, 15.0) * batch}
-    fields |= {"fetched_bytes_per_token": 0 if method == "resident" else 2**20 * 60 / SPEEDS.get(method, 15.0)}
-    fields |= {"tokens_per_round": 4.25 if method == "specmoe" else 1.0, "kept_full": True, "eviction": "temporal"}
+    fields = {
+        "method": method,
+        "batch": batch,
+        "tokens_per_second": SPEEDS.get(method, 15.0) * batch,
+    }
+    fields |= {
+        "fetched_bytes_per_token": 0
+        if method == "resident"
+        else 2**20 * 60 / SPEEDS.get(method, 15.0)
+    }
+    fields |= {
+        "tokens_per_round": 4.25 if method == "specmoe" else 1.0,
+        "kept_full": True,
+        "eviction": "temporal",
+    }
     fields |= {"draft_share": 0.25, "verify_share": 0.5, "wait_share": 0.2, "rest_share": 0.05}
     return fields | {"fast_memory_bytes": 3 * 2**20, "gamma": 5, "draft_experts": 4} | more
 
@@ -73,7 +85,9 @@ def test_every_method_has_its_own_colour_whatever_else_is_drawn(rows):
     assert set(figures.METHOD_COLORS) == set(METHODS)
     assert len({to_hex(color) for color in figures.METHOD_COLORS.values()}) == len(METHODS)
     of_all = bar_colors(panels(figures.throughput(rows))[0])
-    assert of_all == [to_hex(figures.METHOD_COLORS[m]) for m in ("on_demand", "cached", "specmoe", "resident")]
+    assert of_all == [
+        to_hex(figures.METHOD_COLORS[m]) for m in ("on_demand", "cached", "specmoe", "resident")
+    ]
     alone = bar_colors(figures.throughput([row("specmoe", 1)]))
     assert alone == [to_hex(figures.METHOD_COLORS["specmoe"])]
 
@@ -87,7 +101,11 @@ def test_throughput_labels_speed_and_ratio_of_the_same_batch(rows):
 
 def test_repeats_show_as_lines_at_the_bars_ends(rows):
     assert panels(figures.throughput(rows))[0].containers[0].errorbar is None
-    spread = [r | {"tokens_per_second_min": 8.0, "tokens_per_second_max": 90.0} for r in rows if r["batch"] == 1]
+    spread = [
+        r | {"tokens_per_second_min": 8.0, "tokens_per_second_max": 90.0}
+        for r in rows
+        if r["batch"] == 1
+    ]
     ax = figures.throughput(spread)
     lines = ax.containers[-1].errorbar.lines[2][0].get_segments()
     assert [segment[:, 0].tolist() for segment in lines] == [[8, 90]] * 4
@@ -96,7 +114,11 @@ def test_repeats_show_as_lines_at_the_bars_ends(rows):
 
 def test_bytes_leave_out_what_reads_nothing_and_say_the_change(rows):
     ax = panels(figures.bytes_per_token(rows))[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["on_demand", "cached", "specmoe"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "on_demand",
+        "cached",
+        "specmoe",
+    ]
     assert words(ax) == ["6", "3  (−50 %)", "2  (−67 %)"]
 
 
@@ -108,7 +130,11 @@ def test_a_method_that_a_batch_lacks_is_named_and_moves_no_other(rows):
 
 
 def test_several_evictions_of_one_method_are_told_apart():
-    rows = [row("cached", 1, eviction="lru"), row("cached", 1, eviction="temporal"), row("on_demand", 1)]
+    rows = [
+        row("cached", 1, eviction="lru"),
+        row("cached", 1, eviction="temporal"),
+        row("on_demand", 1),
+    ]
     ax = figures.throughput(rows)
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["on_demand", "cached:lru", "cached:temporal"]
@@ -131,11 +157,15 @@ def test_time_shares_are_stacked_to_a_hundred(rows):
     ends = {round(bar.get_x() + bar.get_width(), 6) for bar in ax.containers[-1]}
     assert ends == {100}
     assert [len(container) for container in ax.containers] == [4] * 4
-    assert words(ax)[:4] == ["25"] * 4 and "5" not in words(ax)  # a sliver has no room for its number
+    # a sliver has no room for its number
+    assert words(ax)[:4] == ["25"] * 4 and "5" not in words(ax)
 
 
 def test_time_shares_of_traces_take_their_caption_from_the_bench(rows):
-    shares = [{name: value for name, value in r.items() if name in ("method", "batch") or "share" in name} for r in rows]
+    shares = [
+        {name: value for name, value in r.items() if name in ("method", "batch") or "share" in name}
+        for r in rows
+    ]
     assert "kept full" not in panels(figures.time_shares(shares))[0].figure.get_supxlabel()
     assert "kept full" in panels(figures.time_shares(shares, about=rows))[0].figure.get_supxlabel()
 
@@ -216,7 +246,8 @@ def test_rows_that_cannot_be_drawn_are_refused(rows):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(512, "512 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (200 * 2**30, "200 GiB")]
+    ("value", "expected"),
+    [(512, "512 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (200 * 2**30, "200 GiB")],
 )
 def test_bytes_for_people(value, expected):
     assert figures.show_bytes(value) == expected

@@ -39,7 +39,9 @@ class Case:
     """A tiny checkpoint of one family, transformers' own model of it, and an engine."""
 
     def __init__(self, folder, model, **options):
-        self.folder, self.model, self.options = folder, model, options
+        self.folder = folder
+        self.model = model
+        self.options = options
         model.generation_config = GenerationConfig(
             pad_token_id=0, decoder_start_token_id=self.start(model)
         )
@@ -250,7 +252,7 @@ def test_options_win_over_generation_config_and_that_over_the_checkpoint(case):
     )
 
 
-# ---- functions of the user -----------------------------------------------------------------------
+# ---- functions of the user ----
 
 
 def only_multiples_of_the_length(ids, scores):
@@ -373,7 +375,7 @@ def test_stop_strings_end_the_text_as_in_transformers():
             assert tokens_of(output) == want and output.new_texts != free
 
 
-# ---- sampling ------------------------------------------------------------------------------------
+# ---- sampling ----
 
 SAMPLED = {
     "repetition_penalty": 1.5,
@@ -469,7 +471,7 @@ def test_a_sampled_run_can_be_repeated_from_the_seed_in_its_stats(case):
     assert engine.generate(PROMPTS, max_new_tokens=1).stats.seed is None
 
 
-# ---- refused -------------------------------------------------------------------------------------
+# ---- refused ----
 
 REFUSED = {
     "num_beams": 2,

@@ -1,4 +1,5 @@
-"""A packed copy belongs to the bytes of its checkpoint: whatever changed is noticed, and only that is packed anew."""
+"""A packed copy belongs to the bytes of its checkpoint: whatever changed is noticed, and only that
+is packed anew."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def assert_right(packed, folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(fresh.directory)
 
 
-# ---- what is noticed -------------------------------------------------------------------------------
+# ---- what is noticed ----
 
 
 def test_one_altered_byte_in_a_large_shard_is_noticed_and_only_that_expert_is_written(
@@ -173,14 +174,15 @@ def test_damaged_time_stamps_are_made_again(damage, folder, tmp_path, settled):
     assert written.count == 0 and file.read_bytes() != damage
 
 
-# ---- killed anywhere --------------------------------------------------------------------------------
+# ---- killed anywhere ----
 
 
 class Killer:
     """Ends the process, so to speak, at the ``at``-th call that changes a file."""
 
     def __init__(self, monkeypatch, at: int):
-        self.calls, self.at = 0, at
+        self.calls = 0
+        self.at = at
         for module, name in [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir")]:
             monkeypatch.setattr(module, name, self._deadly(getattr(module, name)))
         monkeypatch.setattr(packing, "SYNC_BYTES", 1)
@@ -255,7 +257,7 @@ def test_a_copy_that_an_engine_reads_is_not_taken_over(folder):
     assert copies() == ["whole", "whole"]
 
 
-# ---- a record altered under a running engine ----------------------------------------------------------
+# ---- a record altered under a running engine ----
 
 
 def test_a_record_altered_after_its_first_read_is_noticed_at_the_next(folder, monkeypatch):
@@ -297,7 +299,7 @@ def read(store) -> None:
     store.submit(ExpertKey(1, 5), aligned_bytes(store.record_bytes)).wait()
 
 
-# ---- the identity of a whole checkpoint ----------------------------------------------------------------
+# ---- the identity of a whole checkpoint ----
 
 
 def test_the_identity_changes_with_every_byte_that_counts_and_comes_back_with_it(folder):
@@ -347,7 +349,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_reading(folder, monkeypat
     assert identity_of(folder) == identity_of(folder) != first
 
 
-# ---- revision= ------------------------------------------------------------------------------------------
+# ---- revision= ----
 
 
 def test_a_revision_goes_to_the_hub_and_a_folder_has_none(folder, monkeypatch):
@@ -355,8 +357,10 @@ def test_a_revision_goes_to_the_hub_and_a_folder_has_none(folder, monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **how: asked.append((name, how["revision"])) or str(folder)
-    )  # fmt: skip
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **how: asked.append((name, how["revision"])) or str(folder),
+    )
     with specmoe.load("owner/model", revision="v1.0", draft_experts=3):
         pass
     assert asked == [("owner/model", "v1.0")] and identity_of("owner/model", "v2") == identity_of(

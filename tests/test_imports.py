@@ -1,4 +1,5 @@
-"""The wall: what decides a token or a second of a run knows nothing of what looks at it. Importing does nothing else."""
+"""The wall: what decides a token or a second of a run knows nothing of what looks at it. Importing
+does nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def room_of(package: Path, path: Path) -> str:
 
 
 def imported_modules(package: Path, path: Path) -> list[str]:
-    """Dotted names of all that a file imports, wherever in the file; `from a import b` gives `a.b`."""
+    """Dotted names of all that a file imports, wherever in the file; `from a import b` gives
+    `a.b`."""
     parents = [package.name, *path.relative_to(package).parent.parts]
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
@@ -48,13 +50,16 @@ def imported_rooms(package: Path, path: Path) -> set[str]:
     for name in imported_modules(package, path):
         top, *rest = name.split(".")
         if top == package.name and rest != ["__version__"]:
-            is_room = rest and ((package / rest[0]).is_dir() or (package / f"{rest[0]}.py").exists())
+            is_room = rest and (
+                (package / rest[0]).is_dir() or (package / f"{rest[0]}.py").exists()
+            )
             rooms.add(rest[0] if is_room else "__init__")
     return rooms
 
 
 def wrong_imports(package: Path) -> list[str]:
-    """One sentence for each import through the wall, and each that points down the order of rooms."""
+    """One sentence for each import through the wall, and each that points down the order of
+    rooms."""
     rank = {name: i for i, name in enumerate(ORDER)}
     wrong = []
     for path in files_of(package):
@@ -63,9 +68,13 @@ def wrong_imports(package: Path) -> list[str]:
             continue
         for other in sorted(imported_rooms(package, path) - {room}):
             if other in BELOW:
-                wrong.append(f"{path.relative_to(package)} imports {other}, which is below the wall")
+                wrong.append(
+                    f"{path.relative_to(package)} imports {other}, which is below the wall"
+                )
             elif rank.get(other, len(rank)) >= rank.get(room, -1):
-                wrong.append(f"{path.relative_to(package)} imports {other}, which is not before {room}")
+                wrong.append(
+                    f"{path.relative_to(package)} imports {other}, which is not before {room}"
+                )
     return wrong
 
 
@@ -94,17 +103,22 @@ def test_bookkeeping_needs_no_torch(name):
         seen.add(path)
         for module in imported_modules(PACKAGE, path):
             top, *rest = module.split(".")
-            assert top not in ("torch", "transformers"), f"{name} reaches {path.name}, which imports {top}"
+            assert top not in ("torch", "transformers"), (
+                f"{name} reaches {path.name}, which imports {top}"
+            )
             if top == PACKAGE.name:
                 waiting += set(files_behind(rest)) - seen
 
 
 def files_behind(parts: list[str]) -> list[Path]:
-    """The files that importing ``specmoe.<parts>`` runs; the last part may be a name inside a file."""
+    """The files that importing ``specmoe.<parts>`` runs; the last part may be a name inside a
+    file."""
     files, place = [], PACKAGE
     for part in parts:
         place = place / part
-        files += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()]
+        files += [
+            file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists()
+        ]
     return files
 
 
@@ -114,7 +128,12 @@ def test_importing_the_package_writes_no_file_and_starts_no_thread(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     env |= {name: str(tmp_path) for name in places}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['MainThread']"
@@ -138,12 +157,17 @@ def test_importing_the_package_writes_no_file_and_starts_no_thread(tmp_path):
     ],
 )
 def test_the_walk_sees_an_import_that_points_down(tmp_path, line):
-    package = small_package(tmp_path, {"trace.py": line, "lab/bench.py": "from ..trace import Trace"})
+    package = small_package(
+        tmp_path, {"trace.py": line, "lab/bench.py": "from ..trace import Trace"}
+    )
     assert [sentence.split(" imports ")[0] for sentence in wrong_imports(package)] == ["trace.py"]
 
 
 def test_the_walk_allows_imports_that_point_up_and_within_a_room(tmp_path):
-    inside = {"model/kernels.py": "from ..trace import Trace\nfrom . import decoder", "model/decoder.py": ""}
+    inside = {
+        "model/kernels.py": "from ..trace import Trace\nfrom . import decoder",
+        "model/decoder.py": "",
+    }
     package = small_package(tmp_path, {"trace.py": "from . import __version__", **inside})
     assert wrong_imports(package) == []
     (package / "model" / "decoder.py").write_text("from ..engine import load\n")

@@ -21,9 +21,22 @@ from specmoe.model.texts import new_texts, to_texts
 JOB = {"method": "on_demand", "max_new_tokens": 6, "eos_token_id": []}
 PADDED, MASK = [[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
 PLAIN = [[5, 6, 7], [8, 9, 10, 11, 12]]
-WORDS = ["<unk>", "<s>", "</s>", "<pad>", "▁a", "▁b", "c", "▁", "<|user|>", "<|bot|>", *map(chr, range(100, 123))]
+WORDS = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "▁a",
+    "▁b",
+    "c",
+    "▁",
+    "<|user|>",
+    "<|bot|>",
+    *map(chr, range(100, 123)),
+]
 TEMPLATE = (
-    "<s>{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|bot|>' }}{{ m.content }}{% endfor %}"
+    "<s>{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|bot|>' }}{{ m.content "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}<|bot|>{% endif %}"
 )
 
@@ -34,15 +47,24 @@ def engine(open_engine):
 
 
 def metaspace(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """As SentencePiece's: a space belongs to the word that follows, and the first one goes when text is decoded."""
+    """As SentencePiece's: a space belongs to the word that follows, and the first one goes when
+    text is decoded."""
     vocabulary = [(word, -float(index)) for index, word in enumerate(WORDS)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = token_decoders.Sequence([decoders.Metaspace()])
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in ("<s>", "</s>", "<pad>", "<|user|>", "<|bot|>")])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True) for word in ("<s>", "</s>", "<pad>", "<|user|>", "<|bot|>")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
     )
     wrapped.chat_template = template
     return wrapped
@@ -77,7 +99,10 @@ FORMS = {
     "padded on the right": ([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]], [[1, 1, 1, 0, 0], [1] * 5]),
     "a mask of ragged lists": (PLAIN, [[1, 1, 1], [1] * 5]),
     "a dict of lists": ({"input_ids": PADDED, "attention_mask": MASK}, None),
-    "a dict of tensors": ({"input_ids": torch.tensor(PADDED), "attention_mask": torch.tensor(MASK)}, None),
+    "a dict of tensors": (
+        {"input_ids": torch.tensor(PADDED), "attention_mask": torch.tensor(MASK)},
+        None,
+    ),
     "a dict of arrays": ({"input_ids": np.array(PADDED), "attention_mask": np.array(MASK)}, None),
 }
 
@@ -101,7 +126,11 @@ def test_what_a_tokenizer_returns_can_be_passed_on(kind, talking):
     for padded in ({}, {"padding": True}) if kind is None else ({"padding": True},):
         found = talking.tokenizer(texts, return_tensors=kind, **padded)
         want = tokens_of(talking.generate(texts, **JOB))
-        assert tokens_of(talking.generate(found, **JOB)) == want == tokens_of(talking.generate(**found, **JOB))
+        assert (
+            tokens_of(talking.generate(found, **JOB))
+            == want
+            == tokens_of(talking.generate(**found, **JOB))
+        )
 
 
 @pytest.mark.parametrize(
@@ -115,9 +144,15 @@ def test_what_a_tokenizer_returns_can_be_passed_on(kind, talking):
         ({"prompts": 5}, "prompts is a int"),
         ({"prompts": np.array([1, 2])}, "expected integer ids"),
         ({"prompts": PLAIN, "attention_mask": MASK}, "another shape"),
-        ({"prompts": PADDED, "attention_mask": [[0, 0, 1, 1, 7], [1] * 5]}, "values other than 0 and 1"),
+        (
+            {"prompts": PADDED, "attention_mask": [[0, 0, 1, 1, 7], [1] * 5]},
+            "values other than 0 and 1",
+        ),
         ({"prompts": PADDED, "attention_mask": [1, 1]}, "another shape"),
-        ({"prompts": [[{"role": "user", "content": "a"}]]}, "a chat, but the checkpoint has no tokenizer"),
+        (
+            {"prompts": [[{"role": "user", "content": "a"}]]},
+            "a chat, but the checkpoint has no tokenizer",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -140,7 +175,9 @@ def test_a_chat_goes_through_the_template_with_one_first_token(talking):
     chat, tokenizer = [{"role": "user", "content": "a b"}], talking.tokenizer
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     want = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert want.count(tokenizer.bos_token_id) == 1 and want[-1] == tokenizer.convert_tokens_to_ids("<|bot|>")
+    assert want.count(tokenizer.bos_token_id) == 1 and want[-1] == tokenizer.convert_tokens_to_ids(
+        "<|bot|>"
+    )
     for prompts in ([chat], chat, [rendered], [chat, rendered]):
         output = talking.generate(prompts, **JOB)
         for tokens, length in zip(output.sequences, output.num_prompt_tokens):
@@ -149,7 +186,9 @@ def test_a_chat_goes_through_the_template_with_one_first_token(talking):
 
 def test_a_chat_without_a_template_or_that_it_refuses_is_an_option_error(talking, monkeypatch):
     chat = [{"role": "user", "content": "a"}]
-    monkeypatch.setattr(talking.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    monkeypatch.setattr(
+        talking.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}"
+    )
     with pytest.raises(OptionError, match="roles must alternate"):
         talking.generate([chat], **JOB)
     monkeypatch.setattr(talking.tokenizer, "chat_template", None)
@@ -191,7 +230,10 @@ def test_a_broken_tokenizer_is_no_matter_for_token_ids(content, tiny, tmp_path):
     with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
         output = engine.generate(PROMPTS, **JOB)
         assert len(output.sequences) == 4 and output.texts == []
-        with pytest.raises(CheckpointError, match="prompt 0 is a text, and the tokenizer files in .* cannot be used"):
+        with pytest.raises(
+            CheckpointError,
+            match="prompt 0 is a text, and the tokenizer files in .* cannot be used",
+        ):
             engine.generate(["text"], **JOB)
 
 
@@ -200,8 +242,12 @@ def test_no_code_of_a_tokenizer_runs_and_nothing_is_asked(tiny, tmp_path, monkey
 
     folder = tmp_path / "m"
     shutil.copytree(tiny("mixtral"), folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
-    (folder / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Evil: pass\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
+    )
+    (folder / "evil.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Evil: pass\n"
+    )
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
         engine.generate(PROMPTS[:1], **JOB)
@@ -212,7 +258,14 @@ def test_no_code_of_a_tokenizer_runs_and_nothing_is_asked(tiny, tmp_path, monkey
 
 
 def test_several_texts_per_prompt_share_one_prefill_and_have_noise_of_their_own(engine):
-    job = {"do_sample": True, "seed": 5, "max_new_tokens": 8, "eos_token_id": [], "method": "specmoe", "gamma": 3}
+    job = {
+        "do_sample": True,
+        "seed": 5,
+        "max_new_tokens": 8,
+        "eos_token_id": [],
+        "method": "specmoe",
+        "gamma": 3,
+    }
     one = engine.generate(PROMPTS, batch_size=4, **job)
     three = engine.generate(PROMPTS, num_return_sequences=3, batch_size=12, **job)
     assert three.stats.prefill_bytes == one.stats.prefill_bytes
@@ -227,14 +280,27 @@ def test_several_texts_per_prompt_share_one_prefill_and_have_noise_of_their_own(
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_several_texts_are_the_same_however_rows_are_refilled(engine, batch_size):
-    job = {"do_sample": True, "seed": 5, "max_new_tokens": 6, "eos_token_id": [], "method": "specmoe", "gamma": 2}
+    job = {
+        "do_sample": True,
+        "seed": 5,
+        "max_new_tokens": 6,
+        "eos_token_id": [],
+        "method": "specmoe",
+        "gamma": 2,
+    }
     want = engine.generate(PROMPTS, num_return_sequences=3, batch_size=12, **job)
     got = engine.generate(PROMPTS, num_return_sequences=3, batch_size=batch_size, **job)
     assert tokens_of(got) == tokens_of(want)
 
 
 def test_several_translations_share_one_encoder_pass():
-    job = {"do_sample": True, "seed": 1, "max_new_tokens": 8, "target_lang": "fra_Latn", "source_lang": "eng_Latn"}
+    job = {
+        "do_sample": True,
+        "seed": 1,
+        "max_new_tokens": 8,
+        "target_lang": "fra_Latn",
+        "source_lang": "eng_Latn",
+    }
     with specmoe.load("tiny-translate") as engine:
         one = engine.generate(["The red house."], **job)
         two = engine.generate(["The red house."], num_return_sequences=2, **job)

@@ -1,4 +1,5 @@
-"""A file of prompts becomes a file of texts: in order, whatever happens on the way. On a fake engine."""
+"""A file of prompts becomes a file of texts: in order, whatever happens on the way. On a fake
+engine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def lines_of(*values) -> str:
 
 def prompt_file(tmp_path, *values):
     path = tmp_path / "in.jsonl"
-    path.write_text(lines_of(*(values or [{"prompt": prompt} for prompt in PROMPTS])), encoding="utf-8")
+    path.write_text(
+        lines_of(*(values or [{"prompt": prompt} for prompt in PROMPTS])), encoding="utf-8"
+    )
     return path
 
 
@@ -30,7 +33,11 @@ def run(prompts, out, engine=None, options=OPTIONS, told=None, **how) -> jobs.Jo
     identity = how.pop("identity", "fake")
     name = functools.partial(jobs.fingerprint, identity, {}, options)
     with jobs.open_job(prompts, out, name, seed=options.get("seed"), **how) as job:
-        job.run(lambda: engine or FakeEngine(), options, lambda line, error: errors.append((line, error)))
+        job.run(
+            lambda: engine or FakeEngine(),
+            options,
+            lambda line, error: errors.append((line, error)),
+        )
     return job
 
 
@@ -63,8 +70,13 @@ def test_a_chunk_is_four_batches_and_the_rest(tmp_path):
 
 def test_lists_of_token_ids_and_texts_may_be_mixed(tmp_path):
     engine = FakeEngine()
-    run(prompt_file(tmp_path, {"prompt": "a"}, {"prompt": [5, 6]}, {"prompt": [7]}, {"prompt": "b"}),
-        tmp_path / "out", engine)  # fmt: skip
+    run(
+        prompt_file(
+            tmp_path, {"prompt": "a"}, {"prompt": [5, 6]}, {"prompt": [7]}, {"prompt": "b"}
+        ),
+        tmp_path / "out",
+        engine,
+    )
     assert [prompts for prompts, _ in engine.calls] == [["a", "b"], [[5, 6], [7]]]
     assert [r["prompt"] for r in records(tmp_path / "out")] == ["a", [5, 6], [7], "b"]
 
@@ -123,7 +135,9 @@ def test_only_the_prompt_that_the_engine_refuses_is_lost(tmp_path):
     assert [r["line"] for r in found if "error" in r] == [3, 8] == [line for line, _ in told]
     assert all("refused" in r["error"] and r["prompt"] for r in found if "error" in r)
     expected = FakeEngine().generate(PROMPTS, **OPTIONS).new_texts
-    assert [r.get("text") for r in found] == [None if i in (2, 7) else t for i, t in enumerate(expected)]
+    assert [r.get("text") for r in found] == [
+        None if i in (2, 7) else t for i, t in enumerate(expected)
+    ]
 
 
 def test_a_failing_store_ends_the_job_and_keeps_what_is_done(tmp_path):
@@ -195,7 +209,13 @@ def test_a_missing_folder_is_named_before_anything_runs(tmp_path):
 @pytest.fixture
 def whole(tmp_path):
     """The output of a job that nobody interrupted: prompts, a bad line, a refused prompt."""
-    values = [{"id": 1, "prompt": "öne"}, "{bad", {"prompt": "refused"}, {"prompt": "three"}, {"prompt": "four"}]
+    values = [
+        {"id": 1, "prompt": "öne"},
+        "{bad",
+        {"prompt": "refused"},
+        {"prompt": "three"},
+        {"prompt": "four"},
+    ]
     prompts = prompt_file(tmp_path, *values)
     run(prompts, tmp_path / "whole", FakeEngine(refused=("refused",)))
     return prompts, (tmp_path / "whole").read_bytes()
@@ -278,23 +298,42 @@ def test_resuming_with_options_that_change_the_texts_is_refused_and_with_others_
     run(prompts, out)
     with pytest.raises(OptionError, match="other options"):
         run(prompts, out, resume=True, options={**OPTIONS, "max_new_tokens": 4})
-    run(prompts, out, resume=True, options={**OPTIONS, "method": "cached", "gamma": 2, "batch_size": 7})
+    run(
+        prompts,
+        out,
+        resume=True,
+        options={**OPTIONS, "method": "cached", "gamma": 2, "batch_size": 7},
+    )
 
 
-@pytest.mark.parametrize("name, value", [("do_sample", True), ("max_new_tokens", 5), ("target_lang", "fra")])
+@pytest.mark.parametrize(
+    "name, value", [("do_sample", True), ("max_new_tokens", 5), ("target_lang", "fra")]
+)
 def test_the_fingerprint_follows_what_decides_the_texts(name, value):
     plain = jobs.fingerprint("m", {}, {})
     assert jobs.fingerprint("m", {}, {name: value}) != plain != jobs.fingerprint("n", {}, {})
     assert jobs.fingerprint("m", {"dtype": "float32"}, {}) != plain
-    assert jobs.fingerprint("m", {"store": "memory"}, {"gamma": 4, "method": "auto", "max_new_tokens": 64}) == plain
+    assert (
+        jobs.fingerprint(
+            "m", {"store": "memory"}, {"gamma": 4, "method": "auto", "max_new_tokens": 64}
+        )
+        == plain
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_sampled_texts_do_not_depend_on_batch_size_chunks_or_refused_neighbours(batch_size, tmp_path):
+def test_sampled_texts_do_not_depend_on_batch_size_chunks_or_refused_neighbours(
+    batch_size, tmp_path
+):
     sampling = {"max_new_tokens": 3, "do_sample": True, "seed": 5}
     values = [{"prompt": "same"}] * 6 + ["{bad", {"prompt": "refused"}] + [{"prompt": "same"}] * 5
     engine = FakeEngine(refused=("refused",))
-    run(prompt_file(tmp_path, *values), tmp_path / "out", engine, {**sampling, "batch_size": batch_size})
+    run(
+        prompt_file(tmp_path, *values),
+        tmp_path / "out",
+        engine,
+        {**sampling, "batch_size": batch_size},
+    )
     texts = [r.get("text") for r in records(tmp_path / "out")]
     prompts = ["same"] * 6 + ["refused"] + ["same"] * 5
     expected = FakeEngine().generate(prompts, **sampling).new_texts

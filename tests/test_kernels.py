@@ -14,10 +14,16 @@ from specmoe.model.kernels import ExpertKernel, expert_forward
 WIDTH, HIDDEN = 12, 20
 
 
-def expert(gated: bool, transposed: bool, bias: bool) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
-    """A fused experts module as far as the kernel looks at it, and one expert's weights by the module's names."""
+def expert(
+    gated: bool, transposed: bool, bias: bool
+) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
+    """A fused experts module as far as the kernel looks at it, and one expert's weights by the
+    module's names."""
     generator = torch.Generator().manual_seed(1)
-    shapes = {"gate_up_proj" if gated else "up_proj": (2 * HIDDEN if gated else HIDDEN, WIDTH), "down_proj": (WIDTH, HIDDEN)}
+    shapes = {
+        "gate_up_proj" if gated else "up_proj": (2 * HIDDEN if gated else HIDDEN, WIDTH),
+        "down_proj": (WIDTH, HIDDEN),
+    }
     weights = {}
     for name, (out, wide) in shapes.items():
         weight = torch.randn(out, wide, generator=generator)
@@ -35,7 +41,8 @@ def expert(gated: bool, transposed: bool, bias: bool) -> tuple[SimpleNamespace, 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("cores", [2, 4, 3, 5])  # 4 divides all sides; 3 and 5 not: such a product is left whole
+# 4 divides all sides; 3 and 5 not: such a product is left whole
+@pytest.mark.parametrize("cores", [2, 4, 3, 5])
 def test_products_in_slices_give_the_same_rows(gated, transposed, bias, cores, monkeypatch):
     module, weights = expert(gated, transposed, bias)
     rows = [torch.randn(num, WIDTH, generator=torch.Generator().manual_seed(num)) for num in (1, 7)]
@@ -57,10 +64,13 @@ BIG = torch.empty(4, kernels.LEAST_SLICED // 4)
         (torch.empty(2, 3, dtype=torch.bfloat16), BIG, 1),
         (torch.empty(2, 3, device="meta"), BIG, 1),
         (torch.empty(2, 3), BIG[:, 1:], 1),  # a small weight
-        (torch.empty(2, 3), torch.empty(5, kernels.LEAST_SLICED), 1),  # four threads cannot share five outputs
+        # four threads cannot share five outputs
+        (torch.empty(2, 3), torch.empty(5, kernels.LEAST_SLICED), 1),
     ],
 )
-def test_only_large_float32_products_of_few_rows_are_sliced_one_for_each_thread(x, weight, cores, monkeypatch):
+def test_only_large_float32_products_of_few_rows_are_sliced_one_for_each_thread(
+    x, weight, cores, monkeypatch
+):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert kernels._cores(x, weight) == cores
 
@@ -69,7 +79,9 @@ def test_a_sliced_product_is_a_batch_of_slices(monkeypatch):
     """Else nothing but the clock would notice that slicing was lost."""
     module, weights = expert(gated=True, transposed=False, bias=False)
     shapes, multiply = [], torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda x, slices: shapes.append(tuple(slices.shape)) or multiply(x, slices))
+    monkeypatch.setattr(
+        torch, "bmm", lambda x, slices: shapes.append(tuple(slices.shape)) or multiply(x, slices)
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     expert_forward(module, weights, torch.ones(2, WIDTH))
     assert not shapes
@@ -87,12 +99,17 @@ def test_a_compiled_product_is_left_whole_and_in_one_graph(monkeypatch):
     torch.testing.assert_close(whole(module, weights, x), expert_forward(module, weights, x))
 
 
-@pytest.mark.parametrize(("size", "widen_from"), [(kernels.LEAST_CALIBRATED - 1, 1), (kernels.LEAST_CALIBRATED, 1 << 30)])
+@pytest.mark.parametrize(
+    ("size", "widen_from"), [(kernels.LEAST_CALIBRATED - 1, 1), (kernels.LEAST_CALIBRATED, 1 << 30)]
+)
 def test_no_clock_decides_how_a_small_expert_drafts(size, widen_from, monkeypatch):
-    """So counts repeat from load to load. For a large expert the clock is asked (here it says: do not widen)."""
+    """So counts repeat from load to load. For a large expert the clock is asked (here it says: do
+    not widen)."""
     timed = []
     monkeypatch.setattr(kernels, "_best_s", lambda work: timed.append(1) or 1.0)
-    layout = SimpleNamespace(dtype=torch.bfloat16, names=("up_proj",), shapes=((2, 3),), views=lambda record: {})
+    layout = SimpleNamespace(
+        dtype=torch.bfloat16, names=("up_proj",), shapes=((2, 3),), views=lambda record: {}
+    )
     kernel = ExpertKernel(layout, torch.float32)
     kernel.calibrate(None, torch.empty(size, dtype=torch.uint8), hidden=3)
     assert kernel.widen_from == widen_from and bool(timed) == (widen_from > 1)

@@ -1,4 +1,5 @@
-"""The ragged KV cache: rows at their own positions, and models whose state cannot be rolled back refused."""
+"""The ragged KV cache: rows at their own positions, and models whose state cannot be rolled back
+refused."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def test_every_row_is_written_at_its_own_positions():
 
 def test_rejected_tokens_are_overwritten_and_nothing_else():
     cache = RaggedKVCache(1, 1, 8)
-    for value, start, tokens in [(1.0, 0, 5), (9.0, 2, 2)]:  # tokens 2, 3, 4 were rejected; two new ones come
+    # tokens 2, 3, 4 were rejected; two new ones come
+    for value, start, tokens in [(1.0, 0, 5), (9.0, 2, 2)]:
         cache.place(torch.tensor([start]), tokens)
         keys, _ = cache.update(states(value, 1, tokens), states(value, 1, tokens), 0)
     assert keys[0, 0, :, 0].tolist() == [1, 1, 9, 9]
@@ -40,14 +42,21 @@ def test_rejected_tokens_are_overwritten_and_nothing_else():
 def test_the_mask_hides_everything_after_the_query():
     cache = RaggedKVCache(1, 2, 8)
     cache.place(torch.tensor([0, 2]), 2)
-    assert cache.mask().int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0]]], [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
+    assert cache.mask().int().tolist() == [
+        [[[1, 0, 0, 0], [1, 1, 0, 0]]],
+        [[[1, 1, 1, 0], [1, 1, 1, 1]]],
+    ]
 
 
 def test_the_mask_of_a_sliding_window_shows_its_last_positions():
     cache = RaggedKVCache(1, 1, 8)
     cache.place(torch.tensor([4]), 2)
-    assert cache.mask("sliding_attention", 3).int().tolist() == [[[[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]]]
-    assert cache.mask("chunked_attention", 4).int().tolist() == [[[[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]]]
+    assert cache.mask("sliding_attention", 3).int().tolist() == [
+        [[[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]]
+    ]
+    assert cache.mask("chunked_attention", 4).int().tolist() == [
+        [[[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]]]
+    ]
 
 
 def test_rows_move_and_carry_their_past():
@@ -77,18 +86,27 @@ def test_a_model_is_given_each_rows_positions_and_mask(open_engine, monkeypatch)
 
     monkeypatch.setattr(engine.model, "forward", spy)
     prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
-    output = engine.generate(prompts, method="specmoe", gamma=3, max_new_tokens=9, batch_size=3, eos_token_id=[])
+    output = engine.generate(
+        prompts, method="specmoe", gamma=3, max_new_tokens=9, batch_size=3, eos_token_id=[]
+    )
     frame = output.trace.to_frame()
-    blocks = [(p, m) for p, m in seen[1:] if p.shape[1] == 4]  # verifications of a full block; the first was the prefill
+    # verifications of a full block; the first was the prefill
+    blocks = [(p, m) for p, m in seen[1:] if p.shape[1] == 4]
     lengths = {row: [len(prompt)] for row, prompt in enumerate(prompts)}
     for event in frame[frame.kind == "accept"].itertuples():
         lengths[event.row].append(lengths[event.row][-1] + event.count + 1)
     assert blocks
     for positions, mask in blocks:
-        assert all(int(positions[row, 0]) + 1 in lengths[row] for row in range(len(positions)) if len(positions) == 3)
+        assert all(
+            int(positions[row, 0]) + 1 in lengths[row]
+            for row in range(len(positions))
+            if len(positions) == 3
+        )
         keys = torch.arange(mask.shape[-1])
         assert torch.equal(mask, keys <= positions[:, None, :, None])
-    assert len({int(start) for positions, _ in blocks for start in positions[:, 0]}) > 3, "rows were ragged"
+    assert len({int(start) for positions, _ in blocks for start in positions[:, 0]}) > 3, (
+        "rows were ragged"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v3"])
@@ -108,25 +126,62 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     torch.testing.assert_close(got, want[12:], rtol=0, atol=1e-10)
 
 
-# ---- models that are refused ----------------------------------------------------------------------------------
+# ---- models that are refused ----
 
-SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False)  # fmt: skip
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+)
 REFUSED = {
-    "jamba": dict(num_experts=4, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=1,
-                  expert_layer_offset=0, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False),
-    "qwen3_next": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, linear_num_key_heads=2,
-                       linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
-                       shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"]),
-    "lfm2_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, num_dense_layers=0,
-                     layer_types=["conv", "full_attention"]),
-    "minimax": dict(num_local_experts=4, num_experts_per_tok=2, layer_types=["linear_attention", "full_attention"],
-                    block_size=8),
-}  # fmt: skip
+    "jamba": dict(
+        num_experts=4,
+        num_experts_per_tok=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=1,
+        expert_layer_offset=0,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    ),
+    "qwen3_next": dict(
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "lfm2_moe": dict(
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        num_dense_layers=0,
+        layer_types=["conv", "full_attention"],
+    ),
+    "minimax": dict(
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["linear_attention", "full_attention"],
+        block_size=8,
+    ),
+}
 
 
 def saved(architecture: str, folder, **config):
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SMALL, **config)).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **SMALL, **config)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -138,7 +193,9 @@ def test_state_that_cannot_be_rolled_back_is_refused_with_its_reason(architectur
 
 
 def test_a_dense_model_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModelError, match=r"(?i)llama.*(expert|dense|MoE)|(expert|dense|MoE).*llama"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"(?i)llama.*(expert|dense|MoE)|(expert|dense|MoE).*llama"
+    ):
         specmoe.load(saved("llama", tmp_path))
 
 

@@ -1,4 +1,5 @@
-"""The life of an engine: one call at a time, however a call ends; nothing outlives what is closed or dropped."""
+"""The life of an engine: one call at a time, however a call ends; nothing outlives what is closed
+or dropped."""
 
 from __future__ import annotations
 
@@ -28,14 +29,17 @@ def engine(tiny):
 
 
 def readers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("specmoe-reader")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("specmoe-reader")
+    ]
 
 
 # ---- interrupts
 
 
 class Interrupts:
-    """Raises ``KeyboardInterrupt`` in the main thread at chosen calls of the package's own functions."""
+    """Raises ``KeyboardInterrupt`` in the main thread at chosen calls of the package's own
+    functions."""
 
     def __init__(self, at: set[int]):
         self.at = at
@@ -63,9 +67,14 @@ def num_calls(engine) -> int:
     return counting.num_calls
 
 
-@pytest.mark.parametrize("again", [(), (1,), (2, 5), (1, 2, 3)], ids=["once", "twice", "three times", "four times"])
-def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(engine, plain, again, monkeypatch):
-    """Further interrupts come while the first one is being cleaned up; some reads are slow and come back later."""
+@pytest.mark.parametrize(
+    "again", [(), (1,), (2, 5), (1, 2, 3)], ids=["once", "twice", "three times", "four times"]
+)
+def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(
+    engine, plain, again, monkeypatch
+):
+    """Further interrupts come while the first one is being cleaned up; some reads are slow and come
+    back later."""
     real, late = os.preadv, threading.Event()
 
     def slow(*arguments):
@@ -82,12 +91,17 @@ def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(engine, pla
                 engine.generate(PROMPTS, **JOB)
         except KeyboardInterrupt:
             num_interrupted += 1
-        assert tokens_of(engine.generate(PROMPTS, **JOB)) == plain("mixtral"), f"interrupted at call {first}"
+        assert tokens_of(engine.generate(PROMPTS, **JOB)) == plain("mixtral"), (
+            f"interrupted at call {first}"
+        )
     assert engine.store.is_idle() and num_interrupted > 20
 
 
-def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers(engine, plain, monkeypatch):
-    """The clean-up itself is cut short: nothing waits for three slow reads, which come back during the next run."""
+def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers(
+    engine, plain, monkeypatch
+):
+    """The clean-up itself is cut short: nothing waits for three slow reads, which come back during
+    the next run."""
     real, go, held_back = os.preadv, threading.Event(), []
 
     def slow(*arguments):
@@ -116,7 +130,8 @@ def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers
 
 class Streamer:
     def __init__(self, at_put: int, at_end: bool):
-        self.at_put, self.at_end = at_put, at_end
+        self.at_put = at_put
+        self.at_end = at_end
 
     def put(self, tokens):
         self.at_put -= 1
@@ -128,15 +143,22 @@ class Streamer:
             raise RuntimeError("in end")
 
 
-@pytest.mark.parametrize(("at_put", "at_end", "said"), [(1, False, "put"), (3, False, "put"), (3, True, "put"), (0, True, "end")])
-def test_an_error_in_a_streamer_comes_out_and_leaves_a_clean_engine(engine, plain, at_put, at_end, said):
+@pytest.mark.parametrize(
+    ("at_put", "at_end", "said"),
+    [(1, False, "put"), (3, False, "put"), (3, True, "put"), (0, True, "end")],
+)
+def test_an_error_in_a_streamer_comes_out_and_leaves_a_clean_engine(
+    engine, plain, at_put, at_end, said
+):
     with pytest.raises(RuntimeError, match=f"in {said}"):
         engine.generate(PROMPTS[:1], streamer=Streamer(at_put, at_end), **JOB)
     assert engine.decoder.kv_cache is None and engine.store.is_idle()
     assert tokens_of(engine.generate(PROMPTS, **JOB)) == plain("mixtral")
 
 
-def test_an_error_while_ending_hides_neither_the_first_one_nor_the_other_ends(engine, plain, monkeypatch):
+def test_an_error_while_ending_hides_neither_the_first_one_nor_the_other_ends(
+    engine, plain, monkeypatch
+):
     def fails(*_):
         raise OSError("while ending")
 
@@ -227,7 +249,11 @@ def open_files() -> set[str]:
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc here")
     paths = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
-    return {os.readlink(path) for path in paths if os.path.islink(path)} - {"/proc/self/fd"} if paths else set()
+    return (
+        {os.readlink(path) for path in paths if os.path.islink(path)} - {"/proc/self/fd"}
+        if paths
+        else set()
+    )
 
 
 def test_an_engine_that_fails_to_load_leaves_nothing(tiny, monkeypatch):
@@ -251,7 +277,9 @@ def test_a_run_gives_one_round_after_the_other_and_then_its_output(engine, plain
         rounds = list(run)
         output = run.output()
     assert tokens_of(output) == plain("mixtral")
-    assert len(rounds) == output.stats.num_rounds and [each.index for each in rounds] == list(range(len(rounds)))
+    assert len(rounds) == output.stats.num_rounds and [each.index for each in rounds] == list(
+        range(len(rounds))
+    )
     assert sum(each.new_tokens for each in rounds) == output.stats.num_new_tokens
     assert engine.decoder.kv_cache is None and not engine.turns.is_taken()
 
@@ -273,18 +301,26 @@ def test_a_run_that_is_left_early_frees_the_engine(engine, plain):
 
 
 def kv_bytes(cache: RaggedKVCache) -> int:
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
+    return sum(
+        layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
+    )
 
 
 @pytest.mark.parametrize("model", ["mixtral", "nllb"])
 def test_memory_follows_what_is_written_not_what_might_be(tiny, open_engine, model, monkeypatch):
     if model == "nllb":
         pytest.importorskip("transformers")
-        engine, options = specmoe.load("tiny-translate"), {"source_lang": "eng_Latn", "target_lang": "fra_Latn"}
+        engine, options = (
+            specmoe.load("tiny-translate"),
+            {"source_lang": "eng_Latn", "target_lang": "fra_Latn"},
+        )
         prompts = ["The red house."] * 4
         most = engine.decoder.max_positions - 2
     else:
-        engine, options = specmoe.load(tiny("mixtral", max_position_embeddings=10**6), dtype=torch.float64), {}
+        engine, options = (
+            specmoe.load(tiny("mixtral", max_position_embeddings=10**6), dtype=torch.float64),
+            {},
+        )
         prompts, most = [[5, 6, 7]] * 4, 400_000
     sizes, free = [], type(engine.decoder).free
 
@@ -295,9 +331,13 @@ def test_memory_follows_what_is_written_not_what_might_be(tiny, open_engine, mod
 
     monkeypatch.setattr(type(engine.decoder), "free", watch)
     with engine:
-        few = engine.generate(prompts, max_new_tokens=3, method="on_demand", eos_token_id=[], **options)
+        few = engine.generate(
+            prompts, max_new_tokens=3, method="on_demand", eos_token_id=[], **options
+        )
         stop = [sequence[-1].item() for sequence in few.sequences]
-        engine.generate(prompts, max_new_tokens=most, method="on_demand", eos_token_id=stop, **options)
+        engine.generate(
+            prompts, max_new_tokens=most, method="on_demand", eos_token_id=stop, **options
+        )
     assert len(sizes) == 2 and sizes[1] <= max(sizes[0], 0) * (kv_cache.FEWEST_POSITIONS + 1) / 4
     assert sizes[1] < 100 * 2**20
 

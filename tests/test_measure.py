@@ -1,4 +1,5 @@
-"""Measuring the paper's runs again: what is planned, which rounds count, how a measurement is taken up again."""
+"""Measuring the paper's runs again: what is planned, which rounds count, how a measurement is taken
+up again."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from specmoe.errors import SpecMoEError
 from specmoe.lab import paper
 from specmoe.lab.paper import __main__ as command
 from specmoe.lab.paper import settings
-from specmoe.lab.paper.measure import (  # fmt: skip
+from specmoe.lab.paper.measure import (
     ResultFile,
     _units,
     full_rounds,
@@ -38,9 +39,17 @@ def test_a_plan_has_no_run_twice_and_quick_is_smaller():
 def test_what_is_compared_on_the_clock_alternates_whatever_its_memory_or_n():
     timed = [run for run in settings.plan() if (run.regime, run.batch) == ("throttled", 256)]
     [unit] = _units(timed)
-    assert {(run.method, run.budget) for run in unit} >= {("cached", "draft"), ("cached", "tenth"), ("specmoe", "tenth")}
-    assert {run.draft_experts for run in unit} == {2, 4, 8, 16} and len({run.draft_set for run in unit}) == 3
-    assert [len(unit) for unit in _units([run for run in settings.plan() if run.regime == "count"])][:3] == [1, 1, 1]
+    assert {(run.method, run.budget) for run in unit} >= {
+        ("cached", "draft"),
+        ("cached", "tenth"),
+        ("specmoe", "tenth"),
+    }
+    assert {run.draft_experts for run in unit} == {2, 4, 8, 16} and len(
+        {run.draft_set for run in unit}
+    ) == 3
+    assert [
+        len(unit) for unit in _units([run for run in settings.plan() if run.regime == "count"])
+    ][:3] == [1, 1, 1]
 
 
 def test_counting_leaves_the_machine_of_what_was_timed(tmp_path):
@@ -49,7 +58,9 @@ def test_counting_leaves_the_machine_of_what_was_timed(tmp_path):
         file = ResultFile(tmp_path, "tiny-skewed", "tiny-skewed")
         file.machine = {"cpu": cpu}
         file.add([replace(run, regime=regime)], [{"tokens_per_second": 1.0}], loaded)
-        kept = json.loads((tmp_path / "tiny-skewed.json").read_text(encoding="utf-8"))["machine"]["cpu"]
+        kept = json.loads((tmp_path / "tiny-skewed.json").read_text(encoding="utf-8"))["machine"][
+            "cpu"
+        ]
         assert kept == ("new" if (regime, cpu) == ("throttled", "new") else "old")
 
 
@@ -98,16 +109,24 @@ def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
 
 def test_methods_on_the_clock_decode_the_same_text_and_keep_their_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("specmoe.lab.paper.measure"), "TOKENS", 16)
-    base = settings.Run("tiny-skewed", "on_demand", 2, "throttled", draft_experts=None, gamma=3, temperature=1.0)
+    base = settings.Run(
+        "tiny-skewed", "on_demand", 2, "throttled", draft_experts=None, gamma=3, temperature=1.0
+    )
     assert paper.measure([base, replace(base, method="specmoe")], tmp_path) == 0
     rows = pd.DataFrame(paper.load_results(tmp_path)["tiny-skewed"]["rows"].values())
     assert rows["tokens_digest"].nunique() == 1
-    assert rows["tokens_per_second"].between(rows["tokens_per_second_min"], rows["tokens_per_second_max"]).all()
+    assert (
+        rows["tokens_per_second"]
+        .between(rows["tokens_per_second_min"], rows["tokens_per_second_max"])
+        .all()
+    )
     assert (rows["link_bytes_per_s"] == settings.LINK).all() and rows["slots"].nunique() == 1
 
 
 def test_a_measurement_that_is_not_done_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "plan", lambda how_much: [settings.Run("tiny-skewed", "on_demand", 1, gamma=1)])
+    monkeypatch.setattr(
+        command, "plan", lambda how_much: [settings.Run("tiny-skewed", "on_demand", 1, gamma=1)]
+    )
     monkeypatch.setattr(command, "plan_low_skew", lambda how_much: [])
     assert command.main(["measure", "--seconds", "-1", "--out", str(tmp_path)]) == 3
     assert "1 of 1 runs are missing" in capsys.readouterr().out
@@ -120,5 +139,7 @@ def test_an_unknown_model_is_refused_before_anything_is_measured(tmp_path):
 
 
 def test_rows_of_other_weights_are_dropped(tmp_path):
-    (tmp_path / "tiny-skewed.json").write_text(json.dumps({"weights_sha256": "other", "rows": {"a": {}}}))
+    (tmp_path / "tiny-skewed.json").write_text(
+        json.dumps({"weights_sha256": "other", "rows": {"a": {}}})
+    )
     assert ResultFile(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}

@@ -28,9 +28,11 @@ class HandTrace(Trace):
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    """A prefill, then two rounds of two rows that drafted three tokens each; experts of 100 bytes, one MoE layer.
+    """A prefill, then two rounds of two rows that drafted three tokens each; experts of 100 bytes,
+    one MoE layer.
 
-    Round 0 (2.0 s): draft 0.5 s, of it 0.1 waiting; verify 1.2 s, of it 0.4 waiting. Round 1 (1.0 s): verify 0.8 s.
+    Round 0 (2.0 s): draft 0.5 s, of it 0.1 waiting; verify 1.2 s, of it 0.4 waiting. Round 1 (1.0
+    s): verify 0.8 s.
     """
     trace = HandTrace()
     trace.at(1.0, "prefill", -1).add("route", 0, 5, count=7)
@@ -76,7 +78,13 @@ def test_expert_use_counts_tokens_of_the_asked_phase_and_knows_the_unused(frame)
 
 @pytest.mark.parametrize(
     ("use", "expected"),
-    [([1, 1, 1, 1], 0.0), ([0, 0, 0, 5], 0.75), ([5, 0, 0, 0], 0.75), ([1, 3], 0.25), ([2, 1, 1, 0], 0.375)],
+    [
+        ([1, 1, 1, 1], 0.0),
+        ([0, 0, 0, 5], 0.75),
+        ([5, 0, 0, 0], 0.75),
+        ([1, 3], 0.25),
+        ([2, 1, 1, 0], 0.375),
+    ],
 )
 def test_gini_of_counts_done_by_hand(use, expected):
     assert metrics.gini(use) == pytest.approx(expected)
@@ -90,7 +98,9 @@ def test_skewness_is_the_mean_over_layers_and_not_of_their_sum():
     counts = pd.DataFrame([[4, 0], [0, 4]])  # opposite layers: their sum would look even
     assert metrics.skewness(counts) == pytest.approx(0.5)
     assert metrics.dead_experts(counts).tolist() == [1, 1]
-    assert metrics.top_share(pd.DataFrame([[6, 3, 1], [1, 1, 2]]), 1) == pytest.approx((0.6 + 0.5) / 2)
+    assert metrics.top_share(pd.DataFrame([[6, 3, 1], [1, 1, 2]]), 1) == pytest.approx(
+        (0.6 + 0.5) / 2
+    )
 
 
 def test_bytes_are_of_decoding_and_prefill_stands_apart(frame):
@@ -120,13 +130,16 @@ def test_acceptance_over_drafted_and_by_position(frame):
 
 def test_time_shares_add_up_and_waits_are_taken_out_of_the_step_they_were_in(frame):
     shares = metrics.time_shares(frame)
-    assert shares == pytest.approx({"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3})
+    assert shares == pytest.approx(
+        {"draft": 0.4 / 3, "verify": (1.2 - 0.4 + 0.8) / 3, "wait": 0.5 / 3, "rest": 0.5 / 3}
+    )
     assert sum(shares.values()) == pytest.approx(1)
     assert metrics.decode_seconds(frame) == pytest.approx(3.0)
 
 
 def test_oracle_takes_the_longer_of_load_and_compute_in_each_step(frame):
-    # Round 0: needed reads 1.1 .. 1.4 and 1.8 .. 2.4 (0.9 s) against 1.2 - 0.4 = 0.8 s of computing. Round 1: 0.8 s.
+    # Round 0: needed reads 1.1 .. 1.4 and 1.8 .. 2.4 (0.9 s) against 1.2 - 0.4 = 0.8 s of
+    # computing. Round 1: 0.8 s.
     assert metrics.oracle_overlap_seconds(frame) == pytest.approx(0.9 + 0.8)
 
 
@@ -136,12 +149,15 @@ def test_reads_at_work_together_count_once_in_the_oracle():
         trace.at(end, "verify", 0).add("route", 0, expert, count=1)
         trace.add("fetch", 0, expert, size=1, seconds=seconds)
     trace.at(5.0).add("verify", count=1, size=1, seconds=0.5)
-    assert metrics.oracle_overlap_seconds(trace.to_frame()) == pytest.approx(2.0 + 1.0)  # 0.6 .. 2.6 and 4 .. 5
+    # 0.6 .. 2.6 and 4 .. 5
+    assert metrics.oracle_overlap_seconds(trace.to_frame()) == pytest.approx(2.0 + 1.0)
 
 
 def test_prefetch_recall_and_precision_compare_with_the_same_round(frame):
-    assert metrics.prefetch_recall(frame) == pytest.approx(1 / 2)  # experts 1 (ahead) and 2 (on demand)
-    assert metrics.prefetch_precision(frame) == pytest.approx(1 / 2)  # experts 1 (used) and 3 (not)
+    # experts 1 (ahead) and 2 (on demand)
+    assert metrics.prefetch_recall(frame) == pytest.approx(1 / 2)
+    # experts 1 (used) and 3 (not)
+    assert metrics.prefetch_precision(frame) == pytest.approx(1 / 2)
 
 
 def test_a_prefetch_that_only_a_later_round_needs_was_wrong():
@@ -154,7 +170,13 @@ def test_a_prefetch_that_only_a_later_round_needs_was_wrong():
 def test_an_empty_trace_gives_nan_and_zero_but_no_exception(nothing):
     numbers = metrics.summary(nothing)
     assert numbers["new_tokens"] == numbers["fetched_bytes"] == 0
-    for name in ("bytes_per_token", "hit_rate", "tokens_per_round", "acceptance_rate", "wait_share"):
+    for name in (
+        "bytes_per_token",
+        "hit_rate",
+        "tokens_per_round",
+        "acceptance_rate",
+        "wait_share",
+    ):
         assert math.isnan(numbers[name]), name
     assert metrics.expert_use(nothing).empty
     assert metrics.acceptance_by_position(nothing).empty
@@ -170,7 +192,12 @@ def test_table_has_one_row_per_trace(frame, nothing):
 
 
 def test_expert_use_is_counted_on_a_plain_method_at_the_largest_batch():
-    traces = {("specmoe", 64): "a", ("cached:lru", 64): "b", ("cached:lru", 1): "c", ("on_demand", 1): "d"}
+    traces = {
+        ("specmoe", 64): "a",
+        ("cached:lru", 64): "b",
+        ("cached:lru", 1): "c",
+        ("on_demand", 1): "d",
+    }
     assert metrics.plainest(traces) == "d"
     assert metrics.plainest({key: traces[key] for key in list(traces)[:3]}) == "b"
     assert metrics.plainest({("specmoe", 1): "x", ("specmoe", 4): "y"}) == "y"

@@ -1,4 +1,5 @@
-"""Committed notebooks keep the rules of ``notebook_lint``, and a notebook that breaks one of them is found."""
+"""Committed notebooks keep the rules of ``notebook_lint``, and a notebook that breaks one of them
+is found."""
 
 from __future__ import annotations
 
@@ -42,18 +43,28 @@ BROKEN = {
     "was not executed": made(executed("x = 1", count=None)),
     "out of order": made(executed("x = 1", count=3), executed("y = 1", count=2)),
     "shows nothing": made(executed("print(gamma)")),
-    "failed: ValueError": made(executed("f()", new_output("error", ename="ValueError", evalue="no", traceback=[]))),
+    "failed: ValueError": made(
+        executed("f()", new_output("error", ename="ValueError", evalue="no", traceback=[]))
+    ),
     "has 21 lines": made(executed("x = 1\n" * 21)),
     "defines class Pool": made(executed("class Pool:\n    pass")),
     "defines draw of 6 lines": made(executed("def draw():\n" + "    x = 1\n" * 5)),
-    "three loops": made(executed("for i in x:\n    for j in i:\n        for k in j:\n            f(k)")),
+    "three loops": made(
+        executed("for i in x:\n    for j in i:\n        for k in j:\n            f(k)")
+    ),
     "outputs take": made(executed("x = 1", printed("a" * (MAX_OUTPUT_BYTES + 1)))),
-    "fetches https://cdn.example/x.js": made(executed("x = 1", shown('<script src="https://cdn.example/x.js">'))),
-    "fetches //cdn.example/x.css": made(executed("x = 1", shown("<link rel='stylesheet' href='//cdn.example/x.css'>"))),
+    "fetches https://cdn.example/x.js": made(
+        executed("x = 1", shown('<script src="https://cdn.example/x.js">'))
+    ),
+    "fetches //cdn.example/x.css": made(
+        executed("x = 1", shown("<link rel='stylesheet' href='//cdn.example/x.css'>"))
+    ),
     "fetches https://e.example/f.woff": made(
         executed("x = 1", shown("<style>a{src:url(https://e.example/f.woff)}</style>"))
     ),
-    "fetches https://e.example/x.png": made(executed("x = 1", shown("![x](https://e.example/x.png)", "text/markdown"))),
+    "fetches https://e.example/x.png": made(
+        executed("x = 1", shown("![x](https://e.example/x.png)", "text/markdown"))
+    ),
     "path of this machine: /home/ada/x": made(executed("x = 1", printed("wrote /home/ada/x"))),
     "lacks `state`": made(widgets={WIDGETS: {"version_major": 2}}),
     "no cell is tagged": new_notebook(cells=[executed("x = 1", count=1)], metadata=KERNEL),
@@ -72,8 +83,14 @@ def test_what_is_allowed_passes():
     svg = '<svg xmlns="http://www.w3.org/2000/svg"></svg><a href="https://arxiv.org">paper</a>'
     notebook = made(
         executed("# only a comment", count=None),
-        executed("def add(a, b):\n    return a + b\n\n\nadd(1, 2)", printed("3 at 10/100/1000 MB/s"), shown(svg)),
-        executed("for i in range(3):\n    for j in range(3):\n        print(i)", printed("0"), count=3),
+        executed(
+            "def add(a, b):\n    return a + b\n\n\nadd(1, 2)",
+            printed("3 at 10/100/1000 MB/s"),
+            shown(svg),
+        ),
+        executed(
+            "for i in range(3):\n    for j in range(3):\n        print(i)", printed("0"), count=3
+        ),
         executed("%matplotlib inline", count=4),
         widgets={WIDGETS: state},
     )

@@ -1,5 +1,6 @@
-"""Every teaching notebook runs from top to bottom once: those whose facts repeat exactly under nbval, which compares every
-output with the committed one; the others by papermill with small parameters. The key numbers in the last line hold."""
+"""Every teaching notebook runs from top to bottom once: those whose facts repeat exactly under
+nbval, which compares every output with the committed one; the others by papermill with small
+parameters. The key numbers in the last line hold."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ ELSEWHERE = {
     "report": "executed by tests/test_report.py",
     "paper": "a reproduction of many minutes, its parts are tested with the report's",
 }
-EXACT = ["02_experts_in_slow_memory", "03_hot_experts", "05_batched_verification", "06_sampling_without_bias"]
+EXACT = [
+    "02_experts_in_slow_memory",
+    "03_hot_experts",
+    "05_batched_verification",
+    "06_sampling_without_bias",
+]
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
     "00_start_here": {"new_tokens": 16},
@@ -39,18 +45,25 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 def numbers(notebook) -> dict:
     """The JSON that the last code cell prints."""
     cell = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs][-1]
-    return json.loads("".join(output.text for output in cell.outputs if output.output_type == "stream").splitlines()[-1])
+    return json.loads(
+        "".join(
+            output.text for output in cell.outputs if output.output_type == "stream"
+        ).splitlines()[-1]
+    )
 
 
 def leaves(value):
     """Every number, text and truth value of nested lists and dicts."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    parts = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    )
     return [value] if parts is None else [leaf for part in parts for leaf in leaves(part)]
 
 
 @pytest.fixture(autouse=True)
 def quiet_threads(monkeypatch):
-    """Torch's threads sleep while they wait; beside other tests spinning ones make a run many times slower."""
+    """Torch's threads sleep while they wait; beside other tests spinning ones make a run many times
+    slower."""
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
 
@@ -67,16 +80,36 @@ def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
 
     target = tmp_path / f"{name}.ipynb"
     notebook = papermill.execute_notebook(
-        FOLDER / f"{name}.ipynb", target, parameters=SMALL.get(name, {}), cwd=FOLDER, progress_bar=False,
-        kernel_name="python3", log_output=False, execution_timeout=300,
-    )  # fmt: skip
+        FOLDER / f"{name}.ipynb",
+        target,
+        parameters=SMALL.get(name, {}),
+        cwd=FOLDER,
+        progress_bar=False,
+        kernel_name="python3",
+        log_output=False,
+        execution_timeout=300,
+    )
     check_run(name, notebook)
 
 
 def exactly(path: Path) -> subprocess.CompletedProcess:
     """Run ``path`` under nbval: every output but pictures must be the committed one."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout=600",
-               f"--nbval-sanitize-with={SANITIZE}", "-c", "/dev/null", "--rootdir", str(path.parent), str(path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval",
+        "--nbval-cell-timeout=600",
+        f"--nbval-sanitize-with={SANITIZE}",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(path.parent),
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=path.parent)
 
 
@@ -84,7 +117,9 @@ def check_run(name: str, notebook) -> None:
     assert widget_errors(notebook) == []
     found = numbers(notebook)
     assert found, "no key numbers"
-    assert not [leaf for leaf in leaves(found) if isinstance(leaf, float) and not math.isfinite(leaf)]
+    assert not [
+        leaf for leaf in leaves(found) if isinstance(leaf, float) and not math.isfinite(leaf)
+    ]
     CLAIMS.get(name, lambda found: None)(found)
 
 
@@ -95,13 +130,19 @@ def check_start(found):
 
 
 def check_pool(found):
-    assert all(pool < none for pool, none in zip(found["misses_temporal"], found["misses_on_demand"], strict=True))
+    assert all(
+        pool < none
+        for pool, none in zip(found["misses_temporal"], found["misses_on_demand"], strict=True)
+    )
     assert all(bound <= lru for bound, lru in zip(found["belady"], found["lru"], strict=True))
     assert found["hit_rate"][-1] < found["hit_rate"][0]
 
 
 def check_hot(found):
-    assert found["gini"] > found["gini_balanced"] and found["hits_of_last_step"] > found["hits_of_chance"]
+    assert (
+        found["gini"] > found["gini_balanced"]
+        and found["hits_of_last_step"] > found["hits_of_chance"]
+    )
 
 
 def check_draft(found):
@@ -116,12 +157,19 @@ def check_batch(found):
 
 
 def check_hurts(found):
-    assert found["requests_per_read"][0] < found["requests_per_read"][-1] and found["share_touched"] < 0.5
+    assert (
+        found["requests_per_read"][0] < found["requests_per_read"][-1]
+        and found["share_touched"] < 0.5
+    )
 
 
 def check_sampling(found):
     shares = found["accepted_share"]
-    assert found["sound_samplers_pass"] and found["biased_sampler_caught"] and found["coupled_texts_same_as_plain"]
+    assert (
+        found["sound_samplers_pass"]
+        and found["biased_sampler_caught"]
+        and found["coupled_texts_same_as_plain"]
+    )
     assert shares["no residual"] == shares["rejection"] > shares["coupled"]
 
 
@@ -133,7 +181,12 @@ def check_overlap(found):
 
 def check_pays(found):
     chosen, per_round = found["planner_choices"], found["tokens_per_round_by_n"]
-    assert chosen["slow link, draft 2 %"] > chosen["draft 20 %"] > chosen["fast link, draft 100 %"] == 0
+    assert (
+        chosen["slow link, draft 2 %"]
+        > chosen["draft 20 %"]
+        > chosen["fast link, draft 100 %"]
+        == 0
+    )
     assert found["same_tokens"] and found["fewest_bytes_mostly_win_on_slowest_link"]
     assert found["skewness"]["tiny-skewed"] > 2 * found["skewness"]["tiny-balanced"]
     assert found["cells"] == 2 * 2 * 2
@@ -213,7 +266,9 @@ def test_an_unknown_or_mistyped_parameter_is_named_with_the_nearest(name):
 
 def test_a_key_number_that_breaks_a_claim_is_noticed():
     """The claims themselves can fail."""
-    committed = {name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name, *_ in BROKEN}
+    committed = {
+        name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name, *_ in BROKEN
+    }
     check_sampling(committed["06_sampling_without_bias"])
     for name, key, value in BROKEN:
         with pytest.raises(AssertionError):
@@ -226,5 +281,9 @@ BROKEN = [
     ("03_hot_experts", "gini", 0.01),
     ("05_batched_verification", "saved_by_pool", {"1": 0.1, "16": 0.9}),
     ("06_sampling_without_bias", "biased_sampler_caught", False),
-    ("06_sampling_without_bias", "accepted_share", {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3}),
+    (
+        "06_sampling_without_bias",
+        "accepted_share",
+        {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3},
+    ),
 ]

@@ -1,4 +1,5 @@
-"""``check_exact`` asks transformers, which reads the checkpoint itself: stale weights and ignored settings differ."""
+"""``check_exact`` asks transformers, which reads the checkpoint itself: stale weights and ignored
+settings differ."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import specmoe
 from specmoe.engine import exactness
-from specmoe.engine.exactness import Divergence, ExactReport, PlainReference, choose_reference, is_tie
+from specmoe.engine.exactness import (
+    Divergence,
+    ExactReport,
+    PlainReference,
+    choose_reference,
+    is_tie,
+)
 
 RUN = {"max_new_tokens": 12, "eos_token_id": [], "methods": ("on_demand", "specmoe")}
 
@@ -33,7 +40,9 @@ def test_the_verdict_names_transformers_and_fits_on_one_line(folder):
     with load(folder) as engine:
         report = engine.check_exact(PROMPTS, **RUN)
     assert report.verdict == "exact" and "\n" not in str(report)
-    assert str(report) == ("exact: 2 methods, 4 prompts, 48 tokens each, against transformers' generate (float64)")
+    assert str(report) == (
+        "exact: 2 methods, 4 prompts, 48 tokens each, against transformers' generate (float64)"
+    )
 
 
 def test_a_stale_expert_in_the_packed_store_differs(folder):
@@ -57,7 +66,9 @@ def test_a_setting_that_the_engine_ignores_differs(folder):
     assert report.verdict == "differs", str(report)
 
 
-def test_a_model_that_does_not_fit_is_compared_with_plain_decoding_and_the_line_says_so(folder, monkeypatch):
+def test_a_model_that_does_not_fit_is_compared_with_plain_decoding_and_the_line_says_so(
+    folder, monkeypatch
+):
     monkeypatch.setattr(exactness, "free_bytes", lambda device="cpu": 1000)
     with load(folder) as engine:
         report = engine.check_exact(PROMPTS, **RUN)
@@ -74,25 +85,39 @@ def test_a_tie_is_two_ulp_of_a_sixteen_bit_logit_and_nothing_else():
     for dtype, step in ((torch.bfloat16, 2**-5), (torch.float16, 2**-8)):  # steps between 4 and 8
         assert is_tie(5.0, 5.0 - 2 * step, dtype) and is_tie(5.0, 5.0, dtype)
         assert not is_tie(5.0, 5.0 - 3 * step, dtype)
-        assert torch.nextafter(torch.tensor(5.0, dtype=dtype), torch.tensor(9.0, dtype=dtype)) == 5 + step
-    assert not is_tie(5.0, 5.0, torch.float32) and not is_tie(float("nan"), float("nan"), torch.bfloat16)
+        assert (
+            torch.nextafter(torch.tensor(5.0, dtype=dtype), torch.tensor(9.0, dtype=dtype))
+            == 5 + step
+        )
+    assert not is_tie(5.0, 5.0, torch.float32) and not is_tie(
+        float("nan"), float("nan"), torch.bfloat16
+    )
 
 
 def test_the_report_tells_exact_from_ties_from_differs():
     tie = Divergence("cached", 0, 5, 7, 8, (5.0, 5.0), True)
     gap = Divergence("resident", 1, 6, 7, 8, (5.0, 3.0), False)
-    reports = [ExactReport(2, 8, ("cached", "resident"), found) for found in ((), (tie,), (tie, gap))]
+    reports = [
+        ExactReport(2, 8, ("cached", "resident"), found) for found in ((), (tie,), (tie, gap))
+    ]
     assert [report.verdict for report in reports] == ["exact", "exact up to proved ties", "differs"]
     assert [bool(report) for report in reports] == [True, False, False]
-    assert "resident: prompt 1, position 6: token 8 (logit 3) instead of 7 (logit 5)" in str(reports[2])
+    assert ("resident: prompt 1, position 6: token 8 (logit 3) instead of 7 (logit 5)") in str(
+        reports[2]
+    )
 
 
 def test_a_chunk_of_the_long_run_compares_every_method_and_judges_what_differs():
-    spec = importlib.util.spec_from_file_location("ties", Path(__file__).parent / "long" / "ties.py")
+    spec = importlib.util.spec_from_file_location(
+        "ties", Path(__file__).parent / "long" / "ties.py"
+    )
     ties = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ties)
     with specmoe.load("tiny-balanced", dtype="bfloat16", store="memory") as engine:
-        prompts, reference = ties.prompts_of(engine, "tiny-balanced", 4), choose_reference(engine, eos_token_id=[])
+        prompts, reference = (
+            ties.prompts_of(engine, "tiny-balanced", 4),
+            choose_reference(engine, eos_token_id=[]),
+        )
         row = {"model": "tiny-balanced", "first": 0, **ties.run_chunk(engine, reference, prompts)}
     assert (row["prompts"], row["alone"], row["judged_by_transformers"]) == (4, 3, 3)
     assert row["tokens"] == 4 * ties.NEW_TOKENS * (1 + len(ties.METHODS))

@@ -10,8 +10,11 @@ from specmoe.speculate.planner import CANDIDATES, CostPlanner, FixedGamma
 from specmoe.trace import Round
 
 
-def simulate(planner, draft_step_s: float, verify_s, acceptance: float, num_rounds: int = 300, rows: int = 8) -> list[int]:
-    """Gammas chosen on a machine where a draft step takes ``draft_step_s`` and a verification ``verify_s(gamma)``."""
+def simulate(
+    planner, draft_step_s: float, verify_s, acceptance: float, num_rounds: int = 300, rows: int = 8
+) -> list[int]:
+    """Gammas chosen on a machine where a draft step takes ``draft_step_s`` and a verification
+    ``verify_s(gamma)``."""
     chance, chosen = random.Random(0), []
     for _ in range(num_rounds):
         gamma = planner.next_gamma()
@@ -21,7 +24,9 @@ def simulate(planner, draft_step_s: float, verify_s, acceptance: float, num_roun
             while num < gamma and chance.random() < acceptance:
                 num += 1
             accepted.append(num)
-        planner.observe(Round(gamma, gamma * draft_step_s, verify_s(gamma), [gamma] * rows, accepted))
+        planner.observe(
+            Round(gamma, gamma * draft_step_s, verify_s(gamma), [gamma] * rows, accepted)
+        )
         chosen.append(gamma)
     return chosen
 
@@ -51,13 +56,17 @@ def test_verifications_that_grow_with_gamma_keep_it_short():
     assert dear < cheap
 
 
-@pytest.mark.parametrize("draft_step_s, slope, acceptance", [(0.05, 0.05, 0.8), (0.2, 0.0, 0.6), (0.01, 0.2, 0.9)])
+@pytest.mark.parametrize(
+    "draft_step_s, slope, acceptance", [(0.05, 0.05, 0.8), (0.2, 0.0, 0.6), (0.01, 0.2, 0.9)]
+)
 def test_the_choice_is_within_a_tenth_of_the_best(draft_step_s, slope, acceptance):
     def seconds_per_token(gamma):
         tokens = sum(acceptance**i for i in range(gamma + 1))
         return (1.0 + slope * gamma + gamma * draft_step_s) / tokens
 
-    chosen = usual(simulate(CostPlanner(), draft_step_s, lambda gamma: 1.0 + slope * gamma, acceptance))
+    chosen = usual(
+        simulate(CostPlanner(), draft_step_s, lambda gamma: 1.0 + slope * gamma, acceptance)
+    )
     assert seconds_per_token(chosen) <= 1.1 * min(map(seconds_per_token, CANDIDATES))
 
 

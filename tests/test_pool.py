@@ -1,4 +1,5 @@
-"""The resident pool: whatever is asked of it, in whatever order reads arrive, no slot is lost and no byte is wrong."""
+"""The resident pool: whatever is asked of it, in whatever order reads arrive, no slot is lost and
+no byte is wrong."""
 
 from __future__ import annotations
 
@@ -39,18 +40,27 @@ class FakeRead(Read):
 
 
 class FakeStore:
-    """Reads happen when told to, in a random order, or when somebody waits. ``failing`` keys raise ``StoreError``."""
+    """Reads happen when told to, in a random order, or when somebody waits. ``failing`` keys raise
+    ``StoreError``."""
 
     def __init__(self, seed: int = 0, num_readers: int = 2):
         self.packed = SimpleNamespace(layers=["a", "b"][:LAYERS], num_experts=EXPERTS)
-        self.record_bytes, self.num_readers, self.device = RECORD_BYTES, num_readers, torch.device("cpu")
-        self.random, self.reads, self.failing = random.Random(seed), [], set()
-        self.hastened, self.num_cancelled = [], 0
+        self.record_bytes = RECORD_BYTES
+        self.num_readers = num_readers
+        self.device = torch.device("cpu")
+        self.random = random.Random(seed)
+        self.reads = []
+        self.failing = set()
+        self.hastened = []
+        self.num_cancelled = 0
 
     def submit(self, key, buffer, priority=DEMAND, after=None):
         read = FakeRead(key, buffer, after, len(self.reads))
-        read.store, read.priority = self, priority
-        assert not any(other.buffer.data_ptr() == buffer.data_ptr() for other in self.under_way), "two reads, one slot"
+        read.store = self
+        read.priority = priority
+        assert not any(other.buffer.data_ptr() == buffer.data_ptr() for other in self.under_way), (
+            "two reads, one slot"
+        )
         self.reads.append(read)
         return read
 
@@ -73,7 +83,9 @@ class FakeStore:
         assert not read.cancelled
         read.started = True
         if read.key in self.failing:
-            return read.finish(StoreError(f"expert {read.key.expert} of MoE layer {read.key.layer} is gone"))
+            return read.finish(
+                StoreError(f"expert {read.key.expert} of MoE layer {read.key.layer} is gone")
+            )
         read.buffer.copy_(torch.tensor(record_of(read.key), dtype=torch.uint8))
         read.finish()
 
@@ -82,7 +94,9 @@ class FakeStore:
             self.arrive(self.random.choice(self.under_way))
 
 
-def make_pool(num_slots: int, num_kept: int = 2, seed: int = 0, num_readers: int = 2, **options) -> ResidentPool:
+def make_pool(
+    num_slots: int, num_kept: int = 2, seed: int = 0, num_readers: int = 2, **options
+) -> ResidentPool:
     slots = Slots(torch.zeros(num_slots, RECORD_BYTES, dtype=torch.uint8), poison=True)
     policy = FakePolicy(KeepPolicy(LAYERS, EXPERTS, num_kept))
     return ResidentPool(FakeStore(seed, num_readers), slots, policy, trace=Trace(), **options)
@@ -115,20 +129,33 @@ layers = st.integers(0, LAYERS - 1)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    @initialize(kept=st.integers(0, 2), spare=st.integers(0, 5), seed=st.integers(0, 99), readers=st.integers(1, 3),
-                mode=st.sampled_from(PoolMode))  # fmt: skip
+    @initialize(
+        kept=st.integers(0, 2),
+        spare=st.integers(0, 5),
+        seed=st.integers(0, 99),
+        readers=st.integers(1, 3),
+        mode=st.sampled_from(PoolMode),
+    )
     def open(self, kept, spare, seed, readers, mode):
         slots = min_slots(LAYERS, kept) + spare
         self.pool = make_pool(slots, kept, seed, readers, mode=mode)
         self.store = self.pool.store
         worth = random.Random(seed)
-        values = {ExpertKey(layer, expert): worth.randrange(3) for layer in range(LAYERS) for expert in range(EXPERTS)}
+        values = {
+            ExpertKey(layer, expert): worth.randrange(3)
+            for layer in range(LAYERS)
+            for expert in range(EXPERTS)
+        }
         self.pool.policy.priorities = values
 
     @rule(layer=layers, experts=expert_sets, keep=expert_sets, later=expert_sets, data=st.data())
     def request(self, layer, experts, keep, later, data):
         keep = set(sorted(keep)[: self.pool.num_kept])
-        resident = {e for e in self.pool.resident_experts(layer) if ExpertKey(layer, e) not in self.pool.unclaimed}
+        resident = {
+            e
+            for e in self.pool.resident_experts(layer)
+            if ExpertKey(layer, e) not in self.pool.unclaimed
+        }
         before, num_reads = self.pool.counts.copy(), len(self.store.reads)
         requested = sorted(experts)
         order = []
@@ -146,10 +173,14 @@ class PoolMachine(RuleBasedStateMachine):
         counts = self.pool.counts.minus(before)
         assert (counts.num_hits, counts.num_misses) == (len(hits), len(experts - hits))
         read = [read.key.expert for read in self.store.reads[num_reads:] if read.priority == DEMAND]
-        assert len(set(read)) == len(read) and set(read) <= experts - hits, "each missing expert is read once at most"
+        assert len(set(read)) == len(read) and set(read) <= experts - hits, (
+            "each missing expert is read once at most"
+        )
         assert keep & experts <= self.pool.resident_experts(layer), "what is kept stays"
         if not self.pool.linger:
-            assert self.pool.resident_experts(layer) & experts <= keep, "what was computed and is not kept is gone"
+            assert self.pool.resident_experts(layer) & experts <= keep, (
+                "what was computed and is not kept is gone"
+            )
 
     @rule(layer=layers, experts=expert_sets, num_taken=st.integers(0, 3))
     def abandon(self, layer, experts, num_taken):
@@ -207,14 +238,20 @@ class PoolMachine(RuleBasedStateMachine):
             assert pool.slots[slot].tolist() == record_of(key)
         assert len(pool.resident) + len(pool.loading) <= pool.num_slots
         assert pool.num_bytes == pool.num_slots * RECORD_BYTES == pool.slots.memory.nbytes
-        assert all(pool.slots[slot].eq(0xFF).all() for slot in pool.slots.free if slot not in self.dirty()), "not poisoned"
+        assert all(
+            pool.slots[slot].eq(0xFF).all() for slot in pool.slots.free if slot not in self.dirty()
+        ), "not poisoned"
         assert pool.counts.num_fetches == len(self.store.reads) - self.store.num_cancelled
         assert pool.counts.fetched_bytes == pool.counts.num_fetches * RECORD_BYTES
         assert 0 <= pool.counts.prefetch_used <= pool.counts.num_prefetches
 
     def dirty(self) -> set[int]:
-        """Slots given back by ``reset_reads`` in the middle of a read hold what the read left there."""
-        return {(read.buffer.data_ptr() - self.pool.slots.memory.data_ptr()) // RECORD_BYTES for read in self.store.reads}
+        """Slots given back by ``reset_reads`` in the middle of a read hold what the read left
+        there."""
+        return {
+            (read.buffer.data_ptr() - self.pool.slots.memory.data_ptr()) // RECORD_BYTES
+            for read in self.store.reads
+        }
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -271,7 +308,10 @@ def test_what_is_computed_and_evicted_does_not_hang_on_the_order_of_arrival(num_
     histories = []
     for seed in range(6):
         pool = make_pool(num_slots, num_kept=0, seed=seed, num_readers=4)
-        orders = [consume(pool, layer, experts) for layer, experts in [(0, range(6)), (1, [1, 3, 5]), (0, [2, 4, 0])] * 3]
+        orders = [
+            consume(pool, layer, experts)
+            for layer, experts in [(0, range(6)), (1, [1, 3, 5]), (0, [2, 4, 0])] * 3
+        ]
         histories.append((orders, sorted(pool.resident), pool.counts.num_hits))
     assert histories == histories[:1] * 6
 
@@ -288,8 +328,15 @@ def test_a_claimed_prefetch_is_a_miss_that_moves_no_second_byte():
     assert pool.prefetch(ExpertKey(1, 3))
     consume(pool, 1, [3])
     counts = pool.counts
-    assert (counts.num_hits, counts.num_misses, counts.num_fetches, counts.prefetch_used) == (0, 1, 1, 1)
-    assert pool.store.hastened == [ExpertKey(1, 3)], "compute waits for it now: it goes before other prefetches"
+    assert (counts.num_hits, counts.num_misses, counts.num_fetches, counts.prefetch_used) == (
+        0,
+        1,
+        1,
+        1,
+    )
+    assert pool.store.hastened == [ExpertKey(1, 3)], (
+        "compute waits for it now: it goes before other prefetches"
+    )
 
 
 def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
@@ -299,11 +346,14 @@ def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
     consume(pool, 0, [2])
     assert pool.store.num_cancelled == 1 and not pool.holds(ExpertKey(0, 1))
     assert pool.holds(ExpertKey(1, 5))
-    assert (pool.counts.num_prefetches, pool.counts.num_fetches) == (2, 2), "what never moved is not counted"
+    assert (pool.counts.num_prefetches, pool.counts.num_fetches) == (2, 2), (
+        "what never moved is not counted"
+    )
 
 
 def valued(pool, **worth):
-    """``pool`` with what its experts are worth: ``a3`` is expert 3 of the first layer, ``b0`` expert 0 of the second."""
+    """``pool`` with what its experts are worth: ``a3`` is expert 3 of the first layer, ``b0``
+    expert 0 of the second."""
     values = {ExpertKey("ab".index(name[0]), int(name[1:])): value for name, value in worth.items()}
     pool.policy.priorities = values
     return pool
@@ -337,7 +387,10 @@ def test_a_later_layer_is_read_ahead_once_this_one_waits_for_no_slot():
     pool = make_pool(5, num_kept=0, num_readers=1)
     later = [ExpertKey(1, 4), ExpertKey(1, 2), ExpertKey(1, 0)]
     arrivals = pool.request(0, [0, 1, 2], set(), later)
-    assert [read.key for read in pool.store.under_way] == [*map(ExpertKey, [0] * 3, range(3)), *later[:2]]
+    assert [read.key for read in pool.store.under_way] == [
+        *map(ExpertKey, [0] * 3, range(3)),
+        *later[:2],
+    ]
     assert len(list(arrivals)) == 3 and all(map(pool.holds, later))
     pool.check_integrity()
     assert sorted(consume(pool, 1, [0, 2, 4, 5])) == [0, 2, 4, 5]
@@ -398,7 +451,11 @@ def test_the_trace_has_one_event_per_read_hit_and_eviction():
     consume(pool, 1, [0])
     kinds = [event[3] for event in pool.trace.events]
     counts = pool.counts
-    assert (kinds.count("fetch"), kinds.count("hit")) == (counts.num_fetches, counts.num_hits) == (5, 2)
+    assert (
+        (kinds.count("fetch"), kinds.count("hit"))
+        == (counts.num_fetches, counts.num_hits)
+        == (5, 2)
+    )
     assert kinds.count("evict") == 5 - len(pool.resident)
 
 

@@ -1,4 +1,5 @@
-"""The same tokens, counts and printed numbers on every processor: the short form of ``make test-processors``."""
+"""The same tokens, counts and printed numbers on every processor: the short form of ``make
+test-processors``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Any job, with anything failing in its middle: tokens, order, bytes, counts and the pool's own rules.
+"""Any job, with anything failing in its middle: tokens, order, bytes, counts and the pool's own
+rules.
 
-Hypothesis draws the job. Every run here goes through a pool whose freed slots are filled with NaN and whose integrity is
-checked around each request; the readers serve in a drawn order.
+Hypothesis draws the job. Every run here goes through a pool whose freed slots are filled with NaN
+and whose integrity is checked around each request; the readers serve in a drawn order.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def by_rotation(layer: int, counts: list[int], n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DrawnJob:
-    """``options`` of ``generate``; reads are served in an order drawn from ``arrivals``; None: as they came."""
+    """``options`` of ``generate``; reads are served in an order drawn from ``arrivals``; None: as
+    they came."""
 
     engine: str
     prompts: list
@@ -114,7 +116,8 @@ def jobs(draw) -> DrawnJob:
 
 @pytest.fixture(scope="module", autouse=True)
 def _strict_pools():
-    """Freed slots hold NaN, and the pool's rules hold before, while and after it serves a request."""
+    """Freed slots hold NaN, and the pool's rules hold before, while and after it serves a
+    request."""
     real = ResidentPool.request
 
     def checked(pool, *arguments, **options):
@@ -158,7 +161,9 @@ def case(tiny, tmp_path_factory):
 
 class Case:
     def __init__(self, folder, family: str, engine: specmoe.Engine):
-        self.folder, self.family, self.engine = folder, family, engine
+        self.folder = folder
+        self.family = family
+        self.engine = engine
         self.known: dict[str, list[int]] = {}
         self.model = None
 
@@ -174,7 +179,12 @@ class Case:
             if own is None and not job.sampling:
                 self.known[key] = self._by_transformers(prompt)
             else:
-                options = {"method": "on_demand", "batch_size": 1, "eos_token_id": [], **job.sampling}
+                options = {
+                    "method": "on_demand",
+                    "batch_size": 1,
+                    "eos_token_id": [],
+                    **job.sampling,
+                }
                 options |= {"max_new_tokens": LONGEST, "first_prompt": place, "settings": [own]}
                 self.known[key] = tokens_of(self.engine.generate([prompt], **options))[0]
         start = 1 if self.family == "nllb-moe" else len(prompt)
@@ -183,7 +193,11 @@ class Case:
     def _by_transformers(self, prompt: list[int]) -> list[int]:
         if self.model is None:
             own = tiny_families.reference_model
-            self.model = own(self.family, self.folder) if self.family == "nllb-moe" else reference_model(self.folder)
+            self.model = (
+                own(self.family, self.folder)
+                if self.family == "nllb-moe"
+                else reference_model(self.folder)
+            )
             self.model.known_outputs = {}
         options = {"eos_token_id": None, "pad_token_id": 0}
         return tiny_families.plain_greedy(self.model, [prompt], LONGEST, **options)[0]
@@ -200,7 +214,10 @@ def cut(tokens: list[int], start: int, length: int, eos: tuple) -> list[int]:
 
 
 def run(engine, job: DrawnJob, **more):
-    own = [{**(own or {}), "max_new_tokens": length} for own, length in zip(job.own, job.lengths, strict=True)]
+    own = [
+        {**(own or {}), "max_new_tokens": length}
+        for own, length in zip(job.own, job.lengths, strict=True)
+    ]
     options = {**job.options, **job.sampling, "settings": own, "eos_token_id": list(job.eos)}
     options |= {"max_new_tokens": LONGEST}
     with shuffled_reads(engine, job.arrivals):
@@ -260,7 +277,9 @@ class FailsAt:
     """Calls ``real``, but the n-th call raises."""
 
     def __init__(self, n: int, error: BaseException, real=lambda *arguments: None):
-        self.left, self.error, self.real = n, error, real
+        self.left = n
+        self.error = error
+        self.real = real
 
     def __call__(self, *arguments):
         self.left -= 1
@@ -275,7 +294,9 @@ def read_fails(engine, job: DrawnJob, n: int):
     else:
         owner, name = os, "preadv"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, FailsAt(n, OSError(5, "Input/output error"), getattr(owner, name)))
+        patch.setattr(
+            owner, name, FailsAt(n, OSError(5, "Input/output error"), getattr(owner, name))
+        )
         return run(engine, job)
 
 
@@ -298,8 +319,11 @@ FAILURES = {
 
 @settings(max_examples=30)
 @given(job=jobs(), failure=st.sampled_from(list(FAILURES)), n=st.integers(1, 40))
-def test_after_a_failure_anywhere_the_engine_is_idle_and_the_next_run_is_right(job, failure, n, case):
-    """A failure that the run survives (a prefetch that nobody wanted, a rejected draft) changes no token."""
+def test_after_a_failure_anywhere_the_engine_is_idle_and_the_next_run_is_right(
+    job, failure, n, case
+):
+    """A failure that the run survives (a prefetch that nobody wanted, a rejected draft) changes no
+    token."""
     found = case(job.engine)
     n = n if failure is read_fails else 1 + n % 6
     try:

@@ -15,16 +15,21 @@ from specmoe.trace import Block, Trace
 
 
 def requests_of(*needed: set[int], num_experts: int = 4) -> list[Request]:
-    return [Request(step, "verify", tuple(int(e in need) for e in range(num_experts))) for step, need in enumerate(needed)]
+    return [
+        Request(step, "verify", tuple(int(e in need) for e in range(num_experts)))
+        for step, need in enumerate(needed)
+    ]
 
 
 def small_trace() -> Trace:
-    """Prefill, then one round: a prefetch while drafting, a fetch and a wait while verifying; seconds by hand."""
+    """Prefill, then one round: a prefetch while drafting, a fetch and a wait while verifying;
+    seconds by hand."""
     trace = Trace(clock=lambda: 0.0)
     trace.phase = "prefill"
     trace.add("route", 0, 1, count=3, ended_s=0.1)
     trace.add("prefill", count=3, size=1, seconds=1.0, ended_s=1.0)
-    trace.phase, trace.round = "draft", 0
+    trace.phase = "draft"
+    trace.round = 0
     trace.add("prefetch", 0, 2, size=100, seconds=0.5, ended_s=1.8)
     trace.add("draft", count=1, size=1, seconds=1.0, ended_s=2.0)
     trace.phase = "verify"
@@ -42,13 +47,16 @@ def small_trace() -> Trace:
     return trace
 
 
-# ---- the pool ----------------------------------------------------------------------------------------------------
+# ---- the pool ----
 
 
 def test_requests_are_one_per_full_model_step_of_the_layer():
     frame = small_trace().to_frame()
     assert replay.layers_of(frame) == [0, 1]
-    assert replay.layer_requests(frame, 0) == [Request(-1, "prefill", (0, 3, 0)), Request(0, "verify", (0, 1, 1))]
+    assert replay.layer_requests(frame, 0) == [
+        Request(-1, "prefill", (0, 3, 0)),
+        Request(0, "verify", (0, 1, 1)),
+    ]
     assert replay.layer_requests(frame, 1, num_experts=4) == [Request(0, "verify", (2, 0, 0, 0))]
 
 
@@ -77,7 +85,10 @@ def test_belady_never_misses_more_than_any_policy(needed, num_kept):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=14), st.integers(1, 4))
+@given(
+    st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=14),
+    st.integers(1, 4),
+)
 def test_lru_and_belady_hold_no_more_than_they_may(needed, num_kept):
     for policy in replay.REPLAYED:
         for step in replay.replay_pool(requests_of(*needed, num_experts=6), num_kept, policy):
@@ -86,7 +97,8 @@ def test_lru_and_belady_hold_no_more_than_they_may(needed, num_kept):
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "temporal"])
 def test_a_replay_misses_what_the_engine_missed(open_engine, monkeypatch, policy):
-    """The same policy and places, with empty spare slots: in the engine they may hold more than the policy."""
+    """The same policy and places, with empty spare slots: in the engine they may hold more than the
+    policy."""
     request = ResidentPool.request
 
     def strict(pool, layer, experts, keep, later):
@@ -96,27 +108,39 @@ def test_a_replay_misses_what_the_engine_missed(open_engine, monkeypatch, policy
 
     monkeypatch.setattr(ResidentPool, "request", strict)
     engine = open_engine("mixtral", draft_experts=2)
-    output = engine.generate(PROMPTS, max_new_tokens=12, method="cached", eviction=policy, eos_token_id=[])
+    output = engine.generate(
+        PROMPTS, max_new_tokens=12, method="cached", eviction=policy, eos_token_id=[]
+    )
     frame, info = output.trace.to_frame(), engine.info
     misses = hits = 0
     for layer in range(info["layers"]):
         requests = replay.layer_requests(frame, layer, info["experts"])
-        held = [step for step in replay.replay_pool(requests, info["cached_experts"], policy) if step.round >= 0]
-        misses, hits = misses + sum(step.misses for step in held), hits + sum(step.hits for step in held)
+        held = [
+            step
+            for step in replay.replay_pool(requests, info["cached_experts"], policy)
+            if step.round >= 0
+        ]
+        misses, hits = (
+            misses + sum(step.misses for step in held),
+            hits + sum(step.hits for step in held),
+        )
     assert (hits, misses) == (output.stats.num_hits, output.stats.num_misses)
     assert hits and misses
 
 
-# ---- the clock -----------------------------------------------------------------------------------------------------
+# ---- the clock ----
 
 
 def test_the_timeline_of_a_round_by_hand():
     table = replay.timeline(small_trace().to_frame(), 0)
-    spans = {(row.lane, row.kind, row.layer): (row.begin_s, row.end_s) for row in table.itertuples()}
+    spans = {
+        (row.lane, row.kind, row.layer): (row.begin_s, row.end_s) for row in table.itertuples()
+    }
     assert spans["link 1", "prefetch", 0] == pytest.approx((0.3, 0.8))
     assert spans["link 1", "fetch", 1] == pytest.approx((1.5, 1.75))
     assert spans["compute", "draft", -1] == pytest.approx((0.0, 1.0))
-    assert spans["compute", "verify", 0] == pytest.approx((1.0, 1.5))  # until layer 1's router spoke
+    # until layer 1's router spoke
+    assert spans["compute", "verify", 0] == pytest.approx((1.0, 1.5))
     assert spans["compute", "verify", 1] == pytest.approx((1.5, 2.0))
     assert spans["compute", "wait", 1] == pytest.approx((1.5, 1.75))
     assert spans["compute", "rest", -1] == pytest.approx((2.0, 2.5))
@@ -126,20 +150,29 @@ def test_the_timeline_of_a_round_by_hand():
 def test_a_read_that_overlaps_the_rounds_end_is_cut_there():
     frame = small_trace().to_frame()
     late = frame["kind"] == "fetch"
-    frame.loc[late, ["time_s", "seconds"]] += 2.0  # it begins as before, and arrives after the round has ended
+    # it begins as before, and arrives after the round has ended
+    frame.loc[late, ["time_s", "seconds"]] += 2.0
     whole = frame[frame["kind"] == "round"].iloc[0]
     fetch = replay.timeline(frame, 0).query("kind == 'fetch'").iloc[0]
-    assert fetch["begin_s"] == pytest.approx(1.5) and fetch["end_s"] == pytest.approx(whole["seconds"])
+    assert fetch["begin_s"] == pytest.approx(1.5) and fetch["end_s"] == pytest.approx(
+        whole["seconds"]
+    )
 
 
 def test_reads_at_the_same_time_take_different_lanes(open_engine):
-    frame = open_engine("mixtral").generate(PROMPTS, max_new_tokens=8, method="specmoe", gamma=2).trace.to_frame()
+    frame = (
+        open_engine("mixtral")
+        .generate(PROMPTS, max_new_tokens=8, method="specmoe", gamma=2)
+        .trace.to_frame()
+    )
     for round in replay.rounds_of(frame):
         for _, lane in replay.timeline(frame, round).query("lane != 'compute'").groupby("lane"):
-            assert (lane["end_s"].iloc[:-1].to_numpy() <= lane["begin_s"].iloc[1:].to_numpy() + 1e-6).all()
+            assert (
+                lane["end_s"].iloc[:-1].to_numpy() <= lane["begin_s"].iloc[1:].to_numpy() + 1e-6
+            ).all()
 
 
-# ---- rounds --------------------------------------------------------------------------------------------------------
+# ---- rounds ----
 
 
 @pytest.mark.parametrize(
@@ -149,7 +182,8 @@ def test_reads_at_the_same_time_take_different_lanes(open_engine):
         (Block(0, 0, 5, (1, 2), 1, (1, 9)), ["accepted", "recovered"]),
         (Block(0, 0, 5, (1, 2), 0, (9,)), ["recovered"]),
         (Block(0, 0, 5, (), 0, (9,)), ["plain"]),
-        (Block(0, 0, 5, (1, 2), 2, (1,)), ["accepted"]),  # EOS was accepted: what follows it is gone
+        # EOS was accepted: what follows it is gone
+        (Block(0, 0, 5, (1, 2), 2, (1,)), ["accepted"]),
     ],
 )
 def test_every_committed_token_has_one_kind(block, kinds):
@@ -158,8 +192,12 @@ def test_every_committed_token_has_one_kind(block, kinds):
 
 @pytest.mark.parametrize("gamma", [0, 3])
 def test_the_blocks_of_a_row_are_its_text(open_engine, gamma):
-    output = open_engine("mixtral").generate(PROMPTS, max_new_tokens=9, method="specmoe", gamma=gamma, batch_size=2)
-    for row, (sequence, start) in enumerate(zip(output.sequences, output.num_prompt_tokens, strict=True)):
+    output = open_engine("mixtral").generate(
+        PROMPTS, max_new_tokens=9, method="specmoe", gamma=gamma, batch_size=2
+    )
+    for row, (sequence, start) in enumerate(
+        zip(output.sequences, output.num_prompt_tokens, strict=True)
+    ):
         blocks = replay.blocks_of(output.trace, row)
         assert [token for block in blocks for token in block.committed] == sequence.tolist()[start:]
         assert [block.start for block in blocks] == [
@@ -171,11 +209,13 @@ def test_the_blocks_of_a_row_are_its_text(open_engine, gamma):
 
 
 def test_an_untraced_engine_keeps_no_blocks(open_engine):
-    output = open_engine("mixtral", trace=False).generate(PROMPTS, max_new_tokens=4, method="specmoe", gamma=2)
+    output = open_engine("mixtral", trace=False).generate(
+        PROMPTS, max_new_tokens=4, method="specmoe", gamma=2
+    )
     assert output.trace.blocks == [] and len(output.trace) == 0
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 @pytest.mark.parametrize(
@@ -185,7 +225,10 @@ def test_an_untraced_engine_keeps_no_blocks(open_engine):
         (lambda f: replay.layer_requests(f, "0"), "layer='0' must be a whole number"),
         (lambda f: replay.timeline(f, 3), "round=3 .*did you mean 0"),
         (lambda f: replay.timeline(f, True), "round=True must be a whole number"),
-        (lambda f: replay.replay_pool(replay.layer_requests(f, 0), 9, "lru"), "num_kept=9 .*did you mean 3"),
+        (
+            lambda f: replay.replay_pool(replay.layer_requests(f, 0), 9, "lru"),
+            "num_kept=9 .*did you mean 3",
+        ),
         (lambda f: replay.replay_pool(replay.layer_requests(f, 0), 2, "lur"), "did you mean 'lru'"),
         (lambda f: replay.as_frame(f.iloc[:0]), "no trace: load the engine with trace=True"),
         (lambda f: replay.as_frame("text"), "str holds no trace"),

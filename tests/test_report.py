@@ -1,4 +1,5 @@
-"""Reports: strict parameters, one failing cell named, HTML that needs no network, sentences that follow the numbers."""
+"""Reports: strict parameters, one failing cell named, HTML that needs no network, sentences that
+follow the numbers."""
 
 from __future__ import annotations
 
@@ -41,13 +42,16 @@ def write(folder: Path, name: str, *cells, tag: bool = True) -> None:
     if tag:
         cells.insert(1, new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook = new_notebook(
+        cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A notebooks folder of our own, with braces in its name, which papermill would take for parameters."""
+    """A notebooks folder of our own, with braces in its name, which papermill would take for
+    parameters."""
     folder = tmp_path / "note{books}"
     folder.mkdir()
     monkeypatch.setenv("SPECMOE_NOTEBOOKS", str(folder))
@@ -56,18 +60,24 @@ def folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-# ---- which there are, and what they take -------------------------------------------------------------------
+# ---- which there are, and what they take ----
 
 
 def test_reports_are_the_notebooks_with_parameters(folder):
     listed = report.list_reports()
-    assert listed == [{"name": "small", "title": "A small report", "path": str(folder / "small.ipynb")}]
+    assert listed == [
+        {"name": "small", "title": "A small report", "path": str(folder / "small.ipynb")}
+    ]
 
 
 def test_parameters_with_type_default_and_help(folder):
     found = report.report_parameters("small")
     assert found["model"] == {"type": "str", "default": "tiny", "help": "shipped name or folder"}
-    assert found["batch_sizes"] == {"type": "List[int]", "default": [1, 16], "help": "rows in flight"}
+    assert found["batch_sizes"] == {
+        "type": "List[int]",
+        "default": [1, 16],
+        "help": "rows in flight",
+    }
     assert found["gamma"]["type"] == "Optional[int]" and found["gamma"]["default"] is None
     assert found["sizes"]["type"] == "Optional[List[float]]"
     assert found["label"]["type"] == "str"
@@ -152,16 +162,21 @@ def test_a_missing_folder_and_a_broken_notebook_are_named(folder, monkeypatch):
         report.list_reports()
 
 
-# ---- running -----------------------------------------------------------------------------------------------
+# ---- running ----
 
 
 def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(folder, tmp_path):
     out = tmp_path / "out{1}"
     page = report.run_report("small", {"gamma": "3", "batch_sizes": "2,4"}, out)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "small.html", "small.ipynb"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "metrics.json",
+        "small.html",
+        "small.ipynb",
+    ]
     assert json.loads((out / "metrics.json").read_text()) == ["tiny", [2, 4], 3, 2.5e8, True]
     assert page == out / "small.html" and "A small report" in page.read_text()
-    assert "write_text" not in page.read_text()  # readers see no code; the notebook beside it has it
+    # readers see no code; the notebook beside it has it
+    assert "write_text" not in page.read_text()
     with pytest.raises(OptionError, match="small.ipynb exists already"):
         report.run_report("small", {"gamma": "4"}, out)
     assert json.loads((out / "metrics.json").read_text())[2] == 3
@@ -170,13 +185,20 @@ def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(fo
 
 
 @pytest.mark.parametrize("own", [None, "123"])
-def test_kernels_get_threads_that_soon_sleep_unless_told_otherwise(folder, tmp_path, monkeypatch, own):
+def test_kernels_get_threads_that_soon_sleep_unless_told_otherwise(
+    folder, tmp_path, monkeypatch, own
+):
     name, value = SPIN
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv(name, own)
-    write(folder, "env", new_markdown_cell("# Env"), new_code_cell(f"import os\n'spin ' + os.environ['{name}']"))
+    write(
+        folder,
+        "env",
+        new_markdown_cell("# Env"),
+        new_code_cell(f"import os\n'spin ' + os.environ['{name}']"),
+    )
     page = report.run_report("env", out_dir=tmp_path / "out")
     assert f"spin {own or value}" in page.read_text(encoding="utf-8")
     assert os.environ.get(name) == own
@@ -197,7 +219,9 @@ def test_a_file_in_the_folders_place_is_refused(folder, tmp_path):
 
 def test_a_failing_cell_is_named_with_its_error_and_gives_no_html(folder, tmp_path):
     code = "# what comes next fails\nvalue = int('seven')\nprint(value)"
-    write(folder, "fails", new_markdown_cell("# Fails"), new_code_cell("1 + 1"), new_code_cell(code))
+    write(
+        folder, "fails", new_markdown_cell("# Fails"), new_code_cell("1 + 1"), new_code_cell(code)
+    )
     with pytest.raises(SpecMoEError) as caught:
         report.run_report("fails", out_dir=tmp_path / "out")
     message = str(caught.value)
@@ -209,10 +233,13 @@ def test_a_failing_cell_is_named_with_its_error_and_gives_no_html(folder, tmp_pa
 
 def test_an_error_inside_a_widget_callback_is_a_failure_too(folder, tmp_path):
     pytest.importorskip("ipywidgets")
-    code = (  # set, not captured: see widgets.Explorer for the hang that captured output may cause under papermill
+    # set, not captured: see widgets.Explorer for the hang that captured output may cause under
+    # papermill
+    code = (
         "import ipywidgets\n"
         "out = ipywidgets.Output()\n"
-        "out.outputs = [dict(output_type='error', ename='ValueError', evalue='the slider broke', traceback=[])]\n"
+        "out.outputs = [dict(output_type='error', ename='ValueError', evalue='the slider broke', "
+        "traceback=[])]\n"
         "out"
     )
     write(folder, "widget", new_markdown_cell("# Widget"), new_code_cell(code))
@@ -228,19 +255,35 @@ def test_a_kernel_without_the_package_is_told_apart():
     assert _hint("ModuleNotFoundError", "No module named 'foo'") == ""
 
 
-# ---- the page ----------------------------------------------------------------------------------------------
+# ---- the page ----
 
 
 def bundle(**data) -> dict:
-    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/"): v for k, v in data.items()}}
+    return {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {k.replace("_", "/"): v for k, v in data.items()},
+    }
 
 
 def test_the_page_loads_nothing_where_the_stock_page_does():
-    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1", "version_major": 2, "version_minor": 0}}
+    widget = {
+        "application/vnd.jupyter.widget-view+json": {
+            "model_id": "1",
+            "version_major": 2,
+            "version_minor": 0,
+        }
+    }
     output = bundle(image_png="aGVsbG8=", text_plain="a figure")
     output["data"] |= widget
     cell = new_code_cell("figure", outputs=[output])
-    state = {"application/vnd.jupyter.widget-state+json": {"version_major": 2, "version_minor": 0, "state": {}}}
+    state = {
+        "application/vnd.jupyter.widget-state+json": {
+            "version_major": 2,
+            "version_minor": 0,
+            "state": {},
+        }
+    }
     link = new_markdown_cell("[the paper](https://arxiv.org/abs/2604.10152) and $x$")
     notebook = nbformat.from_dict(new_notebook(cells=[link, cell], metadata={"widgets": state}))
     page = report.offline_html(notebook)
@@ -269,37 +312,57 @@ def test_every_way_to_load_is_seen(html):
 
 
 @pytest.mark.parametrize(
-    "html", ['<a href="https://example.org">x</a>', '<img src="data:image/png;base64,aa">', "see https://example.org"]
+    "html",
+    [
+        '<a href="https://example.org">x</a>',
+        '<img src="data:image/png;base64,aa">',
+        "see https://example.org",
+    ],
 )
 def test_a_link_is_no_load(html):
     assert report.external_loads(html) == []
 
 
-# ---- the sentences -----------------------------------------------------------------------------------------
+# ---- the sentences ----
 
 
 def row(method: str, batch: int, speed: float, moved: float, **more) -> dict:
-    fields = {"method": method, "batch": batch, "tokens_per_second": float(speed), "fetched_bytes_per_token": moved}
-    fields |= {"tokens_per_round": 4.0 if method == "specmoe" else 1.0, "gamma": 5.0, "acceptance_rate": 0.625}
+    fields = {
+        "method": method,
+        "batch": batch,
+        "tokens_per_second": float(speed),
+        "fetched_bytes_per_token": moved,
+    }
+    fields |= {
+        "tokens_per_round": 4.0 if method == "specmoe" else 1.0,
+        "gamma": 5.0,
+        "acceptance_rate": 0.625,
+    }
     return fields | {"same_tokens_as_plain": True, "eviction": None} | more
 
 
 @pytest.fixture
 def rows() -> list[dict]:
     return [
-        row("on_demand", 1, 10, 4096), row("cached", 1, 20, 1024), row("specmoe", 1, 15, 2048),
-        row("on_demand", 16, 50, 1024), row("cached", 16, 60, 512), row("specmoe", 16, 100, 256),
+        row("on_demand", 1, 10, 4096),
+        row("cached", 1, 20, 1024),
+        row("specmoe", 1, 15, 2048),
+        row("on_demand", 16, 50, 1024),
+        row("cached", 16, 60, 512),
+        row("specmoe", 16, 100, 256),
         row("resident", 16, 900, 0),
-    ]  # fmt: skip
+    ]
 
 
 def test_the_verdict_on_speed_follows_the_numbers(rows):
     first, second = report.say_speed(rows).splitlines()
     assert first == (
-        "- batch 1: `cached` is fastest, 20 tokens/s, 2.00 times `on_demand`; `specmoe` gets 15, 1.50 times `on_demand`."
+        "- batch 1: `cached` is fastest, 20 tokens/s, 2.00 times `on_demand`; `specmoe` gets 15, "
+        "1.50 times `on_demand`."
     )
     assert second == (
-        "- batch 16: `specmoe` is fastest, 100 tokens/s, 2.00 times `on_demand`; next is `cached`, 1.20 times `on_demand`."
+        "- batch 16: `specmoe` is fastest, 100 tokens/s, 2.00 times `on_demand`; next is `cached`, "
+        "1.20 times `on_demand`."
     )
     rows[1]["tokens_per_second"] = 14.5
     assert "`specmoe` and `cached` are level in front, 15 tokens/s" in report.say_speed(rows)
@@ -314,24 +377,55 @@ def test_the_verdict_on_speed_follows_the_numbers(rows):
 def test_the_verdict_on_tokens_names_the_one_that_differs(rows):
     assert report.say_same_tokens(rows) == "All 7 runs gave exactly the tokens of plain decoding."
     rows[4]["same_tokens_as_plain"] = False
-    assert report.say_same_tokens(rows).startswith("**Different tokens** from plain decoding: cached at batch 16.")
+    assert report.say_same_tokens(rows).startswith(
+        "**Different tokens** from plain decoding: cached at batch 16."
+    )
     rows[4]["same_tokens_as_plain"] = None
     assert report.say_same_tokens(rows).startswith("6 of 7 runs were compared")
 
 
 def test_the_verdict_on_bytes_says_less_or_more_and_the_growth(rows):
     first, second, growth = report.say_bytes(rows).splitlines()
-    assert first == "- batch 1: `specmoe` reads 2 KiB per token, 50 % less than `on_demand`, 100 % more than `cached`."
-    assert second == "- batch 16: `specmoe` reads 256 B per token, 75 % less than `on_demand`, 50 % less than `cached`."
-    assert "From batch 1 to 16" in growth and "`on_demand` 4.0 times" in growth and "`specmoe` 2.0 times" in growth
+    assert first == (
+        "- batch 1: `specmoe` reads 2 KiB per token, 50 % less than `on_demand`, 100 "
+        "% "
+        "more than `cached`."
+    )
+    assert second == (
+        "- batch 16: `specmoe` reads 256 B per token, 75 % less than `on_demand`, 50 "
+        "% less than `cached`."
+    )
+    assert (
+        "From batch 1 to 16" in growth
+        and ("`on_demand` 4.0 times") in growth
+        and "`specmoe` 2.0 times" in growth
+    )
 
 
 def test_the_setup_names_budget_widening_reads_and_throttle(rows):
-    model = {"name": "m", "layers": 2, "experts": 8, "top_k": 2, "expert_bytes": 2**18, "record_bytes": 2**18}
-    model |= {"expert_dtype": "bfloat16", "widened_from": 2**16, "fast_memory_bytes": 3 * 2**20, "draft_experts": 4}
+    model = {
+        "name": "m",
+        "layers": 2,
+        "experts": 8,
+        "top_k": 2,
+        "expert_bytes": 2**18,
+        "record_bytes": 2**18,
+    }
+    model |= {
+        "expert_dtype": "bfloat16",
+        "widened_from": 2**16,
+        "fast_memory_bytes": 3 * 2**20,
+        "draft_experts": 4,
+    }
     store = {"store": "disk", "reads": "direct", "num_readers": 4, "link_bytes_per_s": 2.5e8}
     versions = {"specmoe": "1", "torch": "2", "transformers": "5", "python": "3"}
-    machine = {"cpu": "a cpu", "cores": 2, "memory": {"total_bytes": 2**33}, "threads": 1, "store": store} | versions
+    machine = {
+        "cpu": "a cpu",
+        "cores": 2,
+        "memory": {"total_bytes": 2**33},
+        "threads": 1,
+        "store": store,
+    } | versions
     rows = [each | {"num_prompts": 2 * each["batch"], "repeats": 3} for each in rows]
     said = report.say_setup(SimpleNamespace(machine=machine, model=model, rows=rows))
     assert "| 3 MiB, the same for every method but resident |" in said
@@ -340,12 +434,16 @@ def test_the_setup_names_budget_widening_reads_and_throttle(rows):
     assert "direct I/O (no page cache), throttled to 0.25 GB/s" in said
     assert "prompts: 2 at batch 1, 32 at batch 16; each method 3 times in turn" in said
     store |= {"reads": "page cache", "link_bytes_per_s": None}
-    said = report.say_setup(SimpleNamespace(machine=machine, model=model | {"widened_from": None}, rows=rows))
+    said = report.say_setup(
+        SimpleNamespace(machine=machine, model=model | {"widened_from": None}, rows=rows)
+    )
     assert "(**not** direct I/O), as fast as it is" in said and "widened" not in said
 
 
 def test_rounds_time_and_use_in_words(rows):
-    assert "`specmoe` at batch 1: 4.00 tokens per row and round (gamma 5, 62 %" in report.say_rounds(rows)
+    assert (
+        "`specmoe` at batch 1: 4.00 tokens per row and round (gamma 5, 62 %"
+    ) in report.say_rounds(rows)
     shares = [
         {
             "method": "on_demand",
@@ -355,7 +453,14 @@ def test_rounds_time_and_use_in_words(rows):
             "wait_share": 0.7,
             "rest_share": 0.1,
         },
-        {"method": "specmoe", "batch": 4, "draft_share": 0.6, "verify_share": 0.3, "wait_share": 0, "rest_share": 0.1},
+        {
+            "method": "specmoe",
+            "batch": 4,
+            "draft_share": 0.6,
+            "verify_share": 0.3,
+            "wait_share": 0,
+            "rest_share": 0.1,
+        },
     ]
     said = report.say_time(shares)
     assert "`on_demand`: 70 % waiting for reads." in said
@@ -388,7 +493,9 @@ def test_the_table_keeps_every_row_and_empties_what_is_missing(rows):
 
 def test_metrics_are_plain_json_whatever_is_in_them(tmp_path):
     frame = pd.DataFrame({"a": [1, 2], "b": [0.5, math.nan]})
-    report.save_metrics(tmp_path, {"frame": frame, "inf": math.inf, "deep": {1: (frame["a"].sum(),)}})
+    report.save_metrics(
+        tmp_path, {"frame": frame, "inf": math.inf, "deep": {1: (frame["a"].sum(),)}}
+    )
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "frame": [{"a": 1, "b": 0.5}, {"a": 2, "b": None}],
         "inf": None,
@@ -397,14 +504,22 @@ def test_metrics_are_plain_json_whatever_is_in_them(tmp_path):
     report.save_metrics(None, {})
 
 
-# ---- the main report ----------------------------------------------------------------------------------------
+# ---- the main report ----
 
 
 def test_the_main_report_is_listed_and_all_its_parameters_are_typed_and_explained():
     named = {listed["name"]: listed["title"] for listed in report.list_reports()}
     assert named["report"].startswith("Decoding a Mixture-of-Experts model")
     parameters = report.report_parameters("report")
-    assert {"model", "methods", "batch_sizes", "gamma", "draft_experts", "fast_memory", "seed"} <= set(parameters)
+    assert {
+        "model",
+        "methods",
+        "batch_sizes",
+        "gamma",
+        "draft_experts",
+        "fast_memory",
+        "seed",
+    } <= set(parameters)
     assert parameters["gamma"]["type"] == "Optional[int]"
     assert [name for name, about in parameters.items() if not about["help"]] == []
 
@@ -425,22 +540,39 @@ def test_the_main_report_keeps_to_what_a_page_can_hold():
 @pytest.mark.slow
 def test_the_main_report_end_to_end(tmp_path):
     """Bytes and tokens are facts of the method; no time is asserted."""
-    wanted = {"batch_sizes": "1,4", "new_tokens": 8, "repeats": 1, "expert_bytes": "null", "link_bytes_per_s": "null"}
+    wanted = {
+        "batch_sizes": "1,4",
+        "new_tokens": 8,
+        "repeats": 1,
+        "expert_bytes": "null",
+        "link_bytes_per_s": "null",
+    }
     page = report.run_report("report", wanted, tmp_path / "out")
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     rows = {(row["method"], row["batch"]): row for row in numbers["rows"]}
     assert len(rows) == 6 * 2
     assert all(row["same_tokens_as_plain"] is True for row in rows.values())
-    assert len({row["fast_memory_bytes"] for row in rows.values() if row["method"] != "resident"}) == 1
+    assert (
+        len({row["fast_memory_bytes"] for row in rows.values() if row["method"] != "resident"}) == 1
+    )
     for batch in (1, 4):
-        moved = {method: rows[method, batch]["fetched_bytes_per_token"] for method in ("on_demand", "specmoe")}
+        moved = {
+            method: rows[method, batch]["fetched_bytes_per_token"]
+            for method in ("on_demand", "specmoe")
+        }
         assert 0 < moved["specmoe"] < moved["on_demand"]
-        assert rows["on_demand", batch]["tokens_per_round"] == 1 < rows["specmoe", batch]["tokens_per_round"] <= 11
+        assert (
+            rows["on_demand", batch]["tokens_per_round"]
+            == 1
+            < rows["specmoe", batch]["tokens_per_round"]
+            <= 11
+        )
     for share in numbers["shares"]:  # the trace tells the same story as the counters
         row = rows[share["method"], share["batch"]]
         assert share["bytes_per_token"] == pytest.approx(row["fetched_bytes_per_token"], rel=0.1)
         assert share["tokens_per_round"] == pytest.approx(row["tokens_per_round"], rel=0.1)
-        if share["method"] in ("on_demand", "resident"):  # the others may find every read done in time
+        # the others may find every read done in time
+        if share["method"] in ("on_demand", "resident"):
             assert (share["wait_share"] > 0) == (share["method"] == "on_demand")
     assert 0 < numbers["skewness"] < 1
     assert report.external_loads(page.read_text(encoding="utf-8")) == []

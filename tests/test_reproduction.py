@@ -1,4 +1,5 @@
-"""The paper's numbers and ours: kinds kept apart, tables join, sentences follow the numbers, the document is up to date."""
+"""The paper's numbers and ours: kinds kept apart, tables join, sentences follow the numbers, the
+document is up to date."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def page(tmp_path_factory) -> Path:
     return report.run_report("paper", out_dir=tmp_path_factory.mktemp("paper") / "out")
 
 
-# ---- the report --------------------------------------------------------------------------------------------
+# ---- the report ----
 
 
 def test_the_report_renders_from_committed_results_without_network(page):
@@ -49,9 +50,15 @@ def test_the_report_renders_from_committed_results_without_network(page):
 def test_every_number_has_a_kind_and_the_papers_are_all_there(page):
     found = json.loads((page.parent / "metrics.json").read_text(encoding="utf-8"))
     assert {row["kind"] for row in found["numbers"]} <= set(paper.KINDS)
-    kept = {(r["table"], r["label"], r["measure"], r["value"]) for r in found["numbers"] if r["kind"] == "paper"}
+    kept = {
+        (r["table"], r["label"], r["measure"], r["value"])
+        for r in found["numbers"]
+        if r["kind"] == "paper"
+    }
     assert kept == {(f.table, f.label, f.measure, f.value) for f in paper.FACTS}
-    assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= set(paper.TITLES)
+    assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= set(
+        paper.TITLES
+    )
     assert {row["kind"] for row in found["numbers"]} == set(paper.KINDS)
 
 
@@ -85,7 +92,7 @@ def test_unknown_parameters_are_refused():
         report.typed_parameters("paper", {"reruns": "quick"})
 
 
-# ---- the paper's numbers -----------------------------------------------------------------------------------
+# ---- the paper's numbers ----
 
 
 @pytest.mark.parametrize(
@@ -114,12 +121,14 @@ def test_no_number_stands_twice():
     assert len(keys) == len(set(keys))
 
 
-# ---- committed results -------------------------------------------------------------------------------------
+# ---- committed results ----
 
 
 def test_results_belong_to_the_shipped_weights():
     for name, found in paper.load_results().items():
-        assert found["weights_sha256"] == weights_digest(str(shipped_path(name))), f"{name} changed since it was measured"
+        assert found["weights_sha256"] == weights_digest(str(shipped_path(name))), (
+            f"{name} changed since it was measured"
+        )
 
 
 def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
@@ -128,7 +137,11 @@ def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
     counted = rows[rows["regime"] == "count"]
     assert (counted.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all()
     timed = rows[(rows["regime"] != "count")]
-    assert (timed.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all() if len(timed) else True
+    assert (
+        (timed.groupby(["batch", "prompt_set"])["tokens_digest"].nunique() == 1).all()
+        if len(timed)
+        else True
+    )
 
 
 def test_the_document_is_up_to_date():
@@ -138,9 +151,16 @@ def test_the_document_is_up_to_date():
 def test_the_numbers_of_the_readme_are_those_of_the_results():
     readme = (FILE.parents[1] / "README.md").read_text(encoding="utf-8")
     numbers = paper.all_numbers(paper.load_results())
-    change = sentences.value_of(numbers, "bytes", "specmoe", "change against on_demand, best batch").value
-    growth = [sentences.value_of(numbers, "growth", label, GROWTH).value for label in ("specmoe", "on_demand")]
-    speed = sentences.value_of(numbers, "throughput", "specmoe", "speed-up, best batch", "simulated").value
+    change = sentences.value_of(
+        numbers, "bytes", "specmoe", "change against on_demand, best batch"
+    ).value
+    growth = [
+        sentences.value_of(numbers, "growth", label, GROWTH).value
+        for label in ("specmoe", "on_demand")
+    ]
+    speed = sentences.value_of(
+        numbers, "throughput", "specmoe", "speed-up, best batch", "simulated"
+    ).value
     grown = f"{growth[0]:.1f}x, {growth[1]:.1f}x (measured)"
     for words in (f"{change:.1f} % (measured)", grown, f"{speed:.1f}x (simulated"):
         assert words in readme
@@ -150,7 +170,7 @@ def test_results_are_small():
     assert sum(file.stat().st_size for file in RESULTS.glob("*.json")) < 2**20
 
 
-# ---- tables and sentences ----------------------------------------------------------------------------------
+# ---- tables and sentences ----
 
 
 def test_a_table_joins_the_kinds_of_one_number_and_mixes_none():
@@ -162,25 +182,39 @@ def test_a_table_joins_the_kinds_of_one_number_and_mixes_none():
     ]
     joined = paper.compare(numbers, "growth").set_index("row")
     assert list(joined.index) == ["specmoe", "cached"]
-    assert joined.loc["specmoe", "paper"].startswith("11") and "7 to 9, 5" in joined.loc["specmoe", "measured"]
-    assert joined.loc["cached", "measured"] == "" and joined.loc["cached", "simulated"].startswith("60")
+    assert (
+        joined.loc["specmoe", "paper"].startswith("11")
+        and "7 to 9, 5" in joined.loc["specmoe", "measured"]
+    )
+    assert joined.loc["cached", "measured"] == "" and joined.loc["cached", "simulated"].startswith(
+        "60"
+    )
 
 
 def test_numbers_of_a_batch_stand_in_columns_each_kind_in_a_table_of_its_own():
-    made = [number("ssd", "specmoe", "speed-up", value, kind, batch=batch)
-            for kind, value in (("measured", 2.0), ("simulated", 3.0)) for batch in (1, 64)]  # fmt: skip
+    made = [
+        number("ssd", "specmoe", "speed-up", value, kind, batch=batch)
+        for kind, value in (("measured", 2.0), ("simulated", 3.0))
+        for batch in (1, 64)
+    ]
     shown = {each.kind: each for each in paper.pivots(made, "ssd")}
     assert set(shown) == {"measured", "simulated"}
-    assert list(shown["measured"].frame.columns) == [1, 64] and "**measured**" in shown["measured"].caption
+    assert (
+        list(shown["measured"].frame.columns) == [1, 64]
+        and "**measured**" in shown["measured"].caption
+    )
     assert set(shown["measured"].frame.to_numpy().ravel()) == {"2"}
-    assert not len(paper.compare(made, "ssd"))  # neither reported by the paper nor without a batch
+    # neither reported by the paper nor without a batch
+    assert not len(paper.compare(made, "ssd"))
 
 
 def test_the_claims_follow_the_numbers():
     growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
     claims = paper.claims([*paper.FACTS, *growth]).set_index("the paper's claim")
     assert claims.loc["bytes grow slowest with the batch", "here"] == "holds"
-    claims = paper.claims([*paper.FACTS, growth[0], replace(growth[1], value=9.0)]).set_index("the paper's claim")
+    claims = paper.claims([*paper.FACTS, growth[0], replace(growth[1], value=9.0)]).set_index(
+        "the paper's claim"
+    )
     assert claims.loc["bytes grow slowest with the batch", "here"] == "does not"
     assert claims.loc["faster on an SSD", "here"] == "not measured"
 
@@ -194,22 +228,37 @@ def test_sentences_change_when_the_numbers_do():
 
 def test_an_order_is_claimed_only_where_it_holds_on_every_set():
     about = {"batch": 256, "num": 5, "unit": "%"}
-    tokens = [number("substitution", name, TOKENS, 7.0, batch=256) for name in ("affinity", "random")]
-    pair = number("substitution", "affinity", f"{TOKENS} against random", 3.0, low=1.0, high=5.0, **about)
+    tokens = [
+        number("substitution", name, TOKENS, 7.0, batch=256) for name in ("affinity", "random")
+    ]
+    pair = number(
+        "substitution", "affinity", f"{TOKENS} against random", 3.0, low=1.0, high=5.0, **about
+    )
     order = ("affinity", "random")
-    assert "ahead on every set, as in the paper" in sentences.say_order([*tokens, pair], "substitution", order)
+    assert ("ahead on every set, as in the paper") in sentences.say_order(
+        [*tokens, pair], "substitution", order
+    )
     open_pair = replace(pair, low=-1.0)
-    assert "not settled (from -1.0" in sentences.say_order([*tokens, open_pair], "substitution", order)
+    assert ("not settled (from -1.0") in sentences.say_order(
+        [*tokens, open_pair], "substitution", order
+    )
     behind = replace(pair, value=-2.0, low=-3.0, high=-1.0)
-    assert "other than in the paper" in sentences.say_order([*tokens, behind], "substitution", order)
+    assert ("other than in the paper") in sentences.say_order(
+        [*tokens, behind], "substitution", order
+    )
     alone = replace(pair, low=None, high=None, num=1)
-    assert "one set of prompts settles nothing" in sentences.say_order([*tokens, alone], "substitution", order)
+    assert ("one set of prompts settles nothing") in sentences.say_order(
+        [*tokens, alone], "substitution", order
+    )
 
 
 def test_the_best_number_is_computed():
     def numbers(*speeds):
         about = {"batch": 256}
-        return [number("draft_experts", f"N = {n}", "speed", v, **about) for n, v in zip((2, 4, 8, 16), speeds)]
+        return [
+            number("draft_experts", f"N = {n}", "speed", v, **about)
+            for n, v in zip((2, 4, 8, 16), speeds)
+        ]
 
     assert "measured, is N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
     assert "measured, is N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
@@ -220,13 +269,24 @@ def test_the_best_number_is_computed():
 def test_the_committed_results_reach_what_the_translation_model_was_made_for():
     results = paper.load_results()
     rows = results[settings.MAIN]["rows"].values()
-    large = [r for r in rows if (r["regime"], r["batch"], r["budget"], r["prompt_set"]) == ("count", 256, "draft", 0)]
-    ours = next(r for r in large if r["method"] == "specmoe" and (r["draft_experts"], r["gamma"]) == (4, 10)
-                and (r["draft_set"], r["substitute"]) == ("hot_temporal", "affinity"))  # fmt: skip
+    large = [
+        r
+        for r in rows
+        if (r["regime"], r["batch"], r["budget"], r["prompt_set"]) == ("count", 256, "draft", 0)
+    ]
+    ours = next(
+        r
+        for r in large
+        if r["method"] == "specmoe"
+        and (r["draft_experts"], r["gamma"]) == (4, 10)
+        and (r["draft_set"], r["substitute"]) == ("hot_temporal", "affinity")
+    )
     theirs = next(r for r in large if r["method"] == "on_demand")
     assert ours["tokens_per_round"] >= 7.0
     assert ours["fetched_bytes_per_token"] / theirs["fetched_bytes_per_token"] <= 1 - 0.7673
-    assert sentences.value_of(paper.all_numbers(results), "growth", "specmoe", GROWTH).value <= 10.96
+    assert (
+        sentences.value_of(paper.all_numbers(results), "growth", "specmoe", GROWTH).value <= 10.96
+    )
 
 
 def test_the_committed_clock_keeps_the_simulators_targets():
@@ -238,17 +298,22 @@ def test_the_committed_clock_keeps_the_simulators_targets():
 
 def test_batch_one_is_said_as_it_is():
     cached = number("throughput", "cached", "speed", 100.0, batch=1)
-    slower, faster = (number("throughput", "specmoe", "speed", value, batch=1) for value in (80.0, 130.0))
+    slower, faster = (
+        number("throughput", "specmoe", "speed", value, batch=1) for value in (80.0, 130.0)
+    )
     assert "slower than" in sentences.say_batch_one([cached, slower])
     assert "other than in the paper" in sentences.say_batch_one([cached, faster])
 
 
-# ---- figures -----------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
     frame = sentences.frame_of(
-        [number("growth", "a", GROWTH, 1.0, "paper"), number("growth", "a", GROWTH, 2.0, low=1.5, high=3)]
+        [
+            number("growth", "a", GROWTH, 1.0, "paper"),
+            number("growth", "a", GROWTH, 2.0, low=1.5, high=3),
+        ]
     )
     ax = draw.against_paper(frame, GROWTH)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["paper", "measured"]
@@ -258,7 +323,14 @@ def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
 
 def test_the_clock_is_said_and_drawn_from_its_rows():
     assert "nothing is claimed" in sentences.say_clock(pd.DataFrame())
-    row = {"method": "specmoe", "batch": 16, "link": "native", "measured": 100.0, "predicted": 110.0, "error": 0.1}
+    row = {
+        "method": "specmoe",
+        "batch": 16,
+        "link": "native",
+        "measured": 100.0,
+        "predicted": 110.0,
+        "error": 0.1,
+    }
     assert "median error 10 %" in sentences.say_clock(pd.DataFrame([row]))
     ax = draw.clock_scatter(pd.DataFrame([row]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native", "specmoe"]

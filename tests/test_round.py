@@ -1,7 +1,8 @@
-"""The round, driven by a fake model whose next token is a checksum of everything its KV cache holds up to there.
+"""The round, driven by a fake model whose next token is a checksum of everything its KV cache holds
+up to there.
 
-A stale, missing or misplaced token changes every later one, so the tokens alone show whether positions, masks and KV stay
-together. Which drafted tokens are wrong is set by hand.
+A stale, missing or misplaced token changes every later one, so the tokens alone show whether
+positions, masks and KV stay together. Which drafted tokens are wrong is set by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def next_token(tokens: list[int]) -> int:
 def plain_tokens(prompt: list[int], new_tokens: int, eos=frozenset()) -> list[int]:
     """What plain decoding gives."""
     tokens = list(prompt)
-    while len(tokens) < len(prompt) + new_tokens and not (len(tokens) > len(prompt) and tokens[-1] in eos):
+    while len(tokens) < len(prompt) + new_tokens and not (
+        len(tokens) > len(prompt) and tokens[-1] in eos
+    ):
         tokens.append(next_token(tokens))
     return tokens
 
@@ -46,8 +49,8 @@ class FakeRow:
 
 @dataclass
 class FakeModel:
-    """Decoder and experts in one. ``wrong`` holds the (prompt, position) whose drafted token the target refuses;
-    ``live`` records, per step, mode and live mask."""
+    """Decoder and experts in one. ``wrong`` holds the (prompt, position) whose drafted token the
+    target refuses; ``live`` records, per step, mode and live mask."""
 
     wrong: set[tuple[int, int]] = field(default_factory=set)
     cold: int = 0  # rounds that begin without any draft expert
@@ -63,7 +66,10 @@ class FakeModel:
     def prefill(self, rows, set_live):
         lengths = torch.tensor([len(row.tokens) - 1 for row in rows])
         set_live(torch.arange(int(lengths.max())) < lengths[:, None])
-        states = [FakeRow(self.num_prompts + i, dict(enumerate(row.tokens[:-1]))) for i, row in enumerate(rows)]
+        states = [
+            FakeRow(self.num_prompts + i, dict(enumerate(row.tokens[:-1])))
+            for i, row in enumerate(rows)
+        ]
         self.num_prompts += len(rows)
         return states
 
@@ -78,7 +84,14 @@ class FakeModel:
 
     def step(self, tokens, starts):
         assert tokens.shape[0] == len(self.rows) == len(starts)
-        self.log.append(("draft" if self.is_drafting else "target", tokens.tolist(), starts.tolist(), self.live.clone()))
+        self.log.append(
+            (
+                "draft" if self.is_drafting else "target",
+                tokens.tolist(),
+                starts.tolist(),
+                self.live.clone(),
+            )
+        )
         logits = torch.zeros(*tokens.shape, VOCAB)
         for index, row in enumerate(self.rows):
             for offset, token in enumerate(tokens[index].tolist()):
@@ -93,10 +106,13 @@ class FakeModel:
 
     def narrow(self, rows):
         self.all_rows = self.all_rows or self.rows
-        self.rows = [FakeRow(self.rows[row].prompt, dict(self.rows[row].memory)) for row in rows.tolist()]
+        self.rows = [
+            FakeRow(self.rows[row].prompt, dict(self.rows[row].memory)) for row in rows.tolist()
+        ]
 
     def widen(self):
-        self.rows, self.all_rows = self.all_rows or self.rows, None
+        self.rows = self.all_rows or self.rows
+        self.all_rows = None
 
     # the experts
     @contextmanager
@@ -128,8 +144,16 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
     """-> tokens per prompt, the job, the model."""
     model = model or FakeModel(set(wrong))
     rows = deque(Row(i, list(prompt), len(prompt) + new_tokens) for i, prompt in enumerate(prompts))
-    job = Job(model, model, Sampler(GenerateOptions()), FixedGamma(gamma), rows, batch_size,
-              frozenset(eos), Trace())  # fmt: skip
+    job = Job(
+        model,
+        model,
+        Sampler(GenerateOptions()),
+        FixedGamma(gamma),
+        rows,
+        batch_size,
+        frozenset(eos),
+        Trace(),
+    )
     tokens = {}
     for done in decode(job):
         assert len(job.rows) == len(done.prompts) <= batch_size
@@ -138,7 +162,9 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
     return [tokens[i] for i in range(len(prompts))], job, model
 
 
-prompt_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6), min_size=1, max_size=6)
+prompt_lists = st.lists(
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6), min_size=1, max_size=6
+)
 
 
 @settings(max_examples=60)
@@ -151,24 +177,37 @@ prompt_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size
     eos=st.sets(st.integers(0, VOCAB - 1), max_size=5),
     cold=st.integers(0, 2),
 )
-def test_ragged_acceptance_never_changes_a_token(prompts, wrong, gamma, batch_size, new_tokens, eos, cold):
+def test_ragged_acceptance_never_changes_a_token(
+    prompts, wrong, gamma, batch_size, new_tokens, eos, cold
+):
     got, job, model = run(prompts, gamma, new_tokens, batch_size, eos, model=FakeModel(wrong, cold))
     want = [plain_tokens(prompt, new_tokens, eos) for prompt in prompts]
     assert got == want
-    assert sum(each.new_tokens for each in job.rounds) == sum(len(w) - len(p) for w, p in zip(want, prompts))
+    assert sum(each.new_tokens for each in job.rounds) == sum(
+        len(w) - len(p) for w, p in zip(want, prompts)
+    )
     frame = job.trace.to_frame()
-    assert frame[frame.kind == "round"]["count"].sum() == sum(each.new_tokens for each in job.rounds)
+    assert frame[frame.kind == "round"]["count"].sum() == sum(
+        each.new_tokens for each in job.rounds
+    )
     assert not model.rows and not job.waiting and not job.queue
 
 
 @settings(max_examples=30)
-@given(prompts=prompt_lists, wrong=st.sets(st.tuples(st.integers(0, 5), st.integers(1, 18))), gamma=st.integers(1, 6))
+@given(
+    prompts=prompt_lists,
+    wrong=st.sets(st.tuples(st.integers(0, 5), st.integers(1, 18))),
+    gamma=st.integers(1, 6),
+)
 def test_exactly_the_tokens_before_the_first_wrong_one_are_accepted(prompts, wrong, gamma):
     _, job, _ = run(prompts, gamma, batch_size=3, wrong=wrong)
     length = {i: len(prompt) for i, prompt in enumerate(prompts)}
     frame = job.trace.to_frame()
     for event in frame[frame.kind == "accept"].itertuples():
-        first_wrong = next((i for i in range(event.size) if (event.row, length[event.row] + i) in wrong), event.size)
+        first_wrong = next(
+            (i for i in range(event.size) if (event.row, length[event.row] + i) in wrong),
+            event.size,
+        )
         assert event.count == first_wrong
         length[event.row] += event.count + 1
 
@@ -176,14 +215,18 @@ def test_exactly_the_tokens_before_the_first_wrong_one_are_accepted(prompts, wro
 def test_blocks_begin_at_each_rows_own_last_token():
     _, _, model = run([[1], [2, 3, 4, 5, 6]], gamma=3, new_tokens=9, wrong={(0, 2), (1, 7)})
     targets = [entry for entry in model.log if entry[0] == "target"]
-    assert [starts for _, _, starts, _ in targets] == [[0, 4], [2, 7], [6, 11]]  # row 0 takes 2, row 1 takes 3, ...
+    # row 0 takes 2, row 1 takes 3, ...
+    assert [starts for _, _, starts, _ in targets] == [[0, 4], [2, 7], [6, 11]]
     for _, tokens, _, live in targets:
         assert live.shape == (2, len(tokens[0]))
 
 
 def test_after_a_fully_accepted_round_no_position_is_missing():
     got, job, _ = run([[1, 2], [3]], gamma=4, new_tokens=25)
-    assert all(list(each.accepted) == list(each.drafted) for each in job.rounds) and sum(job.rounds[0].drafted) > 0
+    assert (
+        all(list(each.accepted) == list(each.drafted) for each in job.rounds)
+        and sum(job.rounds[0].drafted) > 0
+    )
     assert got == [plain_tokens([1, 2], 25), plain_tokens([3], 25)]
     assert len(job.rounds) == 5  # every round gives gamma + 1
 
@@ -223,7 +266,9 @@ def test_finished_rows_take_no_part_in_any_later_step():
     _, _, together = run(prompts, gamma=0, batch_size=3, eos=[eos])
     rows_in_step = [len(tokens) for kind, tokens, *_ in together.log if kind == "target"]
     lengths = sorted(len(plain_tokens(prompt, 12, {eos})) - len(prompt) for prompt in prompts)
-    assert rows_in_step == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert rows_in_step == [
+        sum(length > step for length in lengths) for step in range(max(lengths))
+    ]
 
 
 def test_tokens_after_a_drafted_eos_or_the_limit_are_not_live():
@@ -231,7 +276,8 @@ def test_tokens_after_a_drafted_eos_or_the_limit_are_not_live():
     eos = plain_tokens(prompt, 20)[4]  # the third new token
     _, job, model = run([prompt, [1]], gamma=6, eos=[eos], new_tokens=20)
     first = next(live for kind, _, _, live in model.log if kind == "target")
-    assert first[0].tolist() == [True] * 4 + [False] * (first.shape[1] - 4)  # last token, two drafts, the drafted EOS
+    # last token, two drafts, the drafted EOS
+    assert first[0].tolist() == [True] * 4 + [False] * (first.shape[1] - 4)
     assert job.trace.to_frame().query("kind == 'verify'")["count"].iloc[0] == int(first.sum())
 
 

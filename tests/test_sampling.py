@@ -1,8 +1,9 @@
 """Sampled text has exactly the target's distribution, and hangs on (seed, prompt index) alone.
 
-The chi-square tests draw thousands of tokens and refuse at p < 1e-6. Seeds are fixed, so a test that passes keeps
-passing; with a fresh seed a correct sampler would fail one of the about 30 tests once in 30,000 runs. Samplers that are
-broken on purpose must fail the same tests by far (p < 1e-12), which shows that the tests can see.
+The chi-square tests draw thousands of tokens and refuse at p < 1e-6. Seeds are fixed, so a test
+that passes keeps passing; with a fresh seed a correct sampler would fail one of the about 30 tests
+once in 30,000 runs. Samplers that are broken on purpose must fail the same tests by far (p <
+1e-12), which shows that the tests can see.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ WARPS = {
 
 
 def chi_square_p(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """p-value of counts against a distribution; rare cells are put together so that every cell expects at least 5."""
+    """p-value of counts against a distribution; rare cells are put together so that every cell
+    expects at least 5."""
     observed, probabilities = observed.double().flatten(), probabilities.double().flatten()
     if observed[probabilities == 0].sum() > 0:
         return 0.0  # something impossible happened
@@ -46,23 +48,30 @@ def chi_square_p(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
     if len(observed) < 2:
         return 1.0
     statistic = ((observed - expected) ** 2 / expected).sum()
-    return float(torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2.0).double(), statistic / 2))
+    return float(
+        torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2.0).double(), statistic / 2)
+    )
 
 
 def test_the_chi_square_itself_is_right():
     """Known values: 10.83 at one degree of freedom is p = 0.001; 18.47 at four too."""
     shift = math.sqrt(10.83 / 2 * 50)
-    assert chi_square_p(torch.tensor([50 + shift, 50 - shift]), torch.tensor([0.5, 0.5])) == pytest.approx(0.001, rel=0.02)
-    observed = torch.tensor([100.0] * 5) + torch.tensor([1.0, -1, 0, 0, 0]) * math.sqrt(18.47 / 2 * 100)
+    assert chi_square_p(
+        torch.tensor([50 + shift, 50 - shift]), torch.tensor([0.5, 0.5])
+    ) == pytest.approx(0.001, rel=0.02)
+    observed = torch.tensor([100.0] * 5) + torch.tensor([1.0, -1, 0, 0, 0]) * math.sqrt(
+        18.47 / 2 * 100
+    )
     assert chi_square_p(observed, torch.full((5,), 0.2)) == pytest.approx(0.001, rel=0.02)
     assert chi_square_p(torch.tensor([500, 1]), torch.tensor([1.0, 0.0])) == 0.0
 
 
-# ---- the accept functions -------------------------------------------------------------------------------------
+# ---- the accept functions ----
 
 
 class EqualOrAgain(Sampler):
-    """Broken: independent draws of draft and target; equal ones are accepted, for the others the target draws again."""
+    """Broken: independent draws of draft and target; equal ones are accepted, for the others the
+    target draws again."""
 
     def draft(self, logits, prompts, positions):
         q = self.probabilities(logits)
@@ -75,12 +84,15 @@ class EqualOrAgain(Sampler):
         for row, verdict in enumerate(verdicts):
             place = positions[row] + verdict.accepted
             noise = self._noise([prompts[row]], [place], p, "residual")[0]
-            fixed.append(Verdict(verdict.accepted, int((p[row, verdict.accepted] / noise).argmax())))
+            fixed.append(
+                Verdict(verdict.accepted, int((p[row, verdict.accepted] / noise).argmax()))
+            )
         return fixed
 
 
 class OtherQ(Sampler):
-    """Broken: rejection sampling with a q that the drafted tokens were not drawn from (they are the draft's argmax)."""
+    """Broken: rejection sampling with a q that the drafted tokens were not drawn from (they are the
+    draft's argmax)."""
 
     def draft(self, logits, prompts, positions):
         return logits.argmax(dim=-1), self.probabilities(logits)
@@ -98,12 +110,22 @@ class NoResidual(Sampler):
 
     def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions):
         verdicts = super()._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
-        noise = [self._noise([prompt], [position + v.accepted], p, "residual")[0]
-                 for prompt, position, v in zip(prompts, positions, verdicts)]  # fmt: skip
-        return [Verdict(v.accepted, int((p[row, v.accepted] / noise[row]).argmax())) for row, v in enumerate(verdicts)]
+        noise = [
+            self._noise([prompt], [position + v.accepted], p, "residual")[0]
+            for prompt, position, v in zip(prompts, positions, verdicts)
+        ]
+        return [
+            Verdict(v.accepted, int((p[row, v.accepted] / noise[row]).argmax()))
+            for row, v in enumerate(verdicts)
+        ]
 
 
-BROKEN = [(EqualOrAgain, "coupled"), (OtherQ, "rejection"), (UnwarpedQ, "rejection"), (NoResidual, "rejection")]
+BROKEN = [
+    (EqualOrAgain, "coupled"),
+    (OtherQ, "rejection"),
+    (UnwarpedQ, "rejection"),
+    (NoResidual, "rejection"),
+]
 
 
 def two_positions(sampler_class, **options) -> tuple[float, float, float]:
@@ -113,16 +135,22 @@ def two_positions(sampler_class, **options) -> tuple[float, float, float]:
     target = torch.randn(3, V, generator=generator) * 1.5  # [G + 1, V]
     draft = target[:2] + torch.randn(2, V, generator=generator)
     prompts, first = list(range(NUM_SAMPLES)), [4] * NUM_SAMPLES
-    drafted, distributions = zip(*(
-        sampler.draft(draft[i].expand(NUM_SAMPLES, V), prompts, [4 + i] * NUM_SAMPLES) for i in range(2)
-    ))  # fmt: skip
+    drafted, distributions = zip(
+        *(
+            sampler.draft(draft[i].expand(NUM_SAMPLES, V), prompts, [4 + i] * NUM_SAMPLES)
+            for i in range(2)
+        )
+    )
     drafted, q = torch.stack(drafted, dim=1), torch.stack(distributions, dim=1)
     logits = target.expand(NUM_SAMPLES, 3, V)
     verdicts = sampler.verify(logits, drafted, [2] * NUM_SAMPLES, q, prompts, first)
     texts = [[*row[: v.accepted], v.token] for row, v in zip(drafted.tolist(), verdicts)]
     p = sampler.probabilities(target)
     p_values = [
-        chi_square_p(torch.bincount(torch.tensor([t[i] for t in texts if len(t) > i]), minlength=V), p[i]) for i in (0, 1)
+        chi_square_p(
+            torch.bincount(torch.tensor([t[i] for t in texts if len(t) > i]), minlength=V), p[i]
+        )
+        for i in (0, 1)
     ]
     return *p_values, sum(v.accepted for v in verdicts) / (2 * NUM_SAMPLES)
 
@@ -132,7 +160,9 @@ def two_positions(sampler_class, **options) -> tuple[float, float, float]:
 def test_tokens_that_come_out_have_the_targets_distribution(rule, warp):
     first, second, accepted = two_positions(Sampler, accept_rule=rule, **WARPS[warp])
     assert first > ODDS and second > ODDS
-    assert 0.2 < accepted < 0.95, "drafts are sometimes accepted and sometimes not, so both ways out were tested"
+    assert 0.2 < accepted < 0.95, (
+        "drafts are sometimes accepted and sometimes not, so both ways out were tested"
+    )
 
 
 @pytest.mark.parametrize("sampler, rule", BROKEN)
@@ -142,7 +172,10 @@ def test_a_broken_sampler_fails_the_same_test(sampler, rule):
 
 
 def test_rejection_accepts_more_often_than_coupling():
-    assert two_positions(Sampler, accept_rule="rejection")[2] > two_positions(Sampler, accept_rule="coupled")[2]
+    assert (
+        two_positions(Sampler, accept_rule="rejection")[2]
+        > two_positions(Sampler, accept_rule="coupled")[2]
+    )
 
 
 def test_equal_distributions_are_always_accepted():
@@ -166,39 +199,53 @@ def test_only_tokens_that_count_are_accepted():
 
 
 def test_without_drafts_the_target_decides_alone():
-    assert accept_matching(torch.tensor([[7]]), torch.zeros(1, 0, dtype=torch.long), [0]) == [(0, 7)]
+    assert accept_matching(torch.tensor([[7]]), torch.zeros(1, 0, dtype=torch.long), [0]) == [
+        (0, 7)
+    ]
 
 
 @pytest.mark.parametrize("warp", WARPS)
 def test_probabilities_are_those_of_transformers_warpers(warp):
     options, logits = WARPS[warp], torch.randn(3, 20)
     scores = logits
-    for name, warper in (("temperature", TemperatureLogitsWarper), ("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper)):
+    for name, warper in (
+        ("temperature", TemperatureLogitsWarper),
+        ("top_k", TopKLogitsWarper),
+        ("top_p", TopPLogitsWarper),
+    ):
         if name in options:
             scores = warper(options[name])(None, scores)
     got = Sampler(GenerateOptions(do_sample=True, **options)).probabilities(logits.view(3, 1, 20))
     torch.testing.assert_close(got[:, 0], scores.softmax(dim=-1))
 
 
-# ---- end to end -----------------------------------------------------------------------------------------------
+# ---- end to end ----
 
 SMALL_VOCAB, PROMPT, SAMPLES = 7, [5, 3, 6], 2500
 
 
 @pytest.fixture(scope="module")
 def small_engine(tiny):
-    """Seven tokens, so that three positions have 343 texts; one draft expert and no stand-ins: a poor draft."""
-    with specmoe.load(tiny("mixtral", vocab_size=SMALL_VOCAB), dtype="float64", draft_experts=1, trace=False) as engine:
+    """Seven tokens, so that three positions have 343 texts; one draft expert and no stand-ins: a
+    poor draft."""
+    with specmoe.load(
+        tiny("mixtral", vocab_size=SMALL_VOCAB), dtype="float64", draft_experts=1, trace=False
+    ) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def text_probabilities(tiny):
-    """``text_probabilities(**warp)``: exact probability of every text of three tokens, [V, V, V]."""
+    """``text_probabilities(**warp)``: exact probability of every text of three tokens, [V, V,
+    V]."""
     model = reference_model(tiny("mixtral", vocab_size=SMALL_VOCAB))
     texts = [[*PROMPT, *pair] for pair in itertools.product(range(SMALL_VOCAB), repeat=2)]
     with torch.inference_mode():
-        logits = model(torch.tensor(texts)).logits[:, len(PROMPT) - 1 :].view(SMALL_VOCAB, SMALL_VOCAB, 3, SMALL_VOCAB)
+        logits = (
+            model(torch.tensor(texts))
+            .logits[:, len(PROMPT) - 1 :]
+            .view(SMALL_VOCAB, SMALL_VOCAB, 3, SMALL_VOCAB)
+        )
 
     def get(**warp):
         p = Sampler(GenerateOptions(do_sample=True, **warp)).probabilities(logits)
@@ -209,8 +256,17 @@ def text_probabilities(tiny):
 
 def sampled_texts(engine, seed: int = 11, **options) -> torch.Tensor:
     """How often every text of three tokens came out, [V, V, V]."""
-    options = {"substitute": "drop", "prefetch": False, "do_sample": True, "seed": seed, "eos_token_id": [], **options}
-    output = engine.generate([PROMPT] * SAMPLES, method="specmoe", gamma=2, max_new_tokens=3, batch_size=500, **options)
+    options = {
+        "substitute": "drop",
+        "prefetch": False,
+        "do_sample": True,
+        "seed": seed,
+        "eos_token_id": [],
+        **options,
+    }
+    output = engine.generate(
+        [PROMPT] * SAMPLES, method="specmoe", gamma=2, max_new_tokens=3, batch_size=500, **options
+    )
     new = torch.stack(output.sequences)[:, -3:]
     cells = (new * torch.tensor([SMALL_VOCAB**2, SMALL_VOCAB, 1])).sum(dim=1)
     return torch.bincount(cells, minlength=SMALL_VOCAB**3).view(*[SMALL_VOCAB] * 3)
@@ -218,8 +274,13 @@ def sampled_texts(engine, seed: int = 11, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize("warp", ["plain", "all_three", "top_p"])
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
-def test_texts_of_a_model_have_the_targets_distribution(rule, warp, small_engine, text_probabilities):
-    observed, p = sampled_texts(small_engine, accept_rule=rule, **WARPS[warp]), text_probabilities(**WARPS[warp])
+def test_texts_of_a_model_have_the_targets_distribution(
+    rule, warp, small_engine, text_probabilities
+):
+    observed, p = (
+        sampled_texts(small_engine, accept_rule=rule, **WARPS[warp]),
+        text_probabilities(**WARPS[warp]),
+    )
     assert chi_square_p(observed, p) > ODDS
     for position in range(3):
         others = [d for d in range(3) if d != position]
@@ -227,7 +288,9 @@ def test_texts_of_a_model_have_the_targets_distribution(rule, warp, small_engine
 
 
 @pytest.mark.parametrize("sampler, rule", BROKEN)
-def test_a_broken_sampler_fails_end_to_end(sampler, rule, small_engine, text_probabilities, monkeypatch):
+def test_a_broken_sampler_fails_end_to_end(
+    sampler, rule, small_engine, text_probabilities, monkeypatch
+):
     monkeypatch.setattr(engine_module, "Sampler", sampler)
     observed = sampled_texts(small_engine, accept_rule=rule, temperature=0.6)
     assert chi_square_p(observed, text_probabilities(temperature=0.6)) < 1e-12
@@ -235,8 +298,18 @@ def test_a_broken_sampler_fails_end_to_end(sampler, rule, small_engine, text_pro
 
 def test_prompts_and_positions_draw_independently(small_engine, text_probabilities):
     """Neighbouring prompts with neighbouring seeds: pairs of first tokens are independent."""
-    texts = [small_engine.generate([PROMPT] * SAMPLES, method="on_demand", max_new_tokens=1, batch_size=500, do_sample=True,
-                                   seed=seed, eos_token_id=[]).sequences for seed in (3, 4)]  # fmt: skip
+    texts = [
+        small_engine.generate(
+            [PROMPT] * SAMPLES,
+            method="on_demand",
+            max_new_tokens=1,
+            batch_size=500,
+            do_sample=True,
+            seed=seed,
+            eos_token_id=[],
+        ).sequences
+        for seed in (3, 4)
+    ]
     first = [torch.stack(t)[:, -1] for t in texts]
     p = text_probabilities().sum(dim=(1, 2))
     for a, b in ((first[0][:-1], first[0][1:]), (first[0], first[1])):
@@ -244,25 +317,43 @@ def test_prompts_and_positions_draw_independently(small_engine, text_probabiliti
         assert chi_square_p(pairs, p[:, None] * p[None, :]) > ODDS
 
 
-# ---- what a sampled text hangs on -----------------------------------------------------------------------------
+# ---- what a sampled text hangs on ----
 
 JOB = [[5, 6, 7, 8], [3], [20, 21, 22], [1, 2, 3, 4, 5], [9, 9]]
 
 
 def sample(engine, prompts=JOB, **options) -> list[list[int]]:
-    options = {"method": "specmoe", "gamma": 3, "batch_size": 2, "seed": 1, "temperature": 1.2, "top_k": 30, **options}
+    options = {
+        "method": "specmoe",
+        "gamma": 3,
+        "batch_size": 2,
+        "seed": 1,
+        "temperature": 1.2,
+        "top_k": 30,
+        **options,
+    }
     if options["method"] not in ("specmoe", "auto"):
         options.pop("gamma")
-    return tokens_of(engine.generate(prompts, max_new_tokens=12, do_sample=True, eos_token_id=[], **options))
+    return tokens_of(
+        engine.generate(prompts, max_new_tokens=12, do_sample=True, eos_token_id=[], **options)
+    )
 
 
-@pytest.mark.parametrize("options", [
-    *({"method": method} for method in ("on_demand", "cached", "overlapped", "resident", "auto")),
-    *({"batch_size": size} for size in (1, 3, 5)),
-    *({"gamma": gamma} for gamma in (0, 1, 7, None)),
-    *({"draft_set": name} for name in ("random", "hot_global")),
-    {"substitute": "drop"}, {"prefetch": False},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {"method": method}
+            for method in ("on_demand", "cached", "overlapped", "resident", "auto")
+        ),
+        *({"batch_size": size} for size in (1, 3, 5)),
+        *({"gamma": gamma} for gamma in (0, 1, 7, None)),
+        *({"draft_set": name} for name in ("random", "hot_global")),
+        {"substitute": "drop"},
+        {"prefetch": False},
+    ],
+    ids=str,
+)
 def test_no_option_but_the_seed_changes_a_sampled_text(options, open_engine):
     engine = open_engine("mixtral")
     assert sample(engine, **options) == sample(engine)

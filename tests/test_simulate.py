@@ -1,4 +1,5 @@
-"""The simulator against cases computed by hand, against the trace it replays, and against bad input."""
+"""The simulator against cases computed by hand, against the trace it replays, and against bad
+input."""
 
 from __future__ import annotations
 
@@ -32,31 +33,42 @@ def test_on_demand_reads_a_wave_and_only_then_computes_it():
     run = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), SECONDS, SIZE)
     assert run.seconds == pytest.approx(3 + 3 + 2 + 2)
     assert run.wait_s == pytest.approx(5) and run.migration_share == pytest.approx(0.5)
-    halves = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), replace(SECONDS, num_readers=2), SIZE)
-    assert halves.seconds == pytest.approx(10), "smaller waves move and compute as much, one after the other"
+    halves = simulate(
+        recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), replace(SECONDS, num_readers=2), SIZE
+    )
+    assert halves.seconds == pytest.approx(10), (
+        "smaller waves move and compute as much, one after the other"
+    )
 
 
 def test_cached_computes_hits_and_arrivals_while_the_next_record_is_read():
     run = simulate(recording("cached", [[3, 2]], [[1, 0]], [[2, 2]]), SECONDS, SIZE)
-    # Layer 0: the hit until 1, arrivals at 1 and 2 computed until 3; layer 1: arrivals at 4 and 5, computed until 6.
+    # Layer 0: the hit until 1, arrivals at 1 and 2 computed until 3; layer 1: arrivals at 4 and 5,
+    # computed until 6.
     assert run.seconds == pytest.approx(6) and run.wait_s == pytest.approx(1)
     assert run.link_busy_s == pytest.approx(4)
 
 
 def test_resident_only_computes():
     run = simulate(recording("resident", [[3, 2]], [[3, 2]], [[0, 0]]), SECONDS, SIZE)
-    assert run.seconds == pytest.approx(5) and run.wait_s == run.link_busy_s == run.fetched_bytes == 0
+    assert (
+        run.seconds == pytest.approx(5) and run.wait_s == run.link_busy_s == run.fetched_bytes == 0
+    )
 
 
 def test_overlapped_reads_the_next_layer_while_this_one_computes():
     run = simulate(recording("overlapped", [[3, 2]], [[0, 0]], [[3, 0]], [[0, 2]]), SECONDS, SIZE)
-    # Layer 0: arrivals at 1, 2, 3, computed until 4; the guesses of layer 1 cross from 3 to 5, then 2 s of arithmetic.
+    # Layer 0: arrivals at 1, 2, 3, computed until 4; the guesses of layer 1 cross from 3 to 5, then
+    # 2 s of arithmetic.
     assert run.seconds == pytest.approx(7)
 
 
 def test_specmoe_reads_ahead_from_the_first_draft_step_on():
-    run = simulate(recording("specmoe", [[2, 2]], [[1, 1]], [[0, 0]], [[1, 1]], [[1, 1]]), SECONDS, SIZE)
-    # Draft: 2 steps of 2 layers, 4 s; half of the guesses queue at 2, half at 4. Layer 0's are all here at 4.5 ...
+    run = simulate(
+        recording("specmoe", [[2, 2]], [[1, 1]], [[0, 0]], [[1, 1]], [[1, 1]]), SECONDS, SIZE
+    )
+    # Draft: 2 steps of 2 layers, 4 s; half of the guesses queue at 2, half at 4. Layer 0's are all
+    # here at 4.5 ...
     assert run.draft_s == pytest.approx(4)
     assert run.seconds == pytest.approx(8) and run.wait_s == pytest.approx(0)
 
@@ -68,9 +80,19 @@ def test_latency_is_paid_once_per_burst():
 
 
 def test_the_oracle_takes_the_longer_of_reading_and_computing():
-    run = simulate(recording("on_demand", [[3, 2], [1, 1]], [[0, 0], [0, 1]], [[3, 2], [1, 0]]), SECONDS, SIZE, "oracle")
+    run = simulate(
+        recording("on_demand", [[3, 2], [1, 1]], [[0, 0], [0, 1]], [[3, 2], [1, 0]]),
+        SECONDS,
+        SIZE,
+        "oracle",
+    )
     assert run.seconds == pytest.approx(5 + 2)
-    fast = simulate(recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]), replace(SECONDS, flop_per_s=1e9), SIZE, "oracle")
+    fast = simulate(
+        recording("on_demand", [[3, 2]], [[0, 0]], [[3, 2]]),
+        replace(SECONDS, flop_per_s=1e9),
+        SIZE,
+        "oracle",
+    )
     assert fast.seconds == pytest.approx(5)
 
 
@@ -80,7 +102,7 @@ def test_another_models_layers_repeat_the_recorded_ones():
     assert run.fetched_bytes == 10 * 200 and run.seconds == pytest.approx(20 + 10)
 
 
-# ---- real runs -------------------------------------------------------------------------------------------------
+# ---- real runs ----
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +120,13 @@ def test_tokens_and_bytes_are_the_runs_own(runs):
         made = Recording.of(output, info)
         run = simulate(made, PRESETS["laptop"])
         assert run.num_new_tokens == output.stats.num_new_tokens
-        assert run.fetched_bytes == made.fetched_bytes == output.trace.to_frame().query(
-            "phase != 'prefill' and kind in ('fetch', 'prefetch')")["size"].sum()  # fmt: skip
+        assert (
+            run.fetched_bytes
+            == made.fetched_bytes
+            == output.trace.to_frame()
+            .query("phase != 'prefill' and kind in ('fetch', 'prefetch')")["size"]
+            .sum()
+        )
         assert run.seconds >= floor_seconds(made, PRESETS["laptop"]) > 0, method
 
 
@@ -113,20 +140,27 @@ def test_a_recording_comes_back_from_its_file(runs, tmp_path):
 
 def test_several_recordings_come_back_from_one_file(runs, tmp_path):
     info, outputs = runs
-    made = [Recording.of(output, info, number=place) for place, output in enumerate(outputs.values())]
+    made = [
+        Recording.of(output, info, number=place) for place, output in enumerate(outputs.values())
+    ]
     for old, new in zip(made, load_all(save_all(made, tmp_path / "runs.npz")), strict=True):
-        assert simulate(new, PRESETS["h100"]) == simulate(old, PRESETS["h100"]) and new.settings == old.settings
+        assert (
+            simulate(new, PRESETS["h100"]) == simulate(old, PRESETS["h100"])
+            and new.settings == old.settings
+        )
         assert (new.positions == old.positions).all() and (new.drafting == old.drafting).all()
 
 
 def test_full_keeps_the_rounds_with_every_row_in_flight(runs):
     info, outputs = runs
     made = Recording.of(outputs["specmoe"], info)
-    cut = replace(made, rows=np.where(np.arange(len(made.rows)) == 1, made.batch - 1, made.batch)).full()
+    cut = replace(
+        made, rows=np.where(np.arange(len(made.rows)) == 1, made.batch - 1, made.batch)
+    ).full()
     assert len(cut.rows) == len(made.rows) - 1 and (cut.rows == made.batch).all()
-    assert cut.num_new_tokens == made.num_new_tokens - made.committed[1] and len(cut.drafting) == len(cut.fetches) == len(
-        cut.rows
-    )
+    assert cut.num_new_tokens == made.num_new_tokens - made.committed[1] and len(
+        cut.drafting
+    ) == len(cut.fetches) == len(cut.rows)
 
 
 def test_attention_looks_as_far_as_the_longest_row_with_its_block(runs):
@@ -138,18 +172,26 @@ def test_attention_looks_as_far_as_the_longest_row_with_its_block(runs):
     assert drafted.positions[0] == plain.positions[0] + drafted.gammas[0]
 
 
-# ---- shipped recordings ----------------------------------------------------------------------------------------
+# ---- shipped recordings ----
 
 
 def test_every_shipped_recording_is_of_a_full_batch_at_equal_fast_memory():
     found = recordings()
     assert {(each.info["name"], each.info["draft_experts"]) for each in found} == {
-        (model, number) for model, numbers in SHIPPED.items() for number in numbers}  # fmt: skip
+        (model, number) for model, numbers in SHIPPED.items() for number in numbers
+    }
     for each in found:
         assert (each.rows == each.batch).all() and len(each.rows) >= 5, (each.method, each.batch)
-        assert (each.hits + each.fetches <= each.experts).all() and (each.committed >= each.rows).all()
+        assert (each.hits + each.fetches <= each.experts).all() and (
+            each.committed >= each.rows
+        ).all()
     frame = winners(found, PRESETS["h100"])  # refuses runs with different fast memory
-    assert set(frame["batch"]) == set(BATCHES) and {"on_demand", "cached", "overlapped", "specmoe"} <= set(frame)
+    assert set(frame["batch"]) == set(BATCHES) and {
+        "on_demand",
+        "cached",
+        "overlapped",
+        "specmoe",
+    } <= set(frame)
 
 
 def test_shipped_recordings_are_small():
@@ -158,47 +200,75 @@ def test_shipped_recordings_are_small():
 
 
 def test_a_recording_that_is_not_shipped_is_refused_with_what_is_there():
-    assert {each.method for each in recordings("tiny-translate", 4, 64)} == {"on_demand", "cached", "overlapped", "specmoe"}
+    assert {each.method for each in recordings("tiny-translate", 4, 64)} == {
+        "on_demand",
+        "cached",
+        "overlapped",
+        "specmoe",
+    }
     with pytest.raises(OptionError, match="draft_experts=3.*tiny-translate with N = 2 or 4"):
         recordings("tiny-translate", 3)
 
 
 def test_winners_names_the_fastest_of_each_cell(runs):
     info, outputs = runs
-    frame = winners([Recording.of(output, info) for output in outputs.values()], PRESETS["h100"], balances=[10, 1e5])
+    frame = winners(
+        [Recording.of(output, info) for output in outputs.values()],
+        PRESETS["h100"],
+        balances=[10, 1e5],
+    )
     assert list(frame["balance"]) == [10, 1e5] and "resident" not in frame
     for row in frame.itertuples():
-        speeds = sorted((getattr(row, name) for name in ("on_demand", "cached", "overlapped", "specmoe")), reverse=True)
-        assert getattr(row, row.winner) == speeds[0] and row.margin == pytest.approx(speeds[0] / speeds[1])
+        speeds = sorted(
+            (getattr(row, name) for name in ("on_demand", "cached", "overlapped", "specmoe")),
+            reverse=True,
+        )
+        assert getattr(row, row.winner) == speeds[0] and row.margin == pytest.approx(
+            speeds[0] / speeds[1]
+        )
 
 
-# ---- monotonicity ----------------------------------------------------------------------------------------------
+# ---- monotonicity ----
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_faster_link_or_faster_arithmetic_never_slows_a_method(data):
-    method = data.draw(st.sampled_from(["on_demand", "cached", "overlapped", "specmoe", "resident"]))
+    method = data.draw(
+        st.sampled_from(["on_demand", "cached", "overlapped", "specmoe", "resident"])
+    )
     rounds, counts = data.draw(st.integers(1, 4)), st.integers(0, 6)
-    table = {name: np.array(data.draw(st.lists(st.lists(counts, min_size=2, max_size=2), min_size=rounds, max_size=rounds)))
-             for name in ("hits", "fetches", "ahead", "wasted")}  # fmt: skip
+    table = {
+        name: np.array(
+            data.draw(
+                st.lists(st.lists(counts, min_size=2, max_size=2), min_size=rounds, max_size=rounds)
+            )
+        )
+        for name in ("hits", "fetches", "ahead", "wasted")
+    }
     if method in ("on_demand", "cached", "resident"):
         table["ahead"] = table["wasted"] = table["hits"] * 0
     experts = table["hits"] + table["fetches"] + table["ahead"]
     drafting = [[2, 1]] * rounds if method == "specmoe" else None
-    made = recording(method, experts, table["hits"], table["fetches"], table["ahead"] + table["wasted"], drafting)
+    made = recording(
+        method, experts, table["hits"], table["fetches"], table["ahead"] + table["wasted"], drafting
+    )
     times = data.draw(st.floats(1, 20))
     base = replace(SECONDS, link_latency_s=0.3, layer_overhead_s=0.1, step_overhead_s=0.1)
     for name in ("link_bytes_per_s", "flop_per_s"):
         better = replace(base, **{name: getattr(base, name) * times})
-        assert simulate(made, better, SIZE).seconds <= simulate(made, base, SIZE).seconds * (1 + 1e-9)
+        assert simulate(made, better, SIZE).seconds <= simulate(made, base, SIZE).seconds * (
+            1 + 1e-9
+        )
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 def test_a_rate_that_is_left_out_is_named():
-    with pytest.raises(OptionError, match="flop_per_s=None of hardware 'mine' must be a number above zero"):
+    with pytest.raises(
+        OptionError, match="flop_per_s=None of hardware 'mine' must be a number above zero"
+    ):
         Hardware("mine", link_bytes_per_s=1e9, link_latency_s=0.0, memory_bytes_per_s=1e11)
     with pytest.raises(OptionError, match="link_latency_s=None of hardware 'mine'"):
         Hardware("mine", link_bytes_per_s=1e9, flop_per_s=1e12, memory_bytes_per_s=1e11)
@@ -240,7 +310,14 @@ def test_a_recording_of_another_version_or_no_recording_is_refused(runs, tmp_pat
 
 def test_a_config_without_what_is_needed_is_refused():
     with pytest.raises(OptionError, match="lacks 'num_experts'"):
-        ModelSize.of({"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2})
+        ModelSize.of(
+            {
+                "model_type": "llama",
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 2,
+            }
+        )
     with pytest.raises(OptionError, match="lack 'reads'"):
         fit_machine({"passes": [[1, 1.0]]})
 
@@ -251,7 +328,10 @@ def test_presets_and_sizes_name_where_their_numbers_come_from():
 
 
 def test_the_papers_sizes_have_their_published_parameters():
-    total = {name: (s.trunk_bytes + s.expert_bytes * s.num_layers * s.num_experts) / 2e9 for name, s in PAPER_SIZES.items()}
+    total = {
+        name: (s.trunk_bytes + s.expert_bytes * s.num_layers * s.num_experts) / 2e9
+        for name, s in PAPER_SIZES.items()
+    }
     assert total["mixtral-8x7b"] == pytest.approx(46.7, rel=0.02)
     assert total["llama-4-scout"] == pytest.approx(109, rel=0.03)
     assert PAPER_SIZES["nllb-moe-54b"].expert_bytes == 2 * 2 * 2048 * 8192

@@ -1,4 +1,5 @@
-"""The slow tier: right bytes, demand first, an honest link rate, clear errors, nothing left behind."""
+"""The slow tier: right bytes, demand first, an honest link rate, clear errors, nothing left
+behind."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def buffer_for(store) -> torch.Tensor:
 
 
 def all_keys(store) -> list[ExpertKey]:
-    return [ExpertKey(layer, expert) for layer in range(2) for expert in range(store.packed.num_experts)]
+    return [
+        ExpertKey(layer, expert) for layer in range(2) for expert in range(store.packed.num_experts)
+    ]
 
 
 def read_all(store, keys=None) -> list[Read]:
@@ -57,19 +60,32 @@ def read_all(store, keys=None) -> list[Read]:
 
 
 def reader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("specmoe-reader")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("specmoe-reader")
+    ]
 
 
 def open_files(name: str) -> list[str]:
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return [target for link in links if os.path.islink(link) for target in [os.readlink(link)] if name in target]
+    return [
+        target
+        for link in links
+        if os.path.islink(link)
+        for target in [os.readlink(link)]
+        if name in target
+    ]
 
 
 class Gate:
     """Holds a store's reads back until opened; remembers their order."""
 
     def __init__(self, store, monkeypatch):
-        self.gate, self.order, self.entered, copy = threading.Event(), [], threading.Event(), store._copy
+        self.gate, self.order, self.entered, copy = (
+            threading.Event(),
+            [],
+            threading.Event(),
+            store._copy,
+        )
 
         def held(read, reader):
             self.order.append(read.key)
@@ -93,7 +109,10 @@ def test_every_record_arrives_as_it_lies_in_the_file(kind, opened, packed):
 def test_a_store_says_how_it_reads(kind, opened):
     info = opened(kind, link_bytes_per_s=5e6, num_readers=2).info()
     assert info["store"] == kind and info["num_readers"] == 2 and info["link_bytes_per_s"] == 5e6
-    assert info["reads"] in {"disk": ("direct", "page cache dropped"), "memory": ("host memory",)}[kind]
+    assert (
+        info["reads"]
+        in {"disk": ("direct", "page cache dropped"), "memory": ("host memory",)}[kind]
+    )
 
 
 def test_what_compute_waits_for_goes_before_prefetches(opened, monkeypatch):
@@ -125,7 +144,7 @@ def test_a_queued_read_can_be_taken_back_and_a_started_one_cannot(opened, monkey
     assert gate.order == [keys[0], keys[2]] and (queued.buffer == 7).all()
 
 
-# ---- the link -------------------------------------------------------------------------------------------------
+# ---- the link ----
 
 
 def seconds_for(store, num_rounds: int = 2) -> float:
@@ -157,7 +176,7 @@ def test_a_link_needs_a_rate_above_zero(rate):
         Link(rate)
 
 
-# ---- things that go wrong -------------------------------------------------------------------------------------
+# ---- things that go wrong ----
 
 
 def alter(packed, layer: int, expert: int) -> None:
@@ -188,8 +207,12 @@ def test_a_file_that_ends_early_is_named(opened, packed):
 
 def test_an_error_of_the_system_names_the_record(opened, monkeypatch):
     store = opened()
-    monkeypatch.setattr(store, "_copy", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(StoreError, match="cannot read expert 2 of MoE layer 0 from .*Input/output error"):
+    monkeypatch.setattr(
+        store, "_copy", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
+    with pytest.raises(
+        StoreError, match="cannot read expert 2 of MoE layer 0 from .*Input/output error"
+    ):
         read_all(store, [ExpertKey(0, 2)])
 
 
@@ -199,7 +222,9 @@ def test_a_stalled_read_is_reported():
         read.wait(0.01)
 
 
-def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(opened, monkeypatch):
+def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(
+    opened, monkeypatch
+):
     """Its reader may still write into a buffer that another record has by then."""
     store = opened(num_readers=2)
     gate, keys = Gate(store, monkeypatch), all_keys(store)
@@ -208,7 +233,9 @@ def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(
     monkeypatch.setattr(transfers, "STALL_S", 0.01)
     stalled.settle()
     for use in (lambda: store.submit(keys[2], buffer_for(store)), store.drain):
-        with pytest.raises(StoreError, match="expert 1 of MoE layer 0 has stalled and not come back"):
+        with pytest.raises(
+            StoreError, match="expert 1 of MoE layer 0 has stalled and not come back"
+        ):
             use()
     monkeypatch.setattr(transfers, "STALL_S", 60)
     gate.gate.set()
@@ -217,7 +244,7 @@ def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(
     read_all(store, keys[2:4])
 
 
-# ---- the end --------------------------------------------------------------------------------------------------
+# ---- the end ----
 
 
 @pytest.mark.parametrize("kind", KINDS)

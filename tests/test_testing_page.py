@@ -1,4 +1,5 @@
-"""What docs/testing.md says about the tests: every test it names is there, and its numbers are those of the last run."""
+"""What docs/testing.md says about the tests: every test it names is there, and its numbers are
+those of the last run."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ SURVIVORS = [row for row in FOUND["rows"] if row["verdict"] == "survived"]
 def functions_of_the_tests() -> set[str]:
     files = (ROOT / "tests").rglob("test_*.py")
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_every_test_that_the_page_names_is_there():
@@ -30,7 +33,9 @@ def test_every_test_that_the_page_names_is_there():
 
 def test_every_promise_and_every_kind_of_fault_has_a_test():
     rows = [line for line in PAGE.splitlines() if line.startswith("|")]
-    promises = [row for row in rows if row.count("|") == 4 and not row.startswith(("|---", "| promise"))]
+    promises = [
+        row for row in rows if row.count("|") == 4 and not row.startswith(("|---", "| promise"))
+    ]
     kinds = [row for row in promises if re.match(r"\| \d+ \|", row)]
     assert [int(row.split("|")[1]) for row in kinds] == list(range(1, 15))
     assert all("`test_" in row for row in promises if row in kinds or row.startswith("| The"))
@@ -51,7 +56,9 @@ def shown(row: dict) -> str:
 
 
 def test_bugs_were_drawn_from_every_target():
-    assert {row["file"] for row in FOUND["rows"]} == {f"specmoe/{name}.py" for name in mutate.TARGETS}
+    assert {row["file"] for row in FOUND["rows"]} == {
+        f"specmoe/{name}.py" for name in mutate.TARGETS
+    }
 
 
 # ---- the tool itself

@@ -1,4 +1,5 @@
-"""The shipped checkpoints, their data and their recipe: split, records, opening them, a training run of seconds."""
+"""The shipped checkpoints, their data and their recipe: split, records, opening them, a training
+run of seconds."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def test_prompts_have_the_completion_of_their_document():
         found = prompts(domain, 7, seed=3)
         assert len({prompt.text for prompt in found}) == 7
         assert all((prompt.expected is None) == (domain == "python") for prompt in found)
-        assert all(prompt.domain == domain and prompt.text == prompt.text.rstrip() for prompt in found)
+        assert all(
+            prompt.domain == domain and prompt.text == prompt.text.rstrip() for prompt in found
+        )
 
 
 def test_held_out_prompts_mix_all_domains():
@@ -78,8 +81,10 @@ def test_unknown_names_raise_with_the_nearest_one():
 
 def test_importing_the_names_imports_nothing_heavy():
     code = (
-        "import sys, importlib.util as u; import specmoe.errors; before = set(sys.modules); import specmoe.tiny; "
-        "new = set(sys.modules) - before; assert not new & {'torch', 'transformers', 'tokenizers'}, new"
+        "import sys, importlib.util as u; import specmoe.errors; before = set(sys.modules); import "
+        "specmoe.tiny; "
+        "new = set(sys.modules) - before; assert not new & {'torch', 'transformers', "
+        "'tokenizers'}, new"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -89,7 +94,11 @@ def test_every_shipped_model_is_listed():
     assert set(RECIPES) <= set(rows) <= set(SHIPPED)
     assert all(row["bytes"] <= LIMITS[name] for name, row in rows.items())
     for name, row in [(name, row) for name, row in rows.items() if name in RECIPES]:
-        assert row["experts"] == recipe_of(name).shape.num_experts and row["top_k"] == 2 and row["layers"] == 4
+        assert (
+            row["experts"] == recipe_of(name).shape.num_experts
+            and row["top_k"] == 2
+            and row["layers"] == 4
+        )
 
 
 @pytest.mark.parametrize("name", present)
@@ -102,7 +111,9 @@ def test_the_checkpoint_opens_in_transformers(name):
     assert model.dtype == torch.bfloat16 and model.config.model_type == "mixtral"
     ids = tokenizer("412 ->")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id == model.config.bos_token_id
-    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    assert (
+        tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    )
     assert tokenizer.decode(ids, skip_special_tokens=True) == "412 ->"
     text = "def f(x):\n    return  [x, 12]  # é\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
@@ -115,7 +126,10 @@ def test_the_tokens_of_prompt_and_completion_join(name):
     tokenizer = AutoTokenizer.from_pretrained(shipped_path(name))
     for domain in DOMAINS:
         for document in take(domain, 20, held_out=True):
-            whole, prompt = tokenizer(document.text)["input_ids"], tokenizer(document.prompt)["input_ids"]
+            whole, prompt = (
+                tokenizer(document.text)["input_ids"],
+                tokenizer(document.prompt)["input_ids"],
+            )
             assert whole[: len(prompt)] == prompt, document
 
 
@@ -132,14 +146,21 @@ def test_record_and_card_agree(name):
     assert "apache-2.0" in card_text(record)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("tiny-skewed", 0.6, 0.8), ("tiny-balanced", 0.0, 0.35)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("tiny-skewed", 0.6, 0.8), ("tiny-balanced", 0.0, 0.35)]
+)
 def test_expert_use_is_what_the_name_says(name, low, high):
     from specmoe.tiny.making.evaluate import gini
 
-    use = json.loads((shipped_path(name) / "training.json").read_text(encoding="utf-8"))["expert_use"]
+    use = json.loads((shipped_path(name) / "training.json").read_text(encoding="utf-8"))[
+        "expert_use"
+    ]
     assert low <= use["mean_gini"] <= high
     assert use["gini_per_layer"] == [round(gini(counts), 4) for counts in use["counts"]]
-    assert all(dead <= len(counts) / 4 for dead, counts in zip(use["dead_per_layer"], use["counts"], strict=True))
+    assert all(
+        dead <= len(counts) / 4
+        for dead, counts in zip(use["dead_per_layer"], use["counts"], strict=True)
+    )
 
 
 def test_gini():
@@ -159,7 +180,9 @@ def test_sorted_dispatch_equals_the_eager_experts():
     experts.config._experts_implementation = "eager"
     hidden = torch.randn(11, 128, dtype=torch.float64)
     weights, picks = torch.rand(11, 8, dtype=torch.float64).topk(2)
-    torch.testing.assert_close(sorted_dispatch(experts, hidden, picks, weights), experts(hidden, picks, weights))
+    torch.testing.assert_close(
+        sorted_dispatch(experts, hidden, picks, weights), experts(hidden, picks, weights)
+    )
 
 
 def test_balancing_turns_round_at_the_target():
@@ -174,7 +197,10 @@ def test_the_learning_rate_warms_up_by_share_or_steps_and_falls_unless_it_is_con
     from specmoe.tiny.making.recipe import Phase
     from specmoe.tiny.making.training import learning_rate
 
-    falling, constant = Phase(1, 2.0, warm_up=0.1, final_share=0.5), Phase(1, 2.0, warm_up_steps=200, final_share=1.0)
+    falling, constant = (
+        Phase(1, 2.0, warm_up=0.1, final_share=0.5),
+        Phase(1, 2.0, warm_up_steps=200, final_share=1.0),
+    )
     by_share = [learning_rate(falling, done) for done in (0.0, 0.05, 0.1, 0.55, 1.0)]
     assert by_share == pytest.approx([0.02, 1.0, 2.0, 1.5, 1.0])
     by_steps = [learning_rate(constant, step / 1000, step) for step in (0, 99, 199, 500, 1000)]
@@ -190,7 +216,9 @@ def test_a_phase_is_as_long_as_its_steps_unless_told_otherwise():
 
     def lengths(minutes=None, steps=None):
         clocks = []
-        model, took = run_phases(Two(), minutes, steps, None, lambda name, model, clock, _: (clocks.append(clock), name))
+        model, took = run_phases(
+            Two(), minutes, steps, None, lambda name, model, clock, _: (clocks.append(clock), name)
+        )
         assert took == {"dense": "dense", "upcycled": "upcycled"}
         return [(clock.seconds, clock.steps) for clock in clocks]
 
@@ -208,7 +236,9 @@ def test_upcycling_keeps_the_function_of_the_dense_model():
     dense, tokens = new_model(recipe.shape, 1).eval(), torch.arange(20)[None]
     with torch.no_grad():
         sparse = upcycle(dense, recipe).eval()
-        torch.testing.assert_close(sparse(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            sparse(tokens).logits, dense(tokens).logits, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_reference_rounds_are_whole_when_every_expert_drafts():
@@ -217,7 +247,9 @@ def test_reference_rounds_are_whole_when_every_expert_drafts():
 
     torch.manual_seed(0)
     model = new_model(recipe_of("tiny-balanced").shape, 8)
-    rounds = tokens_per_round(model, [[0, 5, 9], [0, 7]], num_draft=8, gamma=3, batch=1, max_new=8, eos=-1)
+    rounds = tokens_per_round(
+        model, [[0, 5, 9], [0, 7]], num_draft=8, gamma=3, batch=1, max_new=8, eos=-1
+    )
     assert [sum(row) for row in rounds] == [8, 8] and all(n == 4 for row in rounds for n in row)
 
 
@@ -226,14 +258,23 @@ def test_training_runs_end_to_end(tmp_path, monkeypatch):
 
     shape = recipe.Shape(num_experts=4, hidden_size=32, ffn_size=16, vocab_size=400)
     phases = [
-        recipe.TextPhase(1, 1e-3, **options) for options in ({}, {"balance": 0.01}, {"balance": 0.01, "target_gini": 0.5})
+        recipe.TextPhase(1, 1e-3, **options)
+        for options in ({}, {"balance": 0.01}, {"balance": 0.01, "target_gini": 0.5})
     ]
     small = recipe.Recipe("tiny-balanced", shape, *phases, batch_tokens=512, sequence_tokens=128)
     monkeypatch.setitem(recipe.RECIPES, "tiny-balanced", small)
     monkeypatch.setattr(train, "_TOKENIZER_TEXTS", 300)
     heard = []
-    folder = train.train("tiny-balanced", tmp_path / "out", steps=9, progress=lambda *x: heard.append(x), num_eval_prompts=1)
+    folder = train.train(
+        "tiny-balanced",
+        tmp_path / "out",
+        steps=9,
+        progress=lambda *x: heard.append(x),
+        num_eval_prompts=1,
+    )
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert [run["steps"] for run in record["phases"].values()] == [3, 3, 3]
     assert [phase for phase, _, _ in heard] == ["dense", "upcycled", "steered"]
-    assert (folder / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (folder / "model.safetensors").exists() and [p.name for p in tmp_path.iterdir()] == [
+        "out"
+    ]

@@ -1,4 +1,5 @@
-"""The translation model's sentences are exact French, deterministic, and never on both sides of the split."""
+"""The translation model's sentences are exact French, deterministic, and never on both sides of the
+split."""
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from specmoe.tiny.making.translate_model import (
 from specmoe.tiny.making.translate_recipe import TRANSLATE, TranslationShape
 from specmoe.tiny.texts import translate_grammar as grammar
 from specmoe.tiny.texts.translate_data import held_out_pairs, sentence, sentence_pairs
-from specmoe.tiny.texts.translate_lexicon import AFTER_THINGS, BEFORE_THINGS, FAMILY, PLACES, THINGS, VERBS
+from specmoe.tiny.texts.translate_lexicon import (
+    AFTER_THINGS,
+    BEFORE_THINGS,
+    FAMILY,
+    PLACES,
+    THINGS,
+    VERBS,
+)
 
 SMALL = TranslationShape(num_experts=5, num_layers=2, hidden_size=16, ffn_size=8, num_heads=2)
 
@@ -68,13 +76,23 @@ def test_noun_phrases_agree():
     old, red = adjective(BEFORE_THINGS, "old"), adjective(AFTER_THINGS, "red")
     expensive = adjective(AFTER_THINGS, "expensive")
     apple, tree, horse = noun(THINGS, "apple"), noun(THINGS, "tree"), noun(THINGS, "horse")
-    assert grammar.the(grammar.bare_phrase(apple, True, old, red))[1] == "les vieilles pommes rouges"
-    assert grammar.this(grammar.bare_phrase(tree, False, old)) == ("this old tree", "ce vieil arbre")
+    assert grammar.the(grammar.bare_phrase(apple, True, old, red))[1] == (
+        "les vieilles pommes rouges"
+    )
+    assert grammar.this(grammar.bare_phrase(tree, False, old)) == (
+        "this old tree",
+        "ce vieil arbre",
+    )
     assert grammar.this(grammar.bare_phrase(tree, False)) == ("this tree", "cet arbre")
     assert grammar.the(grammar.bare_phrase(tree, False)) == ("the tree", "l'arbre")
-    assert grammar.some(grammar.bare_phrase(horse, True, old)) == ("some old horses", "de vieux chevaux")
+    assert grammar.some(grammar.bare_phrase(horse, True, old)) == (
+        "some old horses",
+        "de vieux chevaux",
+    )
     assert grammar.some(grammar.bare_phrase(apple, True, None, expensive))[1] == "des pommes chères"
-    assert grammar.owned("my", grammar.bare_phrase(noun(THINGS, "plate"), False))[1] == "mon assiette"
+    assert (
+        grammar.owned("my", grammar.bare_phrase(noun(THINGS, "plate"), False))[1] == "mon assiette"
+    )
     assert grammar.owned("her", grammar.bare_phrase(noun(FAMILY, "sister"), False))[1] == "sa sœur"
     assert grammar.counted(81, grammar.bare_phrase(apple, True))[1] == "quatre-vingt-une pommes"
     assert [grammar.at_the(noun(PLACES, p)) for p in ("market", "station", "hotel")] == [
@@ -124,7 +142,9 @@ def test_one_english_sentence_has_one_translation():
 @pytest.fixture(scope="module")
 def tokenizer():
     pairs = itertools.islice(sentence_pairs(1), 3000)
-    return new_translation_tokenizer((text for pair in pairs for text in (pair.english, pair.french)), TRANSLATE.shape)
+    return new_translation_tokenizer(
+        (text for pair in pairs for text in (pair.english, pair.french)), TRANSLATE.shape
+    )
 
 
 def test_the_tokenizer_is_nllbs_and_survives_saving(tokenizer, tmp_path):
@@ -188,9 +208,14 @@ def test_upcycling_without_noise_keeps_the_dense_models_output():
     recipe = dataclasses.replace(TRANSLATE, shape=SMALL, expert_noise=0.0)
     dense = new_translator(SMALL, sparse=False).eval()
     sparse = upcycle_translator(dense, recipe).eval()
-    inputs = {"input_ids": torch.randint(7, 400, (2, 6)), "decoder_input_ids": torch.randint(7, 400, (2, 5))}
+    inputs = {
+        "input_ids": torch.randint(7, 400, (2, 6)),
+        "decoder_input_ids": torch.randint(7, 400, (2, 5)),
+    }
     with torch.no_grad():
-        torch.testing.assert_close(sparse(**inputs).logits, dense(**inputs).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            sparse(**inputs).logits, dense(**inputs).logits, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_the_published_names_load_into_transformers_and_come_back():

@@ -1,4 +1,5 @@
-"""A translation model is one more model: for the command line, files of prompts, the bench, and the list of shipped ones."""
+"""A translation model is one more model: for the command line, files of prompts, the bench, and the
+list of shipped ones."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from specmoe.tiny.making.translate_recipe import TranslationRecipe, TranslationS
 from specmoe.tiny.making.translate_train import TRANSLATE, finish, train_translator
 from specmoe.tiny.texts.translate_data import held_out_pairs, sentence_pairs
 
-SHAPE = TranslationShape(num_experts=4, num_layers=2, hidden_size=16, ffn_size=8, num_heads=2, max_positions=64)
+SHAPE = TranslationShape(
+    num_experts=4, num_layers=2, hidden_size=16, ffn_size=8, num_heads=2, max_positions=64
+)
 FRENCH = "fra_Latn"
 
 
@@ -33,10 +36,19 @@ def checkpoint(tmp_path_factory):
     """A random translator as ``specmoe train tiny-translate`` would leave it."""
     torch.manual_seed(3)
     pairs = itertools.islice(sentence_pairs(1), 500)
-    tokenizer = new_translation_tokenizer((text for pair in pairs for text in (pair.english, pair.french)), SHAPE)
+    tokenizer = new_translation_tokenizer(
+        (text for pair in pairs for text in (pair.english, pair.french)), SHAPE
+    )
     run = {"steps": 1, "target_tokens": 9, "seconds": 1.0, "loss_curve": [[1, 6.0]]}
     folder = tmp_path_factory.mktemp("translator") / "m"
-    return finish(recipe(), new_translator(SHAPE, sparse=True), tokenizer, {"dense": run, "upcycled": run}, folder, 2)
+    return finish(
+        recipe(),
+        new_translator(SHAPE, sparse=True),
+        tokenizer,
+        {"dense": run, "upcycled": run},
+        folder,
+        2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +82,15 @@ def test_without_languages_the_checkpoints_own_are_used(checkpoint, specmoe_says
     code, out, err = specmoe_says(*words)
     assert code == 0, err
     plain = json.loads(out)["outputs"]
-    named = json.loads(specmoe_says(*words, "--source-lang", "eng_Latn", "--target-lang", FRENCH)[1])["outputs"]
+    named = json.loads(
+        specmoe_says(*words, "--source-lang", "eng_Latn", "--target-lang", FRENCH)[1]
+    )["outputs"]
     assert plain == named and 1 <= len(plain[0]["tokens"]) <= 6
     with load(str(checkpoint)) as engine:  # the decoder begins with </s> and the language
         for options, code in (({}, FRENCH), ({"target_lang": "eng_Latn"}, "eng_Latn")):
-            [sequence] = engine.generate(["I see the apple."], max_new_tokens=4, **options).sequences
+            [sequence] = engine.generate(
+                ["I see the apple."], max_new_tokens=4, **options
+            ).sequences
             assert engine.tokenizer.convert_ids_to_tokens(sequence[:2].tolist()) == ["</s>", code]
 
 
@@ -91,7 +107,9 @@ def test_a_file_of_sentences_becomes_a_file_of_translations(checkpoint, specmoe_
     assert specmoe_says(*words, "--target-lang", FRENCH)[0] == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     with load(str(checkpoint)) as engine:
-        assert [one["text"] for one in found] == engine.generate(english, max_new_tokens=5).new_texts
+        assert [one["text"] for one in found] == engine.generate(
+            english, max_new_tokens=5
+        ).new_texts
     code, _, err = specmoe_says(*words, "--target-lang", "eng_Latn", "--resume")
     assert code == 2 and "other options" in err
 
@@ -109,7 +127,9 @@ LONG = "I see the apple. " * 40
         (["-p", "I see.", "--max-new-tokens", "1"], "filled by the language token"),
     ],
 )
-def test_a_bad_source_or_language_is_one_sentence_and_exit_code_2(words, said, checkpoint, specmoe_says):
+def test_a_bad_source_or_language_is_one_sentence_and_exit_code_2(
+    words, said, checkpoint, specmoe_says
+):
     code, out, err = specmoe_says("generate", checkpoint, *words)
     assert (code, out) == (2, "") and said in err
     assert err.startswith("specmoe: error: ") and err.count("\n") == 1
@@ -126,7 +146,10 @@ def test_without_a_target_language_the_way_out_is_said(without_forced_token, spe
 
 def test_chat_is_refused_in_python_and_in_a_file(checkpoint, specmoe_says, tmp_path):
     chat = [{"role": "user", "content": "I see."}]
-    with load(str(checkpoint)) as engine, pytest.raises(OptionError, match="chat messages: an encoder-decoder translates"):
+    with (
+        load(str(checkpoint)) as engine,
+        pytest.raises(OptionError, match="chat messages: an encoder-decoder translates"),
+    ):
         engine.generate([chat])
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text(json.dumps({"prompt": chat}) + "\n" + json.dumps({"prompt": LONG}) + "\n")
@@ -137,9 +160,16 @@ def test_chat_is_refused_in_python_and_in_a_file(checkpoint, specmoe_says, tmp_p
 
 
 def test_a_decoder_only_model_has_no_languages(specmoe_says):
-    for words in (["generate", "tiny-balanced", "-p", "x"], ["bench", "tiny-balanced", "--batch", "1", "--repeats", "1"]):
+    for words in (
+        ["generate", "tiny-balanced", "-p", "x"],
+        ["bench", "tiny-balanced", "--batch", "1", "--repeats", "1"],
+    ):
         code, _, err = specmoe_says(*words, "--target-lang", FRENCH)
-        assert code == 2 and err.count("\n") == 1 and "target_lang='fra_Latn' is for translation models" in err
+        assert (
+            code == 2
+            and err.count("\n") == 1
+            and ("target_lang='fra_Latn' is for translation models") in err
+        )
 
 
 # bench
@@ -155,12 +185,27 @@ def test_a_bench_translates_held_out_sentences_and_every_method_agrees(checkpoin
             return real(prompts, **options)
 
         monkeypatch.setattr(engine, "generate", generate)
-        options = {"batch": [2], "repeats": 1, "new_tokens": 12, "gamma": 3, "seed": 5, "target_lang": FRENCH}
-        result = run_bench(engine, ["on_demand", "specmoe", "cached", "auto"], eviction="static", **options)
+        options = {
+            "batch": [2],
+            "repeats": 1,
+            "new_tokens": 12,
+            "gamma": 3,
+            "seed": 5,
+            "target_lang": FRENCH,
+        }
+        result = run_bench(
+            engine, ["on_demand", "specmoe", "cached", "auto"], eviction="static", **options
+        )
     english = [pair.english for pair in held_out_pairs(6, 5)]
     timed = [prompts for prompts, _ in asked if len(prompts) > 2 and "auto" not in prompts]
-    assert timed.count(english) == 4, "every method on three batches: sentences end at different lengths"
-    assert all(options["target_lang"] == FRENCH for _, options in asked if "method" in options and "seed" in options)
+    assert timed.count(english) == 4, (
+        "every method on three batches: sentences end at different lengths"
+    )
+    assert all(
+        options["target_lang"] == FRENCH
+        for _, options in asked
+        if "method" in options and "seed" in options
+    )
     assert [row["same_tokens_as_plain"] for row in result.rows] == [True] * 4
     assert all(row["kept_full"] and row["num_prompts"] == 6 for row in result.rows)
 
@@ -168,7 +213,9 @@ def test_a_bench_translates_held_out_sentences_and_every_method_agrees(checkpoin
 # shipped
 
 
-def test_the_list_of_models_counts_the_decoder_and_leaves_out_what_is_not_there(checkpoint, tmp_path, monkeypatch):
+def test_the_list_of_models_counts_the_decoder_and_leaves_out_what_is_not_there(
+    checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setattr(tiny, "_CHECKPOINTS", tmp_path)
     assert tiny.list_models() == []
     (tmp_path / "tiny-translate").mkdir()
@@ -185,28 +232,49 @@ def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(TRANSLATE)))
     assert (folder / "README.md").read_text(encoding="utf-8") == translation_card(record)
-    assert record["exact_match"]["share"] >= 0.95 and record["expert_use"]["mean_gini_decoder"] > 0.7
+    assert (
+        record["exact_match"]["share"] >= 0.95 and record["expert_use"]["mean_gini_decoder"] > 0.7
+    )
 
 
 def test_the_shipped_model_translates_drafts_well_and_every_method_agrees():
-    """The claims of its card, on fewer sentences and with room: 99.8 % right, 7.6 tokens per round, a third of the loads."""
-    pairs, job, found = held_out_pairs(96, 11), {"gamma": 10, "batch_size": 32, "prefetch": False}, {}
+    """The claims of its card, on fewer sentences and with room: 99.8 % right, 7.6 tokens per round,
+    a third of the loads."""
+    pairs, job, found = (
+        held_out_pairs(96, 11),
+        {"gamma": 10, "batch_size": 32, "prefetch": False},
+        {},
+    )
     with load("tiny-translate", draft_experts=4, store="memory") as engine:
         for method in ("on_demand", "specmoe"):
-            found[method] = engine.generate([p.english for p in pairs], method=method, max_new_tokens=96, **job)
+            found[method] = engine.generate(
+                [p.english for p in pairs], method=method, max_new_tokens=96, **job
+            )
     plain, ours = found["on_demand"], found["specmoe"]
     assert ours.new_texts == plain.new_texts
-    assert sum(text == pair.french for text, pair in zip(ours.new_texts, pairs, strict=True)) >= 0.95 * len(pairs)
-    assert ours.stats.tokens_per_round > 7.0 and ours.stats.fetched_bytes < 0.5 * plain.stats.fetched_bytes
+    assert sum(
+        text == pair.french for text, pair in zip(ours.new_texts, pairs, strict=True)
+    ) >= 0.95 * len(pairs)
+    assert (
+        ours.stats.tokens_per_round > 7.0
+        and ours.stats.fetched_bytes < 0.5 * plain.stats.fetched_bytes
+    )
 
 
 def test_training_leaves_a_checkpoint_that_translates(tmp_path):
     small, heard = recipe(), []
     folder = train_translator(
-        tmp_path / "out", steps=4, progress=lambda *x: heard.append(x[0]), num_eval_pairs=2, recipe=small
+        tmp_path / "out",
+        steps=4,
+        progress=lambda *x: heard.append(x[0]),
+        num_eval_pairs=2,
+        recipe=small,
     )
     record = json.loads((folder / "training.json").read_text())
-    assert [run["steps"] for run in record["phases"].values()] == [1, 4] and heard == ["dense", "upcycled"]
+    assert [run["steps"] for run in record["phases"].values()] == [1, 4] and heard == [
+        "dense",
+        "upcycled",
+    ]
     assert "more even than a Gini of 0.74" in (folder / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with load(str(folder)) as engine:
@@ -214,13 +282,18 @@ def test_training_leaves_a_checkpoint_that_translates(tmp_path):
 
 
 def test_the_target_turns_the_balancing_of_a_translator_round(tmp_path):
-    """A target above what any batch reaches turns the term round: use ends less even than with plain balancing."""
+    """A target above what any batch reaches turns the term round: use ends less even than with
+    plain balancing."""
     ginis = {}
     for target in (None, 1.0):
-        phase = dataclasses.replace(TRANSLATE.upcycled, balance=5.0, peak_learning_rate=0.02, target_gini=target)
+        phase = dataclasses.replace(
+            TRANSLATE.upcycled, balance=5.0, peak_learning_rate=0.02, target_gini=target
+        )
         small = dataclasses.replace(recipe(), upcycled=phase)
         folder = train_translator(tmp_path / str(target), steps=20, num_eval_pairs=8, recipe=small)
-        ginis[target] = json.loads((folder / "training.json").read_text())["expert_use"]["mean_gini"]
+        ginis[target] = json.loads((folder / "training.json").read_text())["expert_use"][
+            "mean_gini"
+        ]
     assert ginis[1.0] > ginis[None]
 
 
@@ -234,16 +307,26 @@ def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):
 
 
 def test_an_encoders_experts_pass_through_a_pool_that_keeps_all_of_the_decoders():
-    sentences = [pair.english for pair in held_out_pairs(40)]  # enough to use every slot more than once
+    # enough to use every slot more than once
+    sentences = [pair.english for pair in held_out_pairs(40)]
     with load("tiny-translate", store="memory", fast_memory="1GiB") as engine:
         assert engine.memory.cached_experts == engine.info["experts"]
-        found = [engine.generate(sentences, method=name, max_new_tokens=12).sequences for name in ("cached", "resident")]
+        found = [
+            engine.generate(sentences, method=name, max_new_tokens=12).sequences
+            for name in ("cached", "resident")
+        ]
     assert [row.tolist() for row in found[0]] == [row.tolist() for row in found[1]]
 
 
 def test_what_was_much_used_lingers_through_the_prefills_between_rounds(monkeypatch):
-    """An encoder's experts and a prompt's first token pass through the pool: neither drives out what decoding uses most."""
-    job = {"prompts": [pair.english for pair in held_out_pairs(40)], "batch_size": 4, "gamma": 4, "prefetch": False}
+    """An encoder's experts and a prompt's first token pass through the pool: neither drives out
+    what decoding uses most."""
+    job = {
+        "prompts": [pair.english for pair in held_out_pairs(40)],
+        "batch_size": 4,
+        "gamma": 4,
+        "prefetch": False,
+    }
     with load("tiny-translate", store="memory", fast_memory="30MiB") as engine:
         wise = engine.generate(max_new_tokens=24, **job).stats.num_fetches
         monkeypatch.setattr("specmoe.offload.policies.RunPolicy.priority", lambda policy, key: 0)

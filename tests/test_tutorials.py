@@ -1,4 +1,5 @@
-"""The exercises: notebooks agree with their source, every check names the mistake, and no stub passes."""
+"""The exercises: notebooks agree with their source, every check names the mistake, and no stub
+passes."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def test_there_are_seven_exercises_and_each_names_its_check():
     assert used == list(CHECKS)
 
 
-@pytest.mark.parametrize(("check", "name"), WRONG, ids=[f"{check[6:]}-{name}" for check, name in WRONG])
+@pytest.mark.parametrize(
+    ("check", "name"), WRONG, ids=[f"{check[6:]}-{name}" for check, name in WRONG]
+)
 def test_a_plausible_wrong_answer_is_caught_and_the_message_names_it(check, name):
     answer, words = CHECKS[check][name]
     with pytest.raises(ExerciseError) as caught:
@@ -68,7 +71,9 @@ def test_an_empty_stub_is_told_that_it_returns_nothing(source):
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
-    "empty", [lambda *given: None, lambda *given: [], lambda *given: 0, 7], ids=["None", "list", "0", "7"]
+    "empty",
+    [lambda *given: None, lambda *given: [], lambda *given: 0, 7],
+    ids=["None", "list", "0", "7"],
 )
 def test_no_check_is_passed_by_an_answer_without_content(check, empty):
     with pytest.raises(ExerciseError):
@@ -99,8 +104,11 @@ def test_an_eviction_that_is_valid_but_worse_than_lru_is_told_both_scores():
 
 
 def test_a_planner_is_scored_by_the_simulator_on_recorded_runs():
-    """Right on the small tables, plain decoding on the recorded ones: only ``specmoe.lab.simulate`` can tell."""
-    right = wrong_answers.by(lambda one, rate: (one["bytes"] / rate + one["compute_s"]) / one["tokens"])
+    """Right on the small tables, plain decoding on the recorded ones: only ``specmoe.lab.simulate``
+    can tell."""
+    right = wrong_answers.by(
+        lambda one, rate: (one["bytes"] / rate + one["compute_s"]) / one["tokens"]
+    )
     with pytest.raises(ExerciseError, match="a recorded one is not"):
         exercises.check_planner(lambda rounds, rate: right(rounds, rate) if len(rounds) < 6 else 0)
     passed = exercises.check_planner(right)
@@ -120,7 +128,9 @@ def test_a_changed_notebook_or_source_is_noticed(tmp_path):
     copy.write_text(SOURCES[0].read_text(encoding="utf-8"), encoding="utf-8")
     build(tmp_path, execute=False)
     assert differences(tmp_path) == []
-    copy.write_text(copy.read_text(encoding="utf-8").replace("**Goal.**", "**Aim.**"), encoding="utf-8")
+    copy.write_text(
+        copy.read_text(encoding="utf-8").replace("**Goal.**", "**Aim.**"), encoding="utf-8"
+    )
     assert len(differences(tmp_path)) == 2
 
 
@@ -136,9 +146,17 @@ def test_a_source_with_a_wrong_or_missing_heading_is_refused(tmp_path, text):
 def test_notebooks_hold_what_a_room_needs(source):
     exercise = nbformat.read(TUTORIALS / "exercises" / f"{source.stem}.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in exercise.cells)
-    for part in ("**Goal.**", "**Difficulty**", "**Time**", "<details><summary>Hint</summary>", "return None"):
+    for part in (
+        "**Goal.**",
+        "**Difficulty**",
+        "**Time**",
+        "<details><summary>Hint</summary>",
+        "return None",
+    ):
         assert part in text, part
-    assert not any(cell.get("outputs") for cell in exercise.cells), "exercises are committed unexecuted, by design"
+    assert not any(cell.get("outputs") for cell in exercise.cells), (
+        "exercises are committed unexecuted, by design"
+    )
     assert not any("solution" in cell.metadata.get("tags", []) for cell in exercise.cells)
     solved = TUTORIALS / "solutions" / f"{source.stem}.ipynb"
     code = [cell for cell in nbformat.read(solved, as_version=4).cells if cell.cell_type == "code"]
@@ -148,8 +166,20 @@ def test_notebooks_hold_what_a_room_needs(source):
 
 
 def test_solution_notebooks_run_once_under_nbval():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "-c", "/dev/null",
-               "--rootdir", str(TUTORIALS), str(TUTORIALS / "solutions")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-lax",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(TUTORIALS),
+        str(TUTORIALS / "solutions"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=TUTORIALS)
     assert done.returncode == 0, done.stdout[-3000:]
     assert f"{3 * len(SOURCES)} passed" in done.stdout
@@ -158,11 +188,17 @@ def test_solution_notebooks_run_once_under_nbval():
 def test_the_readme_names_every_exercise_and_commands_that_exist():
     text = (TUTORIALS / "README.md").read_text(encoding="utf-8")
     assert all(source.stem in text for source in SOURCES)
-    commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        line
+        for block in re.findall(r"```\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
     pips = [shlex.split(line) for line in commands if " -m pip " in line]
     assert {words[words.index("pip") + 1] for words in pips} == {"download", "install"}
     for words in pips:  # pip reads its options before it does anything; --help ends it there
-        done = subprocess.run([sys.executable, "-m", *words[words.index("pip") :], "--help"], capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", *words[words.index("pip") :], "--help"], capture_output=True
+        )
         assert done.returncode == 0, words
     offline = [words for words in pips if "--no-index" in words]
     assert offline and all("--find-links" in words for words in offline)

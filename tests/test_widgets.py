@@ -1,4 +1,5 @@
-"""Widgets and their static twins: a control moved from code changes the figure; what they show is what was recorded."""
+"""Widgets and their static twins: a control moved from code changes the figure; what they show is
+what was recorded."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def engine(open_engine):
 
 @pytest.fixture
 def output(engine):
-    return engine.generate(PROMPTS, max_new_tokens=10, method="specmoe", gamma=3, batch_size=2, eos_token_id=[])
+    return engine.generate(
+        PROMPTS, max_new_tokens=10, method="specmoe", gamma=3, batch_size=2, eos_token_id=[]
+    )
 
 
 @pytest.fixture
@@ -57,7 +60,8 @@ def routing(engine):
 
 @pytest.fixture
 def rows() -> pd.DataFrame:
-    """Speeds that say which row was picked: batch * 100 + gamma, gamma empty where nothing is drafted."""
+    """Speeds that say which row was picked: batch * 100 + gamma, gamma empty where nothing is
+    drafted."""
     rows = []
     for batch in (1, 4):
         for method in METHODS:
@@ -70,7 +74,12 @@ def rows() -> pd.DataFrame:
 
 @pytest.fixture
 def winners() -> pd.DataFrame:
-    cells = [(x, b, m, "specmoe" if m == "a" else "cached", x / 10 + b) for x in (1.0, 10.0) for b in (1, 16) for m in "ab"]
+    cells = [
+        (x, b, m, "specmoe" if m == "a" else "cached", x / 10 + b)
+        for x in (1.0, 10.0)
+        for b in (1, 16)
+        for m in "ab"
+    ]
     return pd.DataFrame(cells, columns=["balance", "batch", "model", "winner", "margin"])
 
 
@@ -78,7 +87,7 @@ def words(ax) -> list[str]:
     return [text.get_text() for text in ax.findobj(Text)]
 
 
-# ---- every control moves its figure --------------------------------------------------------------
+# ---- every control moves its figure ----
 
 MOVES = {
     "routing_explorer": {"token": 12, "step": "draft"},
@@ -91,7 +100,9 @@ MOVES = {
 
 
 def make(name: str, request) -> widgets.Explorer:
-    source = {"routing_explorer": "routing", "knobs": "rows", "winners_map": "winners"}.get(name, "output")
+    source = {"routing_explorer": "routing", "knobs": "rows", "winners_map": "winners"}.get(
+        name, "output"
+    )
     return getattr(widgets, name)(request.getfixturevalue(source))
 
 
@@ -119,11 +130,15 @@ def test_the_stepper_offers_the_rounds_of_the_chosen_prompt_and_no_more(engine):
     stepper.controls["step"].value = rounds[many] - 1
     stepper.controls["row"].value = few
     assert len(stepper.controls["step"].options) == rounds[few]
-    assert all(step < rounds[row] for row, step in drawn), "the figure was asked for a round that the prompt has not"
+    assert all(step < rounds[row] for row, step in drawn), (
+        "the figure was asked for a round that the prompt has not"
+    )
 
 
 def test_one_token_is_not_called_tokens(engine):
-    output = engine.generate(PROMPTS[:1], max_new_tokens=2, method="specmoe", gamma=3, eos_token_id=[])
+    output = engine.generate(
+        PROMPTS[:1], max_new_tokens=2, method="specmoe", gamma=3, eos_token_id=[]
+    )
     block = replay.blocks_of(output.trace, 0)[0]
     assert len(block.drafted) == 1, "the last token is the target's own, so only one can be drafted"
     said = [text.get_text() for text in figures.round_steps(output, 0, 0, "draft").findobj(Text)]
@@ -133,7 +148,9 @@ def test_one_token_is_not_called_tokens(engine):
 def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(request, monkeypatch):
     explorer, seen = make("knobs", request), []
     draw = explorer.draw
-    monkeypatch.setattr(explorer, "draw", lambda **values: seen.append(gc.isenabled()) or draw(**values))
+    monkeypatch.setattr(
+        explorer, "draw", lambda **values: seen.append(gc.isenabled()) or draw(**values)
+    )
     explorer.controls["batch"].value = 4
     assert seen == [False] and gc.isenabled()
 
@@ -145,7 +162,9 @@ def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(request, name
     for control in explorer.controls.values():
         assert getattr(control, "continuous_update", False) is False
     height = Image.open(io.BytesIO(explorer.png)).height
-    assert height <= int(explorer.output.layout.height.removesuffix("px")), "the figure would need a scroll bar"
+    assert height <= int(explorer.output.layout.height.removesuffix("px")), (
+        "the figure would need a scroll bar"
+    )
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -170,13 +189,19 @@ def test_a_widget_whose_drawing_failed_claims_no_figure(rows, monkeypatch):
     assert "image/png" not in data and data["text/plain"].startswith("Widget without a figure")
 
 
-@pytest.mark.parametrize("name", ["routing_map", "round_steps", "pool_replay", "timeline", "knobs", "winners_map"])
+@pytest.mark.parametrize(
+    "name", ["routing_map", "round_steps", "pool_replay", "timeline", "knobs", "winners_map"]
+)
 def test_no_word_is_smaller_than_12_points(request, name):
-    source = {"routing_map": "routing", "knobs": "rows", "winners_map": "winners"}.get(name, "output")
+    source = {"routing_map": "routing", "knobs": "rows", "winners_map": "winners"}.get(
+        name, "output"
+    )
     axes = getattr(figures, name)(request.getfixturevalue(source))
     figure = np.atleast_1d(axes)[0].figure
     small = [
-        (t.get_text(), t.get_fontsize()) for t in figure.findobj(Text) if t.get_text().strip() and t.get_fontsize() < 12
+        (t.get_text(), t.get_fontsize())
+        for t in figure.findobj(Text)
+        if t.get_text().strip() and t.get_fontsize() < 12
     ]
     assert not small
 
@@ -184,22 +209,27 @@ def test_no_word_is_smaller_than_12_points(request, name):
 def test_measured_and_simulated_figures_say_which_they_are(output, rows, winners):
     assert any("measured" in text for text in words(figures.timeline(output)))
     assert any("simulated" in text for text in words(figures.knobs(rows)[2]))
-    assert not any("imulated" in text for ax in figures.knobs(rows, simulated=False) for text in words(ax))
+    assert not any(
+        "imulated" in text for ax in figures.knobs(rows, simulated=False) for text in words(ax)
+    )
     assert any("simulated" in text for text in words(figures.winners_map(winners)))
 
 
-# ---- routing -------------------------------------------------------------------------------------
+# ---- routing ----
 
 
 @pytest.mark.parametrize("substitute", ["affinity", "router", "drop", "no_experts"])
 def test_recorded_routing_adds_up_to_the_trace(engine, substitute):
-    """Tokens per expert and layer, counted from single picks, are the trace's; recording changes no token."""
+    """Tokens per expert and layer, counted from single picks, are the trace's; recording changes no
+    token."""
     options = dict(max_new_tokens=10, gamma=3, eos_token_id=[], substitute=substitute)
     routing = record_routing(engine, PROMPTS[0], **options)
     plain = engine.generate([PROMPTS[0]], method="specmoe", **options)
     assert routing.tokens == plain.sequences[0].tolist()
     frame = routing.output.trace.to_frame()
-    prefill = frame[(frame["kind"] == "route") & (frame["phase"] == "prefill")].set_index(["layer", "expert"])["count"]
+    prefill = frame[(frame["kind"] == "route") & (frame["phase"] == "prefill")].set_index(
+        ["layer", "expert"]
+    )["count"]
     picked = routing.picks[routing.picks["round"] == -1].groupby(["layer", "expert"]).size()
     assert prefill.sort_index().to_dict() == picked.to_dict()
     target = routing.picks[routing.picks["step"] == "target"]
@@ -213,16 +243,26 @@ def test_hits_of_the_trace_are_the_picks_called_resident(routing):
     hits = frame[(frame["kind"] == "hit") & (frame["phase"] == "verify")]
     target = routing.picks[(routing.picks["step"] == "target") & (routing.picks["round"] >= 0)]
     resident = set(
-        target.loc[target["state"] == "resident", ["round", "layer", "expert"]].itertuples(index=False, name=None)
+        target.loc[target["state"] == "resident", ["round", "layer", "expert"]].itertuples(
+            index=False, name=None
+        )
     )
-    assert resident and resident <= set(hits[["round", "layer", "expert"]].itertuples(index=False, name=None))
-    others = set(target.loc[target["state"] != "resident", ["round", "layer", "expert"]].itertuples(index=False, name=None))
+    assert resident and resident <= set(
+        hits[["round", "layer", "expert"]].itertuples(index=False, name=None)
+    )
+    others = set(
+        target.loc[target["state"] != "resident", ["round", "layer", "expert"]].itertuples(
+            index=False, name=None
+        )
+    )
     assert not others & set(hits[["round", "layer", "expert"]].itertuples(index=False, name=None))
 
 
 def test_a_stand_in_is_another_expert_and_a_dropped_one_is_none(engine):
     for substitute, state in (("affinity", "substituted"), ("drop", "left out")):
-        picks = record_routing(engine, PROMPTS[0], 10, gamma=3, eos_token_id=[], substitute=substitute).picks
+        picks = record_routing(
+            engine, PROMPTS[0], 10, gamma=3, eos_token_id=[], substitute=substitute
+        ).picks
         draft = picks[picks["step"] == "draft"]
         changed = draft[draft["computed"] != draft["expert"]]
         assert len(changed) and set(changed["state"]) == {state}
@@ -239,30 +279,47 @@ def test_recording_leaves_the_engine_as_it_was(engine):
 
 def test_the_map_prints_the_experts_that_were_picked(routing, monkeypatch):
     drawn = []
-    monkeypatch.setattr(tokens, "_draw_words", lambda ax, places, words, colors: drawn.extend(zip(places.tolist(), words)))
+    monkeypatch.setattr(
+        tokens,
+        "_draw_words",
+        lambda ax, places, words, colors: drawn.extend(zip(places.tolist(), words)),
+    )
     figures.routing_map(routing, first=0, num_tokens=4)
     picks = routing.picks[(routing.picks["step"] == "target") & (routing.picks["position"] < 4)]
     y = picks["layer"] * routing.top_k + picks["choice"]
     expected = zip(picks["position"], y, picks["expert"])
-    assert sorted(drawn) == sorted(([float(x), float(at)], str(expert)) for x, at, expert in expected)
+    assert sorted(drawn) == sorted(
+        ([float(x), float(at)], str(expert)) for x, at, expert in expected
+    )
 
 
 def test_the_expert_used_most_is_the_darkest():
-    picks = pd.DataFrame({"step": ["target"] * 4 + ["draft"], "layer": [0] * 5, "expert": [7, 3, 7, 5, 3]})
+    picks = pd.DataFrame(
+        {"step": ["target"] * 4 + ["draft"], "layer": [0] * 5, "expert": [7, 3, 7, 5, 3]}
+    )
     assert tokens.use_ranks(picks) == {(0, 7): 0, (0, 3): 1, (0, 5): 2}
 
 
 def test_a_star_is_a_stand_in_and_a_dash_an_expert_left_out():
-    part = pd.DataFrame({"state": ["fetched", "substituted", "left out"], "computed": [3, 7, -1], "expert": [3, 4, 5]})
+    part = pd.DataFrame(
+        {
+            "state": ["fetched", "substituted", "left out"],
+            "computed": [3, 7, -1],
+            "expert": [3, 4, 5],
+        }
+    )
     assert tokens.cell_words(part) == ["3", "7*", "-"]
 
 
-# ---- what the twins draw -------------------------------------------------------------------------
+# ---- what the twins draw ----
 
 
 def test_round_steps_reveals_one_act_after_the_other(output):
     block = output.trace.blocks[0]
-    shown = {act: words(figures.round_steps(output, block.row, 0, act)) for act in ("draft", "verify", "accept")}
+    shown = {
+        act: words(figures.round_steps(output, block.row, 0, act))
+        for act in ("draft", "verify", "accept")
+    }
     assert "1 draft" in shown["draft"] and "2 verify" not in shown["draft"]
     assert "2 verify" in shown["verify"] and "3 accept" not in shown["verify"]
     assert "3 accept" in shown["accept"] and str(block.committed[-1]) in shown["accept"]
@@ -290,7 +347,10 @@ def test_knobs_shows_the_row_of_the_choice(rows):
 
 
 def test_knobs_keeps_its_axis_while_sliders_move(rows):
-    limits = [figures.knobs(rows, {"tokens_per_second": 405.0}, batch=batch)[2].get_xlim() for batch in (1, 4)]
+    limits = [
+        figures.knobs(rows, {"tokens_per_second": 405.0}, batch=batch)[2].get_xlim()
+        for batch in (1, 4)
+    ]
     assert limits[0] == limits[1]
 
 
@@ -308,40 +368,53 @@ def recordings(open_engine) -> dict[str, list]:
 
 
 def test_knobs_of_recordings_are_their_simulation(recordings):
-    """Each row is ``simulate`` at its link; a faster link is never slower, and what was read does not change."""
+    """Each row is ``simulate`` at its link; a faster link is never slower, and what was read does
+    not change."""
     hardware = simulate.preset("laptop")
     rows = simulate.knob_rows(recordings, hardware, links=[1e7, 1e8])
     assert len(rows) == 8 and sorted(rows["gamma"].dropna().unique()) == [2, 4]
     for run in recordings["hot_temporal"]:
         played = simulate.simulate(run, dataclasses.replace(hardware, link_bytes_per_s=1e8))
-        assert played.tokens_per_second in rows.loc[rows["link_bytes_per_s"] == 1e8, "tokens_per_second"].tolist()
+        assert (
+            played.tokens_per_second
+            in rows.loc[rows["link_bytes_per_s"] == 1e8, "tokens_per_second"].tolist()
+        )
     slow, fast = rows[rows["link_bytes_per_s"] == 1e7], rows[rows["link_bytes_per_s"] == 1e8]
     assert (slow["tokens_per_second"].to_numpy() <= fast["tokens_per_second"].to_numpy()).all()
-    assert (slow["fetched_bytes_per_token"].to_numpy() == fast["fetched_bytes_per_token"].to_numpy()).all()
+    assert (
+        slow["fetched_bytes_per_token"].to_numpy() == fast["fetched_bytes_per_token"].to_numpy()
+    ).all()
 
 
 def test_knobs_take_recordings_and_hardware(recordings):
     explorer = widgets.knobs(recordings, simulate.preset("laptop"))
     assert set(explorer.controls) == {"gamma", "link_bytes_per_s"}
     before = explorer.png
-    explorer.controls["link_bytes_per_s"].value = explorer.controls["link_bytes_per_s"].options[-1][1]
+    explorer.controls["link_bytes_per_s"].value = explorer.controls["link_bytes_per_s"].options[-1][
+        1
+    ]
     assert explorer.png != before
 
 
 def test_the_map_takes_the_frame_of_simulate_winners(recordings):
-    frame = simulate.winners(recordings["hot_temporal"], simulate.preset("laptop"), balances=(10, 1000))
+    frame = simulate.winners(
+        recordings["hot_temporal"], simulate.preset("laptop"), balances=(10, 1000)
+    )
     ax = figures.winners_map(frame)
     shown = sorted(text.get_text()[:-1] for text in ax.texts)
     assert shown == sorted(f"{margin:.2f}" for margin in frame["margin"])
 
 
-# ---- bad input -----------------------------------------------------------------------------------
+# ---- bad input ----
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda o, r: widgets.routing_explorer(o), "no routing per token: make one with specmoe.lab.routing.record_routing"),
+        (
+            lambda o, r: widgets.routing_explorer(o),
+            "no routing per token: make one with specmoe.lab.routing.record_routing",
+        ),
         (lambda o, r: widgets.pool_replay("trace"), "str holds no trace"),
         (lambda o, r: widgets.pool_replay(o, layer=9), "layer=9 .*did you mean"),
         (lambda o, r: widgets.timeline(o, round=999), "round=999 .*did you mean"),
@@ -391,7 +464,9 @@ def translated():
     with specmoe.load("tiny-translate", store="memory", draft_experts=4) as engine:
         sentence = held_out_pairs(1, 0)[0].english
         routing = record_routing(engine, sentence, max_new_tokens=16, gamma=4, eos_token_id=[])
-        return routing, engine.generate([sentence], method="specmoe", max_new_tokens=16, gamma=4, eos_token_id=[])
+        return routing, engine.generate(
+            [sentence], method="specmoe", max_new_tokens=16, gamma=4, eos_token_id=[]
+        )
 
 
 def test_routing_of_a_translation_is_the_decoders_and_adds_up_to_its_trace(translated):
@@ -402,7 +477,11 @@ def test_routing_of_a_translation_is_the_decoders_and_adds_up_to_its_trace(trans
     assert 0 < routing.first_layer and set(target["layer"]) == set(layers)
     assert len(target) == (len(routing.tokens) - 1) * len(layers) * routing.top_k
     frame = plain.trace.to_frame()
-    routes = frame[(frame["kind"] == "route") & (frame["phase"] == "prefill") & (frame["layer"] >= routing.first_layer)]
+    routes = frame[
+        (frame["kind"] == "route")
+        & (frame["phase"] == "prefill")
+        & (frame["layer"] >= routing.first_layer)
+    ]
     before = target[target["round"] == -1].groupby(["layer", "expert"]).size()
     assert before.to_dict() == routes.set_index(["layer", "expert"])["count"].to_dict()
 
@@ -410,7 +489,9 @@ def test_routing_of_a_translation_is_the_decoders_and_adds_up_to_its_trace(trans
 def test_a_translation_is_explored_by_clicking_on_its_words(translated):
     explorer = widgets.routing_explorer(translated[0])
     words = [word for word, _ in explorer.controls["token"].options]
-    assert isinstance(explorer.controls["token"], ipywidgets.ToggleButtons) and "fra_Latn" in words[1]
+    assert (
+        isinstance(explorer.controls["token"], ipywidgets.ToggleButtons) and "fra_Latn" in words[1]
+    )
     before = explorer.png
     explorer.controls["token"].value = 7
     assert explorer.png != before
@@ -424,11 +505,13 @@ def test_a_long_text_gets_a_list_to_scroll(routing, monkeypatch):
 
 
 def test_a_run_without_a_draft_offers_no_view_of_one(engine):
-    routing = record_routing(engine, PROMPTS[0], max_new_tokens=4, method="on_demand", eos_token_id=[])
+    routing = record_routing(
+        engine, PROMPTS[0], max_new_tokens=4, method="on_demand", eos_token_id=[]
+    )
     assert set(widgets.routing_explorer(routing).controls) == {"token"}
 
 
-# ---- in a kernel without a front end -------------------------------------------------------------
+# ---- in a kernel without a front end ----
 
 CELLS = [
     """import pandas as pd
@@ -458,14 +541,23 @@ def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_callback_is_
 
 
 def test_under_papermill_nothing_is_sent_back_to_the_kernel(monkeypatch):
-    """nbclient sends captured output back while it waits for the cell's answer, and can miss that answer's wake-up."""
+    """nbclient sends captured output back while it waits for the cell's answer, and can miss that
+    answer's wake-up."""
     sent = []
-    monkeypatch.setattr(OutputWidget, "_publish_msg", lambda self, kind, **content: sent.append(kind))
+    monkeypatch.setattr(
+        OutputWidget, "_publish_msg", lambda self, kind, **content: sent.append(kind)
+    )
     notebook = run_cells(*CELLS)
     assert sent == []
-    (output,) = [model["state"]["outputs"] for model in widget_states(notebook) if model["model_name"] == "OutputModel"]
+    (output,) = [
+        model["state"]["outputs"]
+        for model in widget_states(notebook)
+        if model["model_name"] == "OutputModel"
+    ]
     assert [each["output_type"] for each in output] == ["error"]
 
 
 def widget_states(notebook) -> list[dict]:
-    return list(notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values())
+    return list(
+        notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    )

@@ -16,15 +16,17 @@ from specmoe.lab.paper import sentences, settings, simulated
 from specmoe.lab.paper.record import own_recordings, record_model
 from specmoe.lab.simulate import PRESETS, recordings, simulate
 
-winners = importlib.import_module("specmoe.lab.paper.winners")  # the function has its module's name
+# the function has its module's name
+winners = importlib.import_module("specmoe.lab.paper.winners")
 matplotlib.use("agg")
 
 
-# ---- simulated ---------------------------------------------------------------------------------------------
+# ---- simulated ----
 
 
 def test_what_repeats_may_be_left_out_of_the_replay():
-    """The recorded layers alone, with their share of the trunk, take their share of the time of all."""
+    """The recorded layers alone, with their share of the trunk, take their share of the time of
+    all."""
     run = next(each for each in recordings(settings.MAIN, 4, 16, "specmoe"))
     size, hardware = simulated.SIZES[settings.MAIN], PRESETS["h100"]
     part, machine, share = winners.layer_share(size, hardware, run.experts.shape[1])
@@ -44,7 +46,9 @@ def test_a_thinned_recording_runs_at_the_speed_of_the_whole():
 
 @pytest.fixture(scope="module")
 def cells() -> pd.DataFrame:
-    chosen = [each for each in paper.map_recordings((settings.MAIN,)) if each.info["draft_experts"] == 4]
+    chosen = [
+        each for each in paper.map_recordings((settings.MAIN,)) if each.info["draft_experts"] == 4
+    ]
     return paper.winners(chosen, balances=(100.0, PRESETS["h100"].balance))
 
 
@@ -68,7 +72,9 @@ def test_the_machine_that_the_papers_numbers_imply_gives_its_on_demand():
     numbers = simulated.simulated_numbers()
     ours = sentences.value_of(numbers, "implied", "on_demand", "speed at batch 256", "simulated")
     assert ours.value == pytest.approx(28.6, rel=0.05)
-    shares = simulated.replayed(simulated.IMPLIED, lambda each: each.migration_share, ("on_demand",))
+    shares = simulated.replayed(
+        simulated.IMPLIED, lambda each: each.migration_share, ("on_demand",)
+    )
     assert shares["on_demand"][256] == pytest.approx(0.9011, abs=0.02)
 
 
@@ -79,26 +85,37 @@ def test_simulated_numbers_say_so_and_name_the_hardware():
 
 
 def test_unequal_memory_is_only_in_lines_that_ask_for_it():
-    plain, larger = (simulated.chosen(settings.MAIN, "cached", 4, **each) for each in ({}, {"budget": "tenth"}))
+    plain, larger = (
+        simulated.chosen(settings.MAIN, "cached", 4, **each) for each in ({}, {"budget": "tenth"})
+    )
     assert plain and larger
     assert {each.info["slots"] for each in larger} != {each.info["slots"] for each in plain}
     assert not set(map(id, plain)) & set(map(id, larger))
 
 
-# ---- the figure --------------------------------------------------------------------------------------------
+# ---- the figure ----
 
 
 def two_by_four() -> pd.DataFrame:
     """on_demand is ahead at small balances, specmoe, ten times as fast, at large ones."""
-    rows = [("tiny-translate", 4, 10.0**k, b, 1.0, 0.1 if k < 2 else 10.0) for k in range(1, 5) for b in (1, 16)]
-    return pd.DataFrame(rows, columns=["model", "draft_experts", "balance", "batch", "on_demand", "specmoe"])
+    rows = [
+        ("tiny-translate", 4, 10.0**k, b, 1.0, 0.1 if k < 2 else 10.0)
+        for k in range(1, 5)
+        for b in (1, 16)
+    ]
+    return pd.DataFrame(
+        rows, columns=["model", "draft_experts", "balance", "batch", "on_demand", "specmoe"]
+    )
 
 
 def test_the_map_names_each_winner_and_marks_machines():
     points = pd.DataFrame(
-        [("tiny-translate", 4, 100.0, 16, "specmoe")], columns=["model", "draft_experts", "balance", "batch", "winner"]
+        [("tiny-translate", 4, 100.0, 16, "specmoe")],
+        columns=["model", "draft_experts", "balance", "batch", "winner"],
     )
-    (ax,) = map_of_winners(two_by_four(), {"laptop": 300.0}, points, {"tiny-translate": "128 experts"}, None)
+    (ax,) = map_of_winners(
+        two_by_four(), {"laptop": 300.0}, points, {"tiny-translate": "128 experts"}, None
+    )
     said = {text.get_text() for text in ax.texts}
     assert {"laptop", "128 experts"} <= said
     assert any(words.startswith("specmoe\nup to 10.0") for words in said)
@@ -108,7 +125,8 @@ def test_the_map_names_each_winner_and_marks_machines():
 def test_a_larger_lead_is_a_stronger_colour():
     (ax,) = map_of_winners(two_by_four())
     picture = ax.images[0].get_array()
-    assert picture[0, -1].sum() < picture[0, picture.shape[1] * 18 // 100].sum()  # near the border of the regions it is pale
+    # near the border of the regions it is pale
+    assert picture[0, -1].sum() < picture[0, picture.shape[1] * 18 // 100].sum()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +139,11 @@ def test_a_larger_lead_is_a_stronger_colour():
 )
 def test_a_map_of_too_little_is_refused(given, words):
     frame = two_by_four()
-    frame = frame[given["columns"]] if "columns" in given else frame[frame["batch"].isin(given["batches"])]
+    frame = (
+        frame[given["columns"]]
+        if "columns" in given
+        else frame[frame["batch"].isin(given["batches"])]
+    )
     with pytest.raises(OptionError, match=words):
         map_of_winners(frame)
 

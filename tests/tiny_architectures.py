@@ -1,7 +1,8 @@
 """Random tiny checkpoints of the architectures that specmoe must decode exactly.
 
-Comes in: an architecture's name and a folder. Goes out: a folder written by ``save_pretrained``, so it has
-the key names of the published checkpoints. Used by the tests of the checkpoint and by those of exactness.
+Comes in: an architecture's name and a folder. Goes out: a folder written by ``save_pretrained``, so
+it has the key names of the published checkpoints. Used by the tests of the checkpoint and by those
+of exactness.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-# V=97 D=32 E=8 K=2; the FFN of an expert differs from D so that a transposed matrix cannot pass unseen.
+# V=97 D=32 E=8 K=2; the FFN of an expert differs from D so that a transposed matrix cannot pass
+# unseen.
 _COMMON = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -54,7 +56,11 @@ _MLA = {
 _SHARED = {"moe_num_shared_experts": 1, "moe_layer_start_index": 1, "num_hidden_layers": 3}
 _ONLY = {
     "mixtral": {"intermediate_size": 48, "num_local_experts": 8},
-    "qwen2_moe": {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 40, "num_experts": 8},
+    "qwen2_moe": {
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 40,
+        "num_experts": 8,
+    },
     "qwen3_moe": {"moe_intermediate_size": 48, "num_experts": 8, "norm_topk_prob": True},
     "olmoe": {"intermediate_size": 48, "num_experts": 8},
     # Windows of 8 tokens: any test that generates a little passes them.
@@ -82,9 +88,11 @@ def make_config(architecture: str, **overrides):
 def randomise_(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Fill every parameter in place: matrices at 1.2 / sqrt(fan-in), norms near 1, biases near 0.
 
-    A fresh transformers model has std 0.02, whose logits are so flat that a wrong expert may go unnoticed.
+    A fresh transformers model has std 0.02, whose logits are so flat that a wrong expert may go
+    unnoticed.
     """
-    buffers = {name: b for name, b in model.named_buffers() if name.endswith("bias")}  # router score corrections
+    # router score corrections
+    buffers = {name: b for name, b in model.named_buffers() if name.endswith("bias")}
     for name, tensor in [*model.named_parameters(), *buffers.items()]:
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
         if name.endswith(("bias", "sinks")):
@@ -96,7 +104,9 @@ def randomise_(model: PreTrainedModel, generator: torch.Generator) -> None:
         tensor.copy_(noise)
 
 
-def make_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides) -> PreTrainedModel:
+def make_model(
+    architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides
+) -> PreTrainedModel:
     """A random model in memory, in eval mode. Same arguments, same weights."""
     config = make_config(architecture, **overrides)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -112,7 +122,8 @@ def make_checkpoint(
     max_shard_size: int | str = "5GB",
     **overrides,
 ) -> Path:
-    """Write a random tiny checkpoint into ``folder`` and return it. Small ``max_shard_size``: many shards."""
+    """Write a random tiny checkpoint into ``folder`` and return it. Small ``max_shard_size``: many
+    shards."""
     model = make_model(architecture, dtype, seed, **overrides)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return Path(folder)

@@ -1,7 +1,8 @@
-"""Random tiny checkpoints of the families outside transformers' experts registry, and a correct NLLB-MoE to compare with.
+"""Random tiny checkpoints of the families outside transformers' experts registry, and a correct
+NLLB-MoE to compare with.
 
-Comes in: a family's name and a folder. Goes out: a folder written by ``save_pretrained`` (published key names), or a model
-in float64 whose plain greedy output is the reference.
+Comes in: a family's name and a folder. Goes out: a folder written by ``save_pretrained`` (published
+key names), or a model in float64 whose plain greedy output is the reference.
 """
 
 from __future__ import annotations
@@ -13,29 +14,72 @@ from tiny_architectures import randomise_
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-# V=97 D=32 E=8 F=48; every second layer is sparse, so that encoder and decoder have two MoE layers each.
+# V=97 D=32 E=8 F=48; every second layer is sparse, so that encoder and decoder have two MoE layers
+# each.
 CONFIGS = {
     "nllb-moe": {
-        "vocab_size": 97, "d_model": 32, "max_position_embeddings": 64, "num_experts": 8,
-        "encoder_layers": 4, "encoder_ffn_dim": 48, "encoder_attention_heads": 4, "encoder_sparse_step": 2,
-        "decoder_layers": 4, "decoder_ffn_dim": 48, "decoder_attention_heads": 4, "decoder_sparse_step": 2,
-        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "tie_word_embeddings": False,
+        "vocab_size": 97,
+        "d_model": 32,
+        "max_position_embeddings": 64,
+        "num_experts": 8,
+        "encoder_layers": 4,
+        "encoder_ffn_dim": 48,
+        "encoder_attention_heads": 4,
+        "encoder_sparse_step": 2,
+        "decoder_layers": 4,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "decoder_sparse_step": 2,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "tie_word_embeddings": False,
     },
     "switch_transformers": {
-        "vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_experts": 8, "expert_capacity": 16,
-        "num_layers": 4, "num_sparse_encoder_layers": 2, "num_decoder_layers": 4, "num_sparse_decoder_layers": 2,
-        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "router_jitter_noise": 0.0,
-        "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "tie_word_embeddings": False,
+        "vocab_size": 97,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_heads": 4,
+        "num_experts": 8,
+        "expert_capacity": 16,
+        "num_layers": 4,
+        "num_sparse_encoder_layers": 2,
+        "num_decoder_layers": 4,
+        "num_sparse_decoder_layers": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "router_jitter_noise": 0.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": False,
     },
     # Chunks of 8 tokens and temperature steps of 8: any test that generates a little passes them.
     "llama4_text": {
-        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 64,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "num_local_experts": 8, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "no_rope_layer_interval": 2,
-        "attention_chunk_size": 8, "floor_scale": 8, "attn_scale": 0.5, "max_position_embeddings": 128,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "intermediate_size_mlp": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 8,
+        "floor_scale": 8,
+        "attn_scale": 0.5,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
     },
-}  # fmt: skip
+}
 FAMILIES = tuple(CONFIGS)
 
 
@@ -44,7 +88,9 @@ def make_config(family: str, **overrides):
 
 
 @torch.no_grad()
-def make_family(family: str, folder: Path, seed: int = 0, max_shard_size="5GB", **overrides) -> Path:
+def make_family(
+    family: str, folder: Path, seed: int = 0, max_shard_size="5GB", **overrides
+) -> Path:
     """Write a random tiny checkpoint of ``family`` into ``folder``."""
     config = make_config(family, **overrides)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -56,23 +102,28 @@ def make_family(family: str, folder: Path, seed: int = 0, max_shard_size="5GB", 
 
 
 def _liven(model: nn.Module) -> None:
-    """Make the layers louder than the embeddings, or a model with tied embeddings repeats its last token for ever."""
+    """Make the layers louder than the embeddings, or a model with tied embeddings repeats its last
+    token for ever."""
     for name, parameter in model.named_parameters():
         if name.endswith(("shared.weight", "embed_tokens.weight")):
             parameter.mul_(0.5 / parameter.std())
-        elif name.endswith(("relative_attention_bias.weight", "router.classifier.weight", "router.weight")):
+        elif name.endswith(
+            ("relative_attention_bias.weight", "router.classifier.weight", "router.weight")
+        ):
             parameter.mul_(2.0)
         elif ".fc" in name or ".wo." in name or "out_proj" in name or "experts" in name:
             parameter.mul_(2.0)
 
 
 class PlainSparse(nn.Module):
-    """NLLB-MoE's sparse block as the paper has it, one token at a time: the two likeliest experts, their probabilities
-    normalised to one; experts' output scaled by 1 - moe_token_dropout."""
+    """NLLB-MoE's sparse block as the paper has it, one token at a time: the two likeliest experts,
+    their probabilities normalised to one; experts' output scaled by 1 - moe_token_dropout."""
 
     def __init__(self, block: nn.Module, config):
         super().__init__()
-        self.classifier, self.experts, self.config = block.router.classifier.float(), block.experts, config
+        self.classifier = block.router.classifier.float()
+        self.experts = block.experts
+        self.config = config
 
     def forward(self, hidden: torch.Tensor, padding_mask=None) -> torch.Tensor:
         out = torch.zeros_like(hidden)
@@ -88,7 +139,8 @@ class PlainSparse(nn.Module):
 
 
 def reference_model(family: str, folder: Path) -> nn.Module:
-    """transformers' model of the checkpoint in float64; NLLB-MoE's sparse blocks replaced by ``PlainSparse``."""
+    """transformers' model of the checkpoint in float64; NLLB-MoE's sparse blocks replaced by
+    ``PlainSparse``."""
     auto = AutoModelForCausalLM if family == "llama4_text" else AutoModelForSeq2SeqLM
     model = auto.from_pretrained(folder, dtype=torch.float64).eval()
     for module in model.modules():
@@ -100,7 +152,9 @@ def reference_model(family: str, folder: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def plain_greedy(model: nn.Module, prompts: list[list[int]], max_new_tokens: int, **options) -> list[list[int]]:
+def plain_greedy(
+    model: nn.Module, prompts: list[list[int]], max_new_tokens: int, **options
+) -> list[list[int]]:
     """transformers' own greedy output, one prompt at a time."""
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, **options}
     for prompt in prompts:
@@ -110,6 +164,8 @@ def plain_greedy(model: nn.Module, prompts: list[list[int]], max_new_tokens: int
     return [model.known_outputs[str((prompt, options))] for prompt in prompts]
 
 
-def ragged_prompts(lengths=(5, 1, 11, 7, 3, 9), seed: int = 1, vocab_size: int = 97) -> list[list[int]]:
+def ragged_prompts(
+    lengths=(5, 1, 11, 7, 3, 9), seed: int = 1, vocab_size: int = 97
+) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in lengths]

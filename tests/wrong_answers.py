@@ -1,5 +1,6 @@
 # ruff: noqa: E501 (a table: one wrong answer a line)
-"""Plausible wrong answers to the exercises, each with words of the sentence that has to name the mistake."""
+"""Plausible wrong answers to the exercises, each with words of the sentence that has to name the
+mistake."""
 
 from __future__ import annotations
 
@@ -45,11 +46,15 @@ def least_used(counts, resident, memory, num_kept):
 
 
 def only_new(counts, resident, memory, num_kept):
-    return set(sorted((e for e, c in enumerate(counts) if c), key=lambda e: -counts[e])[: num_kept - 1])
+    return set(
+        sorted((e for e, c in enumerate(counts) if c), key=lambda e: -counts[e])[: num_kept - 1]
+    )
 
 
 def never_evict(counts, resident, memory, num_kept):
-    here = sorted(resident) + sorted((e for e, c in enumerate(counts) if c and e not in resident), key=lambda e: -counts[e])
+    here = sorted(resident) + sorted(
+        (e for e, c in enumerate(counts) if c and e not in resident), key=lambda e: -counts[e]
+    )
     return set(here[:num_kept])
 
 
@@ -61,7 +66,10 @@ def with_global(counts, resident, memory, num_kept):
 
 def single_holder(counts, resident, memory, num_kept):
     here = sorted({e for e, c in enumerate(counts) if c} | resident, key=lambda e: (-counts[e], e))
-    return {min(resident | {here[0]}), *[e for e in here if e != min(resident | {here[0]})][: num_kept - 1]}
+    return {
+        min(resident | {here[0]}),
+        *[e for e in here if e != min(resident | {here[0]})][: num_kept - 1],
+    }
 
 
 EVICTION = {
@@ -110,8 +118,14 @@ ACCEPTANCE = {
     "all agreeing": (each(all_agreeing), "take the prefix"),
     "padding": (each(lambda t, d, n: (prefix(t, d), t[prefix(t, d)])), "padding"),
     "last token": (each(end_of_block), "not at the end of the block"),
-    "drafted token": (each(lambda t, d, n: (prefix(t, d[:n]), (d + [0])[prefix(t, d[:n])])), "not the drafted one"),
-    "one late": (each(lambda t, d, n: (prefix(t, d[:n]), t[min(prefix(t, d[:n]) + 1, len(t) - 1)])), "one position late"),
+    "drafted token": (
+        each(lambda t, d, n: (prefix(t, d[:n]), (d + [0])[prefix(t, d[:n])])),
+        "not the drafted one",
+    ),
+    "one late": (
+        each(lambda t, d, n: (prefix(t, d[:n]), t[min(prefix(t, d[:n]) + 1, len(t) - 1)])),
+        "one position late",
+    ),
     "shifted": (each(lambda t, d, n: (prefix(t[1:], d[:n]), t[prefix(t[1:], d[:n])])), "no shift"),
     "no bonus": (each(no_bonus), "bonus token"),
     "shortest row": (shortest, "none waits for the shortest"),
@@ -136,8 +150,14 @@ SAMPLING = {
     "ratio upside down": (rule(lambda p, q: q / max(p, 1e-9)), "upside down"),
     "p alone": (rule(lambda p, q: p), "divide by q"),
     "only where p is above": (rule(lambda p, q: float(p >= q)), "reject where p is below q"),
-    "other side of the draw": (lambda p, q, t, u: None if u > p[t] / q[t] else beyond(p, q), "above the ratio"),
-    "not scaled": (rule(replace=lambda p, q: [max(0.0, a - b) for a, b in zip(p, q)]), "divide it by its sum"),
+    "other side of the draw": (
+        lambda p, q, t, u: None if u > p[t] / q[t] else beyond(p, q),
+        "above the ratio",
+    ),
+    "not scaled": (
+        rule(replace=lambda p, q: [max(0.0, a - b) for a, b in zip(p, q)]),
+        "divide it by its sum",
+    ),
     "negative": (rule(replace=lambda p, q: [a - b for a, b in zip(p, q)]), "negative"),
     "absolute": (rule(replace=lambda p, q: scaled([abs(a - b) for a, b in zip(p, q)])), "|p - q|"),
     "wrong way round": (rule(replace=lambda p, q: beyond(q, p)), "wrong way round"),
@@ -154,13 +174,18 @@ def groups(routing, num_tokens, top=None):
 
 
 def per_row(routing, num, resident):
-    lists = [sorted({e for choices in row[:n] for e in choices} - resident) for row, n in zip(routing, num)]
+    lists = [
+        sorted({e for choices in row[:n] for e in choices} - resident)
+        for row, n in zip(routing, num)
+    ]
     return sum(lists, []), groups(routing, num)
 
 
 def flat_positions(routing, num, resident):
     found = groups(routing, num)
-    return [e for e in found if e not in resident], {e: [(0, 2 * b + t) for b, t in pairs] for e, pairs in found.items()}
+    return [e for e in found if e not in resident], {
+        e: [(0, 2 * b + t) for b, t in pairs] for e, pairs in found.items()
+    }
 
 
 def padded(routing, num, resident):
@@ -180,11 +205,17 @@ def first_choice(routing, num, resident):
 
 COALESCING = {
     "once per row": (per_row, "more than once"),
-    "residents fetched": (lambda g, n, r: (list(groups(g, n)), groups(g, n)), "is resident: do not fetch"),
+    "residents fetched": (
+        lambda g, n, r: (list(groups(g, n)), groups(g, n)),
+        "is resident: do not fetch",
+    ),
     "padding": (padded, "padding is fetched for"),
     "first choice": (first_choice, "first expert"),
     "residents not computed": (residents_left_out, "still have to be computed"),
-    "whole layer": (lambda g, n, r: ([e for e in range(8) if e not in r], groups(g, n)), "no token asked"),
+    "whole layer": (
+        lambda g, n, r: ([e for e in range(8) if e not in r], groups(g, n)),
+        "no token asked",
+    ),
     "positions in the block": (flat_positions, "within the row"),
 }
 
@@ -224,9 +255,15 @@ def position(rounds, rate):
 
 PLANNER = {
     "most tokens": (by(lambda one, rate: -one["tokens"]), "whatever it costs"),
-    "shortest round": (by(lambda one, rate: one["bytes"] / rate + one["compute_s"]), "divide its seconds by its tokens"),
+    "shortest round": (
+        by(lambda one, rate: one["bytes"] / rate + one["compute_s"]),
+        "divide its seconds by its tokens",
+    ),
     "bytes only": (by(lambda one, rate: one["bytes"] / rate / one["tokens"]), "compute rules"),
-    "compute only": (by(lambda one, rate: one["compute_s"] / one["tokens"] if one["tokens"] < 4.1 else 9), "bytes rule"),
+    "compute only": (
+        by(lambda one, rate: one["compute_s"] / one["tokens"] if one["tokens"] < 4.1 else 9),
+        "bytes rule",
+    ),
     "position": (position, "position in the list"),
     "always five": (lambda rounds, rate: 5, "never measured"),
 }

@@ -1,11 +1,15 @@
-"""From a Hugging Face checkpoint to a model without experts and a folder with one record per expert.
+"""From a Hugging Face checkpoint to a model without experts and a folder with one record per
+expert.
 
-Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives the transformers model with
-its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which ``expert_store`` reads next.
+Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives the transformers
+model with its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which
+``expert_store`` reads next.
 
-header    the header of a safetensors file: names, shapes and bytes, believed only where all of it fits
+header    the header of a safetensors file: names, shapes and bytes, believed only where all of it
+          fits
 files     a checkpoint's files, read without mmap; what is no safe checkpoint is refused there
-recipes   transformers' own conversion mapping: which checkpoint tensors make which tensor of the model
+recipes   transformers' own conversion mapping: which checkpoint tensors make which tensor of the
+          model
 model     the model on meta, its experts modules, the loading of everything that is not an expert
 layout    how a record is laid out; a packed folder, opened and checked
 plan      where in the checkpoint every expert lies, checked by shapes before weights are read

@@ -1,6 +1,8 @@
-"""The cache folder: packed experts that are kept, listed and removed; only what specmoe wrote is ever touched.
+"""The cache folder: packed experts that are kept, listed and removed; only what specmoe wrote is
+ever touched.
 
-Comes in: the environment. Goes out: ``cache_folder`` for ``packing``, ``cached`` and ``remove`` for the command line.
+Comes in: the environment. Goes out: ``cache_folder`` for ``packing``, ``cached`` and ``remove`` for
+the command line.
 """
 
 from __future__ import annotations
@@ -18,9 +20,15 @@ from .layout import FORMAT, PackedExperts, open_packed
 
 # All that specmoe ever writes into a packed folder; nothing else in it is touched.
 OURS = {
-    "experts.bin", "manifest.json", "manifest.json.partial", "affinity.npy", "affinity.npy.partial",
-    "journal", "journal.partial", "lock",
-}  # fmt: skip
+    "experts.bin",
+    "manifest.json",
+    "manifest.json.partial",
+    "affinity.npy",
+    "affinity.npy.partial",
+    "journal",
+    "journal.partial",
+    "lock",
+}
 MAX_LINE = 2**26  # bytes of a manifest
 
 

@@ -1,8 +1,9 @@
-"""A checkpoint's files: safetensors headers, single tensors, and what makes a copy of it recognisable.
+"""A checkpoint's files: safetensors headers, single tensors, and what makes a copy of it
+recognisable.
 
-Comes in: a name, folder or hub id. Goes out: a ``Checkpoint`` whose headers agree with its file sizes, for
-``recipes`` and ``model``. Tensors are read with plain reads: a mapped file that shrinks kills the process,
-and mapped pages count as memory.
+Comes in: a name, folder or hub id. Goes out: a ``Checkpoint`` whose headers agree with its file
+sizes, for ``recipes`` and ``model``. Tensors are read with plain reads: a mapped file that shrinks
+kills the process, and mapped pages count as memory.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
 
     def read(self, key: str, first: int | None = None) -> torch.Tensor:
-        """The tensor ``key``; with ``first`` only that index of its leading dimension: ``[1, ...]``."""
+        """The tensor ``key``; with ``first`` only that index of its leading dimension: ``[1,
+        ...]``."""
         info, dtype = self.tensors[key], self.dtype(key)
         shape = info.shape if first is None else (1, *info.shape[1:])
         with door(f"tensor {key!r} in {info.file} could not be made", "download it again"):
@@ -55,7 +57,8 @@ class Checkpoint:
         return tensor
 
     def add_to(self, digest: Any, key: str, first: int | None = None) -> None:
-        """Add dtype, shape and bytes of what ``read`` would give to ``digest``, a piece at a time."""
+        """Add dtype, shape and bytes of what ``read`` would give to ``digest``, a piece at a
+        time."""
         info, dtype = self.tensors[key], self.dtype(key)
         shape = info.shape if first is None else (1, *info.shape[1:])
         digest.update(repr((dtype, shape)).encode())
@@ -75,7 +78,8 @@ class Checkpoint:
         return self.tensors[key].dtype
 
     def lacks(self, what: str) -> CheckpointError:
-        """The error about tensors that are not there: quantised ones, if there are any, stand in their place."""
+        """The error about tensors that are not there: quantised ones, if there are any, stand in
+        their place."""
         odd = next((key for key, info in self.tensors.items() if info.dtype is None), None)
         if odd is not None:
             return CheckpointError(quantised(odd, self.tensors[odd]))
@@ -83,17 +87,20 @@ class Checkpoint:
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
-    """The folder of a shipped model, of a local checkpoint, or of a hub id (downloaded: weights, tokenizer).
+    """The folder of a shipped model, of a local checkpoint, or of a hub id (downloaded: weights,
+    tokenizer).
 
-    In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped name.
-    ``revision`` is a branch, tag or commit of a hub id; ``OptionError`` where the name is none.
+    In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped
+    name. ``revision`` is a branch, tag or commit of a hub id; ``OptionError`` where the name is
+    none.
     """
     folder = _local(name_or_path)
     if folder is None:
         return _download(str(name_or_path), revision)
     if revision is not None:
         raise OptionError(
-            f"revision={revision!r} belongs to hub ids, and {str(name_or_path)!r} is a folder here: leave it out"
+            f"revision={revision!r} belongs to hub ids, and {str(name_or_path)!r} is a folder "
+            "here: leave it out"
         )
     return folder
 
@@ -102,10 +109,20 @@ def _local(name_or_path: str | Path) -> Path | None:
     """The folder of a shipped model or of a local checkpoint; None for a hub id."""
     name = str(name_or_path)
     if not name:
-        raise CheckpointError("the model's name is empty: give a folder, a hub id (owner/name) or a shipped model's name")
-    if name_or_path == name and len(name) < 256 and re.fullmatch(r"[\w-][\w.-]*", name) and (SHIPPED / name / "config.json").is_file():
+        raise CheckpointError(
+            "the model's name is empty: give a folder, a hub id (owner/name) or "
+            "a shipped model's name"
+        )
+    if (
+        name_or_path == name
+        and len(name) < 256
+        and re.fullmatch(r"[\w-][\w.-]*", name)
+        and (SHIPPED / name / "config.json").is_file()
+    ):
         return SHIPPED / name
-    with door(f"{name!r} is no path", "give a folder, a hub id (owner/name) or a shipped model's name"):
+    with door(
+        f"{name!r} is no path", "give a folder, a hub id (owner/name) or a shipped model's name"
+    ):
         path = Path(name).expanduser()
         is_there, is_folder = path.exists(), path.is_dir()
     if is_folder:
@@ -114,7 +131,10 @@ def _local(name_or_path: str | Path) -> Path | None:
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     what = "is a file, not a checkpoint folder" if is_there else "does not exist"
-    raise CheckpointError(f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped model's name ({shipped})")
+    raise CheckpointError(
+        f"{name!r} {what}: give a folder, a hub id (owner/name) or a shipped "
+        f"model's name ({shipped})"
+    )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -129,13 +149,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _open(folder: Path) -> Checkpoint:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json), which is not applied here: merge it into its model with "
+            f"{folder} holds an adapter (adapter_config.json), which is not applied here: merge it "
+            "into its model with "
             "peft's merge_and_unload, save that, and load it"
         )
     for entry in folder.iterdir():
         # Whoever opened a pipe would wait for ever; a link counts as what it leads to.
         if not (entry.is_file() or entry.is_dir()):
-            raise CheckpointError(f"{entry} is a broken link, a pipe or a device, not a file: take it out of the checkpoint")
+            raise CheckpointError(
+                f"{entry} is a broken link, a pipe or a device, not a file: take "
+                "it out of the checkpoint"
+            )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: not a Hugging Face checkpoint folder")
     config = _read_json(folder / "config.json")
@@ -156,7 +180,8 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def display_name(folder: Path) -> str:
-    """A readable name: the folder's, or the repository's for a folder in the hub's download cache."""
+    """A readable name: the folder's, or the repository's for a folder in the hub's download
+    cache."""
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
@@ -166,19 +191,24 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         # Subfolders and "consolidated" files hold second copies of the weights in other formats.
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"]
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the hub has a dozen error classes; each one means: not here
         reason = str(error).strip().split("\n")[0] or "no answer"
         raise CheckpointError(
-            f"{name!r} is no local folder, and the hub did not give it ({type(error).__name__}: {reason}):"
+            f"{name!r} is no local folder, and the hub did not give it ({type(error).__name__}: "
+            f"{reason}):"
             " check the name and the connection, log in for a gated model, or give a local folder"
         ) from error
     return Path(folder)
 
 
 def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None]:
-    """The weight files, and with an index the file of each tensor; one file first, as transformers does."""
+    """The weight files, and with an index the file of each tensor; one file first, as transformers
+    does."""
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",), None
     index = folder / "model.safetensors.index.json"
@@ -187,11 +217,16 @@ def _find_shards(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path] | None
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} holds pickled weights ({pickles[0]}), which can run any code when opened, and specmoe"
-            " reads safetensors only: if you trust it, convert it with transformers' from_pretrained(...) and"
+            f"{folder} holds pickled weights ({pickles[0]}), which can run any code when opened, "
+            "and specmoe"
+            " reads safetensors only: if you trust it, convert it with transformers' "
+            "from_pretrained(...) and"
             " save_pretrained(...)"
         )
-    raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: download it again")
+    raise CheckpointError(
+        f"{folder} has neither model.safetensors nor "
+        "model.safetensors.index.json: download it again"
+    )
 
 
 def _read_index(index: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
@@ -205,7 +240,9 @@ def _read_index(index: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
             f"{index.parent} lacks {len(missing)} of {len(names)} shards, first {missing[0]!r}:"
             " download the checkpoint again"
         )
-    return tuple(index.parent / name for name in names), {k: index.parent / v for k, v in weight_map.items()}
+    return tuple(index.parent / name for name in names), {
+        k: index.parent / v for k, v in weight_map.items()
+    }
 
 
 def _safe_name(index: Path, name: object) -> str:
@@ -214,7 +251,8 @@ def _safe_name(index: Path, name: object) -> str:
     leaves = posix.is_absolute() or windows.anchor or ".." in windows.parts
     if not isinstance(name, str) or leaves or posix.suffix != ".safetensors":
         raise CheckpointError(
-            f"{index} names {name!r}, which is no .safetensors file inside its folder: do not trust this checkpoint"
+            f"{index} names {name!r}, which is no .safetensors file inside its folder: do not "
+            "trust this checkpoint"
         )
     return name
 
@@ -223,21 +261,31 @@ def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         quantised = part.get("quantization_config") or part.get("compression_config")
         if quantised:
-            method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+            method = (
+                quantised.get("quant_method", "unnamed")
+                if isinstance(quantised, dict)
+                else quantised
+            )
             raise CheckpointError(
-                f"{folder} is quantised ({method}, says its config.json): specmoe runs weights as they are;"
+                f"{folder} is quantised ({method}, says its config.json): specmoe runs weights as "
+                "they are;"
                 " use an unquantised checkpoint (bf16, fp16, fp32)"
             )
 
 
-def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+def _refuse_absurd_counts(
+    file: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]
+) -> None:
     """Refuse counts that the weights cannot have, before anything is built of so many parts."""
-    most = max(LEAST_BOUND, len(tensors), *(info.shape[0] for info in tensors.values() if info.shape))
+    most = max(
+        LEAST_BOUND, len(tensors), *(info.shape[0] for info in tensors.values() if info.shape)
+    )
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         for name, value in part.items():
             if COUNTS.search(name) and isinstance(value, int | float) and value > most:
                 raise CheckpointError(
-                    f"{file} says {name}={value}, more than the {len(tensors)} tensors there can hold:"
+                    f"{file} says {name}={value}, more than the {len(tensors)} tensors there can "
+                    "hold:"
                     " correct it or download the checkpoint again"
                 )
 
@@ -245,7 +293,9 @@ def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict[str,
 def _read_json(file: Path) -> dict[str, Any]:
     with door(f"{file} is not readable JSON", "download it again"):
         if (size := file.stat().st_size) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file} has {size} bytes, and no real one is so large: do not trust it")
+            raise CheckpointError(
+                f"{file} has {size} bytes, and no real one is so large: do not trust it"
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no JSON object: download it again")
@@ -260,7 +310,9 @@ def _read_into(file: Path, start: int, buffer: Any) -> None:
             while len(view):
                 count = stream.readinto(view)
                 if not count:
-                    raise CheckpointError(f"{file} ended {len(view)} bytes early: cut short while it was read")
+                    raise CheckpointError(
+                        f"{file} ended {len(view)} bytes early: cut short while it was read"
+                    )
                 view = view[count:]
     except OSError as error:
         raise CheckpointError(f"{file} could not be read ({error})") from error

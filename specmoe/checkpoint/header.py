@@ -1,7 +1,9 @@
-"""The header of a safetensors file, believed only where all of it fits: names, shapes, formats, bytes.
+"""The header of a safetensors file, believed only where all of it fits: names, shapes, formats,
+bytes.
 
-Comes in: a file. Goes out: where each tensor lies, for ``files``. The rules are those of the safetensors library:
-the tensors fill the data from its first byte to its last, in order, none over another.
+Comes in: a file. Goes out: where each tensor lies, for ``files``. The rules are those of the
+safetensors library: the tensors fill the data from its first byte to its last, in order, none over
+another.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ QUANTISED = {
 
 
 class TensorInfo(NamedTuple):
-    """Where one tensor lies: ``start`` is its first byte in ``file``; no ``dtype``: a format that is not computed with."""
+    """Where one tensor lies: ``start`` is its first byte in ``file``; no ``dtype``: a format that
+    is not computed with."""
 
     file: Path
     dtype: torch.dtype | None
@@ -47,35 +50,52 @@ class TensorInfo(NamedTuple):
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file; the size of the file must be what its header says."""
-    with door(f"{file} has no readable safetensors header", "download it again"), open(file, "rb") as stream:
+    with (
+        door(f"{file} has no readable safetensors header", "download it again"),
+        open(file, "rb") as stream,
+    ):
         size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or 8 + length > size:
-            raise CheckpointError(f"{file} is cut short inside its header ({size} bytes): download it again")
+            raise CheckpointError(
+                f"{file} is cut short inside its header ({size} bytes): download it again"
+            )
         if length > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{file} has a header of {length} bytes, and no real one is so long: do not trust it")
+            raise CheckpointError(
+                f"{file} has a header of {length} bytes, and no real one is so "
+                "long: do not trust it"
+            )
         header = json.loads(stream.read(length), object_pairs_hook=_without_repeats)
         header.pop("__metadata__", None)
         entries = [_entry(key, **fields) for key, fields in header.items()]
     end = 0
     for begin, stop, key, *_ in sorted(entries, key=lambda entry: entry[:2]):
         if begin != end:
-            how = "over another tensor" if begin < end else f"{begin - end} bytes after the tensor before it"
-            raise CheckpointError(f"tensor {key!r} in {file} lies {how}: the file was altered, download it again")
+            how = (
+                "over another tensor"
+                if begin < end
+                else (f"{begin - end} bytes after the tensor before it")
+            )
+            raise CheckpointError(
+                f"tensor {key!r} in {file} lies {how}: the file was altered, download it again"
+            )
         end = stop
     if size != 8 + length + end:
         raise CheckpointError(
-            f"{file} has {size} bytes, its header says {8 + length + end}: cut short or altered, download it again"
+            f"{file} has {size} bytes, its header says {8 + length + end}: cut short or altered, "
+            "download it again"
         )
     return {
-        key: TensorInfo(file, DTYPES.get(kind), shape, 8 + length + begin, kind) for begin, _, key, kind, shape in entries
+        key: TensorInfo(file, DTYPES.get(kind), shape, 8 + length + begin, kind)
+        for begin, _, key, kind, shape in entries
     }
 
 
 def quantised(key: str, info: TensorInfo) -> str:
     """The sentence about a tensor in a format that specmoe does not compute with."""
     return (
-        f"tensor {key!r} in {info.file} has the quantised format {info.format} ({QUANTISED.get(info.format, 'not known')}):"
+        f"tensor {key!r} in {info.file} has the quantised format {info.format} "
+        f"({QUANTISED.get(info.format, 'not known')}):"
         " specmoe runs weights as they are; use an unquantised checkpoint (bf16, fp16, fp32)"
     )
 
@@ -88,10 +108,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> tuple:
-    """(begin, end, name, format, shape) of one tensor, if its fields have the types and sizes that they must have."""
+    """(begin, end, name, format, shape) of one tensor, if its fields have the types and sizes that
+    they must have."""
     begin, end = data_offsets
     typed = type(dtype) is str and type(shape) is list and len(shape) <= MAX_DIMS
-    if not (typed and all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape)) and begin <= end):
+    if not (
+        typed
+        and all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape))
+        and begin <= end
+    ):
         raise ValueError(f"tensor {key!r} has fields of a wrong type or range")
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {key!r} has a size unlike its shape")

@@ -30,11 +30,20 @@ logger = logging.getLogger("specmoe")
 
 # What decides tokens and texts beside the weights. An index or a README does not.
 SETTINGS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
     "additional_chat_templates/*",
-)  # fmt: skip
-# A file changed twice within a tick of the clock has one time stamp for both: such a stamp proves nothing.
+)
+# A file changed twice within a tick of the clock has one time stamp for both: such a stamp proves
+# nothing.
 TICK_NS = 50_000_000
 
 NUM_READERS = 2  # one hashes while the other reads
@@ -62,7 +71,8 @@ class Contents:
         self.before = known.get("records")
         newest = max(stamp[2] for stamp in self.stamps.values())
         if known["stamps"] == self.stamps and newest + TICK_NS < known["began_ns"]:
-            self.records, self.rest = known["records"], known["rest"]
+            self.records = known["records"]
+            self.rest = known["rest"]
             self.began_ns = known["began_ns"]
 
     def measure(self) -> None:
@@ -86,7 +96,8 @@ class Contents:
         return stamps_of(self.plan.checkpoint) == self.stamps
 
     def keep(self) -> None:
-        """Write down what is known. Where nothing can be written, the next load reads everything again."""
+        """Write down what is known. Where nothing can be written, the next load reads everything
+        again."""
         known = {
             "checkpoint": str(self.plan.checkpoint.folder),
             "transformers": transformers.__version__,
@@ -122,8 +133,8 @@ class Contents:
 
 
 def stamps_of(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """Of each shard its size, when it was modified, when its inode was (no tool sets that back), its
-    inode."""
+    """Of each shard its size, when it was modified, when its inode was (no tool sets that back),
+    its inode."""
     found = {shard.name: shard.stat() for shard in checkpoint.shards}
     return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found.items()}
 

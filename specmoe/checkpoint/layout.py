@@ -1,8 +1,8 @@
 """How one expert lies in a record, and a packed folder opened and checked.
 
-Comes in: a folder that ``packing`` wrote: ``experts.bin`` (one record per expert, layer by layer) and
-``manifest.json``. Goes out: ``PackedExperts``; ``expert_store`` reads its records, and what computes with
-them looks through ``ExpertLayout.views``.
+Comes in: a folder that ``packing`` wrote: ``experts.bin`` (one record per expert, layer by layer)
+and ``manifest.json``. Goes out: ``PackedExperts``; ``expert_store`` reads its records, and what
+computes with them looks through ``ExpertLayout.views``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import torch
 from ..errors import CheckpointError, StoreError, door
 
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
 FORMAT, VERSION = "specmoe-experts", 2
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
-Progress = Callable[[int, int], None] | bool | None  # called with bytes done and bytes in all; True: a bar
+# called with bytes done and bytes in all; True: a bar
+Progress = Callable[[int, int], None] | bool | None
 
 
 def align(num_bytes: int, to: int) -> int:
@@ -34,7 +36,8 @@ def align(num_bytes: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """One record: the tensors of one expert in ``dtype``, each 64-byte aligned; the same for all experts."""
+    """One record: the tensors of one expert in ``dtype``, each 64-byte aligned; the same for all
+    experts."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -46,7 +49,9 @@ class ExpertLayout:
     def of(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> ExpertLayout:
         sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
         record_bytes = align(sum(align(size, TENSOR_ALIGN) for size in sizes), RECORD_ALIGN)
-        return cls(tuple(shapes), tuple(tuple(s) for s in shapes.values()), dtype, record_bytes, sum(sizes))
+        return cls(
+            tuple(shapes), tuple(tuple(s) for s in shapes.values()), dtype, record_bytes, sum(sizes)
+        )
 
     def offsets(self) -> tuple[int, ...]:
         """First byte of each tensor in the record."""
@@ -58,7 +63,9 @@ class ExpertLayout:
     def views(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors inside ``record`` (uint8 ``[record_bytes]``), by name; no copy."""
         return {
-            name: record[start : start + math.prod(shape) * self.dtype.itemsize].view(self.dtype).view(shape)
+            name: record[start : start + math.prod(shape) * self.dtype.itemsize]
+            .view(self.dtype)
+            .view(shape)
             for name, shape, start in zip(self.names, self.shapes, self.offsets())
         }
 
@@ -96,7 +103,9 @@ class PackedExperts:
     def offset(self, layer: int, expert: int) -> int:
         """First byte of the record of ``expert`` of MoE layer ``layer`` in ``data_file``."""
         if not (0 <= layer < len(self.layers) and 0 <= expert < self.num_experts):
-            raise IndexError(f"({layer}, {expert}) is outside {len(self.layers)} layers of {self.num_experts}")
+            raise IndexError(
+                f"({layer}, {expert}) is outside {len(self.layers)} layers of {self.num_experts}"
+            )
         return (layer * self.num_experts + expert) * self.layout.record_bytes
 
     def manifest(self) -> dict[str, Any]:
@@ -133,16 +142,20 @@ class PackedExperts:
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """``ValueError`` where a field has another type or range than ``PackedExperts.manifest`` gives it."""
+    """``ValueError`` where a field has another type or range than ``PackedExperts.manifest`` gives
+    it."""
     names, shapes, rows = (manifest[key] for key in ("names", "shapes", "checksums"))
     widened = manifest["widened_from"]
     good = {
         "layers": _are_names(manifest["layers"]),
         "num_experts": _are_whole([manifest["num_experts"]], 1),
-        "names and shapes": _are_names(names) and type(shapes) is list and len(names) == len(shapes),
+        "names and shapes": _are_names(names)
+        and type(shapes) is list
+        and len(names) == len(shapes),
         "shapes": type(shapes) is list and all(_are_whole(shape, 1) for shape in shapes),
         "dtype": type(manifest["dtype"]) is str and manifest["dtype"] in DTYPES,
-        "checksums": type(rows) is list and all(_are_whole(row, 0) and max(row, default=0) < 2**32 for row in rows),
+        "checksums": type(rows) is list
+        and all(_are_whole(row, 0) and max(row, default=0) < 2**32 for row in rows),
         "source": type(manifest["source"]) is dict,
         "widened_from": widened is None or _are_whole([widened], 1),
     }
@@ -152,11 +165,18 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 def _are_names(values: object) -> bool:
-    return type(values) is list and len(values) > 0 and all(type(v) is str for v in values) and len({*values}) == len(values)
+    return (
+        type(values) is list
+        and len(values) > 0
+        and all(type(v) is str for v in values)
+        and len({*values}) == len(values)
+    )
 
 
 def _are_whole(values: object, least: int) -> bool:
-    return type(values) is list and all(type(value) is int and least <= value < 2**63 for value in values)
+    return type(values) is list and all(
+        type(value) is int and least <= value < 2**63 for value in values
+    )
 
 
 def seal(manifest: dict[str, Any]) -> str:
@@ -169,13 +189,19 @@ def open_packed(directory: str | Path) -> PackedExperts:
     """Open a packed folder: manifest and file size are checked, no weights are read."""
     directory = Path(directory)
     if not (directory / "manifest.json").is_file():
-        what = "holds no packed experts (no manifest.json)" if directory.is_dir() else "is no folder"
-        raise CheckpointError(f"{directory} {what}: make it with `specmoe pack CHECKPOINT {directory}`")
+        what = (
+            ("holds no packed experts (no manifest.json)") if directory.is_dir() else "is no folder"
+        )
+        raise CheckpointError(
+            f"{directory} {what}: make it with `specmoe pack CHECKPOINT {directory}`"
+        )
     again = f"delete {directory} and pack the checkpoint again"
     packed = _unseal(directory / "manifest.json", again)
     size = packed.data_file.stat().st_size if packed.data_file.is_file() else 0
     if size != packed.data_bytes:
-        raise CheckpointError(f"{packed.data_file} has {size} bytes instead of {packed.data_bytes}: {again}")
+        raise CheckpointError(
+            f"{packed.data_file} has {size} bytes instead of {packed.data_bytes}: {again}"
+        )
     return packed
 
 
@@ -184,7 +210,9 @@ def _unseal(file: Path, again: str) -> PackedExperts:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         crc = manifest.pop("manifest_crc32")
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-            raise CheckpointError(f"{file} is of another version of specmoe ({manifest['version']}): {again}")
+            raise CheckpointError(
+                f"{file} is of another version of specmoe ({manifest['version']}): {again}"
+            )
         if crc != zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):
             raise ValueError("its checksum does not fit")
         return PackedExperts.from_manifest(file.parent, manifest)
@@ -194,8 +222,15 @@ def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tupl
     """Read every record; returns the (layer, expert) of those whose checksum does not fit."""
     bad = []
     buffer = bytearray(packed.layout.record_bytes)
-    expected = [(layer, expert) for layer in range(len(packed.layers)) for expert in range(packed.num_experts)]
-    with open(packed.data_file, "rb") as file, reporting(progress, packed.data_bytes, "verifying") as report:
+    expected = [
+        (layer, expert)
+        for layer in range(len(packed.layers))
+        for expert in range(packed.num_experts)
+    ]
+    with (
+        open(packed.data_file, "rb") as file,
+        reporting(progress, packed.data_bytes, "verifying") as report,
+    ):
         for layer, expert in expected:
             with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
                 count = file.readinto(buffer)

@@ -1,7 +1,7 @@
 """Flags that training leaves behind in ``config.json``: none may crash a run or change its tokens.
 
-Comes in: a config as transformers read it. Goes out: the same one, asking for logits alone, by attention that runs here.
-``model`` calls it before it builds.
+Comes in: a config as transformers read it. Goes out: the same one, asking for logits alone, by
+attention that runs here. ``model`` calls it before it builds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ SETTLED = {
 
 
 def without_leftovers(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Settle ``config`` and its parts in place; which kernels the training ran with is transformers' choice again."""
+    """Settle ``config`` and its parts in place; which kernels the training ran with is
+    transformers' choice again."""
     parts = [getattr(config, name, None) for name in config.sub_configs]
     for part in [config, *(part for part in parts if part is not None)]:
         if part._attn_implementation not in PLAIN_ATTENTIONS:

@@ -1,8 +1,8 @@
 """The transformers model without its experts: built on ``meta``, everything else loaded.
 
-Comes in: a checkpoint. Goes out: a ``PreTrainedModel`` in eval mode whose expert parameters stay on ``meta``
-(``experts`` computes with records instead), and ``expert_modules`` to find them. ``plan`` takes shapes from
-the same model.
+Comes in: a checkpoint. Goes out: a ``PreTrainedModel`` in eval mode whose expert parameters stay on
+``meta`` (``experts`` computes with records instead), and ``expert_modules`` to find them. ``plan``
+takes shapes from the same model.
 """
 
 from __future__ import annotations
@@ -33,17 +33,25 @@ from .recipes import recipes
 logger = logging.getLogger("specmoe")
 
 
-def build_model(path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no gradients.
+def build_model(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no
+    gradients.
 
     ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere.
     """
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
-    with door(f"the model of {checkpoint.folder} could not be built", "correct config.json or download it again"):
+    with door(
+        f"the model of {checkpoint.folder} could not be built",
+        "correct config.json or download it again",
+    ):
         return _build(checkpoint, dtype, device)
 
 
-def _build(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
+def _build(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device
+) -> PreTrainedModel:
     config = read_config(checkpoint)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
@@ -59,7 +67,11 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.devi
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     kind = checkpoint.config.get("model_type")
-    what = f"transformers does not know the model of {checkpoint.folder} (model_type {kind!r}), or not its config.json"
+    what = (
+        f"transformers does not know the model of {checkpoint.folder} (model_type {kind!r}), "
+        "or "
+        "not its config.json"
+    )
     with door(what, "correct config.json, or try a newer transformers", UnsupportedModelError):
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
 
@@ -71,7 +83,9 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         with torch.device("meta"):
             model = auto.from_config(without_leftovers(config), dtype=dtype)
     except ValueError as error:
-        raise UnsupportedModelError(f"model_type {config.model_type!r} generates no text: {error}") from error
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} generates no text: {error}"
+        ) from error
     return adapters.adapt(model)
 
 
@@ -82,18 +96,23 @@ def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
         return found
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     classes = {type(module).__name__ for module in model.modules() if module is not model}
-    suspects = sorted(name for name in classes if re.search("expert|sparsem|moe(block|mlp|layer)", name.lower()))
+    suspects = sorted(
+        name for name in classes if re.search("expert|sparsem|moe(block|mlp|layer)", name.lower())
+    )
     if suspects:
         raise UnsupportedModelError(
-            f"model_type {kind!r} keeps its experts in {', '.join(suspects)}, outside the experts registry of"
-            f" transformers {transformers.__version__}, and specmoe has no adapter for it: a newer transformers may"
+            f"model_type {kind!r} keeps its experts in {', '.join(suspects)}, outside the experts "
+            "registry of"
+            f" transformers {transformers.__version__}, and specmoe has no adapter for it: a newer "
+            "transformers may"
             " have it in the registry"
         )
     raise UnsupportedModelError(f"model_type {kind!r} is dense: it has no experts to offload")
 
 
 def expert_parameters(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Every expert parameter of the model, ``[E, ...]``: full name -> (experts module, name inside it)."""
+    """Every expert parameter of the model, ``[E, ...]``: full name -> (experts module, name inside
+    it)."""
     return {
         f"{module_name}.{name}": (module_name, name)
         for module_name, module in expert_modules(model).items()
@@ -106,7 +125,9 @@ def _is_dispatched(module: nn.Module) -> bool:
     return marked and any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
-def _load_trunk(model: PreTrainedModel, checkpoint: Checkpoint, experts: set[str], device: torch.device) -> set[str]:
+def _load_trunk(
+    model: PreTrainedModel, checkpoint: Checkpoint, experts: set[str], device: torch.device
+) -> set[str]:
     """Load every tensor that is no expert; returns the names that the checkpoint does not have."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in experts}
     missing = set(expected)
@@ -119,7 +140,8 @@ def _load_trunk(model: PreTrainedModel, checkpoint: Checkpoint, experts: set[str
                 continue
             if tensor.shape != expected[name].shape:
                 raise CheckpointError(
-                    f"tensor {name!r} (from {recipe.first_source!r} in {checkpoint.folder}) has shape"
+                    f"tensor {name!r} (from {recipe.first_source!r} in {checkpoint.folder}) has "
+                    "shape"
                     f" {list(tensor.shape)}, but config.json asks for {list(expected[name].shape)}"
                 )
             _assign(model, name, tensor.to(device, _dtype_of(model, name, expected[name].dtype)))
@@ -149,17 +171,26 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, loaded: bool = Tr
 
 
 def _tie_and_compute(
-    model: PreTrainedModel, checkpoint: Checkpoint, missing: set[str], experts: set[str], device: torch.device
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    missing: set[str],
+    experts: set[str],
+    device: torch.device,
 ) -> None:
-    """Tie weights and compute what no checkpoint holds (rotary frequencies), as ``from_pretrained`` does."""
+    """Tie weights and compute what no checkpoint holds (rotary frequencies), as ``from_pretrained``
+    does."""
     tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
     optional = model._keys_to_ignore_on_load_missing or ()
-    computed = {name for name in missing - tied if any(re.search(pattern, name) for pattern in optional)}
+    computed = {
+        name for name in missing - tied if any(re.search(pattern, name) for pattern in optional)
+    }
     lost = sorted(missing - tied - computed)
     if lost:
         raise checkpoint.lacks(f"lacks {len(lost)} tensors of the model, first {lost[0]!r}")
     for name in computed:
-        _assign(model, name, torch.empty_like(model.state_dict()[name], device=device), loaded=False)
+        _assign(
+            model, name, torch.empty_like(model.state_dict()[name], device=device), loaded=False
+        )
     for name in experts | (missing & tied):
         model.get_parameter(name)._is_hf_initialized = True
     for module, name, buffer in _unsaved_buffers(model):
@@ -181,11 +212,14 @@ def _check_complete(model: PreTrainedModel, experts: set[str]) -> None:
     named = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, tensor in named if tensor.is_meta and name not in experts]
     if empty:
-        raise CheckpointError(f"the checkpoint lacks {empty[0]!r} ({len(empty)} in all): download it again")
+        raise CheckpointError(
+            f"the checkpoint lacks {empty[0]!r} ({len(empty)} in all): download it again"
+        )
     for module, name, buffer in _unsaved_buffers(model):
         if buffer.is_floating_point() and buffer.isnan().any():
             raise UnsupportedModelError(
-                f"buffer {name!r} of {type(module).__name__} is not in the checkpoint, and transformers does"
+                f"buffer {name!r} of {type(module).__name__} is not in the checkpoint, and "
+                "transformers does"
                 " not compute it for a model built without memory"
             )
 

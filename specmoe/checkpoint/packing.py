@@ -1,8 +1,9 @@
-"""Packing: every expert of a checkpoint becomes one contiguous record; atomic, resumable, small in memory.
+"""Packing: every expert of a checkpoint becomes one contiguous record; atomic, resumable, small in
+memory.
 
-Comes in: a checkpoint. Goes out: a folder that appears whole or not at all, opened as ``PackedExperts``.
-While it is being written it is called ``<folder>.partial`` and keeps a journal of the records done, so that
-an interrupted packing goes on where it stopped.
+Comes in: a checkpoint. Goes out: a folder that appears whole or not at all, opened as
+``PackedExperts``. While it is being written it is called ``<folder>.partial`` and keeps a journal
+of the records done, so that an interrupted packing goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from typing import BinaryIO, TextIO
 import torch
 
 from ..errors import CheckpointError, StoreError
-from .cache import OURS, cache_folder, cached, force_folder, free_of_readers, is_journal, remove_packed, write_whole
+from .cache import (
+    OURS,
+    cache_folder,
+    cached,
+    force_folder,
+    free_of_readers,
+    is_journal,
+    remove_packed,
+    write_whole,
+)
 from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
 from .layout import PackedExperts, Progress, open_packed, reporting, seal
@@ -44,10 +54,11 @@ def pack(
     expert_bytes: int | None = None,
     progress: Progress = None,
 ) -> PackedExperts:
-    """Pack the experts of a checkpoint into ``directory`` (None: the cache folder), or reuse what is there.
+    """Pack the experts of a checkpoint into ``directory`` (None: the cache folder), or reuse what
+    is there.
 
-    ``expert_bytes`` widens every expert with zero columns to at least that payload. ``progress`` is called
-    with the bytes done and the bytes in all; True shows a bar.
+    ``expert_bytes`` widens every expert with zero columns to at least that payload. ``progress`` is
+    called with the bytes done and the bytes in all; True shows a bar.
     """
     plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
     contents = Contents(plan)
@@ -162,7 +173,8 @@ def _checked(packed: PackedExperts, contents: Contents) -> PackedExperts:
     if (packed.layout, packed.widened_from) != (plan.layout, plan.widened_from):
         raise CheckpointError(
             f"{packed.directory} holds experts of {packed.layout.payload_bytes} bytes, but"
-            f" {plan.layout.payload_bytes} are asked for (expert_bytes): delete it or use another folder"
+            f" {plan.layout.payload_bytes} are asked for (expert_bytes): delete it or use another "
+            "folder"
         )
     if (packed.layers, packed.num_experts) != (plan.layers, plan.num_experts):
         raise CheckpointError(
@@ -171,14 +183,16 @@ def _checked(packed: PackedExperts, contents: Contents) -> PackedExperts:
         )
     if packed.records != contents.records:
         raise CheckpointError(
-            f"{packed.directory} holds the experts of another checkpoint, or of this one before it changed:"
+            f"{packed.directory} holds the experts of another checkpoint, or of this one before it "
+            "changed:"
             " delete the folder or pack into another one"
         )
     return packed
 
 
 def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExperts:
-    """Write all records and the manifest into ``partial``, but for the good records that are there."""
+    """Write all records and the manifest into ``partial``, but for the good records that are
+    there."""
     plan = contents.plan
     source = {"name": display_name(plan.checkpoint.folder), "records": []}
     packed = PackedExperts(
@@ -233,14 +247,16 @@ def _write_records(
 
 
 def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
-    """The journal of a packing that has written ``lines``: what is packed, then "index checksum digest"."""
+    """The journal of a packing that has written ``lines``: what is packed, then "index checksum
+    digest"."""
     head = {**packed.manifest(), "source": None, "checksums": None}
     written = [f"{index} {crc} {digest}" for index, (crc, digest) in enumerate(lines)]
     return "\n".join([json.dumps(head, sort_keys=True), *written]) + "\n"
 
 
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
-    """Checksum and digest of the records that lie whole in the file and are still the checkpoint's."""
+    """Checksum and digest of the records that lie whole in the file and are still the
+    checkpoint's."""
     journal, plan = packed.directory / "journal", contents.plan
     head, lines = _journal(packed, []), []
     if journal.is_file():
@@ -279,7 +295,8 @@ def _check_space(plan: ExpertPlan, partial: Path) -> None:
     available = shutil.disk_usage(place).free
     if needed > available:
         raise StoreError(
-            f"no space to pack into {partial.parent}: {needed} bytes needed, {available} available; free"
+            f"no space to pack into {partial.parent}: {needed} bytes needed, {available} "
+            "available; free"
             " some, or choose another place with `specmoe pack CHECKPOINT DIR` or $SPECMOE_CACHE"
         )
 
@@ -287,7 +304,8 @@ def _check_space(plan: ExpertPlan, partial: Path) -> None:
 def _store_error(error: OSError, partial: Path) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
-            f"no space left while packing into {partial} ({error.strerror}): free some and run it again (it"
+            f"no space left while packing into {partial} ({error.strerror}): free some and run it "
+            "again (it"
             " goes on where it stopped), or delete that folder and choose another place"
         )
     return StoreError(
@@ -313,7 +331,8 @@ def _force(stream) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Packing is copying: more threads gain nothing, and on a busy machine they wait for each other (2x slower)."""
+    """Packing is copying: more threads gain nothing, and on a busy machine they wait for each other
+    (2x slower)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -324,7 +343,8 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold the folder against other processes; waits for the one that has it. No lock without ``fcntl``."""
+    """Hold the folder against other processes; waits for the one that has it. No lock without
+    ``fcntl``."""
     try:
         import fcntl
     except ImportError:

@@ -1,6 +1,8 @@
-"""Where in the checkpoint every expert lies; checked by names and shapes, before any weights are read.
+"""Where in the checkpoint every expert lies; checked by names and shapes, before any weights are
+read.
 
-Comes in: an opened checkpoint. Goes out: an ``ExpertPlan``, which fills one record at a time for ``packing``.
+Comes in: an opened checkpoint. Goes out: an ``ExpertPlan``, which fills one record at a time for
+``packing``.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ DIGITS = 32  # of the digest of one expert
 
 
 class OneExpert:
-    """A model as the conversion of a single expert sees it: every expert parameter is ``[1, ...]``."""
+    """A model as the conversion of a single expert sees it: every expert parameter is ``[1,
+    ...]``."""
 
     def __init__(self, model: nn.Module):
-        self._model, self._experts = model, expert_parameters(model)
+        self._model = model
+        self._experts = expert_parameters(model)
 
     def __getattr__(self, name: str):
         return getattr(self._model, name)
@@ -40,7 +44,8 @@ class OneExpert:
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """The experts of a checkpoint, ready to be packed. ``native`` is their layout before widening."""
+    """The experts of a checkpoint, ready to be packed. ``native`` is their layout before
+    widening."""
 
     checkpoint: Checkpoint
     model: OneExpert
@@ -60,7 +65,8 @@ class ExpertPlan:
         return None if self.layout == self.native else self.native.payload_bytes
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
-        """Write one expert into ``record`` (uint8 ``[record_bytes]``); padding and widening stay as they are.
+        """Write one expert into ``record`` (uint8 ``[record_bytes]``); padding and widening stay as
+        they are.
 
         Returns the digest of the bytes it was made from.
         """
@@ -83,7 +89,8 @@ class ExpertPlan:
         return digest.hexdigest()[:DIGITS]
 
     def _read(self, recipe: Recipe, expert: int) -> Tensors:
-        """Of each source pattern the tensor of ``expert`` alone; of a fused ``[E, ...]`` its ``[1, ...]``."""
+        """Of each source pattern the tensor of ``expert`` alone; of a fused ``[E, ...]`` its ``[1,
+        ...]``."""
         return {
             pattern: [self.checkpoint.read(*_of_one(pattern, keys, expert))]
             for pattern, keys in recipe.sources.items()
@@ -103,8 +110,12 @@ def _update(digest, tensors: Tensors) -> None:
 
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
-    """Find every expert of the checkpoint, or say which tensor is missing, misshapen or unsupported."""
-    with door(f"the experts of {checkpoint.folder} could not be found", "correct config.json or download it again"):
+    """Find every expert of the checkpoint, or say which tensor is missing, misshapen or
+    unsupported."""
+    with door(
+        f"the experts of {checkpoint.folder} could not be found",
+        "correct config.json or download it again",
+    ):
         return _plan(checkpoint, expert_bytes)
 
 
@@ -115,12 +126,15 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
     top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
     if top_k is not None and not 1 <= top_k <= num_experts:
         raise CheckpointError(
-            f"{checkpoint.folder} sends each token to num_experts_per_tok={top_k} of {num_experts} experts:"
+            f"{checkpoint.folder} sends each token to num_experts_per_tok={top_k} of {num_experts} "
+            "experts:"
             " correct config.json"
         )
     by_layer = _recipes_by_layer(model, checkpoint, num_experts)
     view = OneExpert(model)
-    shapes = [_check_layer(checkpoint, view, name, modules[name], by_layer[name]) for name in layers]
+    shapes = [
+        _check_layer(checkpoint, view, name, modules[name], by_layer[name]) for name in layers
+    ]
     if any(shape != shapes[0] for shape in shapes):
         odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
         raise UnsupportedModelError(
@@ -135,17 +149,22 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
 
 
 def _num_experts(modules: dict[str, nn.Module]) -> int:
-    counts = {name: {p.shape[0] for p in m.parameters(recurse=False)} for name, m in modules.items()}
+    counts = {
+        name: {p.shape[0] for p in m.parameters(recurse=False)} for name, m in modules.items()
+    }
     first = next(iter(counts.values()))
     for name, count in counts.items():
         if count != first or len(count) != 1:
             raise UnsupportedModelError(
-                f"{name} has {sorted(count)} experts, other layers {sorted(first)}: specmoe needs one number"
+                f"{name} has {sorted(count)} experts, other layers {sorted(first)}: specmoe needs "
+                "one number"
             )
     return first.pop()
 
 
-def _recipes_by_layer(model: nn.Module, checkpoint: Checkpoint, num_experts: int) -> dict[str, list[Recipe]]:
+def _recipes_by_layer(
+    model: nn.Module, checkpoint: Checkpoint, num_experts: int
+) -> dict[str, list[Recipe]]:
     experts = expert_parameters(model)
     by_layer: dict[str, list[Recipe]] = {name: [] for name in expert_modules(model)}
     for recipe in recipes(model, checkpoint.tensors):
@@ -165,7 +184,8 @@ def _check_sources(checkpoint: Checkpoint, recipe: Recipe, num_experts: int) -> 
 
 
 def _is_fused(pattern: str, keys: list[str]) -> bool:
-    """Whether ``keys`` is one tensor of all experts, not one for each (whose number ``*`` stands for)."""
+    """Whether ``keys`` is one tensor of all experts, not one for each (whose number ``*`` stands
+    for)."""
     return len(keys) == 1 and "*" not in pattern
 
 
@@ -173,8 +193,10 @@ def _check_fused(checkpoint: Checkpoint, target: str, keys: list[str], num_exper
     shape = checkpoint.tensors[keys[0]].shape
     if shape[:1] != (num_experts,):
         raise CheckpointError(
-            f"tensor {keys[0]!r} in {checkpoint.folder} has shape {list(shape)}, expected {num_experts}"
-            f" experts in its first dimension (for {target}): download the checkpoint again or correct config.json"
+            f"tensor {keys[0]!r} in {checkpoint.folder} has shape {list(shape)}, expected "
+            f"{num_experts}"
+            f" experts in its first dimension (for {target}): download the checkpoint again or "
+            "correct config.json"
         )
 
 
@@ -191,7 +213,8 @@ def _check_one_each(checkpoint: Checkpoint, target: str, keys: list[str], num_ex
     for key, shape in shapes.items():
         if shape != usual:
             raise CheckpointError(
-                f"tensor {key!r} in {checkpoint.tensors[key].file} has shape {list(shape)}, expected"
+                f"tensor {key!r} in {checkpoint.tensors[key].file} has shape {list(shape)}, "
+                "expected"
                 f" {list(usual)} as its siblings have: download the checkpoint again"
             )
 
@@ -204,25 +227,38 @@ def _missing_keys(keys: list[str], num_experts: int) -> list[str]:
         return []  # a single key: no telling which number is the expert's
     spot = [match.span() for match in re.finditer(r"\d+", keys[0])][varying[0]]
     there = {row[varying[0]] for row in numbers}
-    return [f"{keys[0][: spot[0]]}{i}{keys[0][spot[1] :]}" for i in range(num_experts) if i not in there]
+    return [
+        f"{keys[0][: spot[0]]}{i}{keys[0][spot[1] :]}" for i in range(num_experts) if i not in there
+    ]
 
 
 def _check_layer(
-    checkpoint: Checkpoint, model: OneExpert, layer: str, module: nn.Module, layer_recipes: list[Recipe]
+    checkpoint: Checkpoint,
+    model: OneExpert,
+    layer: str,
+    module: nn.Module,
+    layer_recipes: list[Recipe],
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of one expert, from a conversion of shapes only, compared with the model's."""
+    """The shape of each tensor of one expert, from a conversion of shapes only, compared with the
+    model's."""
     made: dict[str, tuple[int, ...]] = {}
     for recipe in layer_recipes:
         tensors = {p: [_meta(checkpoint, p, keys)] for p, keys in recipe.sources.items()}
-        made |= {name: tuple(tensor.shape) for name, tensor in recipe.convert(tensors, model).items()}
-    expected = {f"{layer}.{name}": (1, *p.shape[1:]) for name, p in module.named_parameters(recurse=False)}
+        made |= {
+            name: tuple(tensor.shape) for name, tensor in recipe.convert(tensors, model).items()
+        }
+    expected = {
+        f"{layer}.{name}": (1, *p.shape[1:]) for name, p in module.named_parameters(recurse=False)
+    }
     for name, shape in expected.items():
         if name not in made:
             raise checkpoint.lacks(f"has no experts' tensor for {name}")
         if made[name] != shape:
             raise CheckpointError(
-                f"each expert of {name} in {checkpoint.folder} has shape {list(made[name][1:])}, but"
-                f" config.json asks for {list(shape[1:])}: a tensor is missing or misshapen, or config.json is wrong"
+                f"each expert of {name} in {checkpoint.folder} has shape {list(made[name][1:])}, "
+                "but"
+                f" config.json asks for {list(shape[1:])}: a tensor is missing or misshapen, or "
+                "config.json is wrong"
             )
     return {name.removeprefix(layer + "."): shape[1:] for name, shape in expected.items()}
 
@@ -235,12 +271,16 @@ def _meta(checkpoint: Checkpoint, pattern: str, keys: list[str]) -> torch.Tensor
 
 
 def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> torch.dtype:
-    """The dtype of all expert tensors; where they differ, the smallest that holds them all without loss."""
-    groups = [keys for layer in by_layer.values() for recipe in layer for keys in recipe.sources.values()]
+    """The dtype of all expert tensors; where they differ, the smallest that holds them all without
+    loss."""
+    groups = [
+        keys for layer in by_layer.values() for recipe in layer for keys in recipe.sources.values()
+    ]
     dtypes = {checkpoint.dtype(key): key for keys in groups for key in keys}
     for dtype, key in dtypes.items():
         if not dtype.is_floating_point:
             raise CheckpointError(
-                f"expert tensor {key!r} in {checkpoint.folder} is quantised ({dtype}): use an unquantised checkpoint"
+                f"expert tensor {key!r} in {checkpoint.folder} is quantised ({dtype}): use an "
+                "unquantised checkpoint"
             )
     return functools.reduce(torch.promote_types, dtypes)

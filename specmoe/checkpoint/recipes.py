@@ -1,8 +1,9 @@
-"""Which tensors of a checkpoint make which tensor of the model, by transformers' own conversion mapping.
+"""Which tensors of a checkpoint make which tensor of the model, by transformers' own conversion
+mapping.
 
-Comes in: a model on ``meta`` and the names in a checkpoint. Goes out: one ``Recipe`` per tensor to be made;
-``model`` follows those of the trunk, ``plan`` those of the experts. No name is written down here; those of the few
-families outside transformers' mapping come from ``adapters``.
+Comes in: a model on ``meta`` and the names in a checkpoint. Goes out: one ``Recipe`` per tensor to
+be made; ``model`` follows those of the trunk, ``plan`` those of the experts. No name is written
+down here; those of the few families outside transformers' mapping come from ``adapters``.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from .adapters import conversions
 
 logger = logging.getLogger("specmoe")
 
-Tensors = dict[str, list[torch.Tensor]]  # source pattern -> tensors, in the order of Recipe.sources
+# source pattern -> tensors, in the order of Recipe.sources
+Tensors = dict[str, list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ``target`` (the first tensor made) comes from checkpoint tensors: as it is, or through a converter.
+    """How ``target`` (the first tensor made) comes from checkpoint tensors: as it is, or through a
+    converter.
 
-    ``sources`` lists checkpoint names for each pattern of the converter, experts in order of their number.
+    ``sources`` lists checkpoint names for each pattern of the converter, experts in order of their
+    number.
     """
 
     target: str
@@ -56,12 +60,16 @@ class Recipe:
                 converter.add_tensor(self.target, key, pattern, tensor)
         try:
             made = converter.convert(self.target, model=model, config=model.config)
-        except Exception as error:  # an operation of transformers may raise anything on tensors that don't fit
+        # an operation of transformers may raise anything on tensors that don't fit
+        except Exception as error:
             raise CheckpointError(
-                f"{self.target} cannot be made from {self.first_source!r} and its like: {error}; a tensor is"
+                f"{self.target} cannot be made from {self.first_source!r} and its like: {error}; a "
+                "tensor is"
                 " missing or misshapen, or config.json is wrong"
             ) from error
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        return {
+            name: value[0] if isinstance(value, list) else value for name, value in made.items()
+        }
 
 
 def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
@@ -69,7 +77,9 @@ def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
     transforms = [*get_model_conversion_mapping(model), *conversions(model)]
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    converter_of = {
+        pattern: converter for converter in converters for pattern in converter.source_patterns
+    }
     names = model.state_dict()
     prefix = model.base_model_prefix
     found: dict[str, Recipe] = {}
@@ -84,5 +94,9 @@ def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
         recipe = found.setdefault(target, Recipe(target, converter_of.get(pattern)))
         recipe.sources.setdefault(pattern or key, []).append(key)
     if unused:
-        logger.info("%d tensors of the checkpoint have no place in the model, first %r", len(unused), unused[0])
+        logger.info(
+            "%d tensors of the checkpoint have no place in the model, first %r",
+            len(unused),
+            unused[0],
+        )
     return list(found.values())

@@ -1,7 +1,9 @@
-"""Widening: experts get zero FFN columns, so that small models cost what large ones do. Outputs stay the same.
+"""Widening: experts get zero FFN columns, so that small models cost what large ones do. Outputs
+stay the same.
 
-Comes in: an experts module and the layout of its experts. Goes out: where each tensor has its FFN columns, and
-the wider layout, for ``plan``. What the new columns compute meets a zero column of the down projection.
+Comes in: an experts module and the layout of its experts. Goes out: where each tensor has its FFN
+columns, and the wider layout, for ``plan``. What the new columns compute meets a zero column of the
+down projection.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from .layout import ExpertLayout
 
 @dataclass(frozen=True)
 class FfnAxis:
-    """Where a tensor of one expert counts FFN columns: along ``dim``, ``width`` entries each, in ``halves``."""
+    """Where a tensor of one expert counts FFN columns: along ``dim``, ``width`` entries each, in
+    ``halves``."""
 
     dim: int
     halves: int = 1
@@ -39,25 +42,29 @@ def ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
 
 
 def _is_concatenated(module: nn.Module) -> bool:
-    """Whether the first projection is [gate; up], not one pair after the other. transformers before 5.7 does not say,
-    so its gate is asked: does the first output hang on the second input?"""
+    """Whether the first projection is [gate; up], not one pair after the other. transformers before
+    5.7 does not say, so its gate is asked: does the first output hang on the second input?"""
     if hasattr(module, "is_concatenated"):
         return module.is_concatenated
     return not module._apply_gate(torch.tensor([[0.0, torch.nan, 0.0, 0.0]]))[0, 0].isnan()
 
 
 def widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
-    """The layout with as many zero FFN columns as bring the payload to at least ``expert_bytes``."""
+    """The layout with as many zero FFN columns as bring the payload to at least
+    ``expert_bytes``."""
     shapes = dict(zip(native.names, native.shapes))
     if expert_bytes < native.payload_bytes:
         raise OptionError(
-            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert of this"
+            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert "
+            "of this"
             " model has: experts can only be widened"
         )
     if expert_bytes == native.payload_bytes:
         return native
     if "down_proj" not in shapes or len(shapes.keys() & axes.keys()) < 2:
-        raise OptionError(f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened")
+        raise OptionError(
+            f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened"
+        )
     num_columns = shapes["down_proj"][axes["down_proj"].dim]
     column_bytes = sum(
         native.dtype.itemsize * axes[name].width * math.prod(shape) // shape[axes[name].dim]
@@ -74,7 +81,8 @@ def widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> 
 
 
 def place(view: torch.Tensor, tensor: torch.Tensor, axis: FfnAxis | None) -> None:
-    """Copy ``tensor`` into ``view``; where ``view`` is wider, each half fills the start of its half."""
+    """Copy ``tensor`` into ``view``; where ``view`` is wider, each half fills the start of its
+    half."""
     if axis is None or view.shape == tensor.shape:
         view.copy_(tensor)
         return

@@ -1,7 +1,7 @@
 """What each command does: one function per command, arguments in, exit code out.
 
-Comes in: the namespace that ``cli`` parsed (options that were not typed are not in it). Goes out: text or, with
-``--json``, one object on stdout; progress on stderr, only when that is a terminal.
+Comes in: the namespace that ``cli`` parsed (options that were not typed are not in it). Goes out:
+text or, with ``--json``, one object on stdout; progress on stderr, only when that is a terminal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from ..errors import OptionError
 from ..options import GenerateOptions, LoadOptions, from_kwargs, parse_bytes
 
 TABLE = (
-    "method", "eviction", "batch", "gamma", "tokens_per_second", "speedup_over_on_demand", "tokens_per_round",
-    "acceptance_rate", "fetched_bytes_per_token", "wait_share", "same_tokens_as_plain",
-)  # fmt: skip
+    "method",
+    "eviction",
+    "batch",
+    "gamma",
+    "tokens_per_second",
+    "speedup_over_on_demand",
+    "tokens_per_round",
+    "acceptance_rate",
+    "fetched_bytes_per_token",
+    "wait_share",
+    "same_tokens_as_plain",
+)
 
 
 def models(args: Namespace) -> int:
@@ -46,13 +55,24 @@ def generate(args: Namespace) -> int:
     with engine.load(args.model, **load) as loaded:
         output = loaded.generate(args.prompt, **decode, progress=sys.stderr.isatty())
         info, separator = loaded.info, "\n" if loaded.is_translation else ""
-    new = [tokens[start:] for tokens, start in zip(_lists(output.sequences), output.num_prompt_tokens)]
+    new = [
+        tokens[start:] for tokens, start in zip(_lists(output.sequences), output.num_prompt_tokens)
+    ]
     texts = output.new_texts or [None] * len(new)
-    outputs = [{"prompt": p, "text": text, "tokens": t} for p, text, t in zip(args.prompt, texts, new, strict=True)]
+    outputs = [
+        {"prompt": p, "text": text, "tokens": t}
+        for p, text, t in zip(args.prompt, texts, new, strict=True)
+    ]
     stats = dataclasses.asdict(output.stats)
-    _emit(args, {"model": info, "outputs": outputs, "stats": stats}, lambda: "\n\n".join(_shown(outputs, separator)))
+    _emit(
+        args,
+        {"model": info, "outputs": outputs, "stats": stats},
+        lambda: "\n\n".join(_shown(outputs, separator)),
+    )
     if not args.json:
-        print("\n" + _one_line(stats), *filter(None, [output.stats.remark]), sep="\n", file=sys.stderr)
+        print(
+            "\n" + _one_line(stats), *filter(None, [output.stats.remark]), sep="\n", file=sys.stderr
+        )
     return 0
 
 
@@ -68,17 +88,26 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
 
     to_stdout = args.out == "-"
     if to_stdout and args.json:
-        raise OptionError("--json prints one object on stdout, where --out - has its lines: name a file for them")
-    how = [getattr(args, option, default) for option, default in (("resume", 0), ("overwrite", 0), ("seed", None))]
+        raise OptionError(
+            "--json prints one object on stdout, where --out - has its lines: name a file for them"
+        )
+    how = [
+        getattr(args, option, default)
+        for option, default in (("resume", 0), ("overwrite", 0), ("seed", None))
+    ]
     with jobs.open_job(args.prompts, args.out, name, *how) as job:
         num_before = job.num_done
         # What a library prints must not come between the lines.
         with contextlib.redirect_stdout(sys.stderr) if to_stdout else contextlib.nullcontext():
             _run_job(args, job, load, decode)
         summary = {
-            "out": str(args.out), "num_lines": job.num_done, "num_written": job.num_done - num_before,
-            "num_errors": job.num_errors, **job.totals, "tokens_per_second": _rate(job.totals),
-        }  # fmt: skip
+            "out": str(args.out),
+            "num_lines": job.num_done,
+            "num_written": job.num_done - num_before,
+            "num_errors": job.num_errors,
+            **job.totals,
+            "tokens_per_second": _rate(job.totals),
+        }
         if to_stdout:
             print(_one_line(summary), file=sys.stderr)
         else:
@@ -106,15 +135,29 @@ def bench(args: Namespace) -> int:
 
     given = dict(vars(args))
     names = (
-        "methods", "batch", "repeats", "new_tokens", "num_prompts", "eviction", "seed", "gamma", "draft_set",
-        "substitute", "prefetch", "temperature", "source_lang", "target_lang",
-    )  # fmt: skip
+        "methods",
+        "batch",
+        "repeats",
+        "new_tokens",
+        "num_prompts",
+        "eviction",
+        "seed",
+        "gamma",
+        "draft_set",
+        "substitute",
+        "prefetch",
+        "temperature",
+        "source_lang",
+        "target_lang",
+    )
     options = {name: given[name] for name in names if name in given}
     if "prompts" in given:
         from .jobs import read_prompts
 
         options["prompts"] = read_prompts(args.prompts)
-    result = run_bench(args.model, **options, **_options(args, LoadOptions), progress=_progress("runs"))
+    result = run_bench(
+        args.model, **options, **_options(args, LoadOptions), progress=_progress("runs")
+    )
     found = result.to_json()
     _emit(args, found, lambda: _bench_text(found))
     if any(row["same_tokens_as_plain"] is False for row in found["rows"]):
@@ -126,8 +169,10 @@ def bench(args: Namespace) -> int:
 def _bench_text(found: dict) -> str:
     model, machine = found["model"], found["machine"]
     head = (
-        f"{model.get('name')}: {model.get('layers')} MoE layers of {model.get('experts')} experts of "
-        f"{model.get('expert_bytes')} bytes; fast memory {model.get('fast_memory_bytes')} bytes, resident apart\n"
+        f"{model.get('name')}: {model.get('layers')} MoE layers of {model.get('experts')} experts "
+        "of "
+        f"{model.get('expert_bytes')} bytes; fast memory {model.get('fast_memory_bytes')} bytes, "
+        "resident apart\n"
         f"{machine.get('cpu')}, {machine.get('cores')} cores; store {machine['store']}"
     )
     return f"{head}\n\n{_table([{name: row[name] for name in TABLE} for row in found['rows']])}"
@@ -140,10 +185,14 @@ def pack(args: Namespace) -> int:
     packed = checkpoint.pack(args.model, args.directory, expert_bytes, progress=_progress("bytes"))
     layout = packed.layout
     found = {
-        "directory": str(packed.directory), "layers": len(packed.layers), "experts": packed.num_experts,
-        "record_bytes": layout.record_bytes, "expert_bytes": layout.payload_bytes,
-        "widened_from": packed.widened_from, "bytes": packed.data_bytes,
-    }  # fmt: skip
+        "directory": str(packed.directory),
+        "layers": len(packed.layers),
+        "experts": packed.num_experts,
+        "record_bytes": layout.record_bytes,
+        "expert_bytes": layout.payload_bytes,
+        "widened_from": packed.widened_from,
+        "bytes": packed.data_bytes,
+    }
     _emit(args, found, lambda: _one_line(found))
     return 0
 
@@ -152,10 +201,17 @@ def verify(args: Namespace) -> int:
     from .. import checkpoint
 
     packed = checkpoint.open_packed(args.directory)
-    bad = [{"layer": layer, "expert": expert} for layer, expert in checkpoint.verify_packed(packed, _progress("bytes"))]
+    bad = [
+        {"layer": layer, "expert": expert}
+        for layer, expert in checkpoint.verify_packed(packed, _progress("bytes"))
+    ]
     num_records = len(packed.layers) * packed.num_experts
     found = {"directory": str(packed.directory), "num_records": num_records, "bad": bad}
-    _emit(args, found, lambda: f"{packed.directory}: {num_records - len(bad)} of {num_records} records are good")
+    _emit(
+        args,
+        found,
+        lambda: f"{packed.directory}: {num_records - len(bad)} of {num_records} records are good",
+    )
     if bad:
         named = ", ".join(f"expert {one['expert']} of MoE layer {one['layer']}" for one in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -174,16 +230,28 @@ def cache(args: Namespace) -> int:
 
     rows = kept.remove(names or None) if chosen else kept.entries()
     key = "removed" if chosen else "copies"
-    found = {"folder": str(kept.cache_folder()), "bytes": sum(row["bytes"] for row in rows), key: rows}
-    _emit(args, found, lambda: f"{found['folder']}: {found['bytes'] / 2**20:.1f} MiB {key}\n{_table(rows)}")
+    found = {
+        "folder": str(kept.cache_folder()),
+        "bytes": sum(row["bytes"] for row in rows),
+        key: rows,
+    }
+    _emit(
+        args,
+        found,
+        lambda: f"{found['folder']}: {found['bytes'] / 2**20:.1f} MiB {key}\n{_table(rows)}",
+    )
     return 0
 
 
 def report(args: Namespace) -> int:
     if args.action != "run" and {"parameter", "out", "overwrite"} & set(vars(args)):
-        raise OptionError(f"-p, --out and --overwrite belong to `specmoe report run`, not to {args.action}")
+        raise OptionError(
+            f"-p, --out and --overwrite belong to `specmoe report run`, not to {args.action}"
+        )
     if args.action != "list" and args.name is None:
-        raise OptionError(f"`specmoe report {args.action}` needs the NAME of a report: see `specmoe report list`")
+        raise OptionError(
+            f"`specmoe report {args.action}` needs the NAME of a report: see `specmoe report list`"
+        )
     from ..lab import report as reports
 
     if args.action == "list":
@@ -195,7 +263,10 @@ def report(args: Namespace) -> int:
     else:
         parameters = _parameters(getattr(args, "parameter", []))
         path = reports.run_report(
-            args.name, parameters, getattr(args, "out", None), overwrite=getattr(args, "overwrite", False)
+            args.name,
+            parameters,
+            getattr(args, "out", None),
+            overwrite=getattr(args, "overwrite", False),
         )
         _emit(args, {"name": args.name, "report": str(path)}, lambda: str(path))
     return 0
@@ -211,7 +282,8 @@ def _parameters(given: list[str]) -> dict[str, str]:
 def _parameters_text(found: dict) -> str:
     width = max(map(len, found), default=0)
     return "\n".join(
-        f"{name:<{width}}  {one['type']} = {one['default']!r}" + (f"  ({one['help']})" if one.get("help") else "")
+        f"{name:<{width}}  {one['type']} = "
+        f"{one['default']!r}" + (f"  ({one['help']})" if one.get("help") else "")
         for name, one in found.items()
     )
 
@@ -220,7 +292,11 @@ def train(args: Namespace) -> int:
     from ..tiny import shipped_path, train_shipped
 
     shipped_path(args.name)  # an unknown name is refused before torch is imported
-    limits = {name: value for name in ("minutes", "steps") if (value := getattr(args, name, None)) is not None}
+    limits = {
+        name: value
+        for name in ("minutes", "steps")
+        if (value := getattr(args, name, None)) is not None
+    }
     for name, value in limits.items():
         if value <= 0:
             raise OptionError(f"--{name} {value} must be above zero")
@@ -233,11 +309,15 @@ def doctor(args: Namespace) -> int:
     """Failed probes are findings, not failures; without torch nothing else here works."""
     from ..lab.machine import doctor as examiner
 
-    record_bytes = parse_bytes("record_bytes", getattr(args, "record_bytes", None)) or examiner.RECORD_BYTES
+    record_bytes = (
+        parse_bytes("record_bytes", getattr(args, "record_bytes", None)) or examiner.RECORD_BYTES
+    )
     found = examiner.examine(
-        quick=not getattr(args, "thorough", False), directory=getattr(args, "directory", None),
-        record_bytes=record_bytes, hub=getattr(args, "hub", False),
-    )  # fmt: skip
+        quick=not getattr(args, "thorough", False),
+        directory=getattr(args, "directory", None),
+        record_bytes=record_bytes,
+        hub=getattr(args, "hub", False),
+    )
     _emit(args, found, lambda: examiner.to_table(found))
     return 1 if isinstance(found["threads"], dict) else 0
 
@@ -258,7 +338,11 @@ def _sampling(given: dict) -> dict:
     """Sampling is asked for by a temperature, top_k or top_p; temperature 0 is greedy."""
     wanted = any(name in given for name in ("temperature", "top_k", "top_p"))
     if given.get("temperature") == 0:
-        given = {name: value for name, value in given.items() if name not in ("temperature", "top_k", "top_p")}
+        given = {
+            name: value
+            for name, value in given.items()
+            if name not in ("temperature", "top_k", "top_p")
+        }
     elif wanted:
         given = {**given, "do_sample": True}
     from_kwargs(GenerateOptions, given)
@@ -280,11 +364,18 @@ def _lists(sequences) -> list[list[int]]:
 
 def _shown(outputs: list[dict], separator: str) -> list[str]:
     """A text goes on where its prompt ends; a translation stands below its source."""
-    return [f"{one['prompt']}{separator}{one['text']}" if one["text"] is not None else str(one["tokens"]) for one in outputs]
+    return [
+        f"{one['prompt']}{separator}{one['text']}"
+        if one["text"] is not None
+        else str(one["tokens"])
+        for one in outputs
+    ]
 
 
 def _one_line(found: dict) -> str:
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()}
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()
+    }
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
@@ -297,7 +388,9 @@ def _table(rows: list[dict]) -> str:
         return "none"
     import pandas as pd
 
-    return pd.DataFrame(rows).to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
+    return pd.DataFrame(rows).to_string(
+        index=False, na_rep="-", float_format=lambda value: f"{value:.4g}"
+    )
 
 
 def _progress(unit: str) -> Callable | None:

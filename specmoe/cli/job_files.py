@@ -139,7 +139,8 @@ class OutFile:
     def begin(self, at: int = 0) -> None:
         """Writing begins after the first ``at`` bytes; what follows them is cut off."""
         if not self._begun:
-            self._begun, self.size = True, at
+            self._begun = True
+            self.size = at
             self._try(os.ftruncate, self._fd, at)
 
     def append(self, record: dict) -> None:

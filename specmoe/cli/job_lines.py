@@ -45,7 +45,8 @@ class Item:
     line: int
     digest: str  # of the line's content
     num_bytes: int
-    number: int = -1  # texts asked for by the readable lines before it: what its noise is drawn by
+    # texts asked for by the readable lines before it: what its noise is drawn by
+    number: int = -1
     prompt: str | list | None = None  # a text, token ids or messages
     id: Any = None
     n: int | None = None

@@ -1,7 +1,8 @@
 """What a user holds: a model whose experts lie in slow memory.
 
-``load`` puts the rooms together (checkpoint -> store -> pool -> experts function -> decoder); ``Engine.generate`` sends one
-job through ``speculate.decode`` and gives back tokens, texts, stats and a trace.
+``load`` puts the rooms together (checkpoint -> store -> pool -> experts function -> decoder);
+``Engine.generate`` sends one job through ``speculate.decode`` and gives back tokens, texts, stats
+and a trace.
 """
 
 from __future__ import annotations
@@ -45,21 +46,24 @@ CALIBRATION = {"num_prompts": 8, "max_new_tokens": 24}
 
 
 def load(model: str, **options) -> Engine:
-    """Load ``model`` (a shipped name, a local Hugging Face folder, or a hub id) with its experts in slow memory.
+    """Load ``model`` (a shipped name, a local Hugging Face folder, or a hub id) with its experts in
+    slow memory.
 
-    Options are those of ``config.LoadOptions``; an unknown one raises ``OptionError``. Raises ``CheckpointError``,
-    ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing is left open then.
+    Options are those of ``config.LoadOptions``; an unknown one raises ``OptionError``. Raises
+    ``CheckpointError``, ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing
+    is left open then.
     """
     return Engine(model, from_kwargs(LoadOptions, options))
 
 
 class Engine:
-    """A loaded model. ``generate`` may be called any number of times, one at a time; each call starts with an empty
-    pool, so no call depends on earlier ones. ``close`` (or leaving the ``with`` block) ends every thread and frees files
-    and buffers."""
+    """A loaded model. ``generate`` may be called any number of times, one at a time; each call
+    starts with an empty pool, so no call depends on earlier ones. ``close`` (or leaving the
+    ``with`` block) ends every thread and frees files and buffers."""
 
     def __init__(self, model: str, options: LoadOptions):
-        self.name, self.options = str(model), options
+        self.name = str(model)
+        self.options = options
         self.turns = Turns()
         self.store: ExpertStore | None = None
         check_device(options.device)
@@ -68,8 +72,12 @@ class Engine:
         self.is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
         modules = checkpoint.expert_modules(self.model)
-        num_encoder_layers = sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
-        self.packed = checkpoint.pack(path, expert_bytes=options.expert_bytes, progress=_PackingBar())
+        num_encoder_layers = (
+            sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
+        )
+        self.packed = checkpoint.pack(
+            path, expert_bytes=options.expert_bytes, progress=_PackingBar()
+        )
         # None, or why it cannot be used; ``tokenizer`` is the usable one.
         self._tokenizer = load_tokenizer(path)
         self.tokenizer = None if isinstance(self._tokenizer, CheckpointError) else self._tokenizer
@@ -78,18 +86,30 @@ class Engine:
         self.memory = plan_memory(
             record_bytes=layout.record_bytes,
             scratch_bytes=ExpertKernel.scratch_bytes(layout, self.model.dtype),
-            num_layers=len(self.packed.layers) - num_encoder_layers, num_experts=self.packed.num_experts,
-            draft_experts=options.draft_experts, fast_memory=options.fast_memory, num_readers=options.num_readers,
-        )  # fmt: skip
+            num_layers=len(self.packed.layers) - num_encoder_layers,
+            num_experts=self.packed.num_experts,
+            draft_experts=options.draft_experts,
+            fast_memory=options.fast_memory,
+            num_readers=options.num_readers,
+        )
         distances = expert_distances(self.packed)
         self.compiled = options.compile and compiler_works(options.device)
-        on_gpu = self.compiled and str(options.device) != "cpu"  # on a CPU padding costs more than compiling gains
+        # on a CPU padding costs more than compiling gains
+        on_gpu = self.compiled and str(options.device) != "cpu"
         kernel = ExpertKernel(layout, self.model.dtype, options.device, compile=on_gpu)
         self.experts = OffloadedExperts(self.model, modules, kernel, distances, num_encoder_layers)
-        self.store = open_store(options.store, self.packed, options.device, options.link_bytes_per_s, options.num_readers)
+        self.store = open_store(
+            options.store,
+            self.packed,
+            options.device,
+            options.link_bytes_per_s,
+            options.num_readers,
+        )
         try:
             self._slots = allocate_slots(self.memory.num_slots, self.store)
-            kernel.calibrate(modules[next(iter(modules))], self._slots[0], self.decoder.config.hidden_size)
+            kernel.calibrate(
+                modules[next(iter(modules))], self._slots[0], self.decoder.config.hidden_size
+            )
             self.experts.install(opaque=self.compiled)
             if self.compiled:
                 self.decoder.passes.compile()
@@ -97,35 +117,48 @@ class Engine:
             self.store.close()
             raise
 
-    # ---- decoding ----------------------------------------------------------------------------------------------
+    # ---- decoding ----
 
-    def generate(self, prompts=None, *, attention_mask=None, input_ids=None, inputs=None, **options) -> Output:
-        """Continue ``prompts`` (texts, chats, lists of ids, or ids [B, T] with ``attention_mask``; also as ``**`` of what
-        a tokenizer returns) -> ``Output``, one sequence per prompt, or ``num_return_sequences``.
+    def generate(
+        self, prompts=None, *, attention_mask=None, input_ids=None, inputs=None, **options
+    ) -> Output:
+        """Continue ``prompts`` (texts, chats, lists of ids, or ids [B, T] with ``attention_mask``;
+        also as ``**`` of what a tokenizer returns) -> ``Output``, one sequence per prompt, or
+        ``num_return_sequences``.
 
-        Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding; sampled output has
-        the target's distribution. Raises ``OptionError`` for bad input, ``StoreError`` when a record cannot be read
-        (the engine can be used again), ``FastMemoryError`` when the KV cache outgrows memory.
+        Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding;
+        sampled output has the target's distribution. Raises ``OptionError`` for bad input,
+        ``StoreError`` when a record cannot be read (the engine can be used again),
+        ``FastMemoryError`` when the KV cache outgrows memory.
         """
         prompts = one_of(prompts, input_ids, inputs)
         with self.start(prompts, attention_mask=attention_mask, **options) as run:
             return run.output()
 
     def start(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Run:
-        """What ``generate`` does, in the open: ``with engine.start(prompts) as run: for round in run: ...``, then
-        ``run.output()``. Reads and checks everything now; holds the engine from ``with`` on."""
+        """What ``generate`` does, in the open: ``with engine.start(prompts) as run: for round in
+        run: ...``, then ``run.output()``. Reads and checks everything now; holds the engine from
+        ``with`` on."""
         self.check_free()
         options.pop("token_type_ids", None)  # a tokenizer may add them; no model here reads them
         rules = Rules(self.model, self.tokenizer, from_kwargs(GenerateOptions, gather(options)))
         options = rules.options
-        if outside := [token for token in end_tokens(options.eos_token_id) if token >= self.decoder.vocab_size]:
-            raise OptionError(f"eos_token_id={outside[0]} is outside the vocabulary of {self.decoder.vocab_size}")
-        rows = self._read(prompts, attention_mask, dataclasses.replace(options, max_new_tokens=rules.longest))
+        if outside := [
+            token for token in end_tokens(options.eos_token_id) if token >= self.decoder.vocab_size
+        ]:
+            raise OptionError(
+                f"eos_token_id={outside[0]} is outside the vocabulary of {self.decoder.vocab_size}"
+            )
+        rows = self._read(
+            prompts, attention_mask, dataclasses.replace(options, max_new_tokens=rules.longest)
+        )
         sampler = Sampler(options, warped=rules.give_rules(rows))
         rows = _copies(rows, options)
         batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
         max_block = self.decoder.largest_block(batch_size)
-        method = make_method(options, self.memory, self.packed, self._hotness_for(options, rows), max_block)
+        method = make_method(
+            options, self.memory, self.packed, self._hotness_for(options, rows), max_block
+        )
         self.decoder.check_blocks(rows, batch_size, method.planner.max_gamma)
         eos = rules.eos.union(*(row.rules.eos for row in rows if row.rules))
         return Run(self, Plan(rows, options, method, sampler, batch_size, eos))
@@ -140,13 +173,25 @@ class Engine:
         return [Row(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)]
 
     def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
-        """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the start token."""
-        sources = read_sources(prompts, attention_mask, self.tokenizer, self.decoder.vocab_size, options.source_lang)
-        forced = options.own.get("forced_bos_token_id", self.model.generation_config.forced_bos_token_id)
-        start = decoder_prompt(self.decoder.start_token, forced, self.tokenizer, options.target_lang)
-        check_source_lengths(sources, len(start), options.max_new_tokens, self.decoder.max_positions)
+        """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the
+        start token."""
+        sources = read_sources(
+            prompts, attention_mask, self.tokenizer, self.decoder.vocab_size, options.source_lang
+        )
+        forced = options.own.get(
+            "forced_bos_token_id", self.model.generation_config.forced_bos_token_id
+        )
+        start = decoder_prompt(
+            self.decoder.start_token, forced, self.tokenizer, options.target_lang
+        )
+        check_source_lengths(
+            sources, len(start), options.max_new_tokens, self.decoder.max_positions
+        )
         limit, first = 1 + options.max_new_tokens, options.first_prompt
-        return [Row(first + index, list(start), limit, source=source) for index, source in enumerate(sources)]
+        return [
+            Row(first + index, list(start), limit, source=source)
+            for index, source in enumerate(sources)
+        ]
 
     def check_open(self) -> None:
         if self.store is None:
@@ -160,8 +205,14 @@ class Engine:
 
     def new_pool(self, method: Method, trace: Trace) -> ResidentPool:
         """An empty pool as ``method`` wants it, over the engine's slots."""
-        slots = self._slots if method.num_slots is None else allocate_slots(method.num_slots, self.store)
-        return ResidentPool(self.store, Slots(slots), RunPolicy(method.rule, method.first_kept), method.mode, trace)
+        slots = (
+            self._slots
+            if method.num_slots is None
+            else allocate_slots(method.num_slots, self.store)
+        )
+        return ResidentPool(
+            self.store, Slots(slots), RunPolicy(method.rule, method.first_kept), method.mode, trace
+        )
 
     def to_output(self, rows: list[Row], stats: Stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on
@@ -169,12 +220,24 @@ class Engine:
         tokens, lengths = [row.tokens for row in rows], [row.num_prompt for row in rows]
         texts = to_texts(self.tokenizer, tokens)
         new = new_texts(self.tokenizer, tokens, lengths, texts)
-        return Output(sequences, texts, new, lengths, stats, trace, [row.source for row in rows], self.tokenizer)
+        return Output(
+            sequences,
+            texts,
+            new,
+            lengths,
+            stats,
+            trace,
+            [row.source for row in rows],
+            self.tokenizer,
+        )
 
-    # ---- calibration and self-check -----------------------------------------------------------------------------
+    # ---- calibration and self-check ----
 
-    def calibrate(self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"], **languages) -> list[list[int]]:
-        """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on it."""
+    def calibrate(
+        self, prompts, max_new_tokens: int = CALIBRATION["max_new_tokens"], **languages
+    ) -> list[list[int]]:
+        """Count expert use over a plain run: tokens [L][E]. "static" and "hot_global" stand on
+        it."""
         options = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
         with self.start(prompts, max_new_tokens=max_new_tokens, **options) as run:
             run.output()
@@ -189,17 +252,21 @@ class Engine:
             room = (self.decoder.max_positions or 1 << 30) - max(row.num_prompt for row in rows)
             first = [row.source or row.tokens for row in rows[: CALIBRATION["num_prompts"]]]
             languages = {"target_lang": options.target_lang} if self.is_translation else {}
-            self.calibrate(first, max_new_tokens=min(CALIBRATION["max_new_tokens"], room), **languages)
+            self.calibrate(
+                first, max_new_tokens=min(CALIBRATION["max_new_tokens"], room), **languages
+            )
         return self.hotness
 
     def check_exact(self, prompts, max_new_tokens: int = 64, **options) -> ExactReport:
-        """transformers' own greedy ``generate`` on the checkpoint against every method, each prompt alone; plain decoding
-        where the whole model does not fit into memory (the report says which). First divergences with both logits."""
+        """transformers' own greedy ``generate`` on the checkpoint against every method, each prompt
+        alone; plain decoding where the whole model does not fit into memory (the report says
+        which). First divergences with both logits."""
         return compare_methods(self, prompts, max_new_tokens, **options)
 
     @torch.inference_mode()
     def next_logits(self, tokens: list[int], source: list[int] | None = None) -> torch.Tensor:
-        """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the decoder's, given ``source``)."""
+        """The full model's logits [V] for the token after ``tokens`` (encoder-decoder: the
+        decoder's, given ``source``)."""
         method = make_method(GenerateOptions(method="on_demand"), self.memory, self.packed, None)
         with held(self, method, Trace(enabled=False)) as experts:
             self.decoder.allocate(1, len(tokens) + 1)
@@ -208,34 +275,48 @@ class Engine:
             with experts.prefilling():
                 self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
             with experts.verifying(None):
-                return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[0, -1]
+                return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[
+                    0, -1
+                ]
 
-    # ---- facts and the end -----------------------------------------------------------------------------------------
+    # ---- facts and the end ----
 
     @property
     def info(self) -> dict:
         """What was loaded."""
         layout, memory = self.packed.layout, self.memory
         return {
-            "name": Path(self.name).name, "architecture": self.model.config.model_type,
-            "layers": len(self.packed.layers), "experts": self.packed.num_experts,
-            "top_k": getattr(self.decoder.config, "num_experts_per_tok", None) or adapters.top_k(self.model.config),
-            "expert_bytes": layout.payload_bytes, "record_bytes": layout.record_bytes,
-            "widened_from": self.packed.widened_from, "expert_dtype": str(layout.dtype).removeprefix("torch."),
-            "dtype": str(self.model.dtype).removeprefix("torch."), "device": str(self.options.device),
-            "draft_experts": memory.draft_experts, "fast_memory_bytes": memory.fast_memory_bytes,
-            "used_bytes": memory.used_bytes, "slots": memory.num_slots, "cached_experts": memory.cached_experts,
+            "name": Path(self.name).name,
+            "architecture": self.model.config.model_type,
+            "layers": len(self.packed.layers),
+            "experts": self.packed.num_experts,
+            "top_k": getattr(self.decoder.config, "num_experts_per_tok", None)
+            or adapters.top_k(self.model.config),
+            "expert_bytes": layout.payload_bytes,
+            "record_bytes": layout.record_bytes,
+            "widened_from": self.packed.widened_from,
+            "expert_dtype": str(layout.dtype).removeprefix("torch."),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.options.device),
+            "draft_experts": memory.draft_experts,
+            "fast_memory_bytes": memory.fast_memory_bytes,
+            "used_bytes": memory.used_bytes,
+            "slots": memory.num_slots,
+            "cached_experts": memory.cached_experts,
             "trunk_bytes": sum(p.nbytes for p in self.model.parameters() if not p.is_meta),
-        }  # fmt: skip
+        }
 
     @property
     def store_info(self) -> dict:
         return self.store.info()
 
     def close(self) -> None:
-        """End every thread, close files, free buffers. Calling it twice is fine; while a call goes on it is refused."""
+        """End every thread, close files, free buffers. Calling it twice is fine; while a call goes
+        on it is refused."""
         if self.turns.is_taken():
-            raise SpecMoEError("the engine is in use: end the call that goes on before you close it")
+            raise SpecMoEError(
+                "the engine is in use: end the call that goes on before you close it"
+            )
         if self.store is not None:
             self.experts.uninstall()
             self.store.close()
@@ -249,15 +330,21 @@ class Engine:
 
 
 def _copies(rows: list[Row], options: GenerateOptions) -> list[Row]:
-    """``num_return_sequences`` rows for each, side by side, with noise of their own and one prefill."""
+    """``num_return_sequences`` rows for each, side by side, with noise of their own and one
+    prefill."""
     number = options.num_return_sequences
     if number == 1:
         return rows
     if not options.do_sample:
-        raise OptionError(f"num_return_sequences={number} without do_sample=True would give the same text {number} times")
+        raise OptionError(
+            f"num_return_sequences={number} without do_sample=True would give the "
+            f"same text {number} times"
+        )
     first = options.first_prompt
     return [
-        dataclasses.replace(row, prompt=first + index * number + copy, tokens=list(row.tokens), twin=index)
+        dataclasses.replace(
+            row, prompt=first + index * number + copy, tokens=list(row.tokens), twin=index
+        )
         for index, row in enumerate(rows)
         for copy in range(number)
     ]

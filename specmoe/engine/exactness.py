@@ -1,7 +1,9 @@
-"""Is the output exact? Every method against transformers' own ``generate``, and where they part, by how little.
+"""Is the output exact? Every method against transformers' own ``generate``, and where they part, by
+how little.
 
-Comes in: a loaded engine and prompts. Goes out: an ``ExactReport``. ``Engine.check_exact`` calls this. The reference reads
-the checkpoint from disk by itself, so stale experts or settings that specmoe ignores show as a difference.
+Comes in: a loaded engine and prompts. Goes out: an ``ExactReport``. ``Engine.check_exact`` calls
+this. The reference reads the checkpoint from disk by itself, so stale experts or settings that
+specmoe ignores show as a difference.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import torch
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 TIE_ULPS = 2
-# NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than were routed to.
+# NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than
+# were routed to.
 NO_REFERENCE = {"nllb-moe": "transformers runs other experts of nllb-moe than it routes to"}
 SHARE_OF_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first token where a method left the reference, and the reference's logits of its own token and of the method's.
+    """The first token where a method left the reference, and the reference's logits of its own
+    token and of the method's.
 
     ``is_tie``: in bfloat16 or float16 the two logits are within 2 ulp, so rounding alone decides.
     """
@@ -44,13 +48,15 @@ class Divergence:
     def __str__(self) -> str:
         return (
             f"{self.method}: prompt {self.prompt}, position {self.position}: token {self.token} "
-            f"(logit {self.logits[1]:.6g}) instead of {self.plain_token} (logit {self.logits[0]:.6g})"
+            f"(logit {self.logits[1]:.6g}) instead of {self.plain_token} (logit "
+            f"{self.logits[0]:.6g})"
         )
 
 
 @dataclass(frozen=True)
 class ExactReport:
-    """Which methods gave the reference's tokens. True in a condition when all did, ties not excused."""
+    """Which methods gave the reference's tokens. True in a condition when all did, ties not
+    excused."""
 
     num_prompts: int
     num_tokens: int
@@ -83,7 +89,8 @@ class ExactReport:
 
 
 class TransformersReference:
-    """transformers' own model of the checkpoint, read from disk, each prompt alone, with the checkpoint's settings."""
+    """transformers' own model of the checkpoint, read from disk, each prompt alone, with the
+    checkpoint's settings."""
 
     def __init__(self, engine, **options):
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -91,7 +98,8 @@ class TransformersReference:
         auto = AutoModelForSeq2SeqLM if engine.is_translation else AutoModelForCausalLM
         path, dtype = engine.model.name_or_path, engine.model.dtype
         self.name = f"transformers' generate ({str(dtype).removeprefix('torch.')})"
-        self.tokenizer, self.dtype = engine.tokenizer, dtype
+        self.tokenizer = engine.tokenizer
+        self.dtype = dtype
         self.model = auto.from_pretrained(path, dtype=dtype).to(engine.options.device).eval()
         for module in self.model.modules():
             if hasattr(module, "config"):
@@ -100,26 +108,39 @@ class TransformersReference:
         self.settings.update(do_sample=False, num_beams=1)
         for name in filter(partial(hasattr, self.settings), options):
             setattr(self.settings, name, None if options[name] == [] else options[name])
-        # generate fills what is None in its argument from the model's own settings, an end token taken away too.
+        # generate fills what is None in its argument from the model's own settings, an end token
+        # taken away too.
         self.model.generation_config = self.settings
 
     def _run(self, prompt: list[int], source: list[int] | None, new_tokens: int):
         ids = torch.tensor([source or prompt], device=self.model.device)
-        start = {} if source is None else {"decoder_input_ids": torch.tensor([prompt], device=ids.device)}
+        start = (
+            {}
+            if source is None
+            else {"decoder_input_ids": torch.tensor([prompt], device=ids.device)}
+        )
         return self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, tokenizer=self.tokenizer,
-            output_scores=True, return_dict_in_generate=True, **start,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            tokenizer=self.tokenizer,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **start,
+        )
 
     def tokens(self, prompt: list[int], source: list[int] | None, new_tokens: int) -> list[int]:
         """The prompt and its greedy continuation."""
         return self._run(prompt, source, new_tokens).sequences[0].tolist()
 
-    def logits(self, tokens: list[int], num_prompt: int, source: list[int] | None = None) -> torch.Tensor:
+    def logits(
+        self, tokens: list[int], num_prompt: int, source: list[int] | None = None
+    ) -> torch.Tensor:
         """Logits [V], after the settings' processors, of the token after ``tokens``."""
         steps = len(tokens) - num_prompt
         own = self._run(tokens[:num_prompt], source, steps + 1)
-        if own.sequences[0, : len(tokens)].tolist() != tokens:  # not its own text: read it as a prompt
+        # not its own text: read it as a prompt
+        if own.sequences[0, : len(tokens)].tolist() != tokens:
             own, steps = self._run(tokens, source, 1), 0
         return own.scores[steps][0]
 
@@ -128,21 +149,27 @@ class PlainReference:
     """specmoe's own ``on_demand``, one row at a time: says nothing about the checkpoint on disk."""
 
     def __init__(self, engine, why: str):
-        self.engine, self.dtype = engine, engine.model.dtype
+        self.engine = engine
+        self.dtype = engine.model.dtype
         self.name = f"plain decoding ({why})"
 
-    def logits(self, tokens: list[int], num_prompt: int, source: list[int] | None = None) -> torch.Tensor:
+    def logits(
+        self, tokens: list[int], num_prompt: int, source: list[int] | None = None
+    ) -> torch.Tensor:
         return self.engine.next_logits(tokens, source)
 
 
 def choose_reference(engine, **options) -> TransformersReference | PlainReference:
-    """transformers' own model where it is a reference and fits into memory beside the engine, else plain decoding."""
+    """transformers' own model where it is a reference and fits into memory beside the engine, else
+    plain decoding."""
     kind = engine.model.config.model_type
     if kind in NO_REFERENCE:
         return PlainReference(engine, NO_REFERENCE[kind])
     needed = sum(p.numel() for p in engine.model.parameters()) * engine.model.dtype.itemsize
     if needed > SHARE_OF_MEMORY * free_bytes(engine.options.device):
-        return PlainReference(engine, f"the whole model needs {needed / 2**30:.1f} GiB, more than is free")
+        return PlainReference(
+            engine, f"the whole model needs {needed / 2**30:.1f} GiB, more than is free"
+        )
     return TransformersReference(engine, **options)
 
 
@@ -152,12 +179,17 @@ def free_bytes(device="cpu") -> int:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+            return (
+                next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+                * 1024
+            )
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def compare_methods(engine, prompts, max_new_tokens: int = 64, methods=METHODS, **options) -> ExactReport:
+def compare_methods(
+    engine, prompts, max_new_tokens: int = 64, methods=METHODS, **options
+) -> ExactReport:
     """Greedy output of every method against the reference, each prompt alone."""
     run = {"max_new_tokens": max_new_tokens, **options}
     plain = engine.generate(prompts, method="on_demand", batch_size=1, **run)
@@ -198,7 +230,8 @@ def first_divergence(reference, at: tuple, expected: list[int], got: list[int]) 
 
 
 def is_tie(first: float, second: float, dtype: torch.dtype) -> bool:
-    """Whether two logits of a 16-bit model lie within 2 ulp, the steps of ``dtype`` at their size."""
+    """Whether two logits of a 16-bit model lie within 2 ulp, the steps of ``dtype`` at their
+    size."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     size = max(abs(first), abs(second))

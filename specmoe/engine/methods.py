@@ -1,15 +1,21 @@
-"""Every method as settings of the same parts: how the pool keeps experts, who plans gamma, what is read ahead.
+"""Every method as settings of the same parts: how the pool keeps experts, who plans gamma, what is
+read ahead.
 
-Comes in: the options of a run and the memory plan. Goes out: a ``Method`` that ``engine`` puts into a job.
+Comes in: the options of a run and the memory plan. Goes out: a ``Method`` that ``engine`` puts into
+a job.
 
-===========  ==========================================================================================================
-on_demand    nothing is kept: a wave of experts is read, computed, dropped (synchronous; the paper's MoE-OnDemand)
-overlapped   the same, but reads go on while experts are computed, and the next layer's experts are guessed
+===========  =======================================================================================
+on_demand    nothing is kept: a wave of experts is read, computed, dropped (synchronous; the paper's
+             MoE-OnDemand)
+overlapped   the same, but reads go on while experts are computed, and the next layer's experts are
+             guessed
 cached       the pool keeps experts by an eviction policy (the paper's MoE-Caching)
-specmoe      draft experts are kept, gamma tokens are drafted with them, one verification fetches for all
+specmoe      draft experts are kept, gamma tokens are drafted with them, one verification fetches
+             for all
 auto         specmoe with a planner that may choose gamma = 0
-resident     everything in fast memory: the ceiling, outside the budget (copies widened to the model's dtype are not counted)
-===========  ==========================================================================================================
+resident     everything in fast memory: the ceiling, outside the budget (copies widened to the
+             model's dtype are not counted)
+===========  =======================================================================================
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, Planner
 
 @dataclass(frozen=True)
 class Method:
-    """Settings of one run. ``num_slots`` None: the engine's own slots; ``preload``: experts per layer to fetch first."""
+    """Settings of one run. ``num_slots`` None: the engine's own slots; ``preload``: experts per
+    layer to fetch first."""
 
     rule: KeepPolicy
     planner: Planner
@@ -41,11 +48,16 @@ class Method:
 
 
 def make_method(
-    options: GenerateOptions, memory: MemoryPlan, packed: PackedExperts, hotness=None, max_block: int | None = None
+    options: GenerateOptions,
+    memory: MemoryPlan,
+    packed: PackedExperts,
+    hotness=None,
+    max_block: int | None = None,
 ) -> Method:
-    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on a calibration;
-    ``max_block``: tokens of a row that can be verified at once (None: any number). Only
-    ``resident`` keeps experts of an encoder: its layers, the first ones, run once per prompt."""
+    """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on
+    a calibration; ``max_block``: tokens of a row that can be verified at once (None: any number).
+    Only ``resident`` keeps experts of an encoder: its layers, the first ones, run once per
+    prompt."""
     method = _make_method(options, memory, packed, hotness, max_block)
     if options.method == "resident":
         return method
@@ -56,13 +68,17 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
     size = (len(packed.layers), packed.num_experts)
     plain = FixedGamma(0)
     if options.method == "resident":
-        everything = Static(*size, packed.num_experts, [[0] * packed.num_experts] * len(packed.layers))
+        everything = Static(
+            *size, packed.num_experts, [[0] * packed.num_experts] * len(packed.layers)
+        )
         slots = size[0] * size[1] + 1
         return Method(everything, plain, PoolMode.RESIDENT, slots, everything.fixed)
     if options.method == "on_demand":
         return Method(KeepPolicy(*size, 0), plain, PoolMode.ON_DEMAND)
     if options.method == "overlapped":
-        return Method(KeepPolicy(*size, 0), plain, PoolMode.OVERLAPPED, drafting=Drafting(guess_next=True))
+        return Method(
+            KeepPolicy(*size, 0), plain, PoolMode.OVERLAPPED, drafting=Drafting(guess_next=True)
+        )
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
         return Method(policy, plain, preload=getattr(policy, "fixed", None))
@@ -70,12 +86,15 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
 
 
 def _speculative(options, memory: MemoryPlan, size: tuple[int, int], hotness, max_block) -> Method:
-    policy = make_draft_set(options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0)
+    policy = make_draft_set(
+        options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0
+    )
     planner = _planner(options, max_block)
     top_k = options.draft_top_k or ("half" if isinstance(planner, ConfidencePlanner) else None)
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = getattr(policy, "fixed", None)
-    if memory.draft_experts == size[1] and not callable(options.draft_set):  # every expert drafts, from the first round on
+    # every expert drafts, from the first round on
+    if memory.draft_experts == size[1] and not callable(options.draft_set):
         preload = [set(range(size[1]))] * size[0]
     return Method(policy, planner, preload=preload, drafting=drafting)
 
@@ -84,7 +103,9 @@ def _planner(options: GenerateOptions, max_block: int | None) -> Planner:
     if options.gamma is None and not options.do_sample:
         return ConfidencePlanner(options.method == "auto", max_block)
     if options.method == "auto":
-        return CostPlanner(CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma})))
+        return CostPlanner(
+            CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma}))
+        )
     if options.gamma is not None:
         return FixedGamma(options.gamma)
     return CostPlanner(CANDIDATES[1:])

@@ -1,7 +1,8 @@
-"""What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show themselves in a notebook.
+"""What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show
+themselves in a notebook.
 
-Comes in: the totals of ``speculate`` and the pool's counts. Goes out: frozen ``Stats``; all of it is of decoding, prefill
-stands apart in ``prefill_s`` and ``prefill_bytes``.
+Comes in: the totals of ``speculate`` and the pool's counts. Goes out: frozen ``Stats``; all of it
+is of decoding, prefill stands apart in ``prefill_s`` and ``prefill_bytes``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ SETTLED = 8  # rounds after which a planner has tried out what it wants to try f
 
 @dataclass(frozen=True)
 class Stats:
-    """Numbers of one run. Seconds are wall clock; bytes are whole expert records moved from slow to fast memory."""
+    """Numbers of one run. Seconds are wall clock; bytes are whole expert records moved from slow to
+    fast memory."""
 
     method: str
     gamma: float  # mean drafted tokens asked for per round
@@ -54,17 +56,26 @@ class Stats:
     @property
     def remark(self) -> str:
         """What ``auto`` decided, where it was not to draft; else empty."""
-        if self.method != "auto" or self.num_rounds < SETTLED or 2 * self.num_plain_rounds <= self.num_rounds:
+        if (
+            self.method != "auto"
+            or self.num_rounds < SETTLED
+            or 2 * self.num_plain_rounds <= self.num_rounds
+        ):
             return ""
-        return f"drafting did not pay here: auto decoded {self.num_plain_rounds} of {self.num_rounds} rounds plainly"
+        return (
+            f"drafting did not pay here: auto decoded {self.num_plain_rounds} of "
+            f"{self.num_rounds} rounds plainly"
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td style='text-align:left'>{name}</td><td style='text-align:right'>{html.escape(show(value))}</td></tr>"
+            f"<tr><td style='text-align:left'>{name}</td><td "
+            f"style='text-align:right'>{html.escape(show(value))}</td></tr>"
             for name, value in dataclasses.asdict(self).items()
         )
-        return f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>" + (
-            f"<p>{html.escape(self.remark)}</p>" if self.remark else ""
+        return (
+            f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
+            + (f"<p>{html.escape(self.remark)}</p>" if self.remark else "")
         )
 
 
@@ -79,27 +90,52 @@ def show(value) -> str:
 class Output:
     """Result of ``Engine.generate``, in the order of the prompts."""
 
-    sequences: list[torch.Tensor]  # prompt + new tokens (encoder-decoder: the decoder's tokens, start included)
+    # prompt + new tokens (encoder-decoder: the decoder's tokens, start included)
+    sequences: list[torch.Tensor]
     texts: list[str]  # decoded sequences; empty without a tokenizer
     new_texts: list[str]  # only what was generated
     num_prompt_tokens: list[int]
     stats: Stats
     trace: Trace = field(repr=False)
-    sources: list[list[int] | None] = field(default_factory=list, repr=False)  # encoder-decoder: what the encoder read
-    tokenizer: object = field(default=None, repr=False, compare=False)  # turns single tokens into text, where there is one
+    # encoder-decoder: what the encoder read
+    sources: list[list[int] | None] = field(default_factory=list, repr=False)
+    # turns single tokens into text, where there is one
+    tokenizer: object = field(default=None, repr=False, compare=False)
 
     def _repr_html_(self) -> str:
-        shown = list(zip(self.texts or [s.tolist() for s in self.sequences], self.num_prompt_tokens, strict=True))[:8]
-        rows = "".join(f"<tr><td>{i}</td><td style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"
-                       for i, (text, _) in enumerate(shown))  # fmt: skip
-        more = f"<p>... and {len(self.sequences) - len(shown)} more</p>" if len(self.sequences) > len(shown) else ""
-        return f"<table><thead><tr><th>prompt</th><th>text</th></tr></thead><tbody>{rows}</tbody></table>{more}" + (
-            self.stats._repr_html_()
+        shown = list(
+            zip(
+                self.texts or [s.tolist() for s in self.sequences],
+                self.num_prompt_tokens,
+                strict=True,
+            )
+        )[:8]
+        rows = "".join(
+            f"<tr><td>{i}</td><td "
+            f"style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"
+            for i, (text, _) in enumerate(shown)
+        )
+        more = (
+            (f"<p>... and {len(self.sequences) - len(shown)} more</p>")
+            if len(self.sequences) > len(shown)
+            else ""
+        )
+        return (
+            f"<table><thead><tr><th>prompt</th><th>text</th></tr></thead><tbody>{rows}</tbody></table>{more}"
+            + (self.stats._repr_html_())
         )
 
 
-def make_stats(method: str, batch_size: int, job: Job, seconds: float, peak_bytes: int, *, kept_full: bool,
-               seed: int | None = None) -> Stats:  # fmt: skip
+def make_stats(
+    method: str,
+    batch_size: int,
+    job: Job,
+    seconds: float,
+    peak_bytes: int,
+    *,
+    kept_full: bool,
+    seed: int | None = None,
+) -> Stats:
     """Sums over the rounds of ``job``; prefill's share of what its pool moved is taken off here."""
     rounds, moved = job.rounds, job.experts.pool.counts.minus(job.prefill)
     num_new_tokens = sum(each.new_tokens for each in rounds)
@@ -121,7 +157,9 @@ def make_stats(method: str, batch_size: int, job: Job, seconds: float, peak_byte
         num_hits=moved.num_hits,
         num_misses=moved.num_misses,
         prefetch_recall=moved.prefetch_used / moved.num_misses if moved.num_misses else 0.0,
-        prefetch_precision=moved.prefetch_used / moved.num_prefetches if moved.num_prefetches else 0.0,
+        prefetch_precision=moved.prefetch_used / moved.num_prefetches
+        if moved.num_prefetches
+        else 0.0,
         wait_s=moved.wait_s,
         draft_s=sum(each.draft_s for each in rounds),
         verify_s=sum(each.verify_s for each in rounds),

@@ -1,6 +1,7 @@
 """Shows a run while it runs: a streamer for one prompt, a progress bar or a callback for many.
 
-Comes in: the rows after every round. Goes out: finished rows in the order of the prompts. ``engine`` calls this.
+Comes in: the rows after every round. Goes out: finished rows in the order of the prompts.
+``engine`` calls this.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from ..speculate.loop import Row
 
 
 class Watcher:
-    """Collects finished rows; feeds ``streamer`` (transformers' protocol: put, end) and ``progress`` (True for a bar, or a
-    function of (finished prompts, prompts))."""
+    """Collects finished rows; feeds ``streamer`` (transformers' protocol: put, end) and
+    ``progress`` (True for a bar, or a function of (finished prompts, prompts))."""
 
     def __init__(self, options: GenerateOptions, prompts: list[list[int]]):
         if options.streamer is not None and len(prompts) != 1:
-            raise OptionError(f"streamer shows one prompt, and {len(prompts)} were given: use progress=True")
+            raise OptionError(
+                f"streamer shows one prompt, and {len(prompts)} were given: use progress=True"
+            )
         self._rows: dict[int, Row] = {}
         self._num_prompts = len(prompts)
-        self._streamer, self._callback, self._bar = options.streamer, None, None
+        self._streamer = options.streamer
+        self._callback = None
+        self._bar = None
         if options.progress is True:
             from tqdm.auto import tqdm
 

@@ -23,14 +23,24 @@ from ..errors import OptionError
 from ..options import GenerateOptions
 from ..speculate.loop import Row
 from ..speculate.processors import RowRules
-from .settings import CALLABLES, PROCESSED, SAMPLED, as_list, check_effect, end_tokens, per_prompt, refuse
+from .settings import (
+    CALLABLES,
+    PROCESSED,
+    SAMPLED,
+    as_list,
+    check_effect,
+    end_tokens,
+    per_prompt,
+    refuse,
+)
 
 
 class Rules:
     """The settings of a run. ``options``: with what sampling needs filled in."""
 
     def __init__(self, model: PreTrainedModel, tokenizer, options: GenerateOptions):
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self.config = copy.copy(model.generation_config)
         given = {
             name: getattr(options, name)

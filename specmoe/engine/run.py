@@ -1,10 +1,12 @@
 """One run of an engine: who may use it, what is held meanwhile, and how all of it ends.
 
-Comes in: prompts that have been read, and the settings of a method. Goes out: a ``Run``, which is iterated round by round and
-then gives its ``Output``. ``Engine.generate`` and ``Engine.start`` make one; probes hold an engine without one.
+Comes in: prompts that have been read, and the settings of a method. Goes out: a ``Run``, which is
+iterated round by round and then gives its ``Output``. ``Engine.generate`` and ``Engine.start`` make
+one; probes hold an engine without one.
 
-Nothing here relies on a clean-up that comes to its end: an interrupt may cut any of them short. So ``held`` begins with what
-makes an engine clean (no read under way, an empty KV cache), and only then hands out buffers.
+Nothing here relies on a clean-up that comes to its end: an interrupt may cut any of them short. So
+``held`` begins with what makes an engine clean (no read under way, an empty KV cache), and only
+then hands out buffers.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Turns:
     def __init__(self):
         self._lock = threading.Lock()
         self._process = os.getpid()
-        # A weak reference: a call that was cut down before it could give its turn back has given it back all the same.
+        # A weak reference: a call that was cut down before it could give its turn back has given it
+        # back all the same.
         self._user: weakref.ref | None = None
 
     def is_taken(self) -> bool:
@@ -49,14 +52,19 @@ class Turns:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Within, every other call is refused: of another thread, of a callback, of a forked child."""
+        """Within, every other call is refused: of another thread, of a callback, of a forked
+        child."""
         if os.getpid() != self._process:
-            raise SpecMoEError("this process is a fork of the one that loaded the engine, and has no readers: load it here")
+            raise SpecMoEError(
+                "this process is a fork of the one that loaded the engine, and has "
+                "no readers: load it here"
+            )
         user = _User()
         with self._lock:
             if self.is_taken():
                 raise SpecMoEError(
-                    "the engine is in use, and does one call at a time: wait until the other one has ended, or load a second"
+                    "the engine is in use, and does one call at a time: wait until the other one "
+                    "has ended, or load a second"
                 )
             self._user = weakref.ref(user)
         try:
@@ -67,8 +75,8 @@ class Turns:
 
 @contextmanager
 def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
-    """The experts of one run, with a fresh pool over the engine's slots. Whatever an earlier run left behind ends first:
-    ``StoreError`` while one of its reads has stalled."""
+    """The experts of one run, with a fresh pool over the engine's slots. Whatever an earlier run
+    left behind ends first: ``StoreError`` while one of its reads has stalled."""
     with engine.turns.taken():
         engine.check_open()
         engine.store.drain()
@@ -90,7 +98,8 @@ def _preload(experts: RunExperts, method: Method) -> None:
 
 @contextmanager
 def _ending(*ends: Callable[[], None]) -> Iterator[None]:
-    """Every one of ``ends`` is called, whatever another raises; an error of the block itself goes before theirs."""
+    """Every one of ``ends`` is called, whatever another raises; an error of the block itself goes
+    before theirs."""
     failures: list[BaseException] = []
     try:
         yield
@@ -122,8 +131,9 @@ class Plan:
 class Run:
     """A run under way: ``with engine.start(...) as run: for round in run: ...; run.output()``.
 
-    Iterating gives one frozen ``Round`` after the other; leaving ``with`` ends every read and frees the KV cache, however the
-    run ended. ``job`` holds its parts: decoder, experts, sampler, planner, queue, rows in flight.
+    Iterating gives one frozen ``Round`` after the other; leaving ``with`` ends every read and frees
+    the KV cache, however the run ended. ``job`` holds its parts: decoder, experts, sampler,
+    planner, queue, rows in flight.
     """
 
     def __init__(self, engine, plan: Plan):
@@ -147,9 +157,15 @@ class Run:
             stack.enter_context(engine.decoder.passes.plainly() if eager else nullcontext())
             engine.decoder.allocate(plan.batch_size, max(row.limit for row in plan.rows))
             self.job = Job(
-                engine.decoder, experts, plan.sampler, plan.method.planner, deque(plan.rows), plan.batch_size,
-                plan.eos, self.trace,
-            )  # fmt: skip
+                engine.decoder,
+                experts,
+                plan.sampler,
+                plan.method.planner,
+                deque(plan.rows),
+                plan.batch_size,
+                plan.eos,
+                self.trace,
+            )
             self.trace.restart()
             self._rounds = decode(self.job)
             self._stack = stack.pop_all()
@@ -178,8 +194,12 @@ class Run:
         plan, job, engine = self.plan, self.job, self.engine
         pool = job.experts.pool
         stats = make_stats(
-            plan.options.method, plan.batch_size, job, self.seconds - job.prefill_s,
-            pool.num_bytes + engine.memory.scratch_bytes, kept_full=len(plan.rows) > plan.batch_size,
+            plan.options.method,
+            plan.batch_size,
+            job,
+            self.seconds - job.prefill_s,
+            pool.num_bytes + engine.memory.scratch_bytes,
+            kept_full=len(plan.rows) > plan.batch_size,
             seed=plan.sampler.seed if plan.options.do_sample else None,
-        )  # fmt: skip
+        )
         return engine.to_output(self.watcher.finished, stats, self.trace)

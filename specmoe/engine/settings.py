@@ -149,7 +149,8 @@ def check_row(own: Mapping, where: str) -> dict:
 
 
 def check_sizes(own: Mapping) -> None:
-    """A longer n-gram than any text would only cost time: transformers makes a list of that many slices per token."""
+    """A longer n-gram than any text would only cost time: transformers makes a list of that many
+    slices per token."""
     for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
         value = own.get(name)
         if isinstance(value, int) and value > LONGEST_NGRAM:

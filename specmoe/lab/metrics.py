@@ -1,10 +1,12 @@
 """Numbers computed from a trace.
 
-Comes in: the frame of ``Trace.to_frame()`` (its columns are described in ``trace``). Goes out: plain numbers, dicts
-and small frames. ``figures``, ``report`` and the notebooks call these. Pure functions: nothing is changed or drawn.
+Comes in: the frame of ``Trace.to_frame()`` (its columns are described in ``trace``). Goes out:
+plain numbers, dicts and small frames. ``figures``, ``report`` and the notebooks call these. Pure
+functions: nothing is changed or drawn.
 
-*Decoding* is every event that is not of phase "prefill". A *round* without drafting is a plain decoding step, so
-all of these hold for every method. Where a number has nothing to stand on (no drafts, no reads) it is ``nan``.
+*Decoding* is every event that is not of phase "prefill". A *round* without drafting is a plain
+decoding step, so all of these hold for every method. Where a number has nothing to stand on (no
+drafts, no reads) it is ``nan``.
 """
 
 from __future__ import annotations
@@ -22,15 +24,20 @@ _EXPERT = ["round", "layer", "expert"]
 
 
 def _part(frame: pd.DataFrame, phase: str | None, *kinds: str) -> pd.DataFrame:
-    """Events of ``kinds`` in ``phase``: "decode" (all but prefill), a phase of the trace, or None (all)."""
+    """Events of ``kinds`` in ``phase``: "decode" (all but prefill), a phase of the trace, or None
+    (all)."""
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
-        raise OptionError(f"this is not a trace frame: it has no column {missing[0]!r} (see specmoe.trace)")
+        raise OptionError(
+            f"this is not a trace frame: it has no column {missing[0]!r} (see specmoe.trace)"
+        )
     chosen = frame["kind"].isin(kinds)
     if phase == "decode":
         chosen &= frame["phase"] != "prefill"
     elif phase is not None:
-        check_choice("phase", phase, ["decode", "prefill", "draft", "verify", "accept", "replace", "idle"])
+        check_choice(
+            "phase", phase, ["decode", "prefill", "draft", "verify", "accept", "replace", "idle"]
+        )
         chosen &= frame["phase"] == phase
     return frame[chosen]
 
@@ -39,7 +46,7 @@ def _ratio(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else NAN
 
 
-# ---- which experts are used --------------------------------------------------------------------------------
+# ---- which experts are used ----
 
 
 def expert_use(
@@ -48,23 +55,30 @@ def expert_use(
     num_layers: int | None = None,
     num_experts: int | None = None,
 ) -> pd.DataFrame:
-    """Tokens sent to each expert: int ``[layer x expert]``, the sum of ``count`` over "route" events of ``phase``.
+    """Tokens sent to each expert: int ``[layer x expert]``, the sum of ``count`` over "route"
+    events of ``phase``.
 
-    A trace does not know experts that were never used: name ``num_experts`` (and ``num_layers``) for their zeros.
-    While speculating, rejected tokens count too; a plain method's trace counts each token of the text once.
+    A trace does not know experts that were never used: name ``num_experts`` (and ``num_layers``)
+    for their zeros. While speculating, rejected tokens count too; a plain method's trace counts
+    each token of the text once.
     """
     routes = _part(frame, phase, "route")
-    use = routes.pivot_table(index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True)
-    layers = range(num_layers) if num_layers else sorted(routes["layer"].unique())  # an encoder's take no part in rounds
+    use = routes.pivot_table(
+        index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True
+    )
+    # an encoder's take no part in rounds
+    layers = range(num_layers) if num_layers else sorted(routes["layer"].unique())
     experts = range(num_experts or int(frame["expert"].max() + 1 if len(frame) else 0))
     use = use.reindex(index=layers, columns=experts, fill_value=0).fillna(0).astype(int)
     return use.rename_axis(index="layer", columns="expert")
 
 
 def gini(use) -> float:
-    """Gini coefficient of one layer's use x_1 <= ... <= x_E: sum_i (2 i - E - 1) x_i / (E sum_i x_i).
+    """Gini coefficient of one layer's use x_1 <= ... <= x_E: sum_i (2 i - E - 1) x_i / (E sum_i
+    x_i).
 
-    0: all experts used alike; (E - 1) / E: one expert takes everything. No unit; nan where nothing was used.
+    0: all experts used alike; (E - 1) / E: one expert takes everything. No unit; nan where nothing
+    was used.
     """
     x = np.sort(np.asarray(use, dtype=float))
     rank = np.arange(1, len(x) + 1)
@@ -72,9 +86,11 @@ def gini(use) -> float:
 
 
 def skewness(counts: pd.DataFrame) -> float:
-    """Hotness skewness as we define it: the Gini coefficient of expert use in each MoE layer, mean over layers.
+    """Hotness skewness as we define it: the Gini coefficient of expert use in each MoE layer, mean
+    over layers.
 
-    The paper's "hotness skewness" is not defined in what we know of it; the two need not be the same number.
+    The paper's "hotness skewness" is not defined in what we know of it; the two need not be the
+    same number.
     """
     return float(np.mean([gini(row) for row in counts.to_numpy()])) if len(counts) else NAN
 
@@ -85,12 +101,13 @@ def dead_experts(counts: pd.DataFrame) -> pd.Series:
 
 
 def top_share(counts: pd.DataFrame, num: int) -> float:
-    """Share of a layer's expert calls that go to its ``num`` most used experts, mean over layers (0 .. 1)."""
+    """Share of a layer's expert calls that go to its ``num`` most used experts, mean over layers (0
+    .. 1)."""
     rows = [np.sort(row)[::-1] for row in counts.to_numpy()]
     return float(np.mean([_ratio(row[:num].sum(), row.sum()) for row in rows])) if rows else NAN
 
 
-# ---- what is moved -----------------------------------------------------------------------------------------
+# ---- what is moved ----
 
 
 def new_tokens(frame: pd.DataFrame) -> int:
@@ -99,7 +116,8 @@ def new_tokens(frame: pd.DataFrame) -> int:
 
 
 def fetched_bytes(frame: pd.DataFrame, phase: str | None = "decode") -> int:
-    """Bytes read from the slow tier in ``phase``, prefetched ones included: the sum of ``size`` of reads."""
+    """Bytes read from the slow tier in ``phase``, prefetched ones included: the sum of ``size`` of
+    reads."""
     return int(_part(frame, phase, *READS)["size"].sum())
 
 
@@ -109,15 +127,17 @@ def bytes_per_token(frame: pd.DataFrame) -> float:
 
 
 def hit_rate(frame: pd.DataFrame) -> float:
-    """Of the distinct experts that each layer of each verification needed, the share already resident."""
+    """Of the distinct experts that each layer of each verification needed, the share already
+    resident."""
     return _ratio(len(_part(frame, "verify", "hit")), len(_part(frame, "verify", "route")))
 
 
-# ---- what is accepted --------------------------------------------------------------------------------------
+# ---- what is accepted ----
 
 
 def tokens_per_round(frame: pd.DataFrame) -> float:
-    """Tokens a row gains per round, accepted + 1: sum of ``count`` / sum of ``size`` of the "round" events."""
+    """Tokens a row gains per round, accepted + 1: sum of ``count`` / sum of ``size`` of the "round"
+    events."""
     rounds = _part(frame, None, "round")
     return _ratio(rounds["count"].sum(), rounds["size"].sum())
 
@@ -129,9 +149,11 @@ def acceptance_rate(frame: pd.DataFrame) -> float:
 
 
 def acceptance_by_position(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each place in the drafted block (from 1): how often drafted, how often accepted, and their ratio.
+    """For each place in the drafted block (from 1): how often drafted, how often accepted, and
+    their ratio.
 
-    Acceptance stops at the first wrong token: where every row drafts equally many, the ratio can only fall.
+    Acceptance stops at the first wrong token: where every row drafts equally many, the ratio can
+    only fall.
     """
     verdicts = _part(frame, None, "accept")
     longest = int(verdicts["size"].max()) if len(verdicts) else 0
@@ -143,7 +165,7 @@ def acceptance_by_position(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["position", "drafted", "accepted", "rate"])
 
 
-# ---- where the time goes -----------------------------------------------------------------------------------
+# ---- where the time goes ----
 
 
 def decode_seconds(frame: pd.DataFrame) -> float:
@@ -152,10 +174,11 @@ def decode_seconds(frame: pd.DataFrame) -> float:
 
 
 def time_shares(frame: pd.DataFrame) -> dict[str, float]:
-    """Shares of the rounds' wall clock, adding up to 1: computing "draft" and "verify", "wait" for reads, "rest".
+    """Shares of the rounds' wall clock, adding up to 1: computing "draft" and "verify", "wait" for
+    reads, "rest".
 
-    draft = (sum of draft seconds - waits in them) / seconds of all rounds; verify likewise; rest is what is left
-    (accepting, choosing, bookkeeping).
+    draft = (sum of draft seconds - waits in them) / seconds of all rounds; verify likewise; rest is
+    what is left (accepting, choosing, bookkeeping).
     """
     seconds = {}
     for step in ("draft", "verify"):
@@ -168,10 +191,12 @@ def time_shares(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def oracle_overlap_seconds(frame: pd.DataFrame) -> float:
-    """Seconds of all verifications if reading and computing overlapped perfectly: sum of max(load, compute).
+    """Seconds of all verifications if reading and computing overlapped perfectly: sum of max(load,
+    compute).
 
-    Per step: load = time during which at least one read of a needed expert was under way (readers at work together
-    count once); compute = the step's seconds - its waits. Measured parts, computed sum: no run was this fast.
+    Per step: load = time during which at least one read of a needed expert was under way (readers
+    at work together count once); compute = the step's seconds - its waits. Measured parts, computed
+    sum: no run was this fast.
     """
     steps = _part(frame, "verify", "verify").groupby("round")["seconds"].sum()
     waits = _part(frame, "verify", "wait").groupby("round")["seconds"].sum()
@@ -184,14 +209,15 @@ def oracle_overlap_seconds(frame: pd.DataFrame) -> float:
 def _covered(reads: pd.DataFrame) -> float:
     """Length of the union of the intervals [time_s - seconds, time_s]."""
     reads = reads.sort_values("time_s", ascending=False)
-    covered, reached = 0.0, float("inf")  # from the last read to the first: everything after ``reached`` is done
+    # from the last read to the first: everything after ``reached`` is done
+    covered, reached = 0.0, float("inf")
     for end, seconds in zip(reads["time_s"], reads["seconds"]):
         covered += max(0.0, min(end, reached) - (end - seconds))
         reached = min(reached, end - seconds)
     return covered
 
 
-# ---- reading ahead -----------------------------------------------------------------------------------------
+# ---- reading ahead ----
 
 
 def _needed(frame: pd.DataFrame, *kinds: str) -> pd.DataFrame:
@@ -201,7 +227,8 @@ def _needed(frame: pd.DataFrame, *kinds: str) -> pd.DataFrame:
 
 
 def prefetch_recall(frame: pd.DataFrame) -> float:
-    """Of the reads that verifications needed, the share that had been started before the router asked."""
+    """Of the reads that verifications needed, the share that had been started before the router
+    asked."""
     used = len(_needed(frame, "prefetch"))
     return _ratio(used, used + len(_needed(frame, "fetch")))
 
@@ -213,23 +240,36 @@ def prefetch_precision(frame: pd.DataFrame) -> float:
 
 def summary(frame: pd.DataFrame) -> dict[str, float]:
     """The numbers above by name, for a table or a JSON file."""
-    measures = (new_tokens, decode_seconds, fetched_bytes, bytes_per_token, hit_rate, tokens_per_round,
-                acceptance_rate, prefetch_recall, prefetch_precision, oracle_overlap_seconds)  # fmt: skip
+    measures = (
+        new_tokens,
+        decode_seconds,
+        fetched_bytes,
+        bytes_per_token,
+        hit_rate,
+        tokens_per_round,
+        acceptance_rate,
+        prefetch_recall,
+        prefetch_precision,
+        oracle_overlap_seconds,
+    )
     numbers = {measure.__name__: measure(frame) for measure in measures}
     return numbers | {f"{part}_share": share for part, share in time_shares(frame).items()}
 
 
 def table(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """``summary`` of each trace of a bench, one row per (label, batch); a label is "specmoe" or "cached:lru"."""
+    """``summary`` of each trace of a bench, one row per (label, batch); a label is "specmoe" or
+    "cached:lru"."""
     rows = []
     for (label, batch), frame in traces.items():
         method, _, eviction = label.partition(":")
-        rows.append({"method": method, "eviction": eviction or None, "batch": batch} | summary(frame))
+        rows.append(
+            {"method": method, "eviction": eviction or None, "batch": batch} | summary(frame)
+        )
     return pd.DataFrame(rows)
 
 
 def plainest(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """The trace of a bench to count expert use on: of a method that sends no rejected token to any expert, if one was
-    run (on_demand before the others), at the largest batch."""
+    """The trace of a bench to count expert use on: of a method that sends no rejected token to any
+    expert, if one was run (on_demand before the others), at the largest batch."""
     order = ("on_demand", "resident", "overlapped", "cached", "auto", "specmoe")
     return traces[min(traces, key=lambda key: (order.index(key[0].partition(":")[0]), -key[1]))]

@@ -1,8 +1,9 @@
 """Which experts each token of one prompt went to, layer by layer, while a method decoded it.
 
-Comes in: an engine and one prompt. Goes out: a ``Routing`` with one row per token, layer and choice of the router.
-``figures.routing_map`` and ``widgets.routing_explorer`` show it. A trace holds tokens per expert, not experts per token, so
-the run is made here, with a recorder around each MoE layer; ordinary runs are not slowed by it.
+Comes in: an engine and one prompt. Goes out: a ``Routing`` with one row per token, layer and choice
+of the router. ``figures.routing_map`` and ``widgets.routing_explorer`` show it. A trace holds
+tokens per expert, not experts per token, so the run is made here, with a recorder around each MoE
+layer; ordinary runs are not slowed by it.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ STATES = ("resident", "prefetched", "fetched", "substituted", "left out")
 class Routing:
     """The recorded picks of one run.
 
-    ``picks`` columns: round (-1: prefill); position of the token whose hidden state was routed; layer; choice (0 is the
-    router's first); weight (the router's); step ("target" or "draft"); expert that the router named; computed (the expert
-    that ran in its place, the same one or a stand-in; -1: none); state: "resident" (in fast memory when its layer asked),
-    "prefetched" (read ahead of the router), "fetched", or in draft steps "substituted", "left out".
-    Only tokens of the final text are in it: what was rejected is not. Of an encoder-decoder it holds the decoder's
+    ``picks`` columns: round (-1: prefill); position of the token whose hidden state was routed;
+    layer; choice (0 is the router's first); weight (the router's); step ("target" or "draft");
+    expert that the router named; computed (the expert that ran in its place, the same one or a
+    stand-in; -1: none); state: "resident" (in fast memory when its layer asked), "prefetched" (read
+    ahead of the router), "fetched", or in draft steps "substituted", "left out". Only tokens of the
+    final text are in it: what was rejected is not. Of an encoder-decoder it holds the decoder's
     tokens and layers; positions are the decoder's, its start token the first.
     """
 
@@ -43,7 +45,8 @@ class Routing:
     num_layers: int
     num_experts: int
     top_k: int
-    first_layer: int = 0  # encoder-decoder: the decoder's first MoE layer; the encoder's come before it and are not here
+    # encoder-decoder: the decoder's first MoE layer; the encoder's come before it and are not here
+    first_layer: int = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -56,7 +59,8 @@ class Routing:
 
 @dataclass
 class _Step:
-    """One MoE layer in one forward pass: index and weights [T, K], what ran [T, K], who was there."""
+    """One MoE layer in one forward pass: index and weights [T, K], what ran [T, K], who was
+    there."""
 
     phase: str
     round: int
@@ -69,12 +73,17 @@ class _Step:
     ahead: set[int] = field(default_factory=set)
 
 
-def record_routing(engine: Engine, prompt: str | list[int], max_new_tokens: int = 32, method: str = "specmoe",
-                   **options) -> Routing:  # fmt: skip
+def record_routing(
+    engine: Engine,
+    prompt: str | list[int],
+    max_new_tokens: int = 32,
+    method: str = "specmoe",
+    **options,
+) -> Routing:
     """Decode one ``prompt`` (text or ids) and record every choice of every router.
 
-    ``options`` are those of ``Engine.generate``. Raises ``OptionError`` for more than one prompt or an engine without a
-    trace, ``UnsupportedModelError`` for a compiled draft.
+    ``options`` are those of ``Engine.generate``. Raises ``OptionError`` for more than one prompt or
+    an engine without a trace, ``UnsupportedModelError`` for a compiled draft.
     """
     _check(engine, prompt)
     steps: list[_Step] = []
@@ -92,20 +101,30 @@ def record_routing(engine: Engine, prompt: str | list[int], max_new_tokens: int 
 def _check(engine: Engine, prompt) -> None:
     is_ids = isinstance(prompt, list | tuple) and all(isinstance(token, int) for token in prompt)
     if not isinstance(prompt, str) and not is_ids:
-        raise OptionError(f"prompt={prompt!r:.60} is not one prompt: give one text, or one list of token ids")
+        raise OptionError(
+            f"prompt={prompt!r:.60} is not one prompt: give one text, or one list of token ids"
+        )
     if not engine.options.trace:
-        raise OptionError("the engine was loaded with trace=False, so no round is recorded: load it with trace=True")
+        raise OptionError(
+            "the engine was loaded with trace=False, so no round is recorded: load "
+            "it with trace=True"
+        )
     if engine.compiled:
         raise UnsupportedModelError(
-            "routing is recorded token by token, which a compiled draft does not allow: load with compile=False"
+            "routing is recorded token by token, which a compiled draft does not allow: load with "
+            "compile=False"
         )
 
 
 def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torch.Tensor) -> _Step:
     pool, live = experts.pool, experts.live
-    rows = index.shape[0] if live is None else len(live)  # some models hand in their pairs one by one
+    # some models hand in their pairs one by one
+    rows = index.shape[0] if live is None else len(live)
     ahead = {key.expert for key in pool.unclaimed if key.layer == layer}
-    parts = (part.reshape(rows, -1).tolist() for part in (index, weights.float(), experts.computed(layer, index)))
+    parts = (
+        part.reshape(rows, -1).tolist()
+        for part in (index, weights.float(), experts.computed(layer, index))
+    )
     num_live = rows if live is None else int(live.sum())
     here = pool.resident_experts(layer) - ahead
     return _Step(pool.trace.phase, pool.trace.round, layer, num_live, *parts, here, ahead)
@@ -134,15 +153,25 @@ def _rows(step: _Step, name: str, first: int, num_tokens: int) -> list[tuple]:
     for token in range(num_tokens):
         for choice, expert in enumerate(step.index[token]):
             ran = step.computed[token][choice]
-            state = _draft_state(step, expert, ran) if name == "draft" else _target_state(step, expert)
+            state = (
+                _draft_state(step, expert, ran) if name == "draft" else _target_state(step, expert)
+            )
             ran = -1 if state == "left out" else ran
             weight = step.weights[token][choice]
-            rows.append((step.round, first + token, step.layer, choice, weight, name, expert, ran, state))
+            rows.append(
+                (step.round, first + token, step.layer, choice, weight, name, expert, ran, state)
+            )
     return rows
 
 
 def _target_state(step: _Step, expert: int) -> str:
-    return "resident" if expert in step.resident else "prefetched" if expert in step.ahead else "fetched"
+    return (
+        "resident"
+        if expert in step.resident
+        else "prefetched"
+        if expert in step.ahead
+        else "fetched"
+    )
 
 
 def _draft_state(step: _Step, expert: int, ran: int) -> str:

@@ -1,8 +1,9 @@
 """One forward pass of a transformers model over ragged rows.
 
-Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each row. Goes out: logits
-``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model it drives. ``seq2seq`` has the same verbs
-for an encoder-decoder: ``prefill``, ``enter``, ``step``, ``leave``.
+Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each
+row. Goes out: logits ``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model
+it drives. ``seq2seq`` has the same verbs for an encoder-decoder: ``prefill``, ``enter``, ``step``,
+``leave``.
 
     B rows, T tokens of a block, V vocabulary
 """
@@ -26,10 +27,13 @@ logger = logging.getLogger("specmoe")
 
 
 class Passes:
-    """Calls a model; after ``compile()`` through torch.compile: one graph for any number of rows, tokens and positions."""
+    """Calls a model; after ``compile()`` through torch.compile: one graph for any number of rows,
+    tokens and positions."""
 
     def __init__(self, model: PreTrainedModel):
-        self.model, self.compiled, self._plain = model, None, False
+        self.model = model
+        self.compiled = None
+        self._plain = False
 
     def compile(self) -> None:
         self.compiled = torch.compile(self.model.forward, dynamic=True)
@@ -51,15 +55,20 @@ class Passes:
                 return self.compiled(**inputs)
         except torch._dynamo.exc.TorchDynamoException as failure:
             kind = self.model.config.model_type
-            logger.warning("compile=True: %s cannot be compiled (%s); using the plain path", kind, failure)
+            logger.warning(
+                "compile=True: %s cannot be compiled (%s); using the plain path", kind, failure
+            )
             self.compiled = None
             return self.model(**inputs)
 
 
 def _no_shape_alike():
-    """Two sizes that happen to be equal now (rows and tokens, say) are not to be taken for one size for ever."""
+    """Two sizes that happen to be equal now (rows and tokens, say) are not to be taken for one size
+    for ever."""
     config = getattr(torch.fx.experimental, "_config", None)
-    return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
+    return (
+        config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
+    )
 
 
 class CausalDecoder:
@@ -72,7 +81,9 @@ class CausalDecoder:
         self.windows = attention_windows(self.config)
         self.eager = self.config._attn_implementation == "eager"
         # an indexer's keys are kept in layers of their own
-        self.num_layers = self.config.num_hidden_layers * (2 if "indexed_attention" in self.windows else 1)
+        self.num_layers = self.config.num_hidden_layers * (
+            2 if "indexed_attention" in self.windows else 1
+        )
         self.positioned = position_modules(model)
         self.kv_argument = kv_argument(model)
         self.kv_cache: RaggedKVCache | None = None
@@ -84,7 +95,11 @@ class CausalDecoder:
         positions = getattr(self.config, "max_position_embeddings", None)
         rope = getattr(self.config, "rope_parameters", None) or {}
         # dynamic frequencies begin where the others end
-        return int(positions * rope["factor"]) if positions and rope.get("rope_type") == "dynamic" else positions
+        return (
+            int(positions * rope["factor"])
+            if positions and rope.get("rope_type") == "dynamic"
+            else positions
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -102,20 +117,23 @@ class CausalDecoder:
         """Tokens of a row that may run at once; None: any number."""
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
-        """Blocks of any size are fine: no router of a decoder-only model has a capacity. Raises ``OptionError`` for a row
-        that would pass the length at which transformers computes all its keys anew."""
+        """Blocks of any size are fine: no router of a decoder-only model has a capacity. Raises
+        ``OptionError`` for a row that would pass the length at which transformers computes all its
+        keys anew."""
         switch = rope_switch(self.model)
         for index, row in enumerate(rows if switch else []):
             if len(row.tokens) <= switch < row.limit - 1:
                 raise OptionError(
-                    f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: past {switch} tokens the "
-                    f"rope of {self.config.model_type} changes for all earlier tokens too, which specmoe does not do; ask "
+                    f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: "
+                    f"past {switch} tokens the "
+                    f"rope of {self.config.model_type} changes for all earlier tokens too, which "
+                    "specmoe does not do; ask "
                     f"for at most max_new_tokens={switch + 1 - len(row.tokens)}"
                 )
 
     def prefill(self, rows: list, set_live: Callable) -> list:
-        """Run the prompts of ``rows`` (all but their last token, which the first round feeds) -> one state per row for
-        ``enter``. ``set_live(live)`` is told which tokens are real."""
+        """Run the prompts of ``rows`` (all but their last token, which the first round feeds) ->
+        one state per row for ``enter``. ``set_live(live)`` is told which tokens are real."""
         tokens, live = pad([row.tokens[:-1] for row in rows])
         if tokens.shape[1] == 0:
             return [None] * len(rows)
@@ -123,8 +141,16 @@ class CausalDecoder:
         kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
         with self.passes.plainly():
             lengths = torch.tensor([len(row.tokens) for row in rows])[:, None].expand(tokens.shape)
-            self._forward(kv_cache, tokens, torch.zeros(len(rows), dtype=torch.long), lengths, logits_to_keep=1)
-        return [kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())]
+            self._forward(
+                kv_cache,
+                tokens,
+                torch.zeros(len(rows), dtype=torch.long),
+                lengths,
+                logits_to_keep=1,
+            )
+        return [
+            kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())
+        ]
 
     def enter(self, row: int, state) -> None:
         """A prefilled prompt becomes row ``row``."""
@@ -132,12 +158,14 @@ class CausalDecoder:
             self.kv_cache.put_row(row, state)
 
     def leave(self, row: int, last: int) -> None:
-        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay together."""
+        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
+        together."""
         if row != last:
             self.kv_cache.move_row(last, row)
 
     def step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T, V]``."""
+        """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T,
+        V]``."""
         return self._forward(self.kv_cache, tokens, starts)
 
     draft_step = step
@@ -150,9 +178,17 @@ class CausalDecoder:
     def widen(self) -> None:
         """All rows again, as they were before ``narrow``."""
         if self._all_rows is not None:
-            self.kv_cache, self._all_rows = self._all_rows, None
+            self.kv_cache = self._all_rows
+            self._all_rows = None
 
-    def _forward(self, kv_cache: RaggedKVCache, tokens: torch.Tensor, starts: torch.Tensor, lengths=None, **kwargs):
+    def _forward(
+        self,
+        kv_cache: RaggedKVCache,
+        tokens: torch.Tensor,
+        starts: torch.Tensor,
+        lengths=None,
+        **kwargs,
+    ):
         positions = kv_cache.place(starts, tokens.shape[1])
         tell_positions(self.positioned, positions, lengths)
         output = self.passes(
@@ -167,7 +203,10 @@ class CausalDecoder:
 
     def _masks(self, kv_cache: RaggedKVCache):
         """One 4-D mask, or one per kind of attention for a model that mixes them."""
-        masks = {kind: self._as_bias(kv_cache.mask(kind, window)) for kind, window in self.windows.items()}
+        masks = {
+            kind: self._as_bias(kv_cache.mask(kind, window))
+            for kind, window in self.windows.items()
+        }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _as_bias(self, visible: torch.Tensor) -> torch.Tensor:
@@ -186,13 +225,17 @@ def pad(sequences: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, torc
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     live = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.full(live.shape, pad_id, dtype=torch.long)
-    tokens[live] = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
+    tokens[live] = torch.tensor(
+        [token for sequence in sequences for token in sequence], dtype=torch.long
+    )
     return tokens, live
 
 
-def tell_positions(modules: list, positions: torch.Tensor, lengths: torch.Tensor | None = None) -> None:
-    """Each row's positions [B, T] for the modules that would assume one length for all rows, and how long the text is at
-    each token [B, T] (None: it ends there)."""
+def tell_positions(
+    modules: list, positions: torch.Tensor, lengths: torch.Tensor | None = None
+) -> None:
+    """Each row's positions [B, T] for the modules that would assume one length for all rows, and
+    how long the text is at each token [B, T] (None: it ends there)."""
     for module in modules:
         module.positions = positions
         module.lengths = positions + 1 if lengths is None else lengths.to(positions.device)
@@ -202,7 +245,8 @@ def check_rollback(model: PreTrainedModel) -> None:
     """Refuse models whose state cannot be rolled back to an earlier token."""
     if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
         raise UnsupportedModelError(
-            f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when drafted tokens are "
+            f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when "
+            "drafted tokens are "
             "rejected; use a model with attention layers only"
         )
 
@@ -211,6 +255,7 @@ def check_finite(logits: torch.Tensor) -> None:
     """Refuse to decode from NaN logits."""
     if torch.isnan(logits).any():
         raise SpecMoEError(
-            "the model's logits are NaN: the checkpoint holds NaN or overflows in this dtype; try dtype='float32' "
+            "the model's logits are NaN: the checkpoint holds NaN or overflows in this dtype; try "
+            "dtype='float32' "
             "or check the weights"
         )

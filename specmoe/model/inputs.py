@@ -1,8 +1,8 @@
 """Prompts as users hold them -> token ids.
 
-Comes in: texts, chats, lists of ids, a padded tensor or array with its attention mask, a pandas column, or a
-tokenizer's output. Goes out: one list of ids per prompt, padding removed by the mask (never by the pad id: it may
-be a real token). ``engine`` calls this.
+Comes in: texts, chats, lists of ids, a padded tensor or array with its attention mask, a pandas
+column, or a tokenizer's output. Goes out: one list of ids per prompt, padding removed by the mask
+(never by the pad id: it may be a real token). ``engine`` calls this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def one_of(prompts, input_ids, inputs):
     found = [name for name, value in given.items() if value is not None]
     if len(found) != 1:
         names = " and ".join(found) or "none"
-        raise OptionError(f"prompts were given as {names}: give them once, as prompts, inputs or input_ids")
+        raise OptionError(
+            f"prompts were given as {names}: give them once, as prompts, inputs or input_ids"
+        )
     return given[found[0]]
 
 
@@ -32,7 +34,10 @@ def read_prompts(prompts, attention_mask, tokenizer, vocab_size: int) -> list[li
     """Token ids of every prompt; ``OptionError`` naming the prompt that cannot be used."""
     if isinstance(prompts, Mapping) and not _is_message(prompts):
         if "input_ids" not in prompts:
-            raise OptionError("prompts is a dict without input_ids: pass what a tokenizer returns, or a list of prompts")
+            raise OptionError(
+                "prompts is a dict without input_ids: pass what a tokenizer returns, "
+                "or a list of prompts"
+            )
         attention_mask = prompts.get("attention_mask", attention_mask)
         prompts = prompts["input_ids"]
     prompts = _as_rows(prompts)
@@ -56,21 +61,25 @@ def _as_rows(prompts) -> Sequence:
         prompts = prompts.detach().cpu().numpy()
     elif hasattr(prompts, "to_numpy") and hasattr(prompts, "iloc"):
         if len(prompts.shape) != 1:
-            raise OptionError(f"prompts is a table of shape {prompts.shape}: pass one column, table['prompt']")
+            raise OptionError(
+                f"prompts is a table of shape {prompts.shape}: pass one column, table['prompt']"
+            )
         prompts = prompts.tolist()
     if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "OUS" and prompts.ndim == 1:
         prompts = prompts.tolist()
     if isinstance(prompts, np.ndarray):
         if prompts.ndim != 2 or prompts.dtype.kind not in "iu":
             raise OptionError(
-                f"prompts is a {prompts.dtype} tensor of shape {prompts.shape}: expected integer ids [B, T]"
+                f"prompts is a {prompts.dtype} tensor of shape {prompts.shape}: expected integer "
+                "ids [B, T]"
             )
         return prompts
     if isinstance(prompts, Sequence) and prompts and all(map(_is_message, prompts)):
         return [prompts]
     if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping):
         raise OptionError(
-            f"prompts is a {type(prompts).__name__}: pass a list of texts or of token ids, or ids [B, T]"
+            f"prompts is a {type(prompts).__name__}: pass a list of texts or of token ids, or ids "
+            "[B, T]"
         )
     return list(prompts)
 
@@ -85,9 +94,12 @@ def _read_one(index: int, prompt, tokenizer) -> list[int]:
     if isinstance(prompt, Sequence) and prompt and all(map(_is_message, prompt)):
         return _from_chat(index, prompt, tokenizer)
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
-    if not is_list or not all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt):
+    if not is_list or not all(
+        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in prompt
+    ):
         raise OptionError(
-            f"prompt {index} is neither a text, a chat nor a list of token ids: {str(prompt)[:60]!r}"
+            f"prompt {index} is neither a text, a chat nor a list of token ids: "
+            f"{str(prompt)[:60]!r}"
         )
     return [int(token) for token in prompt]
 
@@ -102,7 +114,8 @@ def _from_text(index: int, text: str, tokenizer) -> list[int]:
         text.encode()
     except UnicodeEncodeError as failure:
         raise OptionError(
-            f"prompt {index} holds half a surrogate pair at character {failure.start}: decode the text properly"
+            f"prompt {index} holds half a surrogate pair at character {failure.start}: decode the "
+            "text properly"
         ) from None
     if not text:
         return []
@@ -114,11 +127,18 @@ def _from_text(index: int, text: str, tokenizer) -> list[int]:
 def _from_chat(index: int, messages, tokenizer) -> list[int]:
     need_tokenizer(f"prompt {index} is a chat", tokenizer)
     if not getattr(tokenizer, "chat_template", None):
-        raise OptionError(f"prompt {index} is a chat, and the tokenizer has no chat template: pass the text itself")
+        raise OptionError(
+            f"prompt {index} is a chat, and the tokenizer has no chat template: pass "
+            "the text itself"
+        )
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
     except Exception as failure:  # templates are programs of the checkpoint's author
-        raise OptionError(f"prompt {index}: the chat template refused the messages ({failure})") from failure
+        raise OptionError(
+            f"prompt {index}: the chat template refused the messages ({failure})"
+        ) from failure
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -136,19 +156,32 @@ def _masked(prompts, rows: list[list[int]], attention_mask) -> list[list[int]]:
         attention_mask = attention_mask.tolist()
     masks = [mask.tolist() if hasattr(mask, "tolist") else mask for mask in attention_mask]
     if any(isinstance(prompt, str) for prompt in prompts):
-        raise OptionError("attention_mask belongs to token ids, and prompts are texts: leave it out")
+        raise OptionError(
+            "attention_mask belongs to token ids, and prompts are texts: leave it out"
+        )
     lengths = [len(row) for row in rows]
     if [len(mask) if isinstance(mask, Sequence) else -1 for mask in masks] != lengths:
-        raise OptionError(f"attention_mask has another shape than prompts, whose rows have {lengths[:8]} tokens")
+        raise OptionError(
+            f"attention_mask has another shape than prompts, whose rows have {lengths[:8]} tokens"
+        )
     if any(value not in (0, 1) for mask in masks for value in mask):
-        raise OptionError("attention_mask holds values other than 0 and 1: pass the tokenizer's own")
-    return [[token for token, real in zip(row, mask) if real] for row, mask in zip(rows, masks, strict=True)]
+        raise OptionError(
+            "attention_mask holds values other than 0 and 1: pass the tokenizer's own"
+        )
+    return [
+        [token for token, real in zip(row, mask) if real]
+        for row, mask in zip(rows, masks, strict=True)
+    ]
 
 
 def _warn_of_padding(rows: list[list[int]], tokenizer) -> None:
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad is not None and any(pad in (row[0], row[-1]) for row in rows if row):
-        logger.warning("prompts begin or end with the pad token %d and have no attention_mask: it counts as text", pad)
+        logger.warning(
+            "prompts begin or end with the pad token %d and have no attention_mask: it "
+            "counts as text",
+            pad,
+        )
 
 
 def _check_ids(index: int, row: list[int], vocab_size: int) -> None:
@@ -156,7 +189,9 @@ def _check_ids(index: int, row: list[int], vocab_size: int) -> None:
         raise OptionError(f"prompt {index} is empty: it needs at least one token")
     outside = next((token for token in row if not 0 <= token < vocab_size), None)
     if outside is not None:
-        raise OptionError(f"prompt {index} holds token id {outside}, outside the vocabulary of {vocab_size}")
+        raise OptionError(
+            f"prompt {index} holds token id {outside}, outside the vocabulary of {vocab_size}"
+        )
 
 
 def check_lengths(rows: list[list[int]], max_new_tokens: int, max_positions: int | None) -> None:
@@ -166,10 +201,12 @@ def check_lengths(rows: list[list[int]], max_new_tokens: int, max_positions: int
     for index, row in enumerate(rows):
         if len(row) >= max_positions:
             raise OptionError(
-                f"prompt {index} has {len(row)} tokens; the model has {max_positions} positions: shorten it"
+                f"prompt {index} has {len(row)} tokens; the model has {max_positions} positions: "
+                "shorten it"
             )
         if len(row) + max_new_tokens > max_positions:
             raise OptionError(
-                f"prompt {index} has {len(row)} tokens, and max_new_tokens={max_new_tokens} would pass the model's "
+                f"prompt {index} has {len(row)} tokens, and max_new_tokens={max_new_tokens} would "
+                "pass the model's "
                 f"{max_positions} positions: at most {max_positions - len(row)} new tokens fit"
             )

@@ -1,11 +1,13 @@
-"""The arithmetic of one expert: ``y = down(act(gate(x)) * up(x))``, whatever layout the model family uses.
+"""The arithmetic of one expert: ``y = down(act(gate(x)) * up(x))``, whatever layout the model
+family uses.
 
-Comes in: the fused experts module (for its flags and activation), one record, token rows ``x`` [n, D]. Goes out:
-``y`` [n, D]. ``experts`` calls this. Plain PyTorch; ``compile=True`` sends the same function through ``torch.compile``
-on padded token counts, so that few shapes are ever compiled.
+Comes in: the fused experts module (for its flags and activation), one record, token rows ``x`` [n,
+D]. Goes out: ``y`` [n, D]. ``experts`` calls this. Plain PyTorch; ``compile=True`` sends the same
+function through ``torch.compile`` on padded token counts, so that few shapes are ever compiled.
 
-The verification's arithmetic is exact-friendly: a bf16 record is widened to the model's dtype, one expert at a time, in
-one bounded scratch buffer. Drafting computes in the record's own dtype: only the verification decides tokens.
+The verification's arithmetic is exact-friendly: a bf16 record is widened to the model's dtype, one
+expert at a time, in one bounded scratch buffer. Drafting computes in the record's own dtype: only
+the verification decides tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +23,26 @@ from ..checkpoint import ExpertLayout
 
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
-LEAST_CALIBRATED = 2**17  # bytes of a record under which drafts always widen: faster, and no clock decides what they are
-LARGEST_CALIBRATED = 2**26  # bytes of a record above which timing it would take longer than it may save
-MOST_ROWS = 512  # of one product: a prompt's rows may be thousands, and their hidden layer many times as wide
+# bytes of a record under which drafts always widen: faster, and no clock decides what they are
+LEAST_CALIBRATED = 2**17
+# bytes of a record above which timing it would take longer than it may save
+LARGEST_CALIBRATED = 2**26
+# of one product: a prompt's rows may be thousands, and their hidden layer many times as wide
+MOST_ROWS = 512
 MOST_SLICED = 64  # rows of a product in slices: MKL splits a larger one well by itself
-LEAST_SLICED = 2**17  # elements of its weight: a smaller product is done before the slices are laid out
+# elements of its weight: a smaller product is done before the slices are laid out
+LEAST_SLICED = 2**17
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
-def expert_forward(module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names -> [n, D]."""
+def expert_forward(
+    module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """``x`` [n, D] through one expert whose ``weights`` carry the module's own parameter names ->
+    [n, D]."""
     gated = "gate_up_proj" in weights
-    hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed)  # [n, 2F] or [n, F]
+    # [n, 2F] or [n, F]
+    hidden = _linear(x, weights, "gate_up_proj" if gated else "up_proj", module.is_transposed)
     hidden = module._apply_gate(hidden) if gated else _activate(module.act_fn, hidden)  # [n, F]
     y = _linear(hidden, weights, "down_proj", module.is_transposed)  # [n, D]
     return module.post_expert_norm(y) if getattr(module, "has_post_expert_norm", False) else y
@@ -43,7 +53,9 @@ def _activate(act_fn, hidden: torch.Tensor) -> torch.Tensor:
     return hidden.relu_() if isinstance(act_fn, nn.ReLU) else act_fn(hidden)
 
 
-def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool) -> torch.Tensor:
+def _linear(
+    x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool
+) -> torch.Tensor:
     weight = weights[name].T if transposed else weights[name]  # [out, in]
     bias = weights.get(f"{name}_bias")
     cores = _cores(x, weight)
@@ -55,8 +67,14 @@ def _linear(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transp
 
 
 def _cores(x: torch.Tensor, weight: torch.Tensor) -> int:
-    """In how many slices to multiply: on a CPU a float32 product of few rows leaves all cores but one nearly idle."""
-    sliced = x.dtype == torch.float32 and x.device.type == "cpu" and len(x) <= MOST_SLICED and weight.numel() >= LEAST_SLICED
+    """In how many slices to multiply: on a CPU a float32 product of few rows leaves all cores but
+    one nearly idle."""
+    sliced = (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and len(x) <= MOST_SLICED
+        and weight.numel() >= LEAST_SLICED
+    )
     cores = torch.get_num_threads() if sliced and not torch.compiler.is_compiling() else 1
     return cores if len(weight) % cores == 0 else 1
 
@@ -69,29 +87,43 @@ def bucket(num_tokens: int) -> int:
 class ExpertKernel:
     """Computes records. Owns the scratch in which an expert is widened to ``dtype``."""
 
-    def __init__(self, layout: ExpertLayout, dtype: torch.dtype, device="cpu", compile: bool = False):
-        self.layout, self.dtype = layout, dtype
+    def __init__(
+        self, layout: ExpertLayout, dtype: torch.dtype, device="cpu", compile: bool = False
+    ):
+        self.layout = layout
+        self.dtype = dtype
         widen = layout.dtype != dtype
         self.scratch = (
-            {name: torch.empty(shape, dtype=dtype, device=device)
-             for name, shape in zip(layout.names, layout.shapes, strict=True)}
-            if widen else None
-        )  # fmt: skip
+            {
+                name: torch.empty(shape, dtype=dtype, device=device)
+                for name, shape in zip(layout.names, layout.shapes, strict=True)
+            }
+            if widen
+            else None
+        )
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
         self.compiled = compile
-        self.widen_from = 1 << 30  # tokens of a draft from which on widening pays; see ``calibrate``
+        # tokens of a draft from which on widening pays; see ``calibrate``
+        self.widen_from = 1 << 30
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
-        """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply bf16 slower than fp32.
-        Where the two are close the choice differs from load to load, and so may the drafts, never what is decoded."""
-        if self.scratch is None or record.device.type != "cpu" or record.numel() > LARGEST_CALIBRATED:
+        """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply
+        bf16 slower than fp32. Where the two are close the choice differs from load to load, and so
+        may the drafts, never what is decoded."""
+        if (
+            self.scratch is None
+            or record.device.type != "cpu"
+            or record.numel() > LARGEST_CALIBRATED
+        ):
             return
         if record.numel() < LEAST_CALIBRATED:
             self.widen_from = 1
             return
         for num_tokens in (256, 128, 64, 32, 16):
             x = torch.zeros(num_tokens, hidden, dtype=self.dtype)
-            plain_s = _best_s(lambda x=x: self.run(module, self.layout.views(record), x.to(self.layout.dtype)))
+            plain_s = _best_s(
+                lambda x=x: self.run(module, self.layout.views(record), x.to(self.layout.dtype))
+            )
             if _best_s(lambda x=x: self.target(module, record, x)) > 0.9 * plain_s:
                 break
             self.widen_from = num_tokens
@@ -118,17 +150,20 @@ class ExpertKernel:
         return self.scratch
 
     def widened_copy(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The record's weights in the model's dtype, in memory of their own (for records that never move)."""
+        """The record's weights in the model's dtype, in memory of their own (for records that never
+        move)."""
         return {name: weight.to(self.dtype) for name, weight in self.layout.views(record).items()}
 
     def draft(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype; or widened, for as many tokens as
-        make that faster on this machine."""
+        """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype; or
+        widened, for as many tokens as make that faster on this machine."""
         if self.scratch is not None and len(x) >= self.widen_from:
             return self.target(module, record, x.to(self.dtype)).to(x.dtype)
         return self.run(module, self.layout.views(record), x.to(self.layout.dtype)).to(x.dtype)
 
-    def run(self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, module: nn.Module, weights: dict[str, torch.Tensor], x: torch.Tensor
+    ) -> torch.Tensor:
         """``x`` [n, D] through one expert's ``weights``, in the dtype of both -> [n, D]."""
         if not self.compiled:
             if len(x) <= MOST_ROWS:
@@ -155,7 +190,11 @@ def compiler_works(device="cpu") -> bool:
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as failure:
-        first = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
-        logger.warning("compile=True: torch.compile does not work here (%s); using the plain path", first)
+        first = next(
+            (line for line in str(failure).splitlines() if line.strip()), type(failure).__name__
+        )
+        logger.warning(
+            "compile=True: torch.compile does not work here (%s); using the plain path", first
+        )
         return False
     return True

@@ -1,8 +1,9 @@
 """A ragged KV cache: every row has its own length, and rejected tokens are forgotten by arithmetic.
 
-Comes in: keys and values of a block of T tokens per row, written at the row's own positions. Goes out: the whole
-``[B, H, L, D]`` buffers, and a mask ``kv_position <= query_position`` that hides what is stale. Nothing is
-copied when tokens are rejected: the next block simply overwrites them. ``decoder`` calls next.
+Comes in: keys and values of a block of T tokens per row, written at the row's own positions. Goes
+out: the whole ``[B, H, L, D]`` buffers, and a mask ``kv_position <= query_position`` that hides
+what is stale. Nothing is copied when tokens are rejected: the next block simply overwrites them.
+``decoder`` calls next.
 
     B rows, T tokens of a block, H heads, L positions, D head size
 """
@@ -23,13 +24,15 @@ ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention", "index
 
 
 def kv_argument(model) -> str:
-    """What ``model.forward`` calls its KV cache: transformers 5.24 renamed the argument, and warns at the old name."""
+    """What ``model.forward`` calls its KV cache: transformers 5.24 renamed the argument, and warns
+    at the old name."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class Places:
-    """Where the next block is written, shared by the layers of a cache (which do not hold each other: what is dropped is
-    freed at once). ``capacity``: positions that the buffers have room for now, at most ``num_positions``."""
+    """Where the next block is written, shared by the layers of a cache (which do not hold each
+    other: what is dropped is freed at once). ``capacity``: positions that the buffers have room for
+    now, at most ``num_positions``."""
 
     def __init__(self, num_rows: int, num_positions: int, device: torch.device):
         self.num_rows = num_rows
@@ -42,8 +45,8 @@ class Places:
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one attention layer, ``[B, H, L, D]``; allocated at the first write (H and D may differ
-    between keys and values, as in multi-head latent attention), grown as rows grow."""
+    """Keys and values of one attention layer, ``[B, H, L, D]``; allocated at the first write (H and
+    D may differ between keys and values, as in multi-head latent attention), grown as rows grow."""
 
     def __init__(self, places: Places):
         super().__init__()
@@ -57,7 +60,8 @@ class RaggedLayer(CacheLayerMixin):
     def _buffer(self, states: torch.Tensor, old: torch.Tensor | None = None) -> torch.Tensor:
         """Zeros with room for ``places.capacity``; what ``old`` holds is copied."""
         places, (_, heads, _, size) = self.places, states.shape
-        # One row and position more than can be used: a used part is never the whole, which torch.compile would tell apart.
+        # One row and position more than can be used: a used part is never the whole, which
+        # torch.compile would tell apart.
         shape = (places.num_rows + 1, heads, places.capacity + 1, size)
         try:
             # zeros, not empty: a masked NaN would still poison the weighted sum
@@ -75,7 +79,8 @@ class RaggedLayer(CacheLayerMixin):
             self.values = self._buffer(self.values, self.values)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Write ``[B, H, T, D]`` at ``places.positions`` [B, T]; returns buffers up to the longest row in use."""
+        """Write ``[B, H, T, D]`` at ``places.positions`` [B, T]; returns buffers up to the longest
+        row in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rows, positions, length = self.places.rows, self.places.positions, self.places.length
@@ -99,7 +104,8 @@ class RaggedLayer(CacheLayerMixin):
 def _too_large(places: Places, num_bytes: int, failure: Exception) -> FastMemoryError:
     first = str(failure).split("\n")[0][:120]
     return FastMemoryError(
-        f"the KV cache cannot grow to {places.num_rows} rows x {places.capacity} positions ({num_bytes} bytes for one layer's "
+        f"the KV cache cannot grow to {places.num_rows} rows x {places.capacity} positions "
+        f"({num_bytes} bytes for one layer's "
         f"keys; {first}): lower batch_size or max_new_tokens"
     )
 
@@ -107,8 +113,9 @@ def _too_large(places: Places, num_bytes: int, failure: Exception) -> FastMemory
 class RaggedKVCache(Cache):
     """KV cache of ``num_rows`` rows x up to ``num_positions``; rows in use are always 0 .. B-1.
 
-    ``place(starts, T)`` says where the next block goes; a model's forward pass then writes there. ``move_row`` and
-    ``take_row`` / ``put_row`` keep the rows in use together when one finishes or enters. Memory follows what is written.
+    ``place(starts, T)`` says where the next block goes; a model's forward pass then writes there.
+    ``move_row`` and ``take_row`` / ``put_row`` keep the rows in use together when one finishes or
+    enters. Memory follows what is written.
     """
 
     def __init__(self, num_layers: int, num_rows: int, num_positions: int, device="cpu"):
@@ -116,11 +123,15 @@ class RaggedKVCache(Cache):
         super().__init__(layers=[RaggedLayer(self.places) for _ in range(num_layers)])
 
     def place(self, starts: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions [B, T].
+        """The next block of ``num_tokens`` begins at ``starts`` [B] (CPU); returns its positions
+        [B, T].
 
-        Positions past the end (tokens after a row's limit, which nobody will read) are folded onto the last one."""
+        Positions past the end (tokens after a row's limit, which nobody will read) are folded onto
+        the last one."""
         places = self.places
-        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(max=places.num_positions - 1)
+        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(
+            max=places.num_positions - 1
+        )
         places.length = int(positions.max()) + 1
         places.positions = positions.to(places.device, non_blocking=True)
         places.rows = torch.arange(len(starts), device=places.device)[:, None]  # [B, 1]
@@ -136,7 +147,8 @@ class RaggedKVCache(Cache):
                 layer.grow()
 
     def mask(self, attention: str = "full_attention", window: int | None = None) -> torch.Tensor:
-        """bool ``[B, 1, T, L]``: may this query see this key? ``window`` positions for sliding, or chunk size."""
+        """bool ``[B, 1, T, L]``: may this query see this key? ``window`` positions for sliding, or
+        chunk size."""
         query = self.places.positions[:, None, :, None]  # [B, 1, T, 1]
         key = torch.arange(self.places.length, device=self.places.device)  # [L]
         visible = key <= query
@@ -147,7 +159,8 @@ class RaggedKVCache(Cache):
         return visible
 
     def update_indexer(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
-        """Keys [B, T, D] of a sparse attention's indexer -> [B, L, D]; their own layers come after the others."""
+        """Keys [B, T, D] of a sparse attention's indexer -> [B, L, D]; their own layers come after
+        the others."""
         keys = keys[:, None]  # one head
         return self.layers[len(self.layers) // 2 + layer].update(keys, keys[..., :0])[0][:, 0]
 
@@ -160,24 +173,33 @@ class RaggedKVCache(Cache):
 
     def select(self, rows: torch.Tensor) -> RaggedKVCache:
         """A copy that holds only ``rows``, in this order."""
-        copy = RaggedKVCache(len(self.layers), len(rows), self.places.num_positions, self.places.device)
+        copy = RaggedKVCache(
+            len(self.layers), len(rows), self.places.num_positions, self.places.device
+        )
         copy.places.capacity = self.places.capacity
         kept = torch.cat([rows, rows[:1]]).to(self.places.device)  # and the row nobody uses
         for mine, other in zip(self.layers, copy.layers, strict=True):
             if mine.is_initialized:
-                other.keys, other.values, other.is_initialized = mine.keys[kept], mine.values[kept], True
+                other.keys = mine.keys[kept]
+                other.values = mine.values[kept]
+                other.is_initialized = True
         return copy
 
     def take_row(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and values; None: unused)."""
+        """Copies of the first ``length`` positions of a row, per layer ([H, length, D] keys and
+        values; None: unused)."""
         return [
-            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone()) if layer.is_initialized else None
+            (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
+            if layer.is_initialized
+            else None
             for layer in self.layers
         ]
 
     def put_row(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Write what ``take_row`` gave (of any cache of this model) into ``row``."""
-        self._make_room(max((state[0].shape[1] for state in states if state is not None), default=0))
+        self._make_room(
+            max((state[0].shape[1] for state in states if state is not None), default=0)
+        )
         for layer, state in zip(self.layers, states, strict=True):
             if state is None:
                 continue
@@ -189,15 +211,21 @@ class RaggedKVCache(Cache):
 
 
 def attention_windows(config) -> dict[str, int | None]:
-    """The kinds of attention a decoder config mixes -> window (None for full), or ``UnsupportedModelError``."""
+    """The kinds of attention a decoder config mixes -> window (None for full), or
+    ``UnsupportedModelError``."""
     kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds:
-        kinds = {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
+        kinds = {
+            "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        }
     strange = sorted(kind for kind in kinds if kind not in ATTENTIONS)
     if strange:
         raise UnsupportedModelError(
-            f"{config.model_type} has layers of type {', '.join(strange)}: such state cannot be rolled back when drafted "
+            f"{config.model_type} has layers of type {', '.join(strange)}: such state cannot be "
+            "rolled back when drafted "
             "tokens are rejected; use a model with attention layers only"
         )
     windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    return {kind: getattr(config, windows[kind]) if kind in windows else None for kind in sorted(kinds)}
+    return {
+        kind: getattr(config, windows[kind]) if kind in windows else None for kind in sorted(kinds)
+    }

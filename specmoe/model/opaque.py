@@ -1,7 +1,9 @@
-"""The experts function as one opaque operator, so that ``torch.compile`` can trace a whole model around it.
+"""The experts function as one opaque operator, so that ``torch.compile`` can trace a whole model
+around it.
 
-Comes in: the number of an ``OffloadedExperts``, a layer, and what the registry's function gets. Goes out: the same [T, D].
-What happens inside (which experts, which reads) depends on data, and stays plain Python. ``experts`` calls this.
+Comes in: the number of an ``OffloadedExperts``, a layer, and what the registry's function gets.
+Goes out: the same [T, D]. What happens inside (which experts, which reads) depends on data, and
+stays plain Python. ``experts`` calls this.
 """
 
 from __future__ import annotations
@@ -24,13 +26,22 @@ def number_of(experts) -> int:
 
 @cache
 def experts_operator():
-    """``specmoe::experts(number, layer, hidden [T, D], index [T, K], weights [T, K]) -> [T, D]``, registered once."""
+    """``specmoe::experts(number, layer, hidden [T, D], index [T, K], weights [T, K]) -> [T, D]``,
+    registered once."""
 
-    def run(number: int, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def run(
+        number: int, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         return _installed[number].forward(layer, hidden, index, weights).contiguous()
 
-    run.__annotations__ = {"number": int, "layer": int, "hidden": torch.Tensor, "index": torch.Tensor,
-                           "weights": torch.Tensor, "return": torch.Tensor}  # fmt: skip
+    run.__annotations__ = {
+        "number": int,
+        "layer": int,
+        "hidden": torch.Tensor,
+        "index": torch.Tensor,
+        "weights": torch.Tensor,
+        "return": torch.Tensor,
+    }
     operator = torch.library.custom_op("specmoe::experts", run, mutates_args=())
     operator.register_fake(lambda number, layer, hidden, index, weights: torch.empty_like(hidden))
     return operator

@@ -1,8 +1,10 @@
-"""One forward pass of an encoder-decoder over ragged rows: ``CausalDecoder``'s verbs, with a source beside every row.
+"""One forward pass of an encoder-decoder over ragged rows: ``CausalDecoder``'s verbs, with a source
+beside every row.
 
-Comes in: rows with a ``source`` (what the encoder reads) and decoder tokens. Goes out: the decoder's logits ``[B, T, V]``.
-The encoder runs in ``prefill`` only, a chunk of the queue at a time; the keys and values that the decoder's cross-attention
-needs of a source are computed there once and kept with the row. ``speculate`` calls next.
+Comes in: rows with a ``source`` (what the encoder reads) and decoder tokens. Goes out: the
+decoder's logits ``[B, T, V]``. The encoder runs in ``prefill`` only, a chunk of the queue at a
+time; the keys and values that the decoder's cross-attention needs of a source are computed there
+once and kept with the row. ``speculate`` calls next.
 
     B rows, T tokens of a block, S source tokens, V vocabulary, H heads, D head size
 """
@@ -24,7 +26,8 @@ from .kv_cache import RaggedKVCache, kv_argument
 
 
 class CrossKV:
-    """Cross-attention keys and values of the rows in use, per layer ``[B, H, S, D]``; grows to the longest source."""
+    """Cross-attention keys and values of the rows in use, per layer ``[B, H, S, D]``; grows to the
+    longest source."""
 
     def __init__(self, num_layers: int, num_rows: int):
         self.buffers: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]  # keys, values
@@ -36,11 +39,15 @@ class CrossKV:
         for layer, pair in enumerate(states):
             if not self.buffers[layer]:
                 # one row and position more than used, as in ``kv_cache``
-                self.buffers[layer] = [x.new_zeros(len(self.lengths) + 1, x.shape[0], 1, x.shape[2]) for x in pair]
+                self.buffers[layer] = [
+                    x.new_zeros(len(self.lengths) + 1, x.shape[0], 1, x.shape[2]) for x in pair
+                ]
             for index, states_of_row in enumerate(pair):
                 buffer, length = self.buffers[layer][index], states_of_row.shape[1]
                 if buffer.shape[2] <= length:
-                    buffer = self.buffers[layer][index] = F.pad(buffer, (0, 0, 0, length + 1 - buffer.shape[2]))
+                    buffer = self.buffers[layer][index] = F.pad(
+                        buffer, (0, 0, 0, length + 1 - buffer.shape[2])
+                    )
                 buffer[row, :, :length] = states_of_row
 
     def move_row(self, source: int, target: int) -> None:
@@ -52,16 +59,20 @@ class CrossKV:
     def select(self, rows: torch.Tensor) -> CrossKV:
         """A copy that holds only ``rows``, in this order."""
         copy = CrossKV(len(self.buffers), len(rows))
-        kept = torch.cat([rows, rows[:1]]).to(self.buffers[0][0].device)  # and the row nobody uses
+        # and the row nobody uses
+        kept = torch.cat([rows, rows[:1]]).to(self.buffers[0][0].device)
         copy.buffers = [[buffer[kept] for buffer in pair] for pair in self.buffers]
         copy.lengths = self.lengths[rows]
         return copy
 
     def view(self, num_rows: int) -> tuple[DynamicCache, torch.Tensor]:
-        """The first ``num_rows`` rows as a cache that is already filled, and which keys are real, bool [B, 1, 1, S]."""
+        """The first ``num_rows`` rows as a cache that is already filled, and which keys are real,
+        bool [B, 1, 1, S]."""
         longest = int(self.lengths[:num_rows].max())
         cache = DynamicCache()
-        cache.layers = [_filled(*(x[:num_rows, :, :longest] for x in pair)) for pair in self.buffers]
+        cache.layers = [
+            _filled(*(x[:num_rows, :, :longest] for x in pair)) for pair in self.buffers
+        ]
         real = torch.arange(longest) < self.lengths[:num_rows, None]
         return cache, real[:, None, None, :]
 
@@ -70,20 +81,26 @@ def _filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
     """A cache layer that holds these tensors themselves (``update`` would copy them)."""
     layer = DynamicLayer()
     layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
+    layer.keys = keys
+    layer.values = values
     return layer
 
 
 class Seq2SeqDecoder:
-    """An encoder-decoder model. State: KV cache and cross-attention keys and values of the rows in flight."""
+    """An encoder-decoder model. State: KV cache and cross-attention keys and values of the rows in
+    flight."""
 
     def __init__(self, model: PreTrainedModel):
         check_rollback(model)
-        self.model, self.config = model, model.config
+        self.model = model
+        self.config = model.config
         if self.config._attn_implementation != "eager":
-            model.set_attn_implementation("eager")  # the one whose masks and biases are given here, row by row
+            # the one whose masks and biases are given here, row by row
+            model.set_attn_implementation("eager")
         self.positioned = position_modules(model)
-        self.num_layers = getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
+        self.num_layers = (
+            getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
+        )
         self.kv_argument = kv_argument(model)
         self.free()
         self.passes = Passes(model)
@@ -103,7 +120,9 @@ class Seq2SeqDecoder:
         for config in (self.model.generation_config, self.config):
             if getattr(config, "decoder_start_token_id", None) is not None:
                 return config.decoder_start_token_id
-        raise UnsupportedModelError(f"{self.config.model_type}: neither config names a decoder_start_token_id; add it")
+        raise UnsupportedModelError(
+            f"{self.config.model_type}: neither config names a decoder_start_token_id; add it"
+        )
 
     def allocate(self, num_rows: int, num_positions: int) -> None:
         """Make room for ``num_rows`` rows of ``num_positions`` decoder tokens."""
@@ -120,29 +139,46 @@ class Seq2SeqDecoder:
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
         """Refuse a run whose blocks could exceed a router's capacity."""
-        check_blocks(self.config, num_rows=num_rows, block=gamma + 1, source=max(len(row.source) for row in rows))
+        check_blocks(
+            self.config,
+            num_rows=num_rows,
+            block=gamma + 1,
+            source=max(len(row.source) for row in rows),
+        )
 
     def prefill(self, rows: list, set_live: Callable) -> list:
-        """Encode the sources of ``rows`` and run their decoder prompts (all but the last token) -> one state per row.
+        """Encode the sources of ``rows`` and run their decoder prompts (all but the last token) ->
+        one state per row.
 
-        ``set_live(live)`` is told which tokens are real before each pass. A decoder prompt of one token has nothing to run;
-        it is run for the sake of the cross-attention's keys and values, with no token live.
+        ``set_live(live)`` is told which tokens are real before each pass. A decoder prompt of one
+        token has nothing to run; it is run for the sake of the cross-attention's keys and values,
+        with no token live.
         """
         source, real = pad([row.source for row in rows], pad_id=self.config.pad_token_id or 0)
         set_live(real)
         device = self.model.device
-        encoded = self.model.get_encoder()(input_ids=source.to(device), attention_mask=real.to(device).long())
+        encoded = self.model.get_encoder()(
+            input_ids=source.to(device), attention_mask=real.to(device).long()
+        )
         tokens, live = pad([row.tokens[:-1] for row in rows])
         lengths = live.sum(dim=1).tolist()
         if tokens.shape[1] == 0:
-            tokens, live = torch.tensor([row.tokens for row in rows]), torch.zeros(len(rows), 1, dtype=torch.bool)
+            tokens, live = (
+                torch.tensor([row.tokens for row in rows]),
+                torch.zeros(len(rows), 1, dtype=torch.bool),
+            )
         set_live(live)
         self_kv, cross = RaggedKVCache(self.num_layers, *tokens.shape, device), DynamicCache()
         starts = torch.zeros(len(rows), dtype=torch.long)
         with self.passes.plainly():
-            self._forward(self_kv, cross, real[:, None, None, :], tokens, starts, encoded.last_hidden_state)
+            self._forward(
+                self_kv, cross, real[:, None, None, :], tokens, starts, encoded.last_hidden_state
+            )
         return [
-            (self_kv.take_row(row, length), [(x.keys[row, :, :num], x.values[row, :, :num]) for x in cross.layers])
+            (
+                self_kv.take_row(row, length),
+                [(x.keys[row, :, :num], x.values[row, :, :num]) for x in cross.layers],
+            )
             for row, (length, num) in enumerate(zip(lengths, real.sum(dim=1).tolist(), strict=True))
         ]
 
@@ -154,18 +190,22 @@ class Seq2SeqDecoder:
         self._view = None
 
     def leave(self, row: int, last: int) -> None:
-        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay together."""
+        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
+        together."""
         if row != last:
             self.kv_cache.move_row(last, row)
             self.cross.move_row(last, row)
         self._view = None
 
     def step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T, V]``."""
+        """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T,
+        V]``."""
         if self._view is None:
             self._view = self.cross.view(len(tokens))
         cross, real = self._view
-        unused = torch.empty(len(tokens), 1, self.config.d_model, dtype=self.model.dtype, device=self.model.device)
+        unused = torch.empty(
+            len(tokens), 1, self.config.d_model, dtype=self.model.dtype, device=self.model.device
+        )
         return self._forward(self.kv_cache, cross, real, tokens, starts, unused)
 
     draft_step = step
@@ -173,16 +213,26 @@ class Seq2SeqDecoder:
     def narrow(self, rows: torch.Tensor) -> None:
         """Go on with ``rows`` only, until ``widen``; what they write is lost then."""
         self._all_rows = self._all_rows or (self.kv_cache, self.cross)
-        self.kv_cache, self.cross, self._view = self.kv_cache.select(rows), self.cross.select(rows), None
+        self.kv_cache = self.kv_cache.select(rows)
+        self.cross = self.cross.select(rows)
+        self._view = None
 
     def widen(self) -> None:
         """All rows again, as they were before ``narrow``."""
         if self._all_rows is not None:
             (self.kv_cache, self.cross), self._all_rows, self._view = self._all_rows, None, None
 
-    def _forward(self, self_kv: RaggedKVCache, cross: DynamicCache, real: torch.Tensor, tokens: torch.Tensor,
-                 starts: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:  # fmt: skip
-        """The decoder over a block; ``encoded`` [B, S, d_model] is read only while ``cross`` is empty."""
+    def _forward(
+        self,
+        self_kv: RaggedKVCache,
+        cross: DynamicCache,
+        real: torch.Tensor,
+        tokens: torch.Tensor,
+        starts: torch.Tensor,
+        encoded: torch.Tensor,
+    ) -> torch.Tensor:
+        """The decoder over a block; ``encoded`` [B, S, d_model] is read only while ``cross`` is
+        empty."""
         positions = self_kv.place(starts, tokens.shape[1])
         tell_positions(self.positioned, positions)
         output = self.passes(

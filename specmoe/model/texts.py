@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer, and tokens as text.
 
-Comes in: a checkpoint's folder; sequences of ids. Goes out: the tokenizer, None, or why there is none; texts. ``engine``
-calls this. Code of a checkpoint never runs, and nothing is asked.
+Comes in: a checkpoint's folder; sequences of ids. Goes out: the tokenizer, None, or why there is
+none; texts. ``engine`` calls this. Code of a checkpoint never runs, and nothing is asked.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer; None when the checkpoint brings none; a ``CheckpointError`` (not raised: token ids need none) when
-    its files cannot be used."""
+    """The tokenizer; None when the checkpoint brings none; a ``CheckpointError`` (not raised: token
+    ids need none) when its files cannot be used."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as failure:  # a dozen libraries read these files, each with errors of its own
+    # a dozen libraries read these files, each with errors of its own
+    except Exception as failure:
         reason = next((line for line in str(failure).splitlines() if line.strip()), "")[:200]
         broken = CheckpointError(
-            f"the tokenizer files in {folder} cannot be used ({type(failure).__name__}: {reason}): download them again,"
+            f"the tokenizer files in {folder} cannot be used ({type(failure).__name__}: {reason}): "
+            "download them again,"
             " or pass token ids"
         )
         logger.warning("%s", broken)
@@ -42,8 +44,15 @@ def to_texts(tokenizer, sequences: list[list[int]]) -> list[str]:
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in sequences]
 
 
-def new_texts(tokenizer, sequences: list[list[int]], lengths: list[int], texts: list[str]) -> list[str]:
-    """What each of ``texts`` holds beyond its first ``lengths`` tokens: prompt + new text = text. (New tokens decoded alone
-    would lose the space that a SentencePiece tokenizer puts before a word.)"""
-    prompts = to_texts(tokenizer, [tokens[:length] for tokens, length in zip(sequences, lengths, strict=True)])
-    return [text[len(os.path.commonprefix([prompt, text])) :] for prompt, text in zip(prompts, texts)]
+def new_texts(
+    tokenizer, sequences: list[list[int]], lengths: list[int], texts: list[str]
+) -> list[str]:
+    """What each of ``texts`` holds beyond its first ``lengths`` tokens: prompt + new text = text.
+    (New tokens decoded alone would lose the space that a SentencePiece tokenizer puts before a
+    word.)"""
+    prompts = to_texts(
+        tokenizer, [tokens[:length] for tokens, length in zip(sequences, lengths, strict=True)]
+    )
+    return [
+        text[len(os.path.commonprefix([prompt, text])) :] for prompt, text in zip(prompts, texts)
+    ]

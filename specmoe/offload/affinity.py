@@ -1,8 +1,9 @@
 """How close experts are to each other, and who stands in for an expert that is not resident.
 
-Comes in: the packed store. Goes out: pairwise L2 distances of the experts' weights per MoE layer, ``[L, E, E]``, computed
-once and kept beside the store (paper, section on the affinity table), and tables ``[E + 1]`` that map an expert to its
-stand-in among the residents. ``experts`` calls next, when drafting.
+Comes in: the packed store. Goes out: pairwise L2 distances of the experts' weights per MoE layer,
+``[L, E, E]``, computed once and kept beside the store (paper, section on the affinity table), and
+tables ``[E + 1]`` that map an expert to its stand-in among the residents. ``experts`` calls next,
+when drafting.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from ..checkpoint import PackedExperts, write_whole
 
 logger = logging.getLogger("specmoe")
 
-CHUNK_BYTES = 32 * 2**20  # of all experts of a layer together, so that no layer is ever loaded whole
+# of all experts of a layer together, so that no layer is ever loaded whole
+CHUNK_BYTES = 32 * 2**20
 
 
 def expert_distances(packed: PackedExperts) -> torch.Tensor:
-    """L2 distance between the weights of every two experts of a layer, float32 ``[L, E, E]``, zero on the diagonal.
+    """L2 distance between the weights of every two experts of a layer, float32 ``[L, E, E]``, zero
+    on the diagonal.
 
-    Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be written,
-    when that file is not of these very experts.
+    Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be
+    written, when that file is not of these very experts.
     """
     path = Path(packed.directory) / "affinity.npy"
     shape = (len(packed.layers), packed.num_experts, packed.num_experts)
@@ -62,7 +65,8 @@ def _read_kept(path: Path, packed: PackedExperts, shape: tuple[int, ...]) -> tor
 
 
 def _seal(packed: PackedExperts, array: bytes) -> bytes:
-    """What stands behind the array, where numpy does not look: a hash of it and of the experts it is of."""
+    """What stands behind the array, where numpy does not look: a hash of it and of the experts it
+    is of."""
     digest = hashlib.sha256(repr((packed.checksums, packed.layout)).encode())
     digest.update(array)
     return digest.digest()
@@ -91,7 +95,8 @@ def _slices(packed: PackedExperts, layer: int):
 
 
 def nearest_resident(distances: torch.Tensor, residents: Sequence[int]) -> torch.Tensor:
-    """Stand-ins: ``distances`` [E, E] and the resident experts -> int64 ``[E + 1]``; residents stand for themselves.
+    """Stand-ins: ``distances`` [E, E] and the resident experts -> int64 ``[E + 1]``; residents
+    stand for themselves.
 
     The last entry, E, means "no expert" and stays E; with no resident at all everything maps to it.
     """
@@ -104,12 +109,16 @@ def nearest_resident(distances: torch.Tensor, residents: Sequence[int]) -> torch
     return table
 
 
-def random_resident(num_experts: int, residents: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def random_resident(
+    num_experts: int, residents: Sequence[int], generator: torch.Generator
+) -> torch.Tensor:
     """The same kind of table with a random resident for every expert that is not resident."""
     table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
     if len(residents):
         columns = torch.as_tensor(sorted(residents))
-        table[:num_experts] = columns[torch.randint(len(columns), (num_experts,), generator=generator)]
+        table[:num_experts] = columns[
+            torch.randint(len(columns), (num_experts,), generator=generator)
+        ]
         table[columns] = columns
     return table
 

@@ -1,8 +1,9 @@
 """How many expert slots a byte budget gives, and how many experts per layer may draft.
 
-Comes in: the size of a record and the user's ``fast_memory`` and ``draft_experts``. Goes out: a ``MemoryPlan`` that every
-method but ``resident`` shares. Everything that holds expert bytes counts: resident experts, read buffers, prefetched
-experts, and the scratch in which one expert is widened for the arithmetic.
+Comes in: the size of a record and the user's ``fast_memory`` and ``draft_experts``. Goes out: a
+``MemoryPlan`` that every method but ``resident`` shares. Everything that holds expert bytes counts:
+resident experts, read buffers, prefetched experts, and the scratch in which one expert is widened
+for the arithmetic.
 """
 
 from __future__ import annotations
@@ -32,15 +33,28 @@ class MemoryPlan:
 
     @property
     def cached_experts(self) -> int:
-        """Experts per layer that a ``cached`` method can keep in the same bytes, with slots left to read into."""
-        return max(0, (self.num_slots - min(self.num_readers, self.num_slots // 2 or 1)) // self.num_layers)
+        """Experts per layer that a ``cached`` method can keep in the same bytes, with slots left to
+        read into."""
+        return max(
+            0, (self.num_slots - min(self.num_readers, self.num_slots // 2 or 1)) // self.num_layers
+        )
 
 
-def plan_memory(*, record_bytes: int, scratch_bytes: int, num_layers: int, num_experts: int,
-                draft_experts: int | None, fast_memory: int | None, num_readers: int) -> MemoryPlan:  # fmt: skip
+def plan_memory(
+    *,
+    record_bytes: int,
+    scratch_bytes: int,
+    num_layers: int,
+    num_experts: int,
+    draft_experts: int | None,
+    fast_memory: int | None,
+    num_readers: int,
+) -> MemoryPlan:
     """Slots and N from what the user gave; ``FastMemoryError`` says how much would be needed."""
     if draft_experts is not None and draft_experts > num_experts:
-        raise OptionError(f"draft_experts={draft_experts} is more than the {num_experts} experts of a MoE layer")
+        raise OptionError(
+            f"draft_experts={draft_experts} is more than the {num_experts} experts of a MoE layer"
+        )
     if fast_memory is None:
         num_draft = draft_experts or max(1, min(4, num_experts // 2))
         num_slots = num_layers * num_draft + max(num_readers, num_layers * num_draft // 2)
@@ -51,9 +65,19 @@ def plan_memory(*, record_bytes: int, scratch_bytes: int, num_layers: int, num_e
     needed = min_slots(num_layers, num_draft)
     if num_slots < needed:
         raise FastMemoryError(
-            f"fast_memory={fast_memory} holds {num_slots} experts of {record_bytes} bytes beside {scratch_bytes} bytes of "
-            f"scratch; {num_draft} draft experts in each of {num_layers} MoE layers and one to read into need at least "
+            f"fast_memory={fast_memory} holds {num_slots} experts of {record_bytes} bytes beside "
+            f"{scratch_bytes} bytes of "
+            f"scratch; {num_draft} draft experts in each of {num_layers} MoE layers and one to "
+            "read into need at least "
             f"{needed * record_bytes + scratch_bytes} bytes"
         )
     used = num_slots * record_bytes + scratch_bytes
-    return MemoryPlan(fast_memory or used, scratch_bytes, record_bytes, num_slots, num_draft, num_layers, num_readers)
+    return MemoryPlan(
+        fast_memory or used,
+        scratch_bytes,
+        record_bytes,
+        num_slots,
+        num_draft,
+        num_layers,
+        num_readers,
+    )

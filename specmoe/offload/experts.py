@@ -1,9 +1,10 @@
-"""The experts function: what runs in place of every MoE layer's experts, for every model on transformers' registry.
+"""The experts function: what runs in place of every MoE layer's experts, for every model on
+transformers' registry.
 
-Comes in, after the model's own router: ``hidden`` [T, D], ``top_k_index`` [T, K], ``top_k_weights`` [T, K]. Goes out:
-[T, D]. While *verifying*, every distinct expert that a live token needs is fetched once and computed (coalesced); while
-*drafting* only the resident draft experts are computed, and a stand-in replaces what is not there. ``decoder`` runs the
-model around it.
+Comes in, after the model's own router: ``hidden`` [T, D], ``top_k_index`` [T, K], ``top_k_weights``
+[T, K]. Goes out: [T, D]. While *verifying*, every distinct expert that a live token needs is
+fetched once and computed (coalesced); while *drafting* only the resident draft experts are
+computed, and a stand-in replaces what is not there. ``decoder`` runs the model around it.
 
     T tokens of the block, K top_k, D hidden, E experts, L MoE layers
 """
@@ -25,7 +26,14 @@ from ..errors import SpecMoEError, UnsupportedModelError
 from ..model.kernels import ExpertKernel
 from ..model.opaque import experts_operator, number_of
 from . import affinity
-from .dispatch import Groups, group_by_expert, keep_top_k, living_pairs, merge_duplicates, tokens_per_expert
+from .dispatch import (
+    Groups,
+    group_by_expert,
+    keep_top_k,
+    living_pairs,
+    merge_duplicates,
+    tokens_per_expert,
+)
 from .policies import RunPolicy
 from .pool import PoolMode, ResidentPool
 from .routers import Routers
@@ -47,7 +55,8 @@ class Drafting:
 
 
 class OffloadedExperts:
-    """All MoE layers of one model: what lives as long as the engine. ``run`` is the run that computes now, if any."""
+    """All MoE layers of one model: what lives as long as the engine. ``run`` is the run that
+    computes now, if any."""
 
     def __init__(
         self,
@@ -70,7 +79,8 @@ class OffloadedExperts:
         self.listeners: list[Callable] = []
 
     def install(self, opaque: bool = False) -> None:
-        """Register the experts function and point this model at it; ``opaque``: as an operator, for torch.compile."""
+        """Register the experts function and point this model at it; ``opaque``: as an operator, for
+        torch.compile."""
         ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
         forward = partial(experts_operator(), number_of(self)) if opaque else self.forward
         for layer, module in enumerate(self.modules):
@@ -86,10 +96,13 @@ class OffloadedExperts:
 
     @contextmanager
     def running(self, pool: ResidentPool, policy: RunPolicy, how: Drafting) -> Iterator[RunExperts]:
-        """The experts of one run; gone, with everything that they remember, when the block is left."""
+        """The experts of one run; gone, with everything that they remember, when the block is
+        left."""
         with ExitStack() as stack:
             if how.substitute == "router" or how.guess_next:
-                self.routers.require("substitute='router'" if how.substitute == "router" else "method='overlapped'")
+                self.routers.require(
+                    "substitute='router'" if how.substitute == "router" else "method='overlapped'"
+                )
             if how.substitute == "router":
                 stack.enter_context(self.routers.listening())
             self.run = RunExperts(self, pool, policy, how)
@@ -98,23 +111,29 @@ class OffloadedExperts:
             finally:
                 self.run = None
 
-    def forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         """One MoE layer in the mode of the moment: [T, D], [T, K], [T, K] -> [T, D]."""
         if weights.shape != index.shape:
             raise UnsupportedModelError(
-                f"the router of {self.model.config.model_type} in transformers {transformers.__version__} gives weights"
-                f" {list(weights.shape)} for experts {list(index.shape)}: a newer transformers may give one for each"
+                f"the router of {self.model.config.model_type} in transformers "
+                f"{transformers.__version__} gives weights"
+                f" {list(weights.shape)} for experts {list(index.shape)}: a newer transformers may "
+                "give one for each"
             )
         if self.run is None:
-            raise SpecMoEError("the model's experts are offloaded: they compute only while the engine generates")
+            raise SpecMoEError(
+                "the model's experts are offloaded: they compute only while the engine generates"
+            )
         for callback in self.listeners:
             callback(self.run, layer, index, weights)
         return self.run.forward(layer, hidden, index, weights).to(hidden.dtype)
 
     @contextmanager
     def watched_by(self, callback: Callable) -> Iterator[None]:
-        """Within, ``callback(run, layer, index, weights)`` sees the router's choices [T, K] of every layer and pass, before
-        anything is read for them."""
+        """Within, ``callback(run, layer, index, weights)`` sees the router's choices [T, K] of
+        every layer and pass, before anything is read for them."""
         self.listeners.append(callback)
         try:
             yield
@@ -125,17 +144,22 @@ class OffloadedExperts:
 class RunExperts:
     """The experts of one run: complete when constructed, gone when the run ends.
 
-    State: the mode, the live tokens of the block, the residents that draft, tokens per expert of the whole run.
+    State: the mode, the live tokens of the block, the residents that draft, tokens per expert of
+    the whole run.
     """
 
-    def __init__(self, installed: OffloadedExperts, pool: ResidentPool, policy: RunPolicy, how: Drafting):
+    def __init__(
+        self, installed: OffloadedExperts, pool: ResidentPool, policy: RunPolicy, how: Drafting
+    ):
         self.installed = installed
         self.pool = pool
         self.policy = policy
         self.how = how
         self.generator = torch.Generator().manual_seed(how.seed)
         # What a kernel made of records that never move: expert -> weights in the model's dtype.
-        self.remembered: dict[ExpertKey, dict] | None = {} if pool.mode is PoolMode.RESIDENT else None
+        self.remembered: dict[ExpertKey, dict] | None = (
+            {} if pool.mode is PoolMode.RESIDENT else None
+        )
         self.totals = [[0] * installed.num_experts for _ in range(installed.num_layers)]
         self.draft_residents: list[list[int]] = [[] for _ in range(installed.num_layers)]
         self.stand_ins: dict[int, torch.Tensor] = {}
@@ -147,14 +171,16 @@ class RunExperts:
 
     @contextmanager
     def verifying(self, live: torch.Tensor | None) -> Iterator[None]:
-        """Within, forward passes are the full model's; only ``live`` tokens (bool, any shape of T) fetch and count."""
+        """Within, forward passes are the full model's; only ``live`` tokens (bool, any shape of T)
+        fetch and count."""
         self.set_live(live)
         yield
 
     @contextmanager
     def drafting(self) -> Iterator[bool]:
-        """Within, forward passes are the draft's: resident experts only, no fetch. The draft set is what every layer keeps;
-        what a fixed or own set names and is not here is fetched first. False: a layer has no draft expert yet."""
+        """Within, forward passes are the draft's: resident experts only, no fetch. The draft set is
+        what every layer keeps; what a fixed or own set names and is not here is fetched first.
+        False: a layer has no draft expert yet."""
         if not self._choose_residents():
             yield False
             return
@@ -166,8 +192,9 @@ class RunExperts:
 
     @contextmanager
     def prefilling(self) -> Iterator[None]:
-        """Within, forward passes are the full model's over prompts. The first prefill finds the first residents; later ones
-        (refills while decoding) leave every layer's kept set as the last verification chose it."""
+        """Within, forward passes are the full model's over prompts. The first prefill finds the
+        first residents; later ones (refills while decoding) leave every layer's kept set as the
+        last verification chose it."""
         with self.policy.frozen() if self.started else ExitStack():
             self.started = True
             yield
@@ -184,7 +211,9 @@ class RunExperts:
         self.draft_residents = [sorted(experts) for experts in kept]
         if not all(self.draft_residents[layer] for layer in installed.draft_layers):
             return False
-        self.stand_ins = {layer: self._table(layer).to(installed.model.device) for layer in installed.draft_layers}
+        self.stand_ins = {
+            layer: self._table(layer).to(installed.model.device) for layer in installed.draft_layers
+        }
         for layer in range(installed.num_layers):
             self.policy.votes.clear(layer)
         return True
@@ -200,14 +229,18 @@ class RunExperts:
 
     # ---- the experts function ----
 
-    def forward(self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         run = self._draft_layer if self.is_drafting else self._verify_layer
         return run(layer, hidden, index, weights)
 
     def _verify_layer(self, layer, hidden, index, weights):
         groups = group_by_expert(index, self.installed.num_experts, self.live)
         self._count(layer, groups.counts)
-        keep = self.policy.keep(layer, groups.counts, self.pool.kept[layer], self.pool.resident_experts(layer))
+        keep = self.policy.keep(
+            layer, groups.counts, self.pool.kept[layer], self.pool.resident_experts(layer)
+        )
         ahead = (ExpertKey(*key) for key in self.policy.votes.after(layer))
         records = self.pool.request(layer, groups.slices, keep, ahead)
         self._guess_next_layer(layer, hidden, index.shape[1])
@@ -236,9 +269,16 @@ class RunExperts:
             mapped = self.installed.routers.among(self.draft_residents[layer], layer, index, mapped)
         return mapped
 
-    def _compute(self, layer: int, hidden: torch.Tensor, weights: torch.Tensor, groups: Groups,
-                 records: Iterator[tuple[int, torch.Tensor]]) -> torch.Tensor:  # fmt: skip
-        """Every pair's output into its own row, then one weighted sum: the result cannot depend on arrival order."""
+    def _compute(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        weights: torch.Tensor,
+        groups: Groups,
+        records: Iterator[tuple[int, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Every pair's output into its own row, then one weighted sum: the result cannot depend on
+        arrival order."""
         num_tokens, top_k = weights.shape
         inputs = hidden.index_select(0, groups.order // top_k)  # [P, D], each expert's together
         outputs = torch.empty_like(inputs)
@@ -270,22 +310,35 @@ class RunExperts:
     # ---- reading ahead ----
 
     def _vote(self, layer: int, index: torch.Tensor) -> None:
-        """The draft's router names experts, before substitution: read those it asks for often enough."""
+        """The draft's router names experts, before substitution: read those it asks for often
+        enough."""
         num_experts = self.installed.num_experts
         counts = tokens_per_expert(living_pairs(index, num_experts, self.live), num_experts)
         for expert in self.policy.votes.add(layer, counts, index.shape[0]):
             self.pool.prefetch(ExpertKey(layer, expert))
 
     def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
-        """Overlapped: the next layer's router, asked about this layer's input, names what to read meanwhile."""
-        if not self.how.guess_next or layer + 1 in (self.installed.num_layers, self.installed.draft_layers.start):
+        """Overlapped: the next layer's router, asked about this layer's input, names what to read
+        meanwhile."""
+        if not self.how.guess_next or layer + 1 in (
+            self.installed.num_layers,
+            self.installed.draft_layers.start,
+        ):
             return
-        tokens = hidden if self.live is None else hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
+        tokens = (
+            hidden
+            if self.live is None
+            else hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
+        )
         for expert in self.installed.routers.ask(layer + 1, tokens, top_k) if len(tokens) else ():
             self.pool.prefetch(ExpertKey(layer + 1, expert))
 
 
-def _experts_forward(module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor,
-                     top_k_weights: torch.Tensor) -> torch.Tensor:  # fmt: skip
+def _experts_forward(
+    module: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
     """What transformers' registry calls: [T, D], [T, K], [T, K] -> [T, D]."""
     return module._specmoe_forward(hidden_states, top_k_index, top_k_weights)

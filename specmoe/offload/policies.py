@@ -1,10 +1,11 @@
 """Which experts of a layer stay in fast memory after a step. No torch.
 
-Comes in, when a layer's router has spoken: how many live tokens went to each expert of the layer, and which experts
-are resident. Goes out: the set to keep, at most ``num_kept`` of them. Everything else may be overwritten as soon as it
-has been computed. The choice is made once per layer and step, for the whole coalesced request; so "least recently used"
-means least recently *requested*, ties broken by the token count of that request. ``resident_pool`` acts on the choice;
-``draft_sets`` makes the same kind of choice for the draft.
+Comes in, when a layer's router has spoken: how many live tokens went to each expert of the layer,
+and which experts are resident. Goes out: the set to keep, at most ``num_kept`` of them. Everything
+else may be overwritten as soon as it has been computed. The choice is made once per layer and step,
+for the whole coalesced request; so "least recently used" means least recently *requested*, ties
+broken by the token count of that request. ``resident_pool`` acts on the choice; ``draft_sets``
+makes the same kind of choice for the draft.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from .votes import Votes
 
 
 class KeepPolicy:
-    """Base: keep nothing (on-demand). ``keep`` may update the policy's own memory of past requests."""
+    """Base: keep nothing (on-demand). ``keep`` may update the policy's own memory of past
+    requests."""
 
     def __init__(self, num_layers: int, num_experts: int, num_kept: int):
-        self.num_layers, self.num_experts, self.num_kept = num_layers, num_experts, num_kept
+        self.num_layers = num_layers
+        self.num_experts = num_experts
+        self.num_kept = num_kept
 
     def keep(self, layer: int, counts: Sequence[int], resident: set[int]) -> set[int]:
-        """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most ``num_kept``."""
+        """``counts`` [E] tokens per expert in this step -> experts of ``layer`` to keep, at most
+        ``num_kept``."""
         return set()
 
 
@@ -33,7 +38,9 @@ class _Ranked(KeepPolicy):
     def keep(self, layer, counts, resident):
         self.observe(layer, counts)
         candidates = {expert for expert, count in enumerate(counts) if count} | resident
-        ranked = sorted(candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True)
+        ranked = sorted(
+            candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True
+        )
         return set(ranked[: self.num_kept])
 
     def observe(self, layer: int, counts: Sequence[int]) -> None:
@@ -49,7 +56,8 @@ class LRU(_Ranked):
     def __init__(self, num_layers, num_experts, num_kept):
         super().__init__(num_layers, num_experts, num_kept)
         self._step = [0] * num_layers
-        self._last = [[(-1, 0)] * num_experts for _ in range(num_layers)]  # (step, tokens) of the last request
+        # (step, tokens) of the last request
+        self._last = [[(-1, 0)] * num_experts for _ in range(num_layers)]
 
     def observe(self, layer, counts):
         self._step[layer] += 1
@@ -87,15 +95,19 @@ class Temporal(_Ranked):
     def observe(self, layer, counts):
         # earlier use is squeezed below one token, so that it only breaks ties and orders the unused
         highest = max(self._score[layer], default=0.0) + 1.0
-        self._score[layer] = [count + 0.5 * score / highest for count, score in zip(counts, self._score[layer], strict=True)]
+        self._score[layer] = [
+            count + 0.5 * score / highest
+            for count, score in zip(counts, self._score[layer], strict=True)
+        ]
 
     def _rank(self, layer, expert):
         return self._score[layer][expert]
 
 
 class RecentUse:
-    """How much every expert was used lately: ``use`` [layers][E], its tokens, of which each counts less the more came after
-    it (by a factor e for every ``HORIZON`` pairs of token and expert). For what no policy has chosen to keep."""
+    """How much every expert was used lately: ``use`` [layers][E], its tokens, of which each counts
+    less the more came after it (by a factor e for every ``HORIZON`` pairs of token and expert). For
+    what no policy has chosen to keep."""
 
     HORIZON = 2048  # long against a round of one row, about one round of 64
 
@@ -104,16 +116,20 @@ class RecentUse:
 
     def observe(self, layer: int, counts: Sequence[int]) -> None:
         keep = math.exp(-sum(counts) / self.HORIZON)
-        self.use[layer] = [keep * use + count for use, count in zip(self.use[layer], counts, strict=True)]
+        self.use[layer] = [
+            keep * use + count for use, count in zip(self.use[layer], counts, strict=True)
+        ]
 
 
 class Static(KeepPolicy):
-    """Keep a fixed set per layer: the hottest of a calibration run (``totals`` [layers][E] tokens)."""
+    """Keep a fixed set per layer: the hottest of a calibration run (``totals`` [layers][E]
+    tokens)."""
 
     def __init__(self, num_layers, num_experts, num_kept, totals: Sequence[Sequence[float]]):
         super().__init__(num_layers, num_experts, num_kept)
         self.fixed = [
-            set(sorted(range(num_experts), key=lambda expert: (-total[expert], expert))[:num_kept]) for total in totals
+            set(sorted(range(num_experts), key=lambda expert: (-total[expert], expert))[:num_kept])
+            for total in totals
         ]
 
     def keep(self, layer, counts, resident):
@@ -121,8 +137,8 @@ class Static(KeepPolicy):
 
 
 class Belady(KeepPolicy):
-    """The bound: keep those needed again soonest. Sees the future ``requests`` [layer][step] -> experts, so only a
-    replay can use it (Belady 1966)."""
+    """The bound: keep those needed again soonest. Sees the future ``requests`` [layer][step] ->
+    experts, so only a replay can use it (Belady 1966)."""
 
     def __init__(self, num_layers, num_experts, num_kept, requests: Sequence[Sequence[set[int]]]):
         super().__init__(num_layers, num_experts, num_kept)
@@ -135,15 +151,20 @@ class Belady(KeepPolicy):
         candidates = {expert for expert, count in enumerate(counts) if count} | resident
 
         def next_use(expert: int) -> int:
-            return next((step for step, needed in enumerate(future) if expert in needed), len(future))
+            return next(
+                (step for step, needed in enumerate(future) if expert in needed), len(future)
+            )
 
-        return set(sorted(candidates, key=lambda expert: (next_use(expert), expert))[: self.num_kept])
+        return set(
+            sorted(candidates, key=lambda expert: (next_use(expert), expert))[: self.num_kept]
+        )
 
 
 class RunPolicy:
-    """What stays and what leaves first in one run: ``rule`` chooses what every layer keeps; of the others those that the
-    draft's routers have named stay longest (``votes``), then those used most lately. Layers before ``first_kept`` (an
-    encoder's, which run once per prompt) keep nothing, and their experts leave first."""
+    """What stays and what leaves first in one run: ``rule`` chooses what every layer keeps; of the
+    others those that the draft's routers have named stay longest (``votes``), then those used most
+    lately. Layers before ``first_kept`` (an encoder's, which run once per prompt) keep nothing, and
+    their experts leave first."""
 
     def __init__(self, rule: KeepPolicy, first_kept: int = 0):
         self.rule = rule
@@ -155,7 +176,8 @@ class RunPolicy:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within, every layer keeps what it keeps, and nothing is learnt (prompts that come in while others decode)."""
+        """Within, every layer keeps what it keeps, and nothing is learnt (prompts that come in
+        while others decode)."""
         self.is_frozen = True
         try:
             yield
@@ -168,29 +190,39 @@ class RunPolicy:
         if not self.is_frozen:
             self.recent.observe(layer, counts)
 
-    def keep(self, layer: int, counts: Sequence[int], kept: set[int], resident: set[int]) -> set[int]:
-        """What ``layer`` keeps from now on, given its ``counts`` [E], what it keeps now and what is resident."""
+    def keep(
+        self, layer: int, counts: Sequence[int], kept: set[int], resident: set[int]
+    ) -> set[int]:
+        """What ``layer`` keeps from now on, given its ``counts`` [E], what it keeps now and what is
+        resident."""
         if layer < self.first_kept:
             return set()
         return kept if self.is_frozen else self.rule.keep(layer, counts, resident)
 
     def priority(self, key: tuple[int, int]) -> tuple[float, ...]:
-        """Among experts that nobody chose to keep the one of least priority leaves first; only compared."""
+        """Among experts that nobody chose to keep the one of least priority leaves first; only
+        compared."""
         layer, expert = key
         if layer < self.first_kept:
             return -1, 0.0
         return self.votes.counts[layer][expert], self.recent.use[layer][expert]
 
 
-def make_policy(name: str, num_layers: int, num_experts: int, num_kept: int, totals=None) -> KeepPolicy:
-    """The eviction called ``name`` (lru, lfu, temporal, static); "static" needs calibration ``totals`` [layers][E]."""
+def make_policy(
+    name: str, num_layers: int, num_experts: int, num_kept: int, totals=None
+) -> KeepPolicy:
+    """The eviction called ``name`` (lru, lfu, temporal, static); "static" needs calibration
+    ``totals`` [layers][E]."""
     if name == "static":
         return Static(num_layers, num_experts, num_kept, totals)
     return {"lru": LRU, "lfu": LFU, "temporal": Temporal}[name](num_layers, num_experts, num_kept)
 
 
-def replay(requests: Sequence[Sequence[int]], policy: KeepPolicy, layer: int = 0) -> tuple[int, int]:
-    """(hits, misses) of one layer's requests ([step] -> counts [E]) under ``policy``, starting empty."""
+def replay(
+    requests: Sequence[Sequence[int]], policy: KeepPolicy, layer: int = 0
+) -> tuple[int, int]:
+    """(hits, misses) of one layer's requests ([step] -> counts [E]) under ``policy``, starting
+    empty."""
     resident: set[int] = set()
     hits = misses = 0
     for counts in requests:

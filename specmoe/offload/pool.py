@@ -1,11 +1,13 @@
 """The fast tier: a fixed number of slots that hold expert records.
 
-Comes in: an ``ExpertStore``, the number of slots, and per layer and step the experts that the router named and the set
-to keep (``eviction``, ``draft_sets``). Goes out: records, hits first, then misses as they arrive. ``experts`` calls next.
+Comes in: an ``ExpertStore``, the number of slots, and per layer and step the experts that the
+router named and the set to keep (``eviction``, ``draft_sets``). Goes out: records, hits first, then
+misses as they arrive. ``experts`` calls next.
 
-A slot is free, being filled, or resident. A resident expert is *kept* (protected: chosen to stay), *needed* (protected
-until the layer has computed it), *prefetched and unclaimed* (it waits for its layer), or it *lingers*: nobody chose it,
-and it stays until somebody wants its slot. The pool never holds more bytes than its slots, whatever is asked of it.
+A slot is free, being filled, or resident. A resident expert is *kept* (protected: chosen to stay),
+*needed* (protected until the layer has computed it), *prefetched and unclaimed* (it waits for its
+layer), or it *lingers*: nobody chose it, and it stays until somebody wants its slot. The pool never
+holds more bytes than its slots, whatever is asked of it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class _Loading:
 class PoolMode(Enum):
     """When experts are read, and whether one that nobody keeps stays."""
 
-    # Computes only when a wave of reads has landed, reads only when it has been computed, drops what was computed.
+    # Computes only when a wave of reads has landed, reads only when it has been computed, drops
+    # what was computed.
     ON_DEMAND = "on_demand"
     # Reads while it computes, and drops what was computed.
     OVERLAPPED = "overlapped"
@@ -49,13 +52,20 @@ class PoolMode(Enum):
 
 
 class ResidentPool:
-    """Fixed slots, one record each. ``policy.num_kept`` experts per layer may be protected at once; the slots beyond
-    ``num_protected`` carry everything else through; layers before ``policy.first_kept`` (an encoder's) keep none.
-    Of those that linger the one of least priority goes first, among equals the least recently used; for a read of less
-    priority only ``max_passing`` slots are taken at a time."""
+    """Fixed slots, one record each. ``policy.num_kept`` experts per layer may be protected at once;
+    the slots beyond ``num_protected`` carry everything else through; layers before
+    ``policy.first_kept`` (an encoder's) keep none. Of those that linger the one of least priority
+    goes first, among equals the least recently used; for a read of less priority only
+    ``max_passing`` slots are taken at a time."""
 
-    def __init__(self, store: ExpertStore, slots: Slots, policy: RunPolicy, mode: PoolMode = PoolMode.CACHED,
-                 trace: Trace | None = None):  # fmt: skip
+    def __init__(
+        self,
+        store: ExpertStore,
+        slots: Slots,
+        policy: RunPolicy,
+        mode: PoolMode = PoolMode.CACHED,
+        trace: Trace | None = None,
+    ):
         self.store = store
         self.policy = policy
         self.mode = mode
@@ -63,32 +73,42 @@ class ResidentPool:
         self.synchronous = mode is PoolMode.ON_DEMAND
         num_kept, first_kept = policy.num_kept, policy.first_kept
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
-        self.num_layers, self.num_experts = len(store.packed.layers), store.packed.num_experts
+        self.num_layers = len(store.packed.layers)
+        self.num_experts = store.packed.num_experts
         num_slots = len(slots)
         num_layers = self.num_layers - first_kept
         needed_slots = min_slots(num_layers, num_kept)
         if num_slots < needed_slots:
             raise FastMemoryError(
-                f"{num_slots} slots cannot keep {num_kept} experts in each of {num_layers} MoE layers and read one more: "
+                f"{num_slots} slots cannot keep {num_kept} experts in each of {num_layers} MoE "
+                "layers and read one more: "
                 f"{needed_slots} slots of {store.record_bytes} bytes are needed"
             )
-        self.num_slots, self.num_kept, self.num_protected = num_slots, num_kept, num_layers * num_kept
+        self.num_slots = num_slots
+        self.num_kept = num_kept
+        self.num_protected = num_layers * num_kept
         self.slots = slots
-        self.num_reserved = min(2, num_slots - needed_slots + 1)  # slots that prefetches never take
-        self.max_passing = store.num_readers + 2  # on demand at once, beyond what takes the place of something worth less
+        # slots that prefetches never take
+        self.num_reserved = min(2, num_slots - needed_slots + 1)
+        # on demand at once, beyond what takes the place of something worth less
+        self.max_passing = store.num_readers + 2
         self.counts = PoolCounts()
         self._empty()
 
     def _empty(self) -> None:
-        self.resident: dict[ExpertKey, int] = {}  # key -> slot; insertion order = least recently used first
+        # key -> slot; insertion order = least recently used first
+        self.resident: dict[ExpertKey, int] = {}
         self.loading: dict[ExpertKey, _Loading] = {}
-        self.unclaimed: set[ExpertKey] = set()  # prefetched (landed or loading), not yet asked for
-        self.needed: dict[ExpertKey, None] = {}  # asked for by the layer that is being computed, in the order of reads
+        # prefetched (landed or loading), not yet asked for
+        self.unclaimed: set[ExpertKey] = set()
+        # asked for by the layer that is being computed, in the order of reads
+        self.needed: dict[ExpertKey, None] = {}
         self.passing: set[ExpertKey] = set()  # read on demand and not yet computed
-        self.next_later: ExpertKey | None = None  # of later layers, to be read once nothing of this one waits for a slot
+        # of later layers, to be read once nothing of this one waits for a slot
+        self.next_later: ExpertKey | None = None
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
 
-    # ---- questions ----------------------------------------------------------------------------------------------
+    # ---- questions ----
 
     def resident_experts(self, layer: int) -> set[int]:
         """Experts of ``layer`` that can be computed right now."""
@@ -99,7 +119,8 @@ class ResidentPool:
         return key in self.resident or key in self.loading
 
     def record(self, key: ExpertKey) -> torch.Tensor:
-        """The record of a resident expert, uint8 ``[record_bytes]``; valid while the expert is protected."""
+        """The record of a resident expert, uint8 ``[record_bytes]``; valid while the expert is
+        protected."""
         return self.slots[self.resident[key]]
 
     @property
@@ -109,23 +130,33 @@ class ResidentPool:
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
-        used = list(self.resident.values()) + [loading.slot for loading in self.loading.values()] + self.slots.free
-        assert sorted(used) == list(range(self.num_slots)), f"slots lost or used twice: {sorted(used)}"
-        assert not (self.resident.keys() & self.loading.keys()), "an expert is both resident and loading"
+        used = (
+            list(self.resident.values())
+            + [loading.slot for loading in self.loading.values()]
+            + self.slots.free
+        )
+        assert sorted(used) == list(range(self.num_slots)), (
+            f"slots lost or used twice: {sorted(used)}"
+        )
+        assert not (self.resident.keys() & self.loading.keys()), (
+            "an expert is both resident and loading"
+        )
         assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
         assert all(self.holds(key) for key in self.needed), "a needed expert has been lost"
         assert all(len(kept) <= self.num_kept for kept in self.kept), "more kept than allowed"
         assert not any(self.kept[: self.policy.first_kept]), "an encoder's layer keeps experts"
         assert all(loading.prefetch or key in self.needed for key, loading in self.loading.items())
 
-    # ---- the target's request: every distinct expert once ---------------------------------------------------------
+    # ---- the target's request: every distinct expert once ----
 
-    def request(self, layer: int, experts: Iterable[int], keep: set[int],
-                later: Iterable[ExpertKey] = ()) -> Iterator[tuple[int, torch.Tensor]]:  # fmt: skip
-        """Start reading what is missing of ``experts`` now; returns an iterator of (expert, record), hits first, then
-        misses as they arrive. A record is valid until the next one is taken. From here on exactly ``keep`` is
-        protected in ``layer``. ``later``: experts of later layers, to be prefetched as soon as nothing of this one waits for
-        a slot. Changes: residents, counts, trace; evicts whatever neither is kept nor needed."""
+    def request(
+        self, layer: int, experts: Iterable[int], keep: set[int], later: Iterable[ExpertKey] = ()
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Start reading what is missing of ``experts`` now; returns an iterator of (expert,
+        record), hits first, then misses as they arrive. A record is valid until the next one is
+        taken. From here on exactly ``keep`` is protected in ``layer``. ``later``: experts of later
+        layers, to be prefetched as soon as nothing of this one waits for a slot. Changes:
+        residents, counts, trace; evicts whatever neither is kept nor needed."""
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
         self.kept[layer] = set(keep)
         self.later = iter(later)
@@ -140,8 +171,11 @@ class ResidentPool:
         self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
-        absent = sorted((key for key in misses if not self.holds(key)), key=self.policy.priority, reverse=True)
-        queue = deque(absent)  # the more an expert is used, the earlier it may take the place of another
+        absent = sorted(
+            (key for key in misses if not self.holds(key)), key=self.policy.priority, reverse=True
+        )
+        # the more an expert is used, the earlier it may take the place of another
+        queue = deque(absent)
         for key in ahead:
             if key in self.loading:
                 self.store.hasten(self.loading[key].read)
@@ -149,7 +183,9 @@ class ResidentPool:
             self._start_reads(queue)
         return self._arrivals(hits, ahead, queue)
 
-    def _arrivals(self, hits: list, ahead: list, queue: deque) -> Iterator[tuple[int, torch.Tensor]]:
+    def _arrivals(
+        self, hits: list, ahead: list, queue: deque
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         try:
             for key in hits + [key for key in ahead if key in self.resident]:
                 yield key.expert, self.record(key)
@@ -189,8 +225,8 @@ class ResidentPool:
             self.next_later = next(self.later, None)
 
     def _land(self) -> list[ExpertKey]:
-        """The next needed experts that have arrived, in the order of their reads, so that a run repeats itself; waits for
-        one (synchronous: for all of them) when none has."""
+        """The next needed experts that have arrived, in the order of their reads, so that a run
+        repeats itself; waits for one (synchronous: for all of them) when none has."""
         self.settle_landed()
         arrived = list(takewhile(lambda key: key in self.resident, self.needed))
         on_the_way = [key for key in self.needed if key in self.loading]
@@ -208,7 +244,8 @@ class ResidentPool:
         self.trace.add("wait", key.layer, key.expert, seconds=seconds)
 
     def _computed(self, key: ExpertKey, queue: deque) -> None:
-        """``key`` has been used: it may go now unless it is kept. Its slot may carry the next miss."""
+        """``key`` has been used: it may go now unless it is kept. Its slot may carry the next
+        miss."""
         self.needed.pop(key, None)
         self.passing.discard(key)
         slot = self.resident.pop(key)
@@ -219,10 +256,11 @@ class ResidentPool:
         if not self.synchronous:
             self._start_reads(queue)
 
-    # ---- reads ahead of the router ---------------------------------------------------------------------------------
+    # ---- reads ahead of the router ----
 
     def prefetch(self, key: ExpertKey) -> bool:
-        """Start reading ``key`` before its router asks, if there is room; True when a read was started."""
+        """Start reading ``key`` before its router asks, if there is room; True when a read was
+        started."""
         if self.holds(key) or self.prefetch_room <= 0:
             return False
         slot = self._take_slot(key, for_prefetch=True)
@@ -234,11 +272,18 @@ class ResidentPool:
         return True
 
     def fetch(self, layer: int, experts: Iterable[int]) -> None:
-        """Make ``experts`` resident and keep them, waiting for the reads (for fixed draft sets, before decoding)."""
+        """Make ``experts`` resident and keep them, waiting for the reads (for fixed draft sets,
+        before decoding)."""
         experts = set(experts)
         missing = [expert for expert in experts if ExpertKey(layer, expert) not in self.resident]
-        kept = experts | (self.kept[layer] & self.resident_experts(layer) if len(experts) < self.num_kept else set())
-        for _ in self.request(layer, missing, set(sorted(kept, key=lambda e: e not in experts)[: self.num_kept])):
+        kept = experts | (
+            self.kept[layer] & self.resident_experts(layer)
+            if len(experts) < self.num_kept
+            else set()
+        )
+        for _ in self.request(
+            layer, missing, set(sorted(kept, key=lambda e: e not in experts)[: self.num_kept])
+        ):
             pass
 
     def _give_up_unclaimed(self, layer: int, wanted: list[ExpertKey]) -> None:
@@ -259,7 +304,7 @@ class ResidentPool:
         self.counts.num_fetches -= 1
         self.counts.fetched_bytes -= self.store.record_bytes
 
-    # ---- slots -------------------------------------------------------------------------------------------------------
+    # ---- slots ----
 
     def _load(self, key: ExpertKey, slot: int, priority: int) -> None:
         read = self.store.submit(key, self.slots[slot], priority, after=self.slots.last_use[slot])
@@ -290,12 +335,16 @@ class ResidentPool:
             self._settle(key)
 
     def _take_slot(self, key: ExpertKey, for_prefetch: bool = False) -> int | None:
-        """A slot to read ``key`` into: a free one, that of the lingering expert worth least, or (never for a prefetch) an
-        unclaimed prefetch's."""
+        """A slot to read ``key`` into: a free one, that of the lingering expert worth least, or
+        (never for a prefetch) an unclaimed prefetch's."""
         self.settle_landed()
         if self.slots.free:
             return self.slots.take()
-        least = min((other for other in self.resident if self._lingers(other)), key=self.policy.priority, default=None)
+        least = min(
+            (other for other in self.resident if self._lingers(other)),
+            key=self.policy.priority,
+            default=None,
+        )
         if least is not None and self._may_replace(key, least, for_prefetch):
             self._evict(least)
         elif least is None and not for_prefetch and not self.passing:
@@ -303,21 +352,29 @@ class ResidentPool:
         return self.slots.take()
 
     def _may_replace(self, key: ExpertKey, lingering: ExpertKey, for_prefetch: bool) -> bool:
-        """At once when ``key`` will be worth more once computed: then ``lingering`` would go anyway. Else only a few slots
-        carry such reads through, one after the other; the others keep what will be wanted again."""
+        """At once when ``key`` will be worth more once computed: then ``lingering`` would go
+        anyway. Else only a few slots carry such reads through, one after the other; the others keep
+        what will be wanted again."""
         few = not for_prefetch and len(self.passing) < self.max_passing
         return few or self.policy.priority(key) >= self.policy.priority(lingering)
 
     def _lingers(self, key: ExpertKey) -> bool:
-        return key.expert not in self.kept[key.layer] and key not in self.needed and key not in self.unclaimed
+        return (
+            key.expert not in self.kept[key.layer]
+            and key not in self.needed
+            and key not in self.unclaimed
+        )
 
     def _evict_prefetched(self) -> None:
-        """Demand goes before guesses: take back the newest queued prefetch, else wait for one and use its slot."""
+        """Demand goes before guesses: take back the newest queued prefetch, else wait for one and
+        use its slot."""
         unclaimed = [key for key in self.loading if key in self.unclaimed]
         for key in reversed(unclaimed):
             if self.store.cancel(self.loading[key].read):
                 return self._forget(key)
-        landed = next((key for key in self.resident if key in self.unclaimed and key not in self.needed), None)
+        landed = next(
+            (key for key in self.resident if key in self.unclaimed and key not in self.needed), None
+        )
         key = landed or next(iter(unclaimed), None)
         if key is None:
             return
@@ -333,7 +390,8 @@ class ResidentPool:
         self.trace.add("evict", key.layer, key.expert)
 
     def reset_reads(self) -> None:
-        """Give up all reads and wait for those under way, so that nothing writes into the slots any more."""
+        """Give up all reads and wait for those under way, so that nothing writes into the slots any
+        more."""
         for key, loading in list(self.loading.items()):
             if self.store.cancel(loading.read):
                 self._forget(key)
@@ -353,5 +411,6 @@ class ResidentPool:
 
 
 def min_slots(num_layers: int, num_kept: int) -> int:
-    """Slots that a step needs when every layer keeps ``num_kept``: those, and one to carry the others through."""
+    """Slots that a step needs when every layer keeps ``num_kept``: those, and one to carry the
+    others through."""
     return num_layers * num_kept + 1

@@ -1,10 +1,11 @@
 """Who reads next: the reads that wait, those under way, and the threads that serve them.
 
-Comes in: ``Read`` tickets with a priority. Goes out: one ticket at a time to each reader thread. ``expert_store`` submits and
-copies. The threads own the queue, never the store: a store that is dropped without ``close`` can go, and ends them.
+Comes in: ``Read`` tickets with a priority. Goes out: one ticket at a time to each reader thread.
+``expert_store`` submits and copies. The threads own the queue, never the store: a store that is
+dropped without ``close`` can go, and ends them.
 
-An interrupt may end a caller anywhere, so the lock is taken as a plain ``threading.Lock``: its ``with`` cannot be cut short
-between taking and giving back.
+An interrupt may end a caller anywhere, so the lock is taken as a plain ``threading.Lock``: its
+``with`` cannot be cut short between taking and giving back.
 """
 
 from __future__ import annotations
@@ -36,22 +37,30 @@ class ReadQueue:
         self._is_closed = False
         self._threads: list[threading.Thread] = []
 
-    def start(self, serve: Callable[[Read, object], None], make_reader: Callable[[], object], number: int) -> None:
-        """``number`` threads that call ``serve(read, reader)`` for every read, each with a reader of its own. Both are methods
-        of a store, which is held only while it serves."""
+    def start(
+        self, serve: Callable[[Read, object], None], make_reader: Callable[[], object], number: int
+    ) -> None:
+        """``number`` threads that call ``serve(read, reader)`` for every read, each with a reader
+        of its own. Both are methods of a store, which is held only while it serves."""
         methods = weakref.WeakMethod(serve), weakref.WeakMethod(make_reader)
         for index in range(number):
             thread = threading.Thread(
-                target=_serve_all, args=(self, *methods), name=f"specmoe-reader-{index}", daemon=True
+                target=_serve_all,
+                args=(self, *methods),
+                name=f"specmoe-reader-{index}",
+                daemon=True,
             )
             self._threads.append(thread)
             thread.start()
 
     def submit(self, read: Read, priority: int) -> None:
-        """Queue a read. ``StoreError`` when closed, in a forked child, or while a read that stalled may still fill its
-        buffer."""
+        """Queue a read. ``StoreError`` when closed, in a forked child, or while a read that stalled
+        may still fill its buffer."""
         if os.getpid() != self._process:  # nobody would ever serve it
-            raise StoreError("this process is a fork of the one that loaded the engine, and forks have no readers: load it here")
+            raise StoreError(
+                "this process is a fork of the one that loaded the engine, and forks "
+                "have no readers: load it here"
+            )
         with self._lock:
             if self._is_closed:
                 raise StoreError("the expert store is closed: load the engine again")
@@ -61,11 +70,13 @@ class ReadQueue:
             self._wake.notify()
 
     def _refuse_while_stalled(self) -> None:
-        """A read that everybody has given up on may still fill its buffer: until it has, no buffer is safe."""
+        """A read that everybody has given up on may still fill its buffer: until it has, no buffer
+        is safe."""
         for read in self._under_way:
             if read.abandoned:
                 raise StoreError(
-                    f"reading expert {read.key.expert} of MoE layer {read.key.layer} has stalled and not come back yet: try "
+                    f"reading expert {read.key.expert} of MoE layer {read.key.layer} has stalled "
+                    "and not come back yet: try "
                     "again when the disk answers, or load the engine again"
                 )
 
@@ -85,8 +96,8 @@ class ReadQueue:
                 heapq.heappush(self._waiting, (DEMAND, next(self._order), read))
 
     def drain(self) -> None:
-        """Take back what waits and wait for what is under way: afterwards nobody writes into any buffer, whatever became of
-        the run that asked. ``StoreError`` while a read has stalled."""
+        """Take back what waits and wait for what is under way: afterwards nobody writes into any
+        buffer, whatever became of the run that asked. ``StoreError`` while a read has stalled."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
             under_way = list(self._under_way)
@@ -103,7 +114,8 @@ class ReadQueue:
             return not self._waiting and not self._under_way
 
     def close(self) -> None:
-        """No read is served any more; those that wait fail. Threads end once their read is done. A forked child has none."""
+        """No read is served any more; those that wait fail. Threads end once their read is done. A
+        forked child has none."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -140,7 +152,9 @@ class ReadQueue:
         read.finish(error)
 
 
-def _serve_all(queue: ReadQueue, serve: weakref.WeakMethod, make_reader: weakref.WeakMethod) -> None:
+def _serve_all(
+    queue: ReadQueue, serve: weakref.WeakMethod, make_reader: weakref.WeakMethod
+) -> None:
     make = make_reader()
     reader = make() if make is not None else None
     del make

@@ -1,7 +1,8 @@
 """The routers beside the experts: asked ahead of their turn, or listened to.
 
-Comes in: a model and the names of its experts modules. Goes out: the experts that a layer's router would choose, or that it
-would choose among the residents. ``experts`` calls this; a model whose routers cannot be found still runs without.
+Comes in: a model and the names of its experts modules. Goes out: the experts that a layer's router
+would choose, or that it would choose among the residents. ``experts`` calls this; a model whose
+routers cannot be found still runs without.
 
     T tokens, K top_k, E experts, L MoE layers
 """
@@ -31,13 +32,16 @@ class Routers:
     def require(self, what: str) -> None:
         """``UnsupportedModelError`` where ``what`` needs scores that the model hides."""
         if None in self.modules:
-            raise UnsupportedModelError(f"{what} needs the router's scores, and {self.model_type} hides them")
+            raise UnsupportedModelError(
+                f"{what} needs the router's scores, and {self.model_type} hides them"
+            )
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within, every router's logits are remembered."""
         hooks = [
-            router.register_forward_hook(partial(self._remember, layer)) for layer, router in enumerate(self.modules)
+            router.register_forward_hook(partial(self._remember, layer))
+            for layer, router in enumerate(self.modules)
         ]
         try:
             yield
@@ -53,9 +57,11 @@ class Routers:
         logits = logits_of(self.modules[layer](hidden), self.num_experts)
         return logits.topk(top_k, dim=-1).indices.unique().tolist()
 
-    def among(self, residents: list[int], layer: int, index: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
-        """``mapped`` [T, K], where E stands for a choice of ``index`` [T, K] that is not here, with such a choice replaced by
-        the resident that the router likes best and has not used."""
+    def among(
+        self, residents: list[int], layer: int, index: torch.Tensor, mapped: torch.Tensor
+    ) -> torch.Tensor:
+        """``mapped`` [T, K], where E stands for a choice of ``index`` [T, K] that is not here, with
+        such a choice replaced by the resident that the router likes best and has not used."""
         scores = self.logits[layer].float()  # [T, E]
         here = torch.zeros(self.num_experts, dtype=torch.bool, device=scores.device)
         here[residents] = True
@@ -71,7 +77,8 @@ class Routers:
 
 
 def logits_of(output, num_experts: int) -> torch.Tensor:
-    """A router returns its logits [T, E] alone or in a tuple: first, or (some models of older transformers) last."""
+    """A router returns its logits [T, E] alone or in a tuple: first, or (some models of older
+    transformers) last."""
     outputs = output if isinstance(output, tuple) else (output,)
     tensors = [x for x in outputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
     logits = next((x for x in tensors if x.shape[-1] == num_experts), outputs[0])
@@ -79,7 +86,8 @@ def logits_of(output, num_experts: int) -> torch.Tensor:
 
 
 def router_of(model: PreTrainedModel, experts_name: str) -> nn.Module | None:
-    """The router beside an experts module: the class the model records router logits from, or a child so named."""
+    """The router beside an experts module: the class the model records router logits from, or a
+    child so named."""
     block = model.get_submodule(experts_name.rpartition(".")[0])
     for name, child in block.named_children():
         recorder = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")

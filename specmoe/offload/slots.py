@@ -1,7 +1,8 @@
-"""The memory of the fast tier: a fixed number of slots, one record each, and which of them are free.
+"""The memory of the fast tier: a fixed number of slots, one record each, and which of them are
+free.
 
-Comes in: a uint8 tensor ``[slots, record_bytes]``. Goes out: slot numbers, buffers to read into, records. ``resident_pool``
-calls this; whose record lies where is its business.
+Comes in: a uint8 tensor ``[slots, record_bytes]``. Goes out: slot numbers, buffers to read into,
+records. ``resident_pool`` calls this; whose record lies where is its business.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import torch
 
 
 class Slots:
-    """State: the free slots, and on a GPU each slot's last use, for which a copy into it has to wait. ``poison``: freed slots
-    are filled with NaN in every floating-point format, so that a stale read cannot go unnoticed (for tests)."""
+    """State: the free slots, and on a GPU each slot's last use, for which a copy into it has to
+    wait. ``poison``: freed slots are filled with NaN in every floating-point format, so that a
+    stale read cannot go unnoticed (for tests)."""
 
     def __init__(self, memory: torch.Tensor, poison: bool = False):
         self.memory = memory
@@ -34,7 +36,8 @@ class Slots:
         return self.free.pop() if self.free else None
 
     def give_back(self, slot: int, was_filled: bool = False) -> None:
-        """``slot`` is free again; ``was_filled``: it holds a record that nobody may read any more."""
+        """``slot`` is free again; ``was_filled``: it holds a record that nobody may read any
+        more."""
         self.free.append(slot)
         if was_filled and self.poison:
             self.memory[slot].fill_(0xFF)

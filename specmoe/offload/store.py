@@ -1,9 +1,10 @@
 """The slow tier: where expert records lie until somebody asks for them. Read-only; one verb: read.
 
-Comes in: a ``PackedExperts`` folder (``checkpoint.pack``). Goes out: ``Read`` tickets, each of which fills one buffer
-with one record. ``resident_pool`` calls next. A few reader threads serve demand reads before prefetches; reads of the
-disk go around the page cache (direct I/O), so that what is measured is the disk. ``link_bytes_per_s`` slows any store
-to a link of your choice, in wall-clock time and over all readers together.
+Comes in: a ``PackedExperts`` folder (``checkpoint.pack``). Goes out: ``Read`` tickets, each of
+which fills one buffer with one record. ``resident_pool`` calls next. A few reader threads serve
+demand reads before prefetches; reads of the disk go around the page cache (direct I/O), so that
+what is measured is the disk. ``link_bytes_per_s`` slows any store to a link of your choice, in
+wall-clock time and over all readers together.
 """
 
 from __future__ import annotations
@@ -26,13 +27,21 @@ STAMP_S = 0.001
 
 
 class ExpertStore:
-    """Base of the stores: reader threads around ``_copy``. ``submit`` queues a read, ``close`` ends the threads."""
+    """Base of the stores: reader threads around ``_copy``. ``submit`` queues a read, ``close`` ends
+    the threads."""
 
     kind = "abstract"
     how = ""
 
-    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
-        self.packed, self.layout = packed, packed.layout
+    def __init__(
+        self,
+        packed: PackedExperts,
+        device="cpu",
+        link_bytes_per_s: float | None = None,
+        num_readers: int = 4,
+    ):
+        self.packed = packed
+        self.layout = packed.layout
         self.record_bytes = packed.layout.record_bytes
         self.device = torch.device(device)
         self.link = Link(link_bytes_per_s)
@@ -42,8 +51,11 @@ class ExpertStore:
         weakref.finalize(self, self._queue.close)
         self._queue.start(self._serve, self._make_reader, num_readers)
 
-    def submit(self, key: ExpertKey, buffer: torch.Tensor, priority: int = DEMAND, after=None) -> Read:
-        """Queue one record for ``buffer`` (uint8 ``[record_bytes]``); returns its ticket at once."""
+    def submit(
+        self, key: ExpertKey, buffer: torch.Tensor, priority: int = DEMAND, after=None
+    ) -> Read:
+        """Queue one record for ``buffer`` (uint8 ``[record_bytes]``); returns its ticket at
+        once."""
         read = Read(key, buffer, after)
         self._queue.submit(read, priority)
         return read
@@ -57,7 +69,8 @@ class ExpertStore:
         self._queue.promote(read)
 
     def drain(self) -> None:
-        """No read of an earlier run goes on: afterwards nobody writes into any buffer. ``StoreError`` while one is stalled."""
+        """No read of an earlier run goes on: afterwards nobody writes into any buffer.
+        ``StoreError`` while one is stalled."""
         self._queue.drain()
 
     def close(self) -> None:
@@ -73,7 +86,12 @@ class ExpertStore:
     def info(self) -> dict:
         """What was measured: the kind of store and how it reads."""
         rate = self.link.bytes_per_s
-        return {"store": self.kind, "reads": self.how, "num_readers": self.num_readers, "link_bytes_per_s": rate}
+        return {
+            "store": self.kind,
+            "reads": self.how,
+            "num_readers": self.num_readers,
+            "link_bytes_per_s": rate,
+        }
 
     def _serve(self, read: Read, reader) -> None:
         """Fill the buffer of one read, in a reader's thread."""
@@ -92,17 +110,19 @@ class ExpertStore:
         if isinstance(failure, StoreError):
             return failure
         return StoreError(
-            f"cannot read expert {key.expert} of MoE layer {key.layer} from {self.packed.data_file}: {failure}"
+            f"cannot read expert {key.expert} of MoE layer {key.layer} from "
+            f"{self.packed.data_file}: {failure}"
         )
 
     def _check(self, key: ExpertKey, memory, stamp) -> None:
-        """Compare a record with its checksum the first time it is read, and again whenever ``stamp``
-        is another one than then; None is never the same."""
+        """Compare a record with its checksum the first time it is read, and again whenever
+        ``stamp`` is another one than then; None is never the same."""
         if stamp is not None and self._checked[key.layer][key.expert] == stamp:
             return
         if zlib.crc32(memory) != self.packed.checksums[key.layer][key.expert]:
             raise StoreError(
-                f"expert {key.expert} of MoE layer {key.layer} in {self.packed.data_file} is altered (checksum differs): "
+                f"expert {key.expert} of MoE layer {key.layer} in {self.packed.data_file} is "
+                "altered (checksum differs): "
                 "delete the folder and pack the checkpoint again"
             )
         self._checked[key.layer][key.expert] = stamp
@@ -118,7 +138,8 @@ class ExpertStore:
 
 
 class _CudaLane:
-    """One reader's own copy stream; the host waits for its copy, so a finished read is a filled buffer."""
+    """One reader's own copy stream; the host waits for its copy, so a finished read is a filled
+    buffer."""
 
     def __init__(self, device: torch.device, bounce_bytes: int = 0):
         self.stream = torch.cuda.Stream(device)
@@ -137,7 +158,13 @@ class DiskStore(ExpertStore):
 
     kind = "disk"
 
-    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
+    def __init__(
+        self,
+        packed: PackedExperts,
+        device="cpu",
+        link_bytes_per_s: float | None = None,
+        num_readers: int = 4,
+    ):
         self._file, self.how = _open_around_page_cache(packed.data_file)
         hold(self._file)
         self._close_file = weakref.finalize(self, os.close, self._file)
@@ -146,10 +173,12 @@ class DiskStore(ExpertStore):
         super().__init__(packed, device, link_bytes_per_s, num_readers)
 
     def _stamp(self) -> tuple[int, ...] | None:
-        """``_stamp_of`` the file, asked at most once in ``STAMP_S``: each time costs some microseconds."""
+        """``_stamp_of`` the file, asked at most once in ``STAMP_S``: each time costs some
+        microseconds."""
         now_s = time.perf_counter()
         if now_s - self._stamped_s >= STAMP_S:
-            self._last_stamp, self._stamped_s = _stamp_of(self._file), now_s
+            self._last_stamp = _stamp_of(self._file)
+            self._stamped_s = now_s
         return self._last_stamp
 
     def _make_reader(self):
@@ -162,8 +191,11 @@ class DiskStore(ExpertStore):
         while filled < self.record_bytes:
             num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
             if num_bytes == 0:
-                raise StoreError(f"{self.packed.data_file} ends inside expert {read.key.expert} of MoE layer "
-                                 f"{read.key.layer}: pack the checkpoint again")  # fmt: skip
+                raise StoreError(
+                    f"{self.packed.data_file} ends inside expert {read.key.expert} of "
+                    "MoE layer "
+                    f"{read.key.layer}: pack the checkpoint again"
+                )
             filled += num_bytes
         if self.how != "direct":
             os.posix_fadvise(self._file, offset, self.record_bytes, os.POSIX_FADV_DONTNEED)
@@ -176,8 +208,8 @@ class DiskStore(ExpertStore):
 
 
 def _stamp_of(file: int) -> tuple[int, ...] | None:
-    """What changes when anybody writes into the file; None when it was written just now, and a second
-    change could still get the same time stamp."""
+    """What changes when anybody writes into the file; None when it was written just now, and a
+    second change could still get the same time stamp."""
     found = os.fstat(file)
     if time.time_ns() - found.st_ctime_ns < TICK_NS:
         return None
@@ -198,20 +230,31 @@ def _open_around_page_cache(path) -> tuple[int, str]:
     except OSError:
         pass
     if not hasattr(os, "posix_fadvise"):
-        raise StoreError(f"no way to read {path} around the page cache on {sys.platform}: use store='memory'")
+        raise StoreError(
+            f"no way to read {path} around the page cache on {sys.platform}: use store='memory'"
+        )
     return os.open(path, os.O_RDONLY), "page cache dropped"
 
 
 class MemoryStore(ExpertStore):
-    """Records in host memory; page-locked when the device is CUDA. The whole file is read once, when opened."""
+    """Records in host memory; page-locked when the device is CUDA. The whole file is read once,
+    when opened."""
 
     kind = "memory"
 
-    def __init__(self, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None, num_readers: int = 4):
+    def __init__(
+        self,
+        packed: PackedExperts,
+        device="cpu",
+        link_bytes_per_s: float | None = None,
+        num_readers: int = 4,
+    ):
         pin = torch.device(device).type == "cuda"
         self.how = "pinned host memory" if pin else "host memory"
         num_records = len(packed.layers) * packed.num_experts
-        self._records = aligned_bytes(num_records * packed.layout.record_bytes, pin).view(num_records, -1)
+        self._records = aligned_bytes(num_records * packed.layout.record_bytes, pin).view(
+            num_records, -1
+        )
         with open(packed.data_file, "rb") as file:
             file.readinto(memory_of(self._records.view(-1)))
         super().__init__(packed, device, link_bytes_per_s, num_readers)
@@ -231,8 +274,13 @@ class MemoryStore(ExpertStore):
         self._records = None
 
 
-def open_store(kind: str, packed: PackedExperts, device="cpu", link_bytes_per_s: float | None = None,
-               num_readers: int = 4) -> ExpertStore:  # fmt: skip
+def open_store(
+    kind: str,
+    packed: PackedExperts,
+    device="cpu",
+    link_bytes_per_s: float | None = None,
+    num_readers: int = 4,
+) -> ExpertStore:
     """The store named ``kind`` ("disk" or "memory") over ``packed``."""
     stores = {"disk": DiskStore, "memory": MemoryStore}
     return stores[kind](packed, device, link_bytes_per_s, num_readers)

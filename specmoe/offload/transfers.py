@@ -1,7 +1,7 @@
 """One record on its way: where it goes, who waits for it, and the link it crosses.
 
-Comes in: an expert's key and a buffer. Goes out: a ``Read`` ticket that is done when the buffer is filled. ``expert_store``
-makes and serves the tickets; ``resident_pool`` waits for them.
+Comes in: an expert's key and a buffer. Goes out: a ``Read`` ticket that is done when the buffer is
+filled. ``expert_store`` makes and serves the tickets; ``resident_pool`` waits for them.
 """
 
 from __future__ import annotations
@@ -30,34 +30,40 @@ class ExpertKey(NamedTuple):
 
 
 def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
-    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it for CUDA copies."""
+    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it
+    for CUDA copies."""
     if pin:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
     return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
 
 
-@torch.inference_mode(False)  # readers write from threads of their own, which are not in a caller's inference mode
+# readers write from threads of their own, which are not in a caller's inference mode
+@torch.inference_mode(False)
 def allocate_slots(num_slots: int, store) -> torch.Tensor:
-    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device, page-aligned on the CPU."""
+    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device,
+    page-aligned on the CPU."""
     if store.device.type == "cpu":
         return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
     try:
         return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
     except torch.cuda.OutOfMemoryError as failure:
         raise FastMemoryError(
-            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: lower fast_memory "
+            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: "
+            "lower fast_memory "
             f"or draft_experts ({failure})"
         ) from None
 
 
 def memory_of(buffer: torch.Tensor) -> memoryview:
-    """The bytes of a CPU tensor as something ``os.preadv`` can write into; does not keep the tensor alive."""
+    """The bytes of a CPU tensor as something ``os.preadv`` can write into; does not keep the tensor
+    alive."""
     raw = (ctypes.c_char * buffer.numel()).from_address(buffer.data_ptr())
     return memoryview(raw).cast("B")
 
 
 class Link:
-    """A shared link of ``bytes_per_s``: one transfer after the other, honoured in wall-clock time."""
+    """A shared link of ``bytes_per_s``: one transfer after the other, honoured in wall-clock
+    time."""
 
     def __init__(self, bytes_per_s: float | None):
         if bytes_per_s is not None and not bytes_per_s > 0:
@@ -67,7 +73,8 @@ class Link:
         self._lock = threading.Lock()
 
     def reserve(self, num_bytes: int) -> float:
-        """Book the link for ``num_bytes``; returns the clock time at which they will have crossed."""
+        """Book the link for ``num_bytes``; returns the clock time at which they will have
+        crossed."""
         if self.bytes_per_s is None:
             return 0.0
         with self._lock:
@@ -93,7 +100,8 @@ class Link:
 
 @dataclass(eq=False)
 class Read:
-    """A ticket for one record on its way into ``buffer``. ``seconds`` is the read's own duration once done."""
+    """A ticket for one record on its way into ``buffer``. ``seconds`` is the read's own duration
+    once done."""
 
     key: ExpertKey
     buffer: torch.Tensor
@@ -104,7 +112,8 @@ class Read:
     error: Exception | None = None
     started: bool = False
     cancelled: bool = False
-    abandoned: bool = False  # nobody waits for it any more, but its reader may still write into the buffer
+    # nobody waits for it any more, but its reader may still write into the buffer
+    abandoned: bool = False
 
     def __post_init__(self):
         self._finished = threading.Event()
@@ -117,16 +126,19 @@ class Read:
         self._finished.set()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Block until the record is in the buffer; ``StoreError`` naming the record if it failed or stalled."""
+        """Block until the record is in the buffer; ``StoreError`` naming the record if it failed or
+        stalled."""
         timeout_s = STALL_S if timeout_s is None else timeout_s
         if not self._finished.wait(timeout_s):
             raise StoreError(
-                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for {timeout_s:.0f} s: "
+                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for "
+                f"{timeout_s:.0f} s: "
                 "is the disk still there?"
             )
         if self.error is not None:
             raise self.error
 
     def settle(self) -> None:
-        """Block until the reader lets go of the buffer, whatever became of the read; give up on one that has stalled."""
+        """Block until the reader lets go of the buffer, whatever became of the read; give up on one
+        that has stalled."""
         self.abandoned = not self._finished.wait(STALL_S)

@@ -1,9 +1,10 @@
 """Who drafts next: the N experts per MoE layer that the draft model is restricted to.
 
-Comes in, like an eviction: the token counts of the verification's router and the residents. Goes out: the draft set.
-HotTemporal (the paper's) takes the N most used of this verification, which have just been fetched, so replacing the
-draft experts moves no extra bytes. HotGlobal and Random are fixed sets, fetched once. Or pass your own function
-``(layer, counts, num_draft) -> experts``; what it names and is not here is fetched, and counted.
+Comes in, like an eviction: the token counts of the verification's router and the residents. Goes
+out: the draft set. HotTemporal (the paper's) takes the N most used of this verification, which have
+just been fetched, so replacing the draft experts moves no extra bytes. HotGlobal and Random are
+fixed sets, fetched once. Or pass your own function ``(layer, counts, num_draft) -> experts``; what
+it names and is not here is fetched, and counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ..offload.policies import KeepPolicy, Static, Temporal
 
 
 class HotTemporal(Temporal):
-    """The N most used experts of the last verification, over all verified tokens of live rows (paper, step 3)."""
+    """The N most used experts of the last verification, over all verified tokens of live rows
+    (paper, step 3)."""
 
 
 class HotGlobal(Static):
@@ -39,7 +41,13 @@ class RandomSet(KeepPolicy):
 class OwnSet(KeepPolicy):
     """A user's function; its answer is checked every time."""
 
-    def __init__(self, num_layers, num_experts, num_kept, function: Callable[[int, Sequence[int], int], Sequence[int]]):
+    def __init__(
+        self,
+        num_layers,
+        num_experts,
+        num_kept,
+        function: Callable[[int, Sequence[int], int], Sequence[int]],
+    ):
         super().__init__(num_layers, num_experts, num_kept)
         self.function = function
 
@@ -47,10 +55,14 @@ class OwnSet(KeepPolicy):
         experts = self._ask(layer, counts)
         if len(set(experts)) != len(experts) or not 1 <= len(experts) <= self.num_kept:
             raise OptionError(
-                f"draft_set function gave {experts} for layer {layer}: expected 1 to {self.num_kept} distinct experts"
+                f"draft_set function gave {experts} for layer {layer}: expected 1 to "
+                f"{self.num_kept} distinct experts"
             )
         if min(experts) < 0 or max(experts) >= self.num_experts:
-            raise OptionError(f"draft_set function gave {experts} for layer {layer}: experts are 0..{self.num_experts - 1}")
+            raise OptionError(
+                f"draft_set function gave {experts} for layer {layer}: experts are "
+                f"0..{self.num_experts - 1}"
+            )
         return set(experts)
 
     def _ask(self, layer: int, counts: Sequence[int]) -> list[int]:
@@ -59,17 +71,26 @@ class OwnSet(KeepPolicy):
         except SpecMoEError:
             raise
         except Exception as failure:
-            raise OptionError(f"draft_set function raised {type(failure).__name__}: {failure}") from failure
+            raise OptionError(
+                f"draft_set function raised {type(failure).__name__}: {failure}"
+            ) from failure
         try:
             return [operator.index(expert) for expert in answer]
         except TypeError:
             raise OptionError(
-                f"draft_set function gave {str(answer)[:60]} for layer {layer}: return a list of expert numbers"
+                f"draft_set function gave {str(answer)[:60]} for layer {layer}: return a list of "
+                "expert numbers"
             ) from None
 
 
-def make_draft_set(draft_set: str | Callable, num_layers: int, num_experts: int, num_draft: int, totals=None,
-                   seed: int = 0) -> KeepPolicy:  # fmt: skip
+def make_draft_set(
+    draft_set: str | Callable,
+    num_layers: int,
+    num_experts: int,
+    num_draft: int,
+    totals=None,
+    seed: int = 0,
+) -> KeepPolicy:
     """The policy called ``draft_set``; "hot_global" needs calibration ``totals`` [layers][E]."""
     size = (num_layers, num_experts, num_draft)
     if callable(draft_set):

@@ -1,10 +1,12 @@
-"""The round: draft, verify, accept, replace. The paper's decode cycle over ragged rows, and nothing else.
+"""The round: draft, verify, accept, replace. The paper's decode cycle over ragged rows, and nothing
+else.
 
-Comes in: a ``Job`` (decoder, experts, sampler, planner, the queue of prompts). Goes out: finished rows, one after the
-other. ``engine`` calls ``decode``. Plain decoding is the same loop with gamma = 0.
+Comes in: a ``Job`` (decoder, experts, sampler, planner, the queue of prompts). Goes out: finished
+rows, one after the other. ``engine`` calls ``decode``. Plain decoding is the same loop with gamma =
+0.
 
-Every row always has exactly one token that is not in the KV cache yet: its last. A round feeds that token and the
-drafted ones; the KV of rejected tokens is simply overwritten by the next round.
+Every row always has exactly one token that is not in the KV cache yet: its last. A round feeds that
+token and the drafted ones; the KV of rejected tokens is simply overwritten by the next round.
 
     B rows, G drafted tokens, V vocabulary
 """
@@ -28,13 +30,15 @@ from .planner import Planner
 from .processors import RowRules, process_block, process_draft
 from .sampling import Sampler
 
-PREFILL_TOKENS = 16384  # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
+# padded tokens of one prefill chunk, at most (one long prompt may exceed it)
+PREFILL_TOKENS = 16384
 
 
 @dataclass
 class Row:
-    """One prompt being continued. ``limit`` is its longest total length. ``source``: what an encoder reads; the tokens are
-    then the decoder's. ``rules``: its processors and where it ends, if it has any of its own."""
+    """One prompt being continued. ``limit`` is its longest total length. ``source``: what an
+    encoder reads; the tokens are then the decoder's. ``rules``: its processors and where it ends,
+    if it has any of its own."""
 
     prompt: int  # index in the job
     tokens: list[int]
@@ -43,7 +47,8 @@ class Row:
     finished: bool = False
     source: list[int] | None = None
     rules: RowRules | None = None
-    twin: int | None = None  # rows with the same number differ only in noise, and share one prefill
+    # rows with the same number differ only in noise, and share one prefill
+    twin: int | None = None
 
     def __post_init__(self):
         self.num_prompt = len(self.tokens)
@@ -72,7 +77,8 @@ class Row:
 
 @dataclass
 class Job:
-    """Everything a run needs, passed in: nothing is global. ``rows`` are in flight, ``waiting`` are prefilled and not yet."""
+    """Everything a run needs, passed in: nothing is global. ``rows`` are in flight, ``waiting`` are
+    prefilled and not yet."""
 
     decoder: CausalDecoder | Seq2SeqDecoder
     experts: RunExperts
@@ -91,8 +97,8 @@ class Job:
 
 
 def decode(job: Job) -> Iterator[Round]:
-    """Draft, verify, accept, replace until no row is left; finished rows are still in flight when their round is given.
-    gamma = 0 is plain decoding."""
+    """Draft, verify, accept, replace until no row is left; finished rows are still in flight when
+    their round is given. gamma = 0 is plain decoding."""
     rows = job.rows
     refill(job, rows)
     while rows:
@@ -100,12 +106,22 @@ def decode(job: Job) -> Iterator[Round]:
         began_s = time.perf_counter()
         drafted = draft(job, rows, job.planner.next_gamma())  # resident experts only: no fetch
         drafted_s = time.perf_counter()
-        logits = verify(job, rows, drafted)  # each distinct expert fetched once; the next draft set stays
-        accepted, num_new = accept(job, rows, drafted, logits)  # agreeing prefix + one token of the target's own
+        # each distinct expert fetched once; the next draft set stays
+        logits = verify(job, rows, drafted)
+        # agreeing prefix + one token of the target's own
+        accepted, num_new = accept(job, rows, drafted, logits)
         done = Round(
-            len(drafted.steps), drafted_s - began_s, time.perf_counter() - drafted_s, drafted.num, accepted,
-            drafted.steps, drafted.expected_rejections, num_new, len(job.rounds), _prompts(rows),
-        )  # fmt: skip
+            len(drafted.steps),
+            drafted_s - began_s,
+            time.perf_counter() - drafted_s,
+            drafted.num,
+            accepted,
+            drafted.steps,
+            drafted.expected_rejections,
+            num_new,
+            len(job.rounds),
+            _prompts(rows),
+        )
         job.trace.add("round", count=num_new, size=len(rows), seconds=done.draft_s + done.verify_s)
         job.rounds.append(done)
         job.planner.observe(done)
@@ -115,8 +131,10 @@ def decode(job: Job) -> Iterator[Round]:
 
 
 def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
-    """Up to ``gamma`` tokens per row from the model restricted to its resident experts (paper, step 1)."""
-    limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])  # the last token is the target's own
+    """Up to ``gamma`` tokens per row from the model restricted to its resident experts (paper, step
+    1)."""
+    # the last token is the target's own
+    limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])
     nothing = Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
     if not int(limits.max()):
         return nothing
@@ -130,12 +148,17 @@ def draft(job: Job, rows: list[Row], gamma: int) -> Drafted:
             tokens, starts = draft_step(job, rows, block, tokens, starts)
         job.decoder.widen()
     drafted = block.block()
-    job.trace.add("draft", count=sum(drafted.num), size=len(rows), seconds=time.perf_counter() - began_s)
+    job.trace.add(
+        "draft", count=sum(drafted.num), size=len(rows), seconds=time.perf_counter() - began_s
+    )
     return drafted
 
 
-def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where [B]."""
+def draft_step(
+    job: Job, rows: list[Row], block: Drafting, tokens, starts
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token more for the rows that still draft; -> what the next step feeds [B, 1] and where
+    [B]."""
     here = [rows[row] for row in block.computed_rows.tolist()]
     began_s, prompts = time.perf_counter(), _prompts(here)
     job.experts.set_live(block.active[block.computed_rows])
@@ -154,29 +177,39 @@ def draft_step(job: Job, rows: list[Row], block: Drafting, tokens, starts) -> tu
 
 
 def verify(job: Job, rows: list[Row], drafted: Drafted) -> torch.Tensor:
-    """The full model, once, over every row's last token and drafted tokens (paper, step 2) -> logits [B, G + 1, V].
+    """The full model, once, over every row's last token and drafted tokens (paper, step 2) ->
+    logits [B, G + 1, V].
 
-    While it runs, the pool keeps each layer's next draft set from the moment the layer's router has spoken (step 3).
+    While it runs, the pool keeps each layer's next draft set from the moment the layer's router has
+    spoken (step 3).
     """
     job.trace.phase = "verify"
     block = torch.cat([_last_tokens(rows), drafted.tokens], dim=1)  # [B, G + 1]
-    live = torch.arange(block.shape[1]) <= torch.tensor(drafted.num)[:, None]  # nobody fetches for what will not count
+    # nobody fetches for what will not count
+    live = torch.arange(block.shape[1]) <= torch.tensor(drafted.num)[:, None]
     began_s = time.perf_counter()
     with job.experts.verifying(live):
         logits = job.decoder.step(block, _starts(rows))
     check_finite(logits)
-    job.trace.add("verify", count=int(live.sum()), size=len(rows), seconds=time.perf_counter() - began_s)
+    job.trace.add(
+        "verify", count=int(live.sum()), size=len(rows), seconds=time.perf_counter() - began_s
+    )
     return logits
 
 
-def accept(job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor) -> tuple[list[int], int]:
-    """Commit each row's accepted tokens and one of the target's own; a row ends at its first EOS or at its limit.
-    -> tokens accepted per row [B], new tokens of all rows."""
+def accept(
+    job: Job, rows: list[Row], drafted: Drafted, logits: torch.Tensor
+) -> tuple[list[int], int]:
+    """Commit each row's accepted tokens and one of the target's own; a row ends at its first EOS or
+    at its limit. -> tokens accepted per row [B], new tokens of all rows."""
     job.trace.phase = "accept"
     positions = (_starts(rows) + 1).tolist()
     tokens = drafted.tokens.to(logits.device)
     logits, counting, faults = process_block(rows, logits, drafted.tokens, drafted.num)
-    num_new, verdicts = 0, job.sampler.verify(logits, tokens, counting, drafted.q, _prompts(rows), positions)
+    num_new, verdicts = (
+        0,
+        job.sampler.verify(logits, tokens, counting, drafted.q, _prompts(rows), positions),
+    )
     for index, row in enumerate(rows):
         verdict, drafts, num = verdicts[index], drafted.tokens[index].tolist(), drafted.num[index]
         before = len(row.tokens)
@@ -212,7 +245,8 @@ def refill(job: Job, rows: list[Row]) -> None:
 
 
 def prefill(job: Job) -> None:
-    """Run the next chunk of prompts (as many as a batch holds), each distinct expert fetched once per layer."""
+    """Run the next chunk of prompts (as many as a batch holds), each distinct expert fetched once
+    per layer."""
     chunk = [job.queue.popleft()]
     longest = chunk[0].num_prefill
     while job.queue and len(chunk) < job.batch_size:
@@ -222,7 +256,11 @@ def prefill(job: Job) -> None:
         chunk.append(job.queue.popleft())
     while chunk[-1].twin is not None and job.queue and job.queue[0].twin == chunk[-1].twin:
         chunk.append(job.queue.popleft())
-    firsts = [row for row, before in zip(chunk, [None, *chunk]) if before is None or row.twin is None or row.twin != before.twin]
+    firsts = [
+        row
+        for row, before in zip(chunk, [None, *chunk])
+        if before is None or row.twin is None or row.twin != before.twin
+    ]
     began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
     job.trace.phase = "prefill"
     with job.experts.prefilling(), job.during_prefill():
@@ -234,7 +272,9 @@ def prefill(job: Job) -> None:
     seconds = time.perf_counter() - began_s
     job.prefill_s += seconds
     job.prefill = job.prefill.plus(job.experts.pool.counts.minus(before))
-    job.trace.add("prefill", count=sum(row.num_prefill for row in firsts), size=len(firsts), seconds=seconds)
+    job.trace.add(
+        "prefill", count=sum(row.num_prefill for row in firsts), size=len(firsts), seconds=seconds
+    )
     job.trace.phase = phase
 
 

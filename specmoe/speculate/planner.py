@@ -1,13 +1,15 @@
-"""How many tokens to draft in the next round, one number for all rows; gamma = 0 is plain decoding. (``confidence`` decides
-token by token instead, where the draft's own confidence says something: greedy decoding with no gamma given.)
+"""How many tokens to draft in the next round, one number for all rows; gamma = 0 is plain decoding.
+(``confidence`` decides token by token instead, where the draft's own confidence says something:
+greedy decoding with no gamma given.)
 
-Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one, the value with the
-fewest expected seconds per committed token. ``speculate`` asks once per round.
+Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one,
+the value with the fewest expected seconds per committed token. ``speculate`` asks once per round.
 
-    seconds(gamma) = gamma * draft_step + verify(gamma)          tokens(gamma) = 1 + sum_i prod_{j<=i} acceptance_j
+    seconds(gamma) = gamma * draft_step + verify(gamma)          tokens(gamma) = 1 + sum_i
+                                                                 prod_{j<=i} acceptance_j
 
-A draft step, a verification at each gamma tried, and the acceptance at each position are measured while decoding and
-averaged over recent rounds; verifications at other gammas are interpolated.
+A draft step, a verification at each gamma tried, and the acceptance at each position are measured
+while decoding and averaged over recent rounds; verifications at other gammas are interpolated.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
 
 
 class Planner:
-    """How far to draft. The round asks ``next_gamma`` once, ``keep_drafting`` after every draft step, and tells it what the
-    round cost by ``observe``. ``max_gamma``: it never asks for more."""
+    """How far to draft. The round asks ``next_gamma`` once, ``keep_drafting`` after every draft
+    step, and tells it what the round cost by ``observe``. ``max_gamma``: it never asks for more."""
 
     def __init__(self, max_gamma: int):
         self.max_gamma = max_gamma
@@ -41,9 +43,9 @@ class Planner:
         raise NotImplementedError
 
     def keep_drafting(self, block, confidence: Callable) -> tuple:
-        """After a draft step: (rows whose new token is worth verifying, function that gives the rows worth one more), masks
-        [B]. ``confidence()``: the draft's probability of each picked token, float64 [rows computed], or None; who does not
-        call it does not pay for it."""
+        """After a draft step: (rows whose new token is worth verifying, function that gives the
+        rows worth one more), masks [B]. ``confidence()``: the draft's probability of each picked
+        token, float64 [rows computed], or None; who does not call it does not pay for it."""
         return block.active, lambda: block.active
 
     def observe(self, done: Round) -> None:
@@ -58,7 +60,8 @@ class FixedGamma(Planner):
 
 
 class CostPlanner(Planner):
-    """Chooses among ``candidates`` by measured costs. State: running means; nothing else is remembered."""
+    """Chooses among ``candidates`` by measured costs. State: running means; nothing else is
+    remembered."""
 
     def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
         super().__init__(max(candidates))
@@ -102,7 +105,8 @@ class CostPlanner(Planner):
             self.reached[: min(drafted, accepted + 1)] += 1
 
     def acceptance(self) -> np.ndarray:
-        """[G] chance that the token at a drafted position is accepted, given that all before it were."""
+        """[G] chance that the token at a drafted position is accepted, given that all before it
+        were."""
         # two imagined rows, one accepted: an empty position counts as even odds
         return (self.agreed + 1) / (self.reached + 2)
 

@@ -1,20 +1,22 @@
 """From logits to tokens, and which drafted tokens survive.
 
-Comes in: logits [B, T, V] of the draft and of the target. Goes out: drafted tokens, and per row how many were accepted
-and the one token of the target's own that follows. ``speculate`` calls next.
+Comes in: logits [B, T, V] of the draft and of the target. Goes out: drafted tokens, and per row how
+many were accepted and the one token of the target's own that follows. ``speculate`` calls next.
 
-Words: *accepted*, a drafted token that stands; *recovered*, the target's token at the first rejection; *bonus*, its token
-after all were accepted.
+Words: *accepted*, a drafted token that stands; *recovered*, the target's token at the first
+rejection; *bonus*, its token after all were accepted.
 
 Two rules keep the target's distribution when sampling:
 
-- ``coupled`` (default): every (seed, prompt, position) has its own noise, and both models take argmax(p / noise) with the
-  same noise (the exponential race, equal to Gumbel-max). A drafted token is accepted when the target picks the same one.
-  What comes out is what plain sampling with that seed gives: no batch size, method or gamma can change a text.
-  (Shared-randomness speculative decoding: Daliri, Musco, Suresh 2024, arXiv:2408.07978.)
-- ``rejection`` (the paper's): accept with probability min(1, p / q), else draw from the normalised residual max(0, p - q).
-  It accepts more often. The text then depends on the draft, though its distribution does not.
-  (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.)
+- ``coupled`` (default): every (seed, prompt, position) has its own noise, and both models take
+  argmax(p / noise) with the same noise (the exponential race, equal to Gumbel-max). A drafted token
+  is accepted when the target picks the same one. What comes out is what plain sampling with that
+  seed gives: no batch size, method or gamma can change a text. (Shared-randomness speculative
+  decoding: Daliri, Musco, Suresh 2024, arXiv:2408.07978.)
+- ``rejection`` (the paper's): accept with probability min(1, p / q), else draw from the normalised
+  residual max(0, p - q). It accepts more often. The text then depends on the draft, though its
+  distribution does not. (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023,
+  arXiv:2302.01318.)
 
     B rows, T tokens, G drafted tokens, V vocabulary
 """
@@ -40,8 +42,8 @@ class Verdict(NamedTuple):
 
 
 class Sampler:
-    """Picks tokens as ``options`` say. Stateless but for a scratch generator: noise depends on (seed, prompt,
-    position, purpose) only, so rows can be drawn in any order."""
+    """Picks tokens as ``options`` say. Stateless but for a scratch generator: noise depends on
+    (seed, prompt, position, purpose) only, so rows can be drawn in any order."""
 
     def __init__(self, options: GenerateOptions, warped: bool = False):
         # warped: the logits that come in have been through the rows' own processors
@@ -59,7 +61,8 @@ class Sampler:
         return scores.softmax(dim=-1).view(logits.shape)
 
     def draft(self, logits: torch.Tensor, prompts: Sequence[int], positions: Sequence[int]):
-        """Draft logits [B, V] for the tokens at ``positions`` of ``prompts`` -> (tokens [B], q [B, V] or None)."""
+        """Draft logits [B, V] for the tokens at ``positions`` of ``prompts`` -> (tokens [B], q [B,
+        V] or None)."""
         if self.greedy:
             return logits.argmax(dim=-1), None
         q = self.probabilities(logits)
@@ -68,18 +71,26 @@ class Sampler:
         return (q / noise).argmax(dim=-1), q
 
     def confidence(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Greedy: the probability that the draft gives its own choice, float64 [B] on the CPU; else None: how likely a
-        sampled token is says little about whether the target draws it too."""
+        """Greedy: the probability that the draft gives its own choice, float64 [B] on the CPU; else
+        None: how likely a sampled token is says little about whether the target draws it too."""
         if not self.greedy:
             return None
         logits = logits.float()
         return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp().cpu().double()
 
-    def verify(self, logits: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int], q: torch.Tensor | None,
-               prompts: Sequence[int], positions: Sequence[int]) -> list[Verdict]:  # fmt: skip
+    def verify(
+        self,
+        logits: torch.Tensor,
+        drafted: torch.Tensor,
+        num_drafted: Sequence[int],
+        q: torch.Tensor | None,
+        prompts: Sequence[int],
+        positions: Sequence[int],
+    ) -> list[Verdict]:
         """Target logits [B, G + 1, V] and drafted tokens [B, G] -> one verdict per row.
 
-        ``num_drafted`` [B] of a row's drafted tokens count; ``positions`` [B] is where its first drafted token stands.
+        ``num_drafted`` [B] of a row's drafted tokens count; ``positions`` [B] is where its first
+        drafted token stands.
         """
         if self.greedy:
             return accept_matching(logits.argmax(dim=-1), drafted, num_drafted)
@@ -88,7 +99,9 @@ class Sampler:
             return accept_matching(self._race(p, prompts, positions), drafted, num_drafted)
         return self._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
 
-    def _race(self, p: torch.Tensor, prompts: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def _race(
+        self, p: torch.Tensor, prompts: Sequence[int], positions: Sequence[int]
+    ) -> torch.Tensor:
         """The target's own token at every position of the block: p [B, T, V] -> [B, T]."""
         tokens = []
         for offset in range(p.shape[1]):
@@ -107,9 +120,12 @@ class Sampler:
         return verdicts
 
     def _seeded(self, prompt: int, position: int, stream: str) -> torch.Generator:
-        """One generator per (seed, prompt, position, purpose); the digest is the same on every Python."""
+        """One generator per (seed, prompt, position, purpose); the digest is the same on every
+        Python."""
         key = f"{self.seed}/{prompt}/{position}/{stream}".encode()
-        return self._generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+        return self._generator.manual_seed(
+            int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        )
 
     def _noise(self, prompts, positions, like: torch.Tensor, stream: str) -> torch.Tensor:
         """Exponential noise, [B, V], drawn on the CPU so that it is the same on every device."""
@@ -124,7 +140,11 @@ class Sampler:
 
 def _warpers(options: GenerateOptions) -> list:
     """transformers' own warpers, in transformers' order."""
-    warpers = [] if options.temperature in (None, 1) else [TemperatureLogitsWarper(float(options.temperature))]
+    warpers = (
+        []
+        if options.temperature in (None, 1)
+        else [TemperatureLogitsWarper(float(options.temperature))]
+    )
     if options.top_k:
         warpers.append(TopKLogitsWarper(options.top_k))
     if options.top_p is not None and options.top_p < 1:
@@ -132,10 +152,14 @@ def _warpers(options: GenerateOptions) -> list:
     return warpers
 
 
-def accept_matching(target: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int]) -> list[Verdict]:
-    """The longest drafted prefix that equals the target's own choice, then that choice (paper, step 2).
+def accept_matching(
+    target: torch.Tensor, drafted: torch.Tensor, num_drafted: Sequence[int]
+) -> list[Verdict]:
+    """The longest drafted prefix that equals the target's own choice, then that choice (paper, step
+    2).
 
-    ``target`` [B, G + 1] the target's token at each position, ``drafted`` [B, G], ``num_drafted`` [B].
+    ``target`` [B, G + 1] the target's token at each position, ``drafted`` [B, G], ``num_drafted``
+    [B].
     """
     agree = target[:, :-1] == drafted  # [B, G]
     num_drafted = torch.as_tensor(num_drafted, device=drafted.device)  # [B]
@@ -145,11 +169,14 @@ def accept_matching(target: torch.Tensor, drafted: torch.Tensor, num_drafted: Se
     return [Verdict(*pair) for pair in zip(accepted.tolist(), tokens.tolist(), strict=True)]
 
 
-def accept_by_rejection(p: torch.Tensor, drafted: torch.Tensor, q: torch.Tensor | None,
-                        uniform: Sequence[float]) -> tuple[int, torch.Tensor]:  # fmt: skip
-    """Speculative sampling of one row -> (accepted tokens, the distribution [V] of the token that follows).
+def accept_by_rejection(
+    p: torch.Tensor, drafted: torch.Tensor, q: torch.Tensor | None, uniform: Sequence[float]
+) -> tuple[int, torch.Tensor]:
+    """Speculative sampling of one row -> (accepted tokens, the distribution [V] of the token that
+    follows).
 
-    ``p`` [G + 1, V] target, ``drafted`` [G] drawn from ``q`` [G, V]; ``uniform`` one draw in [0, 1) per drafted token.
+    ``p`` [G + 1, V] target, ``drafted`` [G] drawn from ``q`` [G, V]; ``uniform`` one draw in [0, 1)
+    per drafted token.
     """
     for i, draw in enumerate(uniform):
         token = int(drafted[i])

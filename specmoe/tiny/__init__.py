@@ -1,7 +1,7 @@
 """The small trained checkpoints that come with specmoe: where they are and what they are.
 
-Comes in: a name. Goes out: a folder, or one dictionary per model for ``specmoe models``. Imports nothing heavy; the
-recipes, the data and the training live in the modules beside this one.
+Comes in: a name. Goes out: a folder, or one dictionary per model for ``specmoe models``. Imports
+nothing heavy; the recipes, the data and the training live in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ SHIPPED = {
     for model in (
         Shipped("tiny-skewed", "Mixtral class, 32 experts top-2, skewed use"),
         Shipped("tiny-balanced", "Mixtral class, 8 experts top-2, even use"),
-        Shipped("tiny-translate", "NLLB-MoE class, 128 experts top-2, skewed use, English to French"),
+        Shipped(
+            "tiny-translate", "NLLB-MoE class, 128 experts top-2, skewed use, English to French"
+        ),
     )
 }
 
@@ -45,7 +47,8 @@ def shipped_path(name: str) -> Path:
 
 
 def list_models() -> list[dict]:
-    """What ``specmoe models`` prints: name, bytes, MoE layers that decode, experts, top_k, measured mean Gini of their use.
+    """What ``specmoe models`` prints: name, bytes, MoE layers that decode, experts, top_k, measured
+    mean Gini of their use.
 
     A folder without a checkpoint (not made yet) is left out.
     """
@@ -73,13 +76,16 @@ def _moe_facts(config: dict, use: dict) -> dict:
         layers, experts, top_k = config["decoder_layers"] // step, config["num_experts"], 2
         mean_gini = use["mean_gini_decoder"]
     else:
-        layers, experts, top_k = (config[f"num_{name}"] for name in ("hidden_layers", "local_experts", "experts_per_tok"))
+        layers, experts, top_k = (
+            config[f"num_{name}"] for name in ("hidden_layers", "local_experts", "experts_per_tok")
+        )
         mean_gini = use["mean_gini"]
     return {"layers": layers, "experts": experts, "top_k": top_k, "mean_gini": mean_gini}
 
 
 def train_shipped(name: str, out_dir: Path, **options) -> Path:
-    """Follow the recipe of a shipped model: ``minutes``, ``steps`` and ``progress`` as in ``train.train``."""
+    """Follow the recipe of a shipped model: ``minutes``, ``steps`` and ``progress`` as in
+    ``train.train``."""
     if name == "tiny-translate":
         from .making.translate_train import train_translator
 

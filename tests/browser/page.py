@@ -1,6 +1,8 @@
-"""One notebook in JupyterLab, Notebook 7 or Voila, as a person uses it: open, run all, move every control, look.
+"""One notebook in JupyterLab, Notebook 7 or Voila, as a person uses it: open, run all, move every
+control, look.
 
-Comes in: a playwright page and the server's address. Goes out: what went wrong, as sentences, and screenshots.
+Comes in: a playwright page and the server's address. Goes out: what went wrong, as sentences, and
+screenshots.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from urllib.parse import urlsplit
 LOCAL = {"127.0.0.1", "localhost", ""}
 # The shell's own remarks that say nothing about a notebook: a file it looks for and may not find.
 HARMLESS = ("favicon", "Failed to load resource: the server responded with a status of 404")
-# What the other two front ends do by themselves (Notebook 7.6, Voila 0.5): neither keeps a widget from working, and the
-# addresses are refused here as a room without a network would refuse them.
+# What the other two front ends do by themselves (Notebook 7.6, Voila 0.5): neither keeps a widget
+# from working, and the addresses are refused here as a room without a network would refuse them.
 OF_FRONT_END = {
     "lab": (),
     "notebook": ("Cannot read properties of undefined (reading 'schema')",),
-    "voila": ("external request: https://cdn.jsdelivr.net/npm/@fortawesome/", "Failed to load resource: net::ERR_",
-              "The getter for the shared module is not a function"),
-}  # fmt: skip
+    "voila": (
+        "external request: https://cdn.jsdelivr.net/npm/@fortawesome/",
+        "Failed to load resource: net::ERR_",
+        "The getter for the shared module is not a function",
+    ),
+}
 IDLE = """() => (document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status ?? 'idle') === 'idle'
     && !!document.querySelector('.jp-Toolbar-kernelName, .jp-KernelName')?.innerText.includes('Python')"""
 WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
@@ -26,7 +31,10 @@ WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-
 MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
     .filter(cell => cell.querySelector('.cm-content')?.innerText.trim()
         && /^\\[\\s*\\]:?$/.test(cell.querySelector('.jp-InputPrompt').innerText.trim())).length"""
-FIGURES = "root => [...root.querySelectorAll('img')].map(image => image.src.length + image.src.slice(-400)).join()"
+FIGURES = (
+    "root => [...root.querySelectorAll('img')].map(image => image.src.length + "
+    "image.src.slice(-400)).join()"
+)
 CONTROLS = ".widget-slider, .widget-dropdown, .widget-toggle-buttons, .widget-select"
 PATHS = {"lab": "lab/tree", "notebook": "notebooks", "voila": "voila/render"}
 SCROLLED = ".jp-WindowedPanel-outer, .jp-Notebook, body"  # one of them is as tall as all cells
@@ -38,7 +46,11 @@ class Problems(list):
 
     def not_of(self, front_end: str) -> list[str]:
         """Those that are not the front end's own."""
-        return [problem for problem in self if not any(words in problem for words in OF_FRONT_END[front_end])]
+        return [
+            problem
+            for problem in self
+            if not any(words in problem for words in OF_FRONT_END[front_end])
+        ]
 
     def watch(self, page) -> None:
         page.on("console", self._console)
@@ -55,7 +67,9 @@ class Problems(list):
             self.append(f"external request: {request.url[:200]}")
 
 
-def open_and_run(page, address: str, token: str, name: str, front_end: str = "lab", seconds: int = 120) -> None:
+def open_and_run(
+    page, address: str, token: str, name: str, front_end: str = "lab", seconds: int = 120
+) -> None:
     """Open the notebook ``name``, run all its cells and wait until the kernel rests."""
     more = "&reset" if front_end == "lab" else ""
     page.goto(f"{address}/{PATHS[front_end]}/{name}?token={token}{more}", timeout=seconds * 1000)
@@ -64,9 +78,13 @@ def open_and_run(page, address: str, token: str, name: str, front_end: str = "la
         page.wait_for_timeout(3000)
         return
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell", timeout=60_000)
-    page.wait_for_function(f"() => document.querySelector('.jp-Dialog') || ({IDLE})()", timeout=60_000)
+    page.wait_for_function(
+        f"() => document.querySelector('.jp-Dialog') || ({IDLE})()", timeout=60_000
+    )
     if page.query_selector(".jp-Dialog"):
-        raise AssertionError(f"opening {name} asks something: {page.inner_text('.jp-Dialog')[:200]!r}")
+        raise AssertionError(
+            f"opening {name} asks something: {page.inner_text('.jp-Dialog')[:200]!r}"
+        )
     page.click("text=Run >> nth=0")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
     page.wait_for_timeout(500)
@@ -74,11 +92,17 @@ def open_and_run(page, address: str, token: str, name: str, front_end: str = "la
 
 
 def picture(page, path: Path) -> None:
-    """The whole notebook in one picture: the window is made as tall as its cells, and small again."""
+    """The whole notebook in one picture: the window is made as tall as its cells, and small
+    again."""
     size = page.viewport_size
-    tall = page.evaluate(f"() => Math.max(...[...document.querySelectorAll('{SCROLLED}')].map(one => one.scrollHeight))")
+    tall = page.evaluate(
+        f"() => Math.max(...[...document.querySelectorAll('{SCROLLED}')].map(one "
+        "=> one.scrollHeight))"
+    )
     page.set_viewport_size({**size, "height": min(TALLEST, int(tall) + 160)})
-    page.evaluate(f"() => document.querySelectorAll('{SCROLLED}').forEach(one => one.scrollTop = 0)")
+    page.evaluate(
+        f"() => document.querySelectorAll('{SCROLLED}').forEach(one => one.scrollTop = 0)"
+    )
     page.wait_for_timeout(800)
     page.screenshot(path=path)
     page.set_viewport_size(size)
@@ -87,7 +111,9 @@ def picture(page, path: Path) -> None:
 def failures(page) -> list[str]:
     """Errors in outputs, and cells that Run All left out."""
     found = []
-    for output in page.query_selector_all("[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedError"):
+    for output in page.query_selector_all(
+        "[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedError"
+    ):
         found.append(f"a cell or widget failed: {output.inner_text().strip().splitlines()[-1]}")
     if left := page.evaluate(MISSING):
         found.append(f"{left} cells were not run")
@@ -95,7 +121,8 @@ def failures(page) -> list[str]:
 
 
 def move_controls(page, shots: Path) -> tuple[list[int], list[str]]:
-    """Move every control of every widget: how many there were in each, and those that changed no figure."""
+    """Move every control of every widget: how many there were in each, and those that changed no
+    figure."""
     found, moved = [], []
     boxes = page.query_selector_all(".jp-OutputArea-output .widget-vbox")
     boxes = [box for box in boxes if box.query_selector("img") and box.query_selector(CONTROLS)]
@@ -105,7 +132,9 @@ def move_controls(page, shots: Path) -> tuple[list[int], list[str]]:
             if (changed := _move(page, box, control)) is not None:
                 moved[-1] += 1
                 if not changed:
-                    found.append(f"widget {number}: {control.inner_text().splitlines()[0]} changes no figure")
+                    found.append(
+                        f"widget {number}: {control.inner_text().splitlines()[0]} changes no figure"
+                    )
         box.scroll_into_view_if_needed()
         box.screenshot(path=shots.with_name(f"{shots.stem}_widget{number}.png"))
     return moved, found
@@ -124,7 +153,8 @@ def _move(page, box, control) -> bool | None:
 
 
 def _set_next(control) -> bool:
-    """Another value by hand: the next of a menu, a button that is not down, a slider dragged. False: there is none."""
+    """Another value by hand: the next of a menu, a button that is not down, a slider dragged.
+    False: there is none."""
     select, buttons = control.query_selector("select"), control.query_selector_all("button")
     if select:
         count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
@@ -137,7 +167,9 @@ def _set_next(control) -> bool:
             others[len(others) // 2].click()
         return bool(others)
     handle = control.query_selector_all(".noUi-handle")[-1]  # of a range the upper one
-    least, most, now = (float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now"))
+    least, most, now = (
+        float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now")
+    )
     if least < most:
         _drag(control, handle, 0.2 if now - least > (most - least) / 2 else 0.8)
     return least < most

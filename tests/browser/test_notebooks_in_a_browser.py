@@ -1,8 +1,9 @@
-"""JupyterLab in a real browser runs each notebook: no error, no request to elsewhere, every control moves its figure.
+"""JupyterLab in a real browser runs each notebook: no error, no request to elsewhere, every control
+moves its figure.
 
-In ``make test`` the shortest notebook only; ``make browser-test`` sets SPECMOE_BROWSER=all. Pictures are kept under
-``reports/browser/``. SPECMOE_FRONT_END=notebook or voila opens Notebook 7 or Voila instead, which may live in another
-environment (SPECMOE_JUPYTER=its Python).
+In ``make test`` the shortest notebook only; ``make browser-test`` sets SPECMOE_BROWSER=all.
+Pictures are kept under ``reports/browser/``. SPECMOE_FRONT_END=notebook or voila opens Notebook 7
+or Voila instead, which may live in another environment (SPECMOE_JUPYTER=its Python).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from page import Problems, failures, move_controls, open_and_run, picture  # noq
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "reports" / "browser"
-CHROMIUM = os.environ.get("SPECMOE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = (
+    os.environ.get("SPECMOE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+)
 ALL = os.environ.get("SPECMOE_BROWSER", "")
 FRONT_END = os.environ.get("SPECMOE_FRONT_END", "lab")
 FIRST = "06_sampling_without_bias"
@@ -48,9 +51,13 @@ def widgets_in(path: Path) -> int:
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium, or name one in SPECMOE_CHROMIUM")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: make browser-test installs it")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: make browser-test installs it"
+    )
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        chromium = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield chromium
         chromium.close()
 
@@ -81,7 +88,9 @@ def test_a_notebook_runs_and_its_widgets_move(path, page, server):
     print(f"{path.stem} in {FRONT_END}: controls moved per widget: {moved}")
     print(*problems, sep="\n")
     assert [*failures(page), *still, *problems.not_of(FRONT_END)] == []
-    assert len(moved) == widgets_in(path) and all(moved), "a widget of this notebook shows no control that moves"
+    assert len(moved) == widgets_in(path) and all(moved), (
+        "a widget of this notebook shows no control that moves"
+    )
 
 
 def test_an_external_request_and_a_console_error_would_be_seen(page):
@@ -89,13 +98,18 @@ def test_an_external_request_and_a_console_error_would_be_seen(page):
     problems = Problems()
     problems.watch(page)
     page.route("**/*", lambda route: route.abort())
-    page.set_content("<img src='https://cdn.example/x.png'><script>console.error('broken')</script>")
+    page.set_content(
+        "<img src='https://cdn.example/x.png'><script>console.error('broken')</script>"
+    )
     page.wait_for_timeout(300)
     assert any("external request: https://cdn.example/x.png" in problem for problem in problems)
     assert any("console error: broken" in problem for problem in problems)
 
 
-BOX = "<div class='jp-OutputArea-output'><div class='widget-vbox'>{}<img src='data:image/png;base64,AAAA'></div></div>"
+BOX = (
+    "<div class='jp-OutputArea-output'><div class='widget-vbox'>{}<img "
+    "src='data:image/png;base64,AAAA'></div></div>"
+)
 MENU = "<div class='widget-dropdown'>name<select><option>a<option>b</select></div>"
 
 
@@ -106,7 +120,10 @@ def test_a_control_that_moves_nothing_and_a_widget_without_controls_would_be_see
 
 
 def test_an_error_in_an_output_would_be_seen(page):
-    shown = "<pre data-mime-type='application/vnd.jupyter.error'>Traceback\nZeroDivisionError: division by zero</pre>"
+    shown = (
+        "<pre data-mime-type='application/vnd.jupyter.error'>Traceback\nZeroDivisionError: "
+        "division by zero</pre>"
+    )
     page.set_content(f"<div class='jp-Notebook'>{shown}</div>")
     assert failures(page) == ["a cell or widget failed: ZeroDivisionError: division by zero"]
 

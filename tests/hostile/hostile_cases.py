@@ -1,6 +1,8 @@
-"""Files that no honest tool writes, made by small builders: each spoils a copy of a good checkpoint in its own way.
+"""Files that no honest tool writes, made by small builders: each spoils a copy of a good checkpoint
+in its own way.
 
-Comes in: a folder with a tiny Mixtral. Goes out: the folder, spoilt. ``test_hostile_files`` opens each of them.
+Comes in: a folder with a tiny Mixtral. Goes out: the folder, spoilt. ``test_hostile_files`` opens
+each of them.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def first(**fields) -> Builder:
 
     def edit(found: dict) -> None:
         name = first_name(found)
-        found[name] = {key: value for key, value in {**found[name], **fields}.items() if value is not ...}
+        found[name] = {
+            key: value for key, value in {**found[name], **fields}.items() if value is not ...
+        }
 
     return header(edit)
 
@@ -72,7 +76,9 @@ def moved(by: int, length: int = 0) -> Builder:
     """The second tensor lies elsewhere (``by``) or is longer (``length``)."""
 
     def edit(found: dict) -> None:
-        name = sorted(found.keys() - {"__metadata__"}, key=lambda key: found[key]["data_offsets"])[1]
+        name = sorted(found.keys() - {"__metadata__"}, key=lambda key: found[key]["data_offsets"])[
+            1
+        ]
         begin, end = found[name]["data_offsets"]
         found[name]["data_offsets"] = [begin + by, end + by + length]
 
@@ -80,7 +86,8 @@ def moved(by: int, length: int = 0) -> Builder:
 
 
 def swapped(found: dict) -> None:
-    """Two tensors of one shape both lie where the first one lies; the bytes of the other are a hole."""
+    """Two tensors of one shape both lie where the first one lies; the bytes of the other are a
+    hole."""
     a, b = [name for name in found if name.endswith("experts.0.w1.weight")][:2]
     found[b]["data_offsets"] = found[a]["data_offsets"]
 
@@ -123,7 +130,8 @@ def setting(**values) -> Builder:
 
 
 def indexed(weight_map: object, whole: object = None) -> Builder:
-    """One shard and an index with ``weight_map``: a function of the true one, or the thing itself."""
+    """One shard and an index with ``weight_map``: a function of the true one, or the thing
+    itself."""
 
     def spoil(folder: Path) -> None:
         os.rename(folder / WEIGHTS, folder / SHARD)
@@ -172,7 +180,9 @@ HEADERS: dict[str, Builder] = {
     "header length zero": raw_length(0),
     "header length 2**63": raw_length(2**63),
     "header length 2**64 - 1": raw_length(2**64 - 1),
-    "header length of the file": lambda folder: raw_length((folder / WEIGHTS).stat().st_size)(folder),
+    "header length of the file": lambda folder: raw_length((folder / WEIGHTS).stat().st_size)(
+        folder
+    ),
     "header of 200 MB": sparse_header(200_000_000),
     "header of 90 GB": sparse_header(90_000_000_000),
     "header is deep": header(lambda found: DEEP),
@@ -180,10 +190,14 @@ HEADERS: dict[str, Builder] = {
     "header is null": header(lambda found: b"null"),
     "header is no JSON": header(lambda found: b"{oops"),
     "header is no UTF-8": header(lambda found: b'{"\xff": 1}'),
-    "header holds NaN": header(lambda found: b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}'),
+    "header holds NaN": header(
+        lambda found: b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}'
+    ),
     "header is empty": header(lambda found: {}),
     "header with a name twice": header(
-        lambda found: (json.dumps(found)[:-1] + ", " + json.dumps({(n := first_name(found)): found[n]})[1:]).encode()
+        lambda found: (
+            json.dumps(found)[:-1] + ", " + json.dumps({(n := first_name(found)): found[n]})[1:]
+        ).encode()
     ),
     "header with a field twice": header(
         lambda found: json.dumps(found).replace('"dtype"', '"dtype": 1, "dtype"', 1).encode()
@@ -222,8 +236,12 @@ HEADERS: dict[str, Builder] = {
     "a field too many": first(extra=1),
     "a tensor is a number": header(lambda found: found.update({first_name(found): 7})),
     "a tensor is null": header(lambda found: found.update({first_name(found): None})),
-    "a name of a megabyte": header(lambda found: found.update({"x" * 10**6: found.pop(first_name(found))})),
-    "a name with line breaks": header(lambda found: found.update({"a\nb\x1b[31m": found.pop(first_name(found))})),
+    "a name of a megabyte": header(
+        lambda found: found.update({"x" * 10**6: found.pop(first_name(found))})
+    ),
+    "a name with line breaks": header(
+        lambda found: found.update({"a\nb\x1b[31m": found.pop(first_name(found))})
+    ),
 }
 
 JSON_FILES: dict[str, Builder] = {
@@ -269,14 +287,22 @@ INDICES: dict[str, Builder] = {
     "index with lists": indexed(lambda found: dict.fromkeys(found, [SHARD])),
     "index is a list": indexed(None, whole=[1]),
     "index leads above": indexed(lambda found: dict.fromkeys(found, f"../{SHARD}")),
-    "index leads above in the middle": indexed(lambda found: dict.fromkeys(found, f"a/../../{SHARD}")),
+    "index leads above in the middle": indexed(
+        lambda found: dict.fromkeys(found, f"a/../../{SHARD}")
+    ),
     "index leads to the root": indexed(lambda found: dict.fromkeys(found, f"/etc/{SHARD}")),
     "index leads to a drive": indexed(lambda found: dict.fromkeys(found, f"C:\\{SHARD}")),
-    "index leads to a share": indexed(lambda found: dict.fromkeys(found, f"\\\\host\\share\\{SHARD}")),
+    "index leads to a share": indexed(
+        lambda found: dict.fromkeys(found, f"\\\\host\\share\\{SHARD}")
+    ),
     "index names a pickle": indexed(lambda found: dict.fromkeys(found, "pytorch_model.bin")),
     "index with a zero byte": indexed(lambda found: dict.fromkeys(found, "a\0b.safetensors")),
-    "index with a long name": indexed(lambda found: dict.fromkeys(found, "x" * 10_000 + ".safetensors")),
-    "index with a missing shard": indexed(lambda found: dict.fromkeys(found, "model-00002-of-00002.safetensors")),
+    "index with a long name": indexed(
+        lambda found: dict.fromkeys(found, "x" * 10_000 + ".safetensors")
+    ),
+    "index with a missing shard": indexed(
+        lambda found: dict.fromkeys(found, "model-00002-of-00002.safetensors")
+    ),
     "index with a tensor too many": indexed(lambda found: {**found, "ghost": SHARD}),
     "index with an empty name": indexed(lambda found: dict.fromkeys(found, "")),
 }

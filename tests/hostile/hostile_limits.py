@@ -1,4 +1,5 @@
-"""The good checkpoint that the hostile ones are made of, and the two measures: seconds of computing and memory."""
+"""The good checkpoint that the hostile ones are made of, and the two measures: seconds of computing
+and memory."""
 
 from __future__ import annotations
 
@@ -31,12 +32,14 @@ def copy(good, tmp_path) -> Path:
 
 @contextmanager
 def within_limits():
-    """Little computing, little memory: of this process, so that the load of the machine does not count."""
+    """Little computing, little memory: of this process, so that the load of the machine does not
+    count."""
     before_s, before_kib = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as stream:
         now = int(stream.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + 4 * 2**30, hard))  # a runaway ends here, not the machine
+    # a runaway ends here, not the machine
+    resource.setrlimit(resource.RLIMIT_AS, (now + 4 * 2**30, hard))
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""Names, texts and errors are data wherever they are shown: tables, Markdown, pages, figures, widgets, terminals."""
+"""Names, texts and errors are data wherever they are shown: tables, Markdown, pages, figures,
+widgets, terminals."""
 
 from __future__ import annotations
 
@@ -47,19 +48,42 @@ def stats(method: str) -> Stats:
 
 
 def shown(name: str) -> dict[str, str]:
-    """The HTML of an object of each class that shows itself in a notebook, with ``name`` in every text."""
+    """The HTML of an object of each class that shows itself in a notebook, with ``name`` in every
+    text."""
     sequences = [torch.tensor([1, 2])]
     output = Output(sequences, [name], [name], [1], stats(name), Trace(enabled=False))
     wrong = ExactReport(1, 2, (name,), (Divergence(name, 0, 1, 2, 3, (0.5, 0.25)),))
-    return {"Stats": stats(name)._repr_html_(), "Output": output._repr_html_(), "ExactReport": wrong._repr_html_()}
+    return {
+        "Stats": stats(name)._repr_html_(),
+        "Output": output._repr_html_(),
+        "ExactReport": wrong._repr_html_(),
+    }
 
 
 def setup_of(name: str) -> str:
-    model = {"name": name, "layers": 2, "experts": 8, "top_k": 2, "expert_bytes": 2**18, "record_bytes": 2**18}
-    model |= {"expert_dtype": name, "widened_from": 2**16, "fast_memory_bytes": 2**20, "draft_experts": 4}
+    model = {
+        "name": name,
+        "layers": 2,
+        "experts": 8,
+        "top_k": 2,
+        "expert_bytes": 2**18,
+        "record_bytes": 2**18,
+    }
+    model |= {
+        "expert_dtype": name,
+        "widened_from": 2**16,
+        "fast_memory_bytes": 2**20,
+        "draft_experts": 4,
+    }
     store = {"store": "disk", "reads": name, "num_readers": 4, "link_bytes_per_s": None}
     versions = dict.fromkeys(("specmoe", "torch", "transformers", "python"), name)
-    machine = {"cpu": name, "cores": 2, "memory": {"total_bytes": 2**33}, "threads": 1, "store": store} | versions
+    machine = {
+        "cpu": name,
+        "cores": 2,
+        "memory": {"total_bytes": 2**33},
+        "threads": 1,
+        "store": store,
+    } | versions
     rows = [{"method": "cached", "batch": 1, "eviction": None, "num_prompts": 2, "repeats": 3}]
     return report.say_setup(SimpleNamespace(machine=machine, model=model, rows=rows))
 
@@ -83,7 +107,8 @@ def test_html_of_every_class_holds_no_tag_of_a_name(name):
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_the_setup_of_a_report_keeps_its_rows_and_shows_the_name_as_it_is(name):
-    """Rendered as a report is: the cells of the table are those of an honest name, and no tag is added."""
+    """Rendered as a report is: the cells of the table are those of an honest name, and no tag is
+    added."""
     honest, page = (rendered(setup_of(each)) for each in ("honest", name))
     assert len(re.findall("<t[rd]", page)) == len(re.findall("<t[rd]", honest))
     for tag in ("img", "script", "h1", "code", "strong", "em", "del", "a"):
@@ -100,7 +125,9 @@ def rendered(text: str) -> str:
 
 
 def test_an_ordinary_name_stays_as_it_is():
-    assert report.as_markdown("tiny-skewed 1.5 (AMD EPYC, 2 cores)") == "tiny-skewed 1.5 (AMD EPYC, 2 cores)"
+    assert report.as_markdown("tiny-skewed 1.5 (AMD EPYC, 2 cores)") == (
+        "tiny-skewed 1.5 (AMD EPYC, 2 cores)"
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
@@ -124,7 +151,9 @@ def test_a_menu_of_a_widget_shows_a_name_as_text(name):
     assert not getattr(menu, "description_allow_html", False)
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "x" * 100_000, "\r\u2028\u202e"], ids=lambda name: ascii(name)[:30])
+@pytest.mark.parametrize(
+    "name", [*HOSTILE, "x" * 100_000, "\r\u2028\u202e"], ids=lambda name: ascii(name)[:30]
+)
 def test_a_message_is_one_line_that_a_terminal_can_show(name):
     for kind in (SpecMoEError, CheckpointError, OptionError):
         said = str(kind(f"{name}: wrong"))
@@ -132,9 +161,17 @@ def test_a_message_is_one_line_that_a_terminal_can_show(name):
 
 
 def test_the_door_turns_everything_foreign_into_one_sentence():
-    foreign = (KeyError("added_tokens"), ValueError("first\nsecond"), EOFError(), RecursionError("deep"))
+    foreign = (
+        KeyError("added_tokens"),
+        ValueError("first\nsecond"),
+        EOFError(),
+        RecursionError("deep"),
+    )
     for failure in (*foreign, OSError(5, "EIO")):
-        with pytest.raises(CheckpointError, match=type(failure).__name__) as caught, door("f.json is wrong", "mend it"):
+        with (
+            pytest.raises(CheckpointError, match=type(failure).__name__) as caught,
+            door("f.json is wrong", "mend it"),
+        ):
             raise failure
         assert str(caught.value).endswith(": mend it") and "second" not in str(caught.value)
         assert caught.value.__cause__ is failure

@@ -1,4 +1,5 @@
-"""Every file of a checkpoint may lie: one typed sentence, soon, without much memory, and before a weight is used."""
+"""Every file of a checkpoint may lie: one typed sentence, soon, without much memory, and before a
+weight is used."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def test_weights_that_are_no_numbers_are_noticed_or_do_not_matter(name, copy):
         assert all(0 <= token < 97 for token in tokens)
 
 
-# ---- every setting of config.json ----------------------------------------------------------------------------------
+# ---- every setting of config.json ----
 
 ODD = (None, "x", [1, "a"], -1, 0, 10**9, 1e308, math.nan, {"a": {"b": []}}, True)
 
@@ -104,10 +105,20 @@ def outcome(folder: Path) -> str:
     return ""
 
 
-EVERYDAY = ("hidden_act", "num_experts_per_tok", "rms_norm_eps", "rope_parameters", "vocab_size", "dtype", "architectures")
+EVERYDAY = (
+    "hidden_act",
+    "num_experts_per_tok",
+    "rms_norm_eps",
+    "rope_parameters",
+    "vocab_size",
+    "dtype",
+    "architectures",
+)
 
 
-def wrong_outcomes(folder: Path, file: str, base: dict, settings: list[tuple[str, object]], limits) -> dict:
+def wrong_outcomes(
+    folder: Path, file: str, base: dict, settings: list[tuple[str, object]], limits
+) -> dict:
     wrong = {}
     for name, value in settings:
         (folder / file).write_text(json.dumps({**base, name: value}))
@@ -134,7 +145,9 @@ KNOWN = {("output_router_logits", "True"), ("eos_token_id", "1e+308"), ("eos_tok
 def test_each_setting_of_a_config_may_hold_anything(value, family, tmp_path, limits):
     folder = Path(shutil.copytree(family, tmp_path / "copy"))
     config = json.loads((family / "config.json").read_text())
-    wrong = wrong_outcomes(folder, "config.json", config, [(name, value) for name in config], limits)
+    wrong = wrong_outcomes(
+        folder, "config.json", config, [(name, value) for name in config], limits
+    )
     assert wrong.keys() <= KNOWN, wrong
 
 
@@ -148,7 +161,9 @@ def test_each_setting_of_a_generation_config_may_hold_anything(value, good, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["a\0b", "x" * 5000, "~nobody-of-this-name/x", "a\nb", "", "/dev/zero", "\ud800"], ids=ascii
+    "name",
+    ["a\0b", "x" * 5000, "~nobody-of-this-name/x", "a\nb", "", "/dev/zero", "\ud800"],
+    ids=ascii,
 )
 def test_a_name_that_is_no_path_is_refused_in_one_sentence(name):
     with pytest.raises(CheckpointError) as caught:
@@ -156,7 +171,7 @@ def test_a_name_that_is_no_path_is_refused_in_one_sentence(name):
     assert is_sentence(caught.value)
 
 
-# ---- what must still work --------------------------------------------------------------------------------------------
+# ---- what must still work ----
 
 
 def test_links_into_a_folder_of_blobs_work_as_the_hub_lays_them_out(good, tmp_path):
@@ -179,17 +194,21 @@ def test_quantised_tensors_in_place_of_the_experts_are_named(copy):
             tensors[f"{name}_packed"] = tensors.pop(name).to(torch.uint8)
 
     weights(pack_up)(copy)
-    with pytest.raises(CheckpointError, match="w1.weight_packed'.*quantised format U8 .packed integers"):
+    with pytest.raises(
+        CheckpointError, match="w1.weight_packed'.*quantised format U8 .packed integers"
+    ):
         run(copy)
 
 
 def test_a_checkpoint_above_the_counts_of_its_weights_says_which_setting(copy):
     COUNTS["num_hidden_layers = 1e+09"](copy)
-    with pytest.raises(CheckpointError, match="config.json says num_hidden_layers=1000000000, more than the"):
+    with pytest.raises(
+        CheckpointError, match="config.json says num_hidden_layers=1000000000, more than the"
+    ):
         run(copy)
 
 
-# ---- packed folders ----------------------------------------------------------------------------------------------------
+# ---- packed folders ----
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +224,9 @@ TAMPERED = (None, -1, 0, 10**12, 0.5, "x", [], ["x", "x"], [[-1]], [[2**63, 2**6
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_manifest_altered_in_any_field_is_refused_though_its_checksum_fits(field, packed, good, tmp_path, limits):
+def test_a_manifest_altered_in_any_field_is_refused_though_its_checksum_fits(
+    field, packed, good, tmp_path, limits
+):
     folder = Path(shutil.copytree(packed, tmp_path / "altered"))
     honest = json.loads((packed / "manifest.json").read_text())
     honest.pop("manifest_crc32")
@@ -216,8 +237,12 @@ def test_a_manifest_altered_in_any_field_is_refused_though_its_checksum_fits(fie
         text = layout.seal(made) if field != "manifest_crc32" else json.dumps(made)
         (folder / "manifest.json").write_text(text)
         with limits(), pytest.raises(SpecMoEError) as caught:
-            checkpoint.pack(good, folder)  # opens what is there, and compares it with the checkpoint
-        assert is_sentence(caught.value) and re.search("altered|another", str(caught.value)), (field, value)
+            # opens what is there, and compares it with the checkpoint
+            checkpoint.pack(good, folder)
+        assert is_sentence(caught.value) and re.search("altered|another", str(caught.value)), (
+            field,
+            value,
+        )
 
 
 NO_MANIFESTS = ("", "[]", "null", "7", "{", "[" * 100_000, '{"manifest_crc32": 0}')
@@ -227,12 +252,14 @@ NO_MANIFESTS = ("", "[]", "null", "7", "{", "[" * 100_000, '{"manifest_crc32": 0
 def test_a_manifest_that_is_none_is_refused(content, packed, tmp_path):
     folder = Path(shutil.copytree(packed, tmp_path / "altered"))
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(CheckpointError, match="altered or cut short.*pack the checkpoint again") as caught:
+    with pytest.raises(
+        CheckpointError, match="altered or cut short.*pack the checkpoint again"
+    ) as caught:
         checkpoint.open_packed(folder)
     assert is_sentence(caught.value)
 
 
-# ---- tokenizers ----------------------------------------------------------------------------------------------------------
+# ---- tokenizers ----
 
 TOKENIZERS = {
     "an empty object": ("tokenizer.json", "{}"),
@@ -249,12 +276,18 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.xfail(strict=False, reason="the engine's way to the tokenizer gets its door in a branch of its own")
+@pytest.mark.xfail(
+    strict=False, reason="the engine's way to the tokenizer gets its door in a branch of its own"
+)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_hostile_tokenizer_runs_no_code_asks_nothing_and_is_refused_in_one_sentence(name, copy, monkeypatch):
+def test_a_hostile_tokenizer_runs_no_code_asks_nothing_and_is_refused_in_one_sentence(
+    name, copy, monkeypatch
+):
     file, content = TOKENIZERS[name]
     text(file, content)(copy)
-    (copy / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    (copy / "evil.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    )
 
     asked = []
     monkeypatch.setattr("builtins.input", asked.append)
@@ -267,7 +300,9 @@ def test_a_hostile_tokenizer_runs_no_code_asks_nothing_and_is_refused_in_one_sen
 
 def test_code_named_in_a_config_is_never_run(copy):
     setting(auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})(copy)
-    (copy / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    (copy / "evil.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    )
     assert outcome(copy) == ""
     setting(model_type="evil")(copy)
     with pytest.raises(UnsupportedModelError, match="model_type 'evil'"):
@@ -275,7 +310,7 @@ def test_code_named_in_a_config_is_never_run(copy):
     assert not (copy / "ran").exists()
 
 
-# ---- affinity and prompts -------------------------------------------------------------------------------------------------
+# ---- affinity and prompts ----
 
 
 SPOILT = [b"", b"\x93NUMPY", b"PK\x03\x04", bytes(4096), b"\x80\x04N."]
@@ -292,7 +327,14 @@ def test_a_spoilt_affinity_file_is_made_again(content, good, tmp_path, monkeypat
 
 def test_a_prompt_file_with_lines_of_ten_megabytes_keeps_them_apart(tmp_path, limits):
     file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "x" * 10**7}) + "\n" + "[" * 10**7 + "\n" + json.dumps({"prompt": [5]}) + "\n")
+    file.write_text(
+        json.dumps({"prompt": "x" * 10**7})
+        + "\n"
+        + "[" * 10**7
+        + "\n"
+        + json.dumps({"prompt": [5]})
+        + "\n"
+    )
     with limits():
         with open(file, "rb") as stream:
             first, second, third = job_lines.read_items(stream, "prompts")
@@ -300,7 +342,9 @@ def test_a_prompt_file_with_lines_of_ten_megabytes_keeps_them_apart(tmp_path, li
     assert all("8388608 bytes" in each.error and len(each.error) < 300 for each in (first, second))
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "broken link"])
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "broken link"]
+)
 def test_a_prompt_file_that_is_no_file_is_refused(make, tmp_path):
     make(tmp_path / "prompts.jsonl")
     with pytest.raises(SpecMoEError, match="prompts.jsonl") as caught:
@@ -308,11 +352,15 @@ def test_a_prompt_file_that_is_no_file_is_refused(make, tmp_path):
     assert is_sentence(caught.value)
 
 
-# ---- the fuzzer ---------------------------------------------------------------------------
+# ---- the fuzzer ----
 
 
-@pytest.mark.parametrize("name, num_cases", [("header", 400), ("manifest", 300), ("journal", 15), ("lines", 400)])
+@pytest.mark.parametrize(
+    "name, num_cases", [("header", 400), ("manifest", 300), ("journal", 15), ("lines", 400)]
+)
 def test_a_short_pass_of_the_fuzzer_crashes_nothing(name, num_cases, tmp_path):
-    seen = Counter(what for _, what in fuzz.fuzz(name, 7, tmp_path, lambda count: count >= num_cases))
+    seen = Counter(
+        what for _, what in fuzz.fuzz(name, 7, tmp_path, lambda count: count >= num_cases)
+    )
     assert sum(seen.values()) == num_cases
     assert not [what for what in seen if what.startswith("crash")], seen

@@ -1,11 +1,13 @@
-"""10,000 prompts x all methods on the shipped models in bfloat16 on a CPU: does any token differ, and are those ties?
+"""10,000 prompts x all methods on the shipped models in bfloat16 on a CPU: does any token differ,
+and are those ties?
 
     python tests/long/ties.py --out tests/long/results/ties.jsonl --seconds 600
 
-Each chunk of prompts is one line of the file; a later call goes on where the last one stopped. Within a chunk every method
-runs in one batch and is compared with ``on_demand`` in one batch; every divergence is judged by the logits of transformers'
-own model. The first prompts of a chunk also run alone through ``on_demand`` and through transformers' own ``generate``.
-tiny-translate (nllb-moe) has no reference in transformers, so there plain decoding judges.
+Each chunk of prompts is one line of the file; a later call goes on where the last one stopped.
+Within a chunk every method runs in one batch and is compared with ``on_demand`` in one batch; every
+divergence is judged by the logits of transformers' own model. The first prompts of a chunk also run
+alone through ``on_demand`` and through transformers' own ``generate``. tiny-translate (nllb-moe)
+has no reference in transformers, so there plain decoding judges.
 """
 
 from __future__ import annotations
@@ -39,11 +41,18 @@ def main() -> None:
         if not missing or time.monotonic() > until:
             continue
         with specmoe.load(model, dtype="bfloat16", store="memory") as engine:
-            prompts, reference = prompts_of(engine, model, num), choose_reference(engine, eos_token_id=[])
+            prompts, reference = (
+                prompts_of(engine, model, num),
+                choose_reference(engine, eos_token_id=[]),
+            )
             for first in missing:
                 if time.monotonic() > until:
                     break
-                row = {"model": model, "first": first, **run_chunk(engine, reference, prompts[first : first + CHUNK])}
+                row = {
+                    "model": model,
+                    "first": first,
+                    **run_chunk(engine, reference, prompts[first : first + CHUNK]),
+                }
                 with options.out.open("a") as out:
                     out.write(json.dumps(row) + "\n")
     print(json.dumps(summary(lines_of(options.out)), indent=1))
@@ -54,7 +63,8 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def prompts_of(engine, model: str, num: int) -> list:
-    """Held-out texts, cut to their first ``LONGEST`` ids; whole sentences where they are translated."""
+    """Held-out texts, cut to their first ``LONGEST`` ids; whole sentences where they are
+    translated."""
     if engine.is_translation:
         return [pair.english for pair in held_out_pairs(num, SEED)]
     return [engine.tokenizer(text)["input_ids"][:LONGEST] for text in held_out_prompts(num, SEED)]
@@ -63,7 +73,11 @@ def prompts_of(engine, model: str, num: int) -> list:
 def run_chunk(engine, reference, prompts: list) -> dict:
     run = {"max_new_tokens": NEW_TOKENS, "eos_token_id": [], "batch_size": len(prompts)}
     plain = engine.generate(prompts, method="on_demand", **run)
-    rows, lengths, sources = [row.tolist() for row in plain.sequences], plain.num_prompt_tokens, plain.sources
+    rows, lengths, sources = (
+        [row.tolist() for row in plain.sequences],
+        plain.num_prompt_tokens,
+        plain.sources,
+    )
     found = []
 
     def compare(method: str, expected: list, got: list) -> None:
@@ -73,8 +87,14 @@ def run_chunk(engine, reference, prompts: list) -> dict:
                 found.append(first_divergence(reference, at, wanted, given))
 
     for method in METHODS:
-        compare(method, rows, [row.tolist() for row in engine.generate(prompts, method=method, **run).sequences])
-    alone = engine.generate(prompts[:ALONE], method="on_demand", **{**run, "batch_size": 1}).sequences
+        compare(
+            method,
+            rows,
+            [row.tolist() for row in engine.generate(prompts, method=method, **run).sequences],
+        )
+    alone = engine.generate(
+        prompts[:ALONE], method="on_demand", **{**run, "batch_size": 1}
+    ).sequences
     compare("alone", rows, [row.tolist() for row in alone])
     num_judged = 0
     if isinstance(reference, TransformersReference):
@@ -83,13 +103,23 @@ def run_chunk(engine, reference, prompts: list) -> dict:
         compare("against transformers", own, rows)
         num_judged = len(own)
     return {
-        "prompts": len(prompts), "tokens": plain.stats.num_new_tokens * (1 + len(METHODS)), "alone": len(alone),
-        "judged_by_transformers": num_judged, "judge": reference.name,
+        "prompts": len(prompts),
+        "tokens": plain.stats.num_new_tokens * (1 + len(METHODS)),
+        "alone": len(alone),
+        "judged_by_transformers": num_judged,
+        "judge": reference.name,
         "divergences": [
-            {"method": d.method, "prompt": d.prompt, "position": d.position, "tokens": [d.plain_token, d.token],
-             "logits": d.logits, "is_tie": d.is_tie} for d in found
+            {
+                "method": d.method,
+                "prompt": d.prompt,
+                "position": d.position,
+                "tokens": [d.plain_token, d.token],
+                "logits": d.logits,
+                "is_tie": d.is_tie,
+            }
+            for d in found
         ],
-    }  # fmt: skip
+    }
 
 
 def summary(rows: list[dict]) -> dict:
@@ -102,7 +132,10 @@ def summary(rows: list[dict]) -> dict:
 
 def _sums(rows: list[dict]) -> dict:
     found = [d for row in rows for d in row["divergences"]]
-    numbers = {key: sum(row[key] for row in rows) for key in ("prompts", "tokens", "alone", "judged_by_transformers")}
+    numbers = {
+        key: sum(row[key] for row in rows)
+        for key in ("prompts", "tokens", "alone", "judged_by_transformers")
+    }
     ties = sum(d["is_tie"] for d in found)
     return {**numbers, "divergences": len(found), "proved_ties": ties, "others": len(found) - ties}
 

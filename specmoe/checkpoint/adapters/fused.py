@@ -1,6 +1,8 @@
-"""What the families share: the experts of a layer as one module, and modules that know each row's positions.
+"""What the families share: the experts of a layer as one module, and modules that know each row's
+positions.
 
-Comes in: sizes and an activation. Goes out: modules for ``nllb``, ``switch`` and ``llama4`` to put into a model.
+Comes in: sizes and an activation. Goes out: modules for ``nllb``, ``switch`` and ``llama4`` to put
+into a model.
 
     E experts, D hidden, F ffn, T tokens, K top_k, B rows
 """
@@ -16,18 +18,33 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 
 class FusedExperts(nn.Module):
-    """All experts of one MoE layer, with the flags and parameter names of transformers' own fused experts.
+    """All experts of one MoE layer, with the flags and parameter names of transformers' own fused
+    experts.
 
-    Plain ``[F, D]`` and ``[D, F]`` matrices (``bias``: with biases), or ``gated`` ones in Llama 4's transposed layout,
-    ``[D, 2F]`` = [gate; up] and ``[F, D]``.
+    Plain ``[F, D]`` and ``[D, F]`` matrices (``bias``: with biases), or ``gated`` ones in Llama 4's
+    transposed layout, ``[D, 2F]`` = [gate; up] and ``[F, D]``.
     """
 
     is_concatenated, has_post_expert_norm, _is_expert_parallel = True, False, False
 
-    def __init__(self, config, num_experts: int, hidden: int, ffn: int, act_fn: Callable, *, bias=False, gated=False):
+    def __init__(
+        self,
+        config,
+        num_experts: int,
+        hidden: int,
+        ffn: int,
+        act_fn: Callable,
+        *,
+        bias=False,
+        gated=False,
+    ):
         super().__init__()
-        self.config, self.num_experts, self.act_fn = config, num_experts, act_fn
-        self.has_bias, self.has_gate, self.is_transposed = bias, gated, gated
+        self.config = config
+        self.num_experts = num_experts
+        self.act_fn = act_fn
+        self.has_bias = bias
+        self.has_gate = gated
+        self.is_transposed = gated
         if gated:
             self.gate_up_proj = nn.Parameter(torch.empty(num_experts, hidden, 2 * ffn))
             self.down_proj = nn.Parameter(torch.empty(num_experts, ffn, hidden))
@@ -38,8 +55,11 @@ class FusedExperts(nn.Module):
             self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn))
             self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden))
 
-    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
-        """[T, D], [T, K], [T, K] -> [T, D], by the registered function; index E means "no expert"."""
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ):
+        """[T, D], [T, K], [T, K] -> [T, D], by the registered function; index E means "no
+        expert"."""
         compute = ALL_EXPERTS_FUNCTIONS[self.config._experts_implementation]
         return compute(self, hidden_states, top_k_index, top_k_weights)
 
@@ -49,10 +69,11 @@ class FusedExperts(nn.Module):
 
 
 class RaggedPositions:
-    """Mixed into modules that would derive positions from one length for all rows: here every row has its own.
+    """Mixed into modules that would derive positions from one length for all rows: here every row
+    has its own.
 
-    ``positions`` [B, T] and ``lengths`` [B, T], of the text that the token first ran with, are set by the decoder before
-    each forward pass.
+    ``positions`` [B, T] and ``lengths`` [B, T], of the text that the token first ran with, are set
+    by the decoder before each forward pass.
     """
 
     positions: torch.Tensor
@@ -60,8 +81,12 @@ class RaggedPositions:
 
 
 def merged(*names: tuple[str, str]) -> list[WeightConverter]:
-    """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]`` in the model, for each name."""
-    return [WeightConverter(source, target, operations=[MergeModulelist(dim=0)]) for source, target in names]
+    """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]`` in the model,
+    for each name."""
+    return [
+        WeightConverter(source, target, operations=[MergeModulelist(dim=0)])
+        for source, target in names
+    ]
 
 
 def replace_modules(model: nn.Module, old: type, make: Callable[[nn.Module], nn.Module]) -> None:

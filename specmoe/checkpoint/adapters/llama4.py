@@ -1,8 +1,10 @@
-"""Llama 4, text: the router's sigmoid score scales what goes *into* an expert; a shared expert is added.
+"""Llama 4, text: the router's sigmoid score scales what goes *into* an expert; a shared expert is
+added.
 
-transformers computes all experts for all tokens, most on zeros. Here only the chosen ones are asked: every pair of a token
-and its expert becomes one token of the registry's function, already scaled, with weight 1. Attention layers without rotary
-positions scale their queries by position; every row has its own. Of a multimodal checkpoint the language part is loaded.
+transformers computes all experts for all tokens, most on zeros. Here only the chosen ones are
+asked: every pair of a token and its expert becomes one token of the registry's function, already
+scaled, with weight 1. Attention layers without rotary positions scale their queries by position;
+every row has its own. Of a multimodal checkpoint the language part is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from .fused import FusedExperts, RaggedPositions, replace_modules
 
 
 class Router(theirs.Llama4Router):
-    """The model's router, its logits [T, E] first; then the scores [T, E], zero where not chosen."""
+    """The model's router, its logits [T, E] first; then the scores [T, E], zero where not
+    chosen."""
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         router_scores, router_logits = super().forward(hidden_states)
@@ -32,7 +35,8 @@ class SparseBlock(nn.Module):
         super().__init__()
         self.top_k = old.top_k
         old.router.__class__ = Router
-        self.router, self.shared_expert = old.router, old.shared_expert
+        self.router = old.router
+        self.shared_expert = old.shared_expert
         sizes = (config.num_local_experts, config.hidden_size, config.intermediate_size)
         self.experts = FusedExperts(config, *sizes, ACT2FN[config.hidden_act], gated=True)
 
@@ -42,16 +46,23 @@ class SparseBlock(nn.Module):
         index = router_logits.topk(self.top_k, dim=-1).indices  # [T, K]
         scaled = tokens[:, None] * router_scores.gather(1, index)[..., None]  # [T, K, D]
         pairs = index.reshape(-1, 1)  # [T * K, 1]: one expert each
-        routed = self.experts(scaled.flatten(0, 1), pairs, torch.ones_like(pairs, dtype=tokens.dtype))
+        routed = self.experts(
+            scaled.flatten(0, 1), pairs, torch.ones_like(pairs, dtype=tokens.dtype)
+        )
         return self.shared_expert(tokens) + routed.view_as(scaled).sum(dim=1), router_logits
 
 
 class ScaledQueries(RaggedPositions, nn.Linear):
-    """The query projection of a layer without rotary positions, with attention temperature tuning by position."""
+    """The query projection of a layer without rotary positions, with attention temperature tuning
+    by position."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         queries = super().forward(x)  # [B, T, H * D]
-        scales = torch.log1p(torch.floor((self.positions.float() + 1.0) / self.floor_scale)) * self.attn_scale + 1.0
+        scales = (
+            torch.log1p(torch.floor((self.positions.float() + 1.0) / self.floor_scale))
+            * self.attn_scale
+            + 1.0
+        )
         return (queries * scales[..., None]).to(queries.dtype)
 
 
@@ -65,16 +76,24 @@ def adapt(model: PreTrainedModel) -> None:
         if attention.attn_temperature_tuning and not attention.use_rope:
             attention.attn_temperature_tuning = False
             attention.q_proj.__class__ = ScaledQueries
-            attention.q_proj.floor_scale, attention.q_proj.attn_scale = attention.floor_scale, attention.attn_scale
+            attention.q_proj.floor_scale = attention.floor_scale
+            attention.q_proj.attn_scale = attention.attn_scale
 
 
 def conversions() -> list:
-    """Published checkpoints hold fused experts, which need none of these; some re-saved ones hold one of each."""
+    """Published checkpoints hold fused experts, which need none of these; some re-saved ones hold
+    one of each."""
     gate_up = ["feed_forward.experts.*.gate_proj.weight", "feed_forward.experts.*.up_proj.weight"]
     merge, turn = MergeModulelist(dim=0), Transpose(1, 2)
     return [
-        WeightConverter(gate_up, "feed_forward.experts.gate_up_proj", operations=[merge, Concatenate(dim=1), turn]),
         WeightConverter(
-            "feed_forward.experts.*.down_proj.weight", "feed_forward.experts.down_proj", operations=[merge, turn]
+            gate_up,
+            "feed_forward.experts.gate_up_proj",
+            operations=[merge, Concatenate(dim=1), turn],
+        ),
+        WeightConverter(
+            "feed_forward.experts.*.down_proj.weight",
+            "feed_forward.experts.down_proj",
+            operations=[merge, turn],
         ),
     ]

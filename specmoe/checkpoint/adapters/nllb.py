@@ -1,15 +1,18 @@
 """NLLB-MoE: every token goes to the two experts with the highest router probabilities.
 
-transformers 5.23's own ``NllbMoeExperts.forward`` takes the one-hot of a mask that is one-hot already, and so computes
-experts 0 and 1 for every token. Here the routing is what the router says: the weights of the first expert and of the
-second (normalised, and with a fixed capacity cut by it, as the config says).
+transformers 5.23's own ``NllbMoeExperts.forward`` takes the one-hot of a mask that is one-hot
+already, and so computes experts 0 and 1 for every token. Here the routing is what the router says:
+the weights of the first expert and of the second (normalised, and with a fixed capacity cut by it,
+as the config says).
 
-``moe_token_dropout`` scales what experts give by ``1 - p`` in evaluation, as fairseq trained the model. Padding needs no
-mask here: padded tokens are told apart outside (they fetch nothing), and nobody reads them.
+``moe_token_dropout`` scales what experts give by ``1 - p`` in evaluation, as fairseq trained the
+model. Padding needs no mask here: padded tokens are told apart outside (they fetch nothing), and
+nobody reads them.
 
-Refused: a second expert that is sampled, and an evaluation capacity that is a fraction of the tokens that happen to run
-together, since no exact verification exists for either. A fixed capacity (``moe_eval_capacity_token_fraction`` <= 0) is
-accepted while a run's blocks cannot exceed it; then batch-prioritised routing, which says who is dropped, has no effect.
+Refused: a second expert that is sampled, and an evaluation capacity that is a fraction of the
+tokens that happen to run together, since no exact verification exists for either. A fixed capacity
+(``moe_eval_capacity_token_fraction`` <= 0) is accepted while a run's blocks cannot exceed it; then
+batch-prioritised routing, which says who is dropped, has no effect.
 """
 
 from __future__ import annotations
@@ -27,17 +30,25 @@ TOP_K = 2
 
 
 class Router(theirs.NllbMoeTop2Router):
-    """The model's router: logits [T, E], then weights and experts of both choices [T, 2] (weight 0: none)."""
+    """The model's router: logits [T, E], then weights and experts of both choices [T, 2] (weight 0:
+    none)."""
 
-    def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, padding_mask=None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self.moe_eval_capacity_token_fraction > 0:
             return self._choose_freely(hidden_states)
         _, router_probs, router_logits = super().forward(hidden_states, padding_mask)
         return router_logits, *router_probs.topk(TOP_K, dim=-1)
 
-    def _choose_freely(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the original computes where an expert has room for every token, without counting who comes first."""
-        logits = nn.functional.linear(tokens.to(self.dtype), self.classifier.weight.to(self.dtype), self._bias())
+    def _choose_freely(
+        self, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the original computes where an expert has room for every token, without counting who
+        comes first."""
+        logits = nn.functional.linear(
+            tokens.to(self.dtype), self.classifier.weight.to(self.dtype), self._bias()
+        )
         index = logits.topk(TOP_K, dim=-1).indices
         chosen = logits.softmax(dim=-1).to(tokens.dtype).gather(1, index)
         total = chosen.sum(dim=1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).eps)
@@ -55,7 +66,9 @@ class SparseBlock(nn.Module):
         router.__class__ = Router
         self.router = router
         act_fn = ACT2FN[config.activation_function]
-        self.experts = FusedExperts(config, config.num_experts, config.d_model, ffn_dim, act_fn, bias=True)
+        self.experts = FusedExperts(
+            config, config.num_experts, config.d_model, ffn_dim, act_fn, bias=True
+        )
         self.eval_scale = 1 - config.moe_token_dropout
 
     def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> torch.Tensor:
@@ -65,11 +78,15 @@ class SparseBlock(nn.Module):
 
 
 class DecoderPositions(RaggedPositions, theirs.NllbMoeSinusoidalPositionalEmbedding):
-    """Sinusoidal positions of every row's own: token t of a row stands at padding_idx + 1 + t, a pad token at padding_idx
-    (as when tokens are decoded one by one)."""
+    """Sinusoidal positions of every row's own: token t of a row stands at padding_idx + 1 + t, a
+    pad token at padding_idx (as when tokens are decoded one by one)."""
 
-    def forward(self, input_ids=None, inputs_embeds=None, past_key_values_length: int = 0) -> torch.Tensor:
-        index = (self.positions + self.padding_idx + 1).masked_fill(input_ids == self.padding_idx, self.padding_idx)
+    def forward(
+        self, input_ids=None, inputs_embeds=None, past_key_values_length: int = 0
+    ) -> torch.Tensor:
+        index = (self.positions + self.padding_idx + 1).masked_fill(
+            input_ids == self.padding_idx, self.padding_idx
+        )
         return self.weights[index]  # [B, T, D]
 
 
@@ -77,20 +94,25 @@ def check(config) -> None:
     """Refuse settings without exact verification."""
     if config.second_expert_policy != "all":
         raise UnsupportedModelError(
-            f"nllb-moe with second_expert_policy={config.second_expert_policy!r} draws its second expert at random: no "
+            f"nllb-moe with second_expert_policy={config.second_expert_policy!r} draws its second "
+            "expert at random: no "
             "exact verification exists; set it to 'all' in config.json"
         )
     fraction = config.moe_eval_capacity_token_fraction
     if 0 < fraction < 1:
         raise UnsupportedModelError(
-            f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on which tokens run "
+            f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on "
+            "which tokens run "
             "together: no exact verification exists; set it to 1.0 in config.json"
         )
 
 
 def largest_block(config, num_rows: int) -> int | None:
-    """Tokens of a row that may run at once, when ``num_rows`` rows run together; None: any number."""
-    return None if config.moe_eval_capacity_token_fraction > 0 else config.expert_capacity // num_rows
+    """Tokens of a row that may run at once, when ``num_rows`` rows run together; None: any
+    number."""
+    return (
+        None if config.moe_eval_capacity_token_fraction > 0 else config.expert_capacity // num_rows
+    )
 
 
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:
@@ -101,8 +123,10 @@ def check_blocks(config, num_rows: int, block: int, source: int) -> None:
     for what, tokens in (("encoded", source), ("verified", block)):
         if num_rows * tokens > capacity:
             raise OptionError(
-                f"{num_rows} rows x {tokens} tokens are {what} at once, but expert_capacity={capacity}: tokens would be "
-                f"dropped depending on what runs together; use batch_size={max(1, capacity // max(source, block))} or a "
+                f"{num_rows} rows x {tokens} tokens are {what} at once, but "
+                f"expert_capacity={capacity}: tokens would be "
+                "dropped depending on what runs together; use "
+                f"batch_size={max(1, capacity // max(source, block))} or a "
                 "smaller gamma, or set moe_eval_capacity_token_fraction to 1.0 in config.json"
             )
 
@@ -113,7 +137,11 @@ def adapt(model: PreTrainedModel) -> None:
         (model.model.encoder, config.encoder_ffn_dim),
         (model.model.decoder, config.decoder_ffn_dim),
     ):
-        replace_modules(stack, theirs.NllbMoeSparseMLP, lambda old, ffn=ffn_dim: SparseBlock(old.router, config, ffn))
+        replace_modules(
+            stack,
+            theirs.NllbMoeSparseMLP,
+            lambda old, ffn=ffn_dim: SparseBlock(old.router, config, ffn),
+        )
     model.model.decoder.embed_positions.__class__ = DecoderPositions
 
 

@@ -1,8 +1,10 @@
-"""Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, and Phi-MoE's scale.
+"""Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, and
+Phi-MoE's scale.
 
-transformers takes one length, the longest row's, for all that run together. Here every token gets the factors of a
-row that is decoded alone: a prompt's tokens those of the prompt's length, each later token those of its own position.
-The module's own forward pass makes them, once for each regime that occurs in the block.
+transformers takes one length, the longest row's, for all that run together. Here every token gets
+the factors of a row that is decoded alone: a prompt's tokens those of the prompt's length, each
+later token those of its own position. The module's own forward pass makes them, once for each
+regime that occurs in the block.
 
     B rows, T tokens of a block, R rotary dimensions
 """
@@ -23,7 +25,8 @@ DYNAMIC_SINCE = Version("5.24.0")
 
 
 class RaggedRope(RaggedPositions):
-    """Mixed into a rotary embedding; ``lengths`` [B, T] say how long the text was when a token first ran."""
+    """Mixed into a rotary embedding; ``lengths`` [B, T] say how long the text was when a token
+    first ran."""
 
     @torch.compiler.disable
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None):
@@ -34,16 +37,25 @@ class RaggedRope(RaggedPositions):
         for regime in regimes.unique().tolist():
             here = regimes == regime
             made = self._of_length(x, position_ids, int(self.lengths[here].max()), layer_type)
-            chosen = made if chosen is None else [torch.where(here[..., None], a, b) for a, b in zip(made, chosen)]
+            chosen = (
+                made
+                if chosen is None
+                else [torch.where(here[..., None], a, b) for a, b in zip(made, chosen)]
+            )
         return tuple(chosen) if len(chosen) > 1 else chosen[0]
 
-    def _of_length(self, x, position_ids: torch.Tensor, length: int, layer_type: str | None) -> list[torch.Tensor]:
+    def _of_length(
+        self, x, position_ids: torch.Tensor, length: int, layer_type: str | None
+    ) -> list[torch.Tensor]:
         """What the class computes for these positions if the longest row has ``length`` tokens."""
         kwargs = {} if layer_type is None else {"layer_type": layer_type}
-        # back to the original frequencies first: transformers keeps those of the last length that was longer
+        # back to the original frequencies first: transformers keeps those of the last length that
+        # was longer
         super().forward(x, torch.zeros_like(position_ids), **kwargs)
         last = torch.full_like(position_ids[:, :1], length - 1)
-        made = super().forward(x, torch.cat([position_ids.clamp(max=length - 1), last], dim=1), **kwargs)
+        made = super().forward(
+            x, torch.cat([position_ids.clamp(max=length - 1), last], dim=1), **kwargs
+        )
         return [part[:, :-1] for part in (made if isinstance(made, tuple) else (made,))]
 
 
@@ -58,8 +70,8 @@ def adapt(model: PreTrainedModel) -> None:
 
 
 def rope_switch(model: PreTrainedModel) -> int | None:
-    """The length after which transformers' ``generate`` drops the cache once and runs the whole text anew (Phi-MoE); None:
-    it never does."""
+    """The length after which transformers' ``generate`` drops the cache once and runs the whole
+    text anew (Phi-MoE); None: it never does."""
     own = "prepare_inputs_for_generation" in vars(type(model))
     if own and any(isinstance(module, RaggedRope) for module in model.modules()):
         return getattr(model.config, "original_max_position_embeddings", None)
@@ -70,7 +82,8 @@ def _check_version(model: PreTrainedModel) -> None:
     """Refuse frequencies that change with every length where they were not found to be exact."""
     if Version(transformers.__version__) < DYNAMIC_SINCE:
         raise UnsupportedModelError(
-            f"{model.config.model_type} has dynamic rope, whose rows are exact from transformers {DYNAMIC_SINCE} on, and"
+            f"{model.config.model_type} has dynamic rope, whose rows are exact from transformers "
+            f"{DYNAMIC_SINCE} on, and"
             f" this is {transformers.__version__}: use a newer one"
         )
 
@@ -81,7 +94,8 @@ def _layer_types(module: nn.Module) -> list[str | None]:
 
 
 def _regime(module: nn.Module, layer_type: str | None) -> tuple[bool, int] | None:
-    """(one set of frequencies per length?, the length up to which there is only one), or None: lengths do not matter."""
+    """(one set of frequencies per length?, the length up to which there is only one), or None:
+    lengths do not matter."""
     rope = module.config.rope_parameters
     rope = rope if layer_type is None else rope[layer_type]
     if "dynamic" in rope["rope_type"]:

@@ -1,22 +1,26 @@
-"""What the hardware allows: bytes over the link, FLOPs over the compute rate, whichever takes longer; and drafting before
-the reads that nobody can ask for earlier.
+"""What the hardware allows: bytes over the link, FLOPs over the compute rate, whichever takes
+longer; and drafting before the reads that nobody can ask for earlier.
 
-Comes in: the sums of a window, the facts of its model, the probes of the machine. Goes out: seconds per token that no
-implementation of this method with these counts could beat here. ``tables`` calls this.
+Comes in: the sums of a window, the facts of its model, the probes of the machine. Goes out: seconds
+per token that no implementation of this method with these counts could beat here. ``tables`` calls
+this.
 
-FLOPs are those of linear layers: 2 per weight and token, the trunk's once, an expert's for each of ``top_k``; widened
-experts count with all their columns, because all are computed. Attention scores, norms and routing tables are left
-out, so the floor is a little too low, never too high. Drafted tokens may be computed in the experts' own dtype and
-with one expert for each layer, verified ones are in fp32 with all.
+FLOPs are those of linear layers: 2 per weight and token, the trunk's once, an expert's for each of
+``top_k``; widened experts count with all their columns, because all are computed. Attention scores,
+norms and routing tables are left out, so the floor is a little too low, never too high. Drafted
+tokens may be computed in the experts' own dtype and with one expert for each layer, verified ones
+are in fp32 with all.
 
-A round drafts, then verifies, and while it drafts only what it prefetches can cross the link: into slots that hold nothing
-else. So drafting adds to the reads on demand; it does not hide behind them."""
+A round drafts, then verifies, and while it drafts only what it prefetches can cross the link: into
+slots that hold nothing else. So drafting adds to the reads on demand; it does not hide behind
+them."""
 
 from __future__ import annotations
 
 from torch import nn
 
-ENCODED_ONCE = ("encoder_attn.k_proj", "encoder_attn.v_proj")  # keys and values of a source are made in prefill
+# keys and values of a source are made in prefill
+ENCODED_ONCE = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 
 
 def flops_per_token(engine) -> dict:
@@ -27,29 +31,43 @@ def flops_per_token(engine) -> dict:
         if isinstance(module, nn.Linear) and not module.weight.is_meta and not encoder:
             trunk += 2 * module.weight.numel()
     elements = engine.packed.layout.payload_bytes // engine.packed.layout.dtype.itemsize
-    return {"trunk": trunk, "experts": 2 * elements * engine.info["top_k"] * engine.memory.num_layers}
+    return {
+        "trunk": trunk,
+        "experts": 2 * elements * engine.info["top_k"] * engine.memory.num_layers,
+    }
 
 
 def facts(engine) -> dict:
     """What the floors need to know of a loaded model, beside ``engine.info``."""
-    return dict(engine.info) | {"flops_per_token": flops_per_token(engine), "decoding_layers": engine.memory.num_layers}
+    return dict(engine.info) | {
+        "flops_per_token": flops_per_token(engine),
+        "decoding_layers": engine.memory.num_layers,
+    }
 
 
 def link_rate(row_link: float | None, probe: dict) -> float:
-    """Bytes per second: the rate that was set, else the best that the probe saw with any number of readers."""
+    """Bytes per second: the rate that was set, else the best that the probe saw with any number of
+    readers."""
     raw = max([*probe["random_bytes_per_s"].values(), probe["sequential_bytes_per_s"]])
     return min(row_link, raw) if row_link else raw
 
 
 def floor(sums: dict, model: dict, probe: dict, link_bytes_per_s: float | None) -> dict:
-    """Seconds per token at least: by link and by arithmetic if they overlapped for ever, and with drafting first."""
+    """Seconds per token at least: by link and by arithmetic if they overlapped for ever, and with
+    drafting first."""
     tokens = max(1, sums["num_new_tokens"])
     trunk, experts = model["flops_per_token"]["trunk"], model["flops_per_token"]["experts"]
-    fp32, fastest = probe["fp32_flop_per_s"], max(probe["fp32_flop_per_s"], probe["bf16_flop_per_s"])
+    fp32, fastest = (
+        probe["fp32_flop_per_s"],
+        max(probe["fp32_flop_per_s"], probe["bf16_flop_per_s"]),
+    )
     verified_s = (trunk + experts) * (sums["row_rounds"] + sums["num_drafted"]) / fp32 / tokens
     drafted_s = (trunk + experts / model["top_k"]) * sums["num_drafted"] / fastest / tokens
     rate = link_rate(link_bytes_per_s, probe) * tokens
-    link_s, ahead_s = sums["fetched_bytes"] / rate, sums["num_prefetches"] * model["record_bytes"] / rate
+    link_s, ahead_s = (
+        sums["fetched_bytes"] / rate,
+        sums["num_prefetches"] * model["record_bytes"] / rate,
+    )
     compute_s = verified_s + drafted_s
     in_turn_s = drafted_s + max(link_s - ahead_s, verified_s)
     return {"link_s": link_s, "compute_s": compute_s, "floor_s": max(link_s, compute_s, in_turn_s)}

@@ -1,6 +1,7 @@
 """Numbers of the GPU script: floors, comparisons, targets.
 
-Comes in: rows and parts of ``gpu``. Goes out: plain values. Pure but for ``compute_rates``, which measures.
+Comes in: rows and parts of ``gpu``. Goes out: plain values. Pure but for ``compute_rates``, which
+measures.
 """
 
 from __future__ import annotations
@@ -17,23 +18,41 @@ def compare(expected: list[list[int]], got: list[list[int]]) -> dict:
     """Prompts with equal tokens, and the position of the first difference of the others."""
     first = [
         next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-        for one, other in zip(expected, got) if one != other
-    ]  # fmt: skip
-    return {"prompts": len(expected), "same": len(expected) - len(first), "first_divergences": sorted(first)}
+        for one, other in zip(expected, got)
+        if one != other
+    ]
+    return {
+        "prompts": len(expected),
+        "same": len(expected) - len(first),
+        "first_divergences": sorted(first),
+    }
 
 
 def compute_rates(device: torch.device) -> dict:
     """FLOP per second of square products, fp32 and bf16."""
-    return probes.compute_rates(0.3, "cuda", 8192) if device.type == "cuda" else probes.compute_rates(0.05, size=256)
+    return (
+        probes.compute_rates(0.3, "cuda", 8192)
+        if device.type == "cuda"
+        else probes.compute_rates(0.05, size=256)
+    )
 
 
-def beside_floors(rows: list[dict], facts: dict, rates: dict, link_bytes_per_s: float) -> list[dict]:
-    """Each row with its floor in seconds per token and measured over floor; the rate is that of the model's dtype."""
+def beside_floors(
+    rows: list[dict], facts: dict, rates: dict, link_bytes_per_s: float
+) -> list[dict]:
+    """Each row with its floor in seconds per token and measured over floor; the rate is that of the
+    model's dtype."""
     rate = rates["fp32_flop_per_s" if facts["dtype"] == "float32" else "bf16_flop_per_s"]
-    link = {"random_bytes_per_s": {"1": link_bytes_per_s}, "sequential_bytes_per_s": link_bytes_per_s}
+    link = {
+        "random_bytes_per_s": {"1": link_bytes_per_s},
+        "sequential_bytes_per_s": link_bytes_per_s,
+    }
     probe = {**link, "fp32_flop_per_s": rate, "bf16_flop_per_s": rate}
     rows = [{**row, **floors.floor(row, facts, probe, None)} for row in rows]
-    return [{**row, "measured_over_floor": 1 / row["tokens_per_second"] / row["floor_s"]} for row in rows]
+    return [
+        {**row, "measured_over_floor": 1 / row["tokens_per_second"] / row["floor_s"]}
+        for row in rows
+    ]
 
 
 def targets(content: dict) -> list[dict]:
@@ -45,22 +64,45 @@ def targets(content: dict) -> list[dict]:
             continue
         speeds = {(row["batch"], row["method"]): row["tokens_per_second"] for row in part["rows"]}
         rows.append(target(f"{name}: store's copies / raw copies", 0.90, part["copies"]["share"]))
-        rows.append(target(f"{name}: specmoe / on-demand, B = 256", 4.30,
-                           ratio(speeds.get((256, "specmoe")), speeds.get((256, "on_demand")))))  # fmt: skip
-        best = {batch: max((speeds[batch, method] for method in SINGLE if (batch, method) in speeds), default=None)
-                for batch, _ in speeds}  # fmt: skip
+        rows.append(
+            target(
+                f"{name}: specmoe / on-demand, B = 256",
+                4.30,
+                ratio(speeds.get((256, "specmoe")), speeds.get((256, "on_demand"))),
+            )
+        )
+        best = {
+            batch: max(
+                (speeds[batch, method] for method in SINGLE if (batch, method) in speeds),
+                default=None,
+            )
+            for batch, _ in speeds
+        }
         auto = [ratio(speeds.get((batch, "auto")), fastest) for batch, fastest in best.items()]
         auto = [value for value in auto if value is not None]
-        rows.append(target(f"{name}: auto / best single method, every B", 0.97, min(auto, default=None)))
+        rows.append(
+            target(f"{name}: auto / best single method, every B", 0.97, min(auto, default=None))
+        )
     steps = content.get("compiled", {})
-    rows.append(target("plain / compiled draft step", 2.0, ratio(steps.get("plain_step_s"), steps.get("compiled_step_s"))))
+    rows.append(
+        target(
+            "plain / compiled draft step",
+            2.0,
+            ratio(steps.get("plain_step_s"), steps.get("compiled_step_s")),
+        )
+    )
     exact = [row for row in content.get("correctness", []) if row["dtype"] == "float32"]
     same = min((row["same"] / row["prompts"] for row in exact), default=None)
     return [*rows, target("prompts with the CPU's fp32 tokens, every method", 1.0, same)]
 
 
 def target(name: str, goal: float, measured: float | None) -> dict:
-    return {"name": name, "goal": goal, "measured": measured, "met": None if measured is None else measured >= goal}
+    return {
+        "name": name,
+        "goal": goal,
+        "measured": measured,
+        "met": None if measured is None else measured >= goal,
+    }
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

@@ -1,4 +1,5 @@
-"""The figure of ``gpu.py``: speed of every method by batch. Needs seaborn; ``gpu`` does without where it is missing.
+"""The figure of ``gpu.py``: speed of every method by batch. Needs seaborn; ``gpu`` does without
+where it is missing.
 
 Comes in: a part "speed <model>" of ``gpu.json``. Goes out: PNG bytes.
 """
@@ -16,7 +17,11 @@ def speed_figure(part: dict, model: str, device: str) -> bytes:
     """Tokens per second by batch, one line for each method, both axes logarithmic."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, color in METHOD_COLORS.items():
-        points = sorted((row["batch"], row["tokens_per_second"]) for row in part["rows"] if row["method"] == name)
+        points = sorted(
+            (row["batch"], row["tokens_per_second"])
+            for row in part["rows"]
+            if row["method"] == name
+        )
         if points:
             axis.plot(*zip(*points), "o-", color=color, label=name)
     shown = sorted({row["batch"] for row in part["rows"]})

@@ -1,8 +1,10 @@
-"""Measure the decoding methods side by side: same model, same prompts, same fast memory, alternating repeats.
+"""Measure the decoding methods side by side: same model, same prompts, same fast memory,
+alternating repeats.
 
-Comes in: a model's name (or a loaded engine) and what to vary. Goes out: a ``BenchResult``: one row per method and
-batch, medians over repeats, and the traces behind them. ``cli``, ``report`` and notebooks call this. Tokens, bytes
-and seconds are of decoding; prefill stands apart. Only the clock is used here: nothing is simulated.
+Comes in: a model's name (or a loaded engine) and what to vary. Goes out: a ``BenchResult``: one row
+per method and batch, medians over repeats, and the traces behind them. ``cli``, ``report`` and
+notebooks call this. Tokens, bytes and seconds are of decoding; prefill stands apart. Only the clock
+is used here: nothing is simulated.
 """
 
 from __future__ import annotations
@@ -27,19 +29,31 @@ if TYPE_CHECKING:
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
 DRAFTING = ("specmoe", "auto")
 WARM_UP_TOKENS = 8
-# Batches of prompts per run. Sentences end at EOS, each where it does: only a deeper queue keeps their batch full.
+# Batches of prompts per run. Sentences end at EOS, each where it does: only a deeper queue keeps
+# their batch full.
 QUEUE_BATCHES, QUEUE_BATCHES_TRANSLATION = 2, 3
-# Figures of ``stats`` that a row carries as their median over repeats, beside the ratios made in ``_figures``.
+# Figures of ``stats`` that a row carries as their median over repeats, beside the ratios made in
+# ``_figures``.
 MEDIANS = (
-    "tokens_per_second", "seconds", "gamma", "tokens_per_round", "acceptance_rate", "prefetch_recall",
-    "prefetch_precision", "num_new_tokens", "prefill_s", "prefill_bytes", "peak_fast_expert_bytes",
-)  # fmt: skip
+    "tokens_per_second",
+    "seconds",
+    "gamma",
+    "tokens_per_round",
+    "acceptance_rate",
+    "prefetch_recall",
+    "prefetch_precision",
+    "num_new_tokens",
+    "prefill_s",
+    "prefill_bytes",
+    "peak_fast_expert_bytes",
+)
 Progress = Callable[[int, int, str], None]  # called with runs done, runs in all, what comes next
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured. ``traces[(label, batch)]`` is the last repeat's; labels are ``Variant.label``."""
+    """What was measured. ``traces[(label, batch)]`` is the last repeat's; labels are
+    ``Variant.label``."""
 
     machine: dict
     model: dict
@@ -48,7 +62,11 @@ class BenchResult:
 
     def to_json(self) -> dict:
         """``{"machine", "model", "rows"}`` of plain JSON values: no NaN, no numpy, no torch."""
-        return {"machine": plain(self.machine), "model": plain(self.model), "rows": plain(self.rows)}
+        return {
+            "machine": plain(self.machine),
+            "model": plain(self.model),
+            "rows": plain(self.rows),
+        }
 
     def to_frame(self) -> pd.DataFrame:
         import pandas as pd
@@ -81,32 +99,63 @@ class _Runs:
 
 
 def run_bench(
-    model, methods: Sequence[str] = ALL_METHODS, batch: Sequence[int] = (1, 16, 64), repeats: int = 3,
-    new_tokens: int = 64, gamma: int | None = None, store: str | None = None, draft_experts: int | None = None,
-    fast_memory=None, link_bytes_per_s: float | None = None, expert_bytes=None, eviction="temporal",
-    draft_set="hot_temporal", substitute: str = "affinity", temperature: float = 0.0, compile: bool | None = None,
-    prefetch: bool = True, prompts: Sequence | None = None, seed: int = 0, num_prompts: int | None = None,
-    progress: Progress | None = None, accept_rule: str = "coupled", source_lang: str | None = None,
-    target_lang: str | None = None, **load_options,
-) -> BenchResult:  # fmt: skip
-    """Measure ``methods`` at each ``batch``; ``model`` is a name, or an engine (then load options are its own).
+    model,
+    methods: Sequence[str] = ALL_METHODS,
+    batch: Sequence[int] = (1, 16, 64),
+    repeats: int = 3,
+    new_tokens: int = 64,
+    gamma: int | None = None,
+    store: str | None = None,
+    draft_experts: int | None = None,
+    fast_memory=None,
+    link_bytes_per_s: float | None = None,
+    expert_bytes=None,
+    eviction="temporal",
+    draft_set="hot_temporal",
+    substitute: str = "affinity",
+    temperature: float = 0.0,
+    compile: bool | None = None,
+    prefetch: bool = True,
+    prompts: Sequence | None = None,
+    seed: int = 0,
+    num_prompts: int | None = None,
+    progress: Progress | None = None,
+    accept_rule: str = "coupled",
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    **load_options,
+) -> BenchResult:
+    """Measure ``methods`` at each ``batch``; ``model`` is a name, or an engine (then load options
+    are its own).
 
-    One engine serves all, so every method but ``resident`` has the same fast memory. For each batch: one short
-    warm-up per method, then ``repeats`` times every method in turn over the same prompts (default: two batches
-    of them, so that finished rows are refilled). ``gamma`` fixes that of ``specmoe``; ``auto`` plans its own.
-    A translation model gets held-out English sentences, three batches of them, because they end at different lengths.
+    One engine serves all, so every method but ``resident`` has the same fast memory. For each
+    batch: one short warm-up per method, then ``repeats`` times every method in turn over the same
+    prompts (default: two batches of them, so that finished rows are refilled). ``gamma`` fixes that
+    of ``specmoe``; ``auto`` plans its own. A translation model gets held-out English sentences,
+    three batches of them, because they end at different lengths.
     """
     load_options |= _given(
-        store=store, draft_experts=draft_experts, fast_memory=fast_memory, expert_bytes=expert_bytes,
-        link_bytes_per_s=link_bytes_per_s, compile=compile,
-    )  # fmt: skip
+        store=store,
+        draft_experts=draft_experts,
+        fast_memory=fast_memory,
+        expert_bytes=expert_bytes,
+        link_bytes_per_s=link_bytes_per_s,
+        compile=compile,
+    )
     decode = {
-        "max_new_tokens": new_tokens, "draft_set": draft_set, "substitute": substitute, "prefetch": prefetch,
-        "seed": seed, "accept_rule": accept_rule, **_sampling(temperature),
+        "max_new_tokens": new_tokens,
+        "draft_set": draft_set,
+        "substitute": substitute,
+        "prefetch": prefetch,
+        "seed": seed,
+        "accept_rule": accept_rule,
+        **_sampling(temperature),
         **_given(source_lang=source_lang, target_lang=target_lang),
-    }  # fmt: skip
+    }
     variants = make_variants(methods, eviction)
-    plan = _Plan(variants, _counts("batch", batch), *_counts("repeats", [repeats]), gamma, decode, progress)
+    plan = _Plan(
+        variants, _counts("batch", batch), *_counts("repeats", [repeats]), gamma, decode, progress
+    )
     plan.check(load_options)
     with _engine_of(model, load_options) as engine:
         return _measure_all(engine, plan, _Prompts(engine, prompts, num_prompts, seed))
@@ -123,7 +172,10 @@ def _sampling(temperature: float) -> dict:
 
 def make_variants(methods: Sequence[str], eviction: str | Sequence[str]) -> list[Variant]:
     """One variant per method, in order and once each; ``cached`` once per eviction."""
-    methods, evictions = _names("methods", methods, METHODS), _names("eviction", eviction, EVICTIONS)
+    methods, evictions = (
+        _names("methods", methods, METHODS),
+        _names("eviction", eviction, EVICTIONS),
+    )
     variants = []
     for method in methods:
         if method == "cached":
@@ -145,9 +197,15 @@ def _names(option: str, given: str | Sequence[str], choices: Sequence[str]) -> l
 
 def _counts(option: str, given) -> list[int]:
     counts = list(dict.fromkeys([given] if isinstance(given, int) else given))
-    wrong = [count for count in counts if isinstance(count, bool) or not isinstance(count, int) or count < 1]
+    wrong = [
+        count
+        for count in counts
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1
+    ]
     if wrong or not counts:
-        raise OptionError(f"{option}={wrong[0] if wrong else counts!r} must be whole numbers of at least 1")
+        raise OptionError(
+            f"{option}={wrong[0] if wrong else counts!r} must be whole numbers of at least 1"
+        )
     return counts
 
 
@@ -165,7 +223,9 @@ class _Plan:
 
     def options(self, variant: Variant, batch: int, **changes) -> dict:
         """Keyword arguments of ``generate`` for one run."""
-        extra = _given(eviction=variant.eviction, gamma=self.gamma if variant.method == "specmoe" else None)
+        extra = _given(
+            eviction=variant.eviction, gamma=self.gamma if variant.method == "specmoe" else None
+        )
         return {**self.decode, "method": variant.method, "batch_size": batch, **extra, **changes}
 
     def check(self, load_options: dict) -> None:
@@ -188,10 +248,14 @@ class _Plan:
 
 @contextmanager
 def _engine_of(model, load_options: dict) -> Iterator:
-    """The engine called ``model``, closed afterwards; or ``model`` itself when it is one, left open."""
+    """The engine called ``model``, closed afterwards; or ``model`` itself when it is one, left
+    open."""
     if hasattr(model, "generate"):
         if load_options:
-            raise OptionError(f"model is a loaded engine, so {', '.join(load_options)} cannot be set: load with it")
+            raise OptionError(
+                f"model is a loaded engine, so {', '.join(load_options)} cannot be "
+                "set: load with it"
+            )
         yield model
         return
     from ...engine import engine
@@ -201,25 +265,33 @@ def _engine_of(model, load_options: dict) -> Iterator:
 
 
 class _Prompts:
-    """As many prompts as a batch asks for: the user's, repeated where they are too few, or held-out texts of the shipped
-    models (English sentences for an encoder-decoder)."""
+    """As many prompts as a batch asks for: the user's, repeated where they are too few, or held-out
+    texts of the shipped models (English sentences for an encoder-decoder)."""
 
     def __init__(self, engine, given: Sequence | None, num: int | None, seed: int):
         if given is not None and len(given) == 0:
             raise OptionError("prompts is empty: pass at least one prompt")
         if num is not None:
             _counts("num_prompts", num)
-        self.engine, self.given, self.num, self.seed = engine, given, num, seed
+        self.engine = engine
+        self.given = given
+        self.num = num
+        self.seed = seed
 
     def of(self, batch: int) -> list:
         translates = getattr(self.engine, "is_translation", False)
-        num = self.num or max((QUEUE_BATCHES_TRANSLATION if translates else QUEUE_BATCHES) * batch, 4)
+        num = self.num or max(
+            (QUEUE_BATCHES_TRANSLATION if translates else QUEUE_BATCHES) * batch, 4
+        )
         if self.given is not None:
             return list(itertools.islice(itertools.cycle(self.given), num))
-        texts = _held_out_sentences(num, self.seed) if translates else _held_out_texts(num, self.seed)
+        texts = (
+            _held_out_sentences(num, self.seed) if translates else _held_out_texts(num, self.seed)
+        )
         if getattr(self.engine, "tokenizer", "") is not None:
             return texts
-        vocab_size = self.engine.decoder.vocab_size  # no tokenizer: the texts' bytes serve as token ids
+        # no tokenizer: the texts' bytes serve as token ids
+        vocab_size = self.engine.decoder.vocab_size
         return [[byte % vocab_size for byte in text.encode()[:32]] for text in texts]
 
 
@@ -240,21 +312,32 @@ def _measure_all(engine, plan: _Plan, prompts: _Prompts) -> BenchResult:
     for batch in plan.batches:
         chosen = prompts.of(batch)
         runs, plain_tokens = _measure(engine, plan, batch, chosen)
-        base = statistics.median(_each(runs["on_demand"], "tokens_per_second")) if "on_demand" in runs else None
+        base = (
+            statistics.median(_each(runs["on_demand"], "tokens_per_second"))
+            if "on_demand" in runs
+            else None
+        )
         for variant in plan.variants:
             found = runs[variant.label]
             rows.append(_row(engine, plan, variant, batch, found, base, plain_tokens, len(chosen)))
             traces[variant.label, batch] = found.trace.to_frame()
-    machine = doctor.examine(quick=True, record_bytes=engine.info.get("record_bytes") or doctor.RECORD_BYTES)
-    return BenchResult({**machine, "store": dict(engine.store_info)}, dict(engine.info), rows, traces)
+    machine = doctor.examine(
+        quick=True, record_bytes=engine.info.get("record_bytes") or doctor.RECORD_BYTES
+    )
+    return BenchResult(
+        {**machine, "store": dict(engine.store_info)}, dict(engine.info), rows, traces
+    )
 
 
-def _measure(engine, plan: _Plan, batch: int, prompts: list) -> tuple[dict[str, _Runs], list[list[int]]]:
+def _measure(
+    engine, plan: _Plan, batch: int, prompts: list
+) -> tuple[dict[str, _Runs], list[list[int]]]:
     """All runs at one batch: label -> runs, and the tokens of plain decoding."""
     runs = {variant.label: _Runs() for variant in plan.variants}
     for variant in plan.variants:
         plan.begin(f"{variant.label}, batch {batch}, warm-up")
-        # A compiled model is traced for the shapes it meets, so its warm-up has to be a run like those that follow.
+        # A compiled model is traced for the shapes it meets, so its warm-up has to be a run like
+        # those that follow.
         most = plan.decode["max_new_tokens"]
         tokens = most if _compiled(engine) else min(WARM_UP_TOKENS, most)
         began_s = time.perf_counter()
@@ -285,33 +368,47 @@ def _row(engine, plan, variant, batch, runs: _Runs, base, plain_tokens, num_prom
     median = _figures(runs)
     speed = median["tokens_per_second"]
     return {
-        "method": variant.method, "batch": batch, "draft_experts": engine.info.get("draft_experts"),
+        "method": variant.method,
+        "batch": batch,
+        "draft_experts": engine.info.get("draft_experts"),
         **median,
         "speedup_over_on_demand": None if base is None else speed / base,
         "tokens_per_second_min": min(_each(runs, "tokens_per_second")),
         "tokens_per_second_max": max(_each(runs, "tokens_per_second")),
-        "seconds_min": min(_each(runs, "seconds")), "seconds_max": max(_each(runs, "seconds")),
-        "kept_full": all(stats.kept_full for stats in runs.stats), "eviction": variant.eviction,
+        "seconds_min": min(_each(runs, "seconds")),
+        "seconds_max": max(_each(runs, "seconds")),
+        "kept_full": all(stats.kept_full for stats in runs.stats),
+        "eviction": variant.eviction,
         "draft_set": _name_of(plan.decode["draft_set"]) if drafts else None,
         "substitute": plan.decode["substitute"] if drafts else None,
         "prefetch": plan.decode["prefetch"] if drafts else None,
         "link_bytes_per_s": engine.store_info.get("link_bytes_per_s"),
         "expert_bytes": engine.info.get("expert_bytes"),
-        "fast_memory_bytes": None if variant.method == "resident" else engine.info.get("fast_memory_bytes"),
-        "num_prompts": num_prompts, "repeats": plan.repeats, "warm_up_s": runs.warm_up_s,
-        "temperature": plan.decode.get("temperature", 0.0), "same_tokens_as_plain": same,
+        "fast_memory_bytes": None
+        if variant.method == "resident"
+        else engine.info.get("fast_memory_bytes"),
+        "num_prompts": num_prompts,
+        "repeats": plan.repeats,
+        "warm_up_s": runs.warm_up_s,
+        "temperature": plan.decode.get("temperature", 0.0),
+        "same_tokens_as_plain": same,
         "oracle_tokens_per_second": _oracle(runs) if variant.method == "overlapped" else None,
-    }  # fmt: skip
+    }
 
 
 def _oracle(runs: _Runs) -> float | None:
-    """Tokens/s if the last repeat's reads and computing had overlapped perfectly (measured parts, computed sum)."""
+    """Tokens/s if the last repeat's reads and computing had overlapped perfectly (measured parts,
+    computed sum)."""
     seconds = metrics.oracle_overlap_seconds(runs.trace.to_frame()) if runs.trace else 0.0
     return runs.stats[-1].num_new_tokens / seconds if seconds > 0 else None
 
 
 def _name_of(draft_set) -> str:
-    return draft_set if isinstance(draft_set, str) else getattr(draft_set, "__name__", type(draft_set).__name__)
+    return (
+        draft_set
+        if isinstance(draft_set, str)
+        else getattr(draft_set, "__name__", type(draft_set).__name__)
+    )
 
 
 def _each(runs: _Runs, name: str) -> list:
@@ -319,7 +416,8 @@ def _each(runs: _Runs, name: str) -> list:
 
 
 def _figures(runs: _Runs) -> dict:
-    """Medians over the repeats: figures of ``stats`` as they are, and the ratios made from them run by run."""
+    """Medians over the repeats: figures of ``stats`` as they are, and the ratios made from them run
+    by run."""
     figures = {name: statistics.median(_each(runs, name)) for name in MEDIANS}
     ratios = {
         "fetched_bytes_per_token": [s.fetched_bytes / max(1, s.num_new_tokens) for s in runs.stats],
@@ -331,7 +429,8 @@ def _figures(runs: _Runs) -> dict:
 
 
 def plain(value):
-    """``value`` as JSON can hold it: numpy and torch scalars become numbers, what is not finite becomes None."""
+    """``value`` as JSON can hold it: numpy and torch scalars become numbers, what is not finite
+    becomes None."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

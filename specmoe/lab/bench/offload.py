@@ -1,10 +1,12 @@
-"""specmoe against transformers + accelerate with its experts on disk, both held to the same total memory.
+"""specmoe against transformers + accelerate with its experts on disk, both held to the same total
+memory.
 
-Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in a process of its
-own, in a memory control group (cgroup v1, as root): specmoe first, whose resident memory after its warm-up, plus 10 %,
-becomes the limit of both (page cache counts in it). Where no control group can be made, and once more beside it, the
-peer's files are dropped from the page cache after every step; ``held_by`` says which it was. The peer keeps bf16,
-the checkpoint's own dtype, so that it reads as many bytes as we do."""
+Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in
+a process of its own, in a memory control group (cgroup v1, as root): specmoe first, whose resident
+memory after its warm-up, plus 10 %, becomes the limit of both (page cache counts in it). Where no
+control group can be made, and once more beside it, the peer's files are dropped from the page cache
+after every step; ``held_by`` says which it was. The peer keeps bf16, the checkpoint's own dtype, so
+that it reads as many bytes as we do."""
 
 from __future__ import annotations
 
@@ -27,22 +29,37 @@ TRIES = 4
 
 
 def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) -> dict:
-    """One of the two in a process of its own; specmoe's run of a batch (in ``rows``) sets the limit for the peer's."""
+    """One of the two in a process of its own; specmoe's run of a batch (in ``rows``) sets the limit
+    for the peer's."""
     with tempfile.TemporaryDirectory(prefix="specmoe-offload-") as folder:
-        job = {"model": cell.model, "batch": cell.batch, "seconds": length.slice_s, "warm_up_s": length.warm_up_s,
-               "prompts": place.prompts(cell.model), "folder": folder,
-               "group": f"specmoe-bench-{os.getpid()}"}  # fmt: skip
+        job = {
+            "model": cell.model,
+            "batch": cell.batch,
+            "seconds": length.slice_s,
+            "warm_up_s": length.warm_up_s,
+            "prompts": place.prompts(cell.model),
+            "folder": folder,
+            "group": f"specmoe-bench-{os.getpid()}",
+        }
         if cell.what == "specmoe":
-            return _until_it_lives({**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE}, "spare")
-        uncached = cell.what == "accelerate_uncached"  # whatever its memory, no page of its files is there in the next step
-        limit = None if uncached else rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
+            return _until_it_lives(
+                {**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE},
+                "spare",
+            )
+        # whatever its memory, no page of its files is there in the next step
+        uncached = cell.what == "accelerate_uncached"
+        limit = (
+            None if uncached else rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
+        )
         widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
-        drop_page_cache(Path(folder))  # pages are charged to whoever touches them first: that must be the peer
+        # pages are charged to whoever touches them first: that must be the peer
+        drop_page_cache(Path(folder))
         return _until_it_lives({**job, "what": "accelerate", "limit_bytes": limit}, "limit_bytes")
 
 
 def _until_it_lives(job: dict, limit: str) -> dict:
-    """A run under its limit; where that kills it, what ``job[limit]`` says is raised, and the row holds the limit it had."""
+    """A run under its limit; where that kills it, what ``job[limit]`` says is raised, and the row
+    holds the limit it had."""
     for _ in range(TRIES):
         try:
             return _in_a_process(job)
@@ -59,9 +76,11 @@ def _in_a_process(job: dict) -> dict:
     file.write_text(json.dumps(job), encoding="utf-8")
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "specmoe.lab.bench.offload", str(file)], capture_output=True, text=True,
+            [sys.executable, "-W", "ignore", "-m", "specmoe.lab.bench.offload", str(file)],
+            capture_output=True,
+            text=True,
             cwd=Path(__file__).parents[3],
-        )  # fmt: skip
+        )
     finally:
         Group(job["group"]).remove()
     if done.returncode:
@@ -71,7 +90,8 @@ def _in_a_process(job: dict) -> dict:
 
 
 def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
-    """``model`` (Mixtral class) as a Hugging Face checkpoint whose experts have zero columns up to ``expert_bytes``."""
+    """``model`` (Mixtral class) as a Hugging Face checkpoint whose experts have zero columns up to
+    ``expert_bytes``."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -80,32 +100,41 @@ def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
     source = Path(checkpoint.resolve(model))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True)
-    columns = -(-expert_bytes // (3 * config["hidden_size"] * 2))  # gate, up and down in two bytes each
+    # gate, up and down in two bytes each
+    columns = -(-expert_bytes // (3 * config["hidden_size"] * 2))
     width = -(-columns // 16) * 16  # transformers' grouped product wants aligned rows
     tensors = {}
     for file in sorted(source.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            dim = {"w1": 0, "w3": 0, "w2": 1}.get(name.split(".")[-2]) if ".experts." in name else None
+            dim = (
+                {"w1": 0, "w3": 0, "w2": 1}.get(name.split(".")[-2])
+                if ".experts." in name
+                else None
+            )
             if dim is not None:
                 more = list(tensor.shape)
                 more[dim] = width - more[dim]
                 tensor = torch.cat([tensor, tensor.new_zeros(more)], dim=dim).contiguous()
             tensors[name] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": width}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(config | {"intermediate_size": width}), encoding="utf-8"
+    )
     for file in source.glob("*token*"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
 
 
-# ---- in the process that is measured ---------------------------------------------------------------------------
+# ---- in the process that is measured ----
 
 
 class Group:
-    """A memory control group by name; without root or cgroup v1 it does nothing (``there`` is False)."""
+    """A memory control group by name; without root or cgroup v1 it does nothing (``there`` is
+    False)."""
 
     def __init__(self, name: str):
-        self.path, self.there = GROUPS / name, False
+        self.path = GROUPS / name
+        self.there = False
 
     def enter(self) -> None:
         """This process from now on belongs to it."""
@@ -117,8 +146,8 @@ class Group:
             self.there = False
 
     def resident_bytes(self) -> int:
-        """What this process needs to be in memory: its own pages and the files it has mapped; what its heap holds free is
-        given back first."""
+        """What this process needs to be in memory: its own pages and the files it has mapped; what
+        its heap holds free is given back first."""
         ctypes.CDLL(None).malloc_trim(0)
         stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
         return int(stat["total_rss"]) + int(stat["total_mapped_file"])
@@ -144,14 +173,19 @@ def specmoe_run(job: dict, group: Group) -> dict:
 
     memory = fast_memory(model_named(job["model"]))
     window = Window(job["batch"], job["seconds"], job["warm_up_s"], job["texts"])
-    with specmoe.load(job["model"], expert_bytes=EXPERT_BYTES, fast_memory=memory, trace=False) as engine:
+    with specmoe.load(
+        job["model"], expert_bytes=EXPERT_BYTES, fast_memory=memory, trace=False
+    ) as engine:
         warm = Window(job["batch"], job["warm_up_s"], 0.1, job["texts"])
         measure(engine, job["prompts"], warm, max_new_tokens=TOKENS, method="specmoe")
         limit = int(job["spare"] * group.resident_bytes()) if group.there else None
         if limit:
             group.limit(limit)
         found = measure(engine, job["prompts"], window, max_new_tokens=TOKENS, method="specmoe")
-    return found | {"limit_bytes": limit, "held_by": "memory cgroup" if group.there else "nothing (direct I/O)"}
+    return found | {
+        "limit_bytes": limit,
+        "held_by": "memory cgroup" if group.there else "nothing (direct I/O)",
+    }
 
 
 def accelerate_run(job: dict, group: Group) -> dict:
@@ -162,7 +196,12 @@ def accelerate_run(job: dict, group: Group) -> dict:
 
     folder = Path(job["folder"])
     places = placements(folder / "widened")
-    peer = Transformers(folder / "widened", dtype=torch.bfloat16, device_map=places, offload_folder=str(folder / "offload"))
+    peer = Transformers(
+        folder / "widened",
+        dtype=torch.bfloat16,
+        device_map=places,
+        offload_folder=str(folder / "offload"),
+    )
     held = group.there and job["limit_bytes"]
     if held:
         group.limit(job["limit_bytes"])
@@ -171,7 +210,12 @@ def accelerate_run(job: dict, group: Group) -> dict:
     peer(prompts, 2, drop)
     tokens, seconds = peer(prompts, TOKENS, drop, most_s=job["seconds"])
     how = "memory cgroup" if held else "its files dropped from the page cache after every step"
-    return {"num_new_tokens": tokens, "seconds": seconds, "limit_bytes": job["limit_bytes"], "held_by": how}
+    return {
+        "num_new_tokens": tokens,
+        "seconds": seconds,
+        "limit_bytes": job["limit_bytes"],
+        "held_by": how,
+    }
 
 
 def placements(folder: Path) -> dict[str, str]:

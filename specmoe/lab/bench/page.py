@@ -1,8 +1,9 @@
-"""``python -m specmoe.lab.bench.page``: write ``docs/performance.md`` and its figures from the result files.
+"""``python -m specmoe.lab.bench.page``: write ``docs/performance.md`` and its figures from the
+result files.
 
-Comes in: ``specmoe/lab/bench/results/*.json``, those of other machines in ``results/elsewhere/``, and ``specmoe/lab/bench/remarks.md``
-(by hand). Goes out: Markdown and PNGs. Every table comes out of the result files, so the page cannot
-drift from them; a test compares the two."""
+Comes in: ``specmoe/lab/bench/results/*.json``, those of other machines in ``results/elsewhere/``,
+and ``specmoe/lab/bench/remarks.md`` (by hand). Goes out: Markdown and PNGs. Every table comes out
+of the result files, so the page cannot drift from them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from .settings import BATCHES, LINKS
 from .tables import PEERS, SKEWED, TRANSLATE, Measured, Outcome, cell_rows, target_cells, targets
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE, IMAGES, REMARKS = ROOT / "docs" / "performance.md", ROOT / "docs" / "images", Path(__file__).parent / "remarks.md"
+PAGE, IMAGES, REMARKS = (
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "images",
+    Path(__file__).parent / "remarks.md",
+)
 FIGURES = {"performance_speed.png": pictures.speedups, "performance_floor.png": pictures.over_floor}
 INTRO = """# Performance
 
@@ -26,18 +31,35 @@ Written by `python -m specmoe.lab.bench.page` from [specmoe/lab/bench/results](.
 methods that ran in turn on the same machine, with the same bytes of fast memory; a *floor* is max(bytes / link, FLOPs
 / rate) for the bytes and tokens that a method really needed, with the link and the compute rate measured in the same
 run; drafting stands before the reads that nobody can ask for earlier, so it adds to them."""
-SPEED_ALT = "Decoding speed over on-demand by batch, for both models, on the disk as it is and at 0.25 GB/s"
-FLOOR_ALT = "Measured seconds over the floor of link and arithmetic, by batch, for both models and links"
+SPEED_ALT = (
+    "Decoding speed over on-demand by batch, for both models, on the disk as it is and at 0.25 GB/s"
+)
+FLOOR_ALT = (
+    "Measured seconds over the floor of link and arithmetic, by batch, for both models and links"
+)
 
 
-def document(files: dict[str, dict], remarks: str = "", elsewhere: Sequence[dict[str, dict]] = ()) -> str:
+def document(
+    files: dict[str, dict], remarks: str = "", elsewhere: Sequence[dict[str, dict]] = ()
+) -> str:
     """The whole page. ``elsewhere``: result files of other machines."""
     sections = [
-        INTRO, machine_words(files), "## Targets", target_table(targets(files)), "## Targets that were not met",
-        *missed(targets(files)), "## In pictures", f"![{SPEED_ALT}](images/performance_speed.png)",
-        f"![{FLOOR_ALT}](images/performance_floor.png)", *cell_sections(files), "## The raw link and the compute rate",
-        probe_table(files), "## Peers", peer_table(files), gpu_section(files.get("gpu")),
-    ]  # fmt: skip
+        INTRO,
+        machine_words(files),
+        "## Targets",
+        target_table(targets(files)),
+        "## Targets that were not met",
+        *missed(targets(files)),
+        "## In pictures",
+        f"![{SPEED_ALT}](images/performance_speed.png)",
+        f"![{FLOOR_ALT}](images/performance_floor.png)",
+        *cell_sections(files),
+        "## The raw link and the compute rate",
+        probe_table(files),
+        "## Peers",
+        peer_table(files),
+        gpu_section(files.get("gpu")),
+    ]
     sections += [remarks.strip()] if remarks.strip() else []
     sections += [section for there in elsewhere for section in elsewhere_sections(there)]
     return "\n\n".join(sections) + "\n"
@@ -64,9 +86,12 @@ def machine_words(files: dict[str, dict]) -> str:
     number = str(most) if fewest == most else f"{fewest} to {most}"
     memory = machine.get("memory", {}).get("total_bytes", 0) / 2**30
     return (
-        f"Measured {' and '.join(dict.fromkeys([days[0], days[-1]]))} on {machine.get('cpu')}, {machine.get('cores')} cores"
-        f" ({machine.get('threads')} torch threads), {memory:.0f} GiB, no GPU; torch {machine.get('torch')}, transformers"
-        f" {machine.get('transformers')}, Python {machine.get('python')}; code at {', '.join(codes)}. Windows of"
+        f"Measured {' and '.join(dict.fromkeys([days[0], days[-1]]))} on {machine.get('cpu')}, "
+        f"{machine.get('cores')} cores"
+        f" ({machine.get('threads')} torch threads), {memory:.0f} GiB, no GPU; torch "
+        f"{machine.get('torch')}, transformers"
+        f" {machine.get('transformers')}, Python {machine.get('python')}; code at "
+        f"{', '.join(codes)}. Windows of"
         f" {length['slice_s']:g} s, {number} for each method, methods in turn. {spread_words(rows)}"
     ).rstrip()
 
@@ -76,17 +101,22 @@ def slices_of(rows: list[dict]) -> dict[tuple, list[float]]:
     speeds: dict[tuple, list[float]] = {}
     for row in rows:
         if "tokens_per_second" in row:
-            speeds.setdefault((row["part"], row["batch"], row["what"]), []).append(row["tokens_per_second"])
+            speeds.setdefault((row["part"], row["batch"], row["what"]), []).append(
+                row["tokens_per_second"]
+            )
     return speeds
 
 
 def spread_words(rows: list[dict]) -> str:
     """How far slices of the same method lie apart: a ratio closer to 1 than that says nothing."""
-    spreads = [max(speeds) / min(speeds) - 1 for speeds in slices_of(rows).values() if len(speeds) > 1]
+    spreads = [
+        max(speeds) / min(speeds) - 1 for speeds in slices_of(rows).values() if len(speeds) > 1
+    ]
     if not spreads:
         return ""
     return (
-        f"Slices of one method in one cell lie {statistics.median(spreads):.0%} apart in the median and"
+        f"Slices of one method in one cell lie {statistics.median(spreads):.0%} apart in the "
+        "median and"
         f" {max(spreads):.0%} at most: that is how far to trust a single ratio."
     )
 
@@ -108,7 +138,9 @@ def missed(outcomes: list[Outcome]) -> list[str]:
     for outcome in outcomes:
         if outcome.met is False:
             name, goal, measured, _, floor, _ = target_cells(outcome)
-            lines.append(f"- **{name}**: {measured} instead of {goal}. {outcome.why or floor or NO_FLOOR}")
+            lines.append(
+                f"- **{name}**: {measured} instead of {goal}. {outcome.why or floor or NO_FLOOR}"
+            )
     return ["\n".join(lines)] if lines else ["None of those measured."]
 
 
@@ -122,7 +154,11 @@ def cell_sections(files: dict[str, dict]) -> list[str]:
         for link in LINKS:
             rows = cell_rows(files, model, link)
             if rows:
-                sections += [f"## {model}, {pictures.LINK_WORDS[link]}", facts_words(files, model, link), cell_table(rows)]
+                sections += [
+                    f"## {model}, {pictures.LINK_WORDS[link]}",
+                    facts_words(files, model, link),
+                    cell_table(rows),
+                ]
     return sections
 
 
@@ -130,27 +166,49 @@ def facts_words(files: dict[str, dict], model: str, link: str) -> str:
     facts = files[f"{model.removeprefix('tiny-')}-{link}"]["models"][model]
     flops = facts["flops_per_token"]
     return (
-        f"{facts['experts']} experts, top-{facts['top_k']}, {facts['decoding_layers']} MoE layers that decode; an expert's"
+        f"{facts['experts']} experts, top-{facts['top_k']}, {facts['decoding_layers']} MoE layers "
+        "that decode; an expert's"
         f" record {facts['record_bytes'] / 2**20:.2f} MiB ({facts['expert_dtype']}); fast memory"
-        f" {facts['fast_memory_bytes'] / 2**20:.0f} MiB for every method but `resident`; {facts['cached_experts']} experts"
+        f" {facts['fast_memory_bytes'] / 2**20:.0f} MiB for every method but `resident`; "
+        f"{facts['cached_experts']} experts"
         f" per layer can be cached in it, {facts['draft_experts']} draft."
-        f" {(flops['trunk'] + flops['experts']) / 1e6:.1f} MFLOP per token, {flops['experts'] / 1e6:.1f} of them in experts."
+        f" {(flops['trunk'] + flops['experts']) / 1e6:.1f} MFLOP per token, "
+        f"{flops['experts'] / 1e6:.1f} of them in experts."
     )
 
 
 def cell_table(rows: list[dict]) -> str:
-    head = ["B", "method", "tokens/s", "over on-demand", "gamma", "MiB per token", "floor, ms per token", "limit",
-            "measured / floor", "waiting", "drafting"]  # fmt: skip
+    head = [
+        "B",
+        "method",
+        "tokens/s",
+        "over on-demand",
+        "gamma",
+        "MiB per token",
+        "floor, ms per token",
+        "limit",
+        "measured / floor",
+        "waiting",
+        "drafting",
+    ]
     return table(head, [_cell_words(row) for row in rows])
 
 
 def _cell_words(row: dict) -> list[str]:
     over = "" if row["over_on_demand"] is None else f"{row['over_on_demand']:.2f}×"
     return [
-        str(row["batch"]), row["method"], f"{row['tokens_per_second']:.1f}", over, f"{row['gamma']:.1f}",
-        f"{row['bytes_per_token'] / 2**20:.3f}", f"{row['floor_s'] * 1e3:.3f}", row["limit"],
-        f"{row['measured_over_floor']:.2f}", f"{row['wait_share']:.1%}", f"{row['draft_share']:.1%}",
-    ]  # fmt: skip
+        str(row["batch"]),
+        row["method"],
+        f"{row['tokens_per_second']:.1f}",
+        over,
+        f"{row['gamma']:.1f}",
+        f"{row['bytes_per_token'] / 2**20:.3f}",
+        f"{row['floor_s'] * 1e3:.3f}",
+        row["limit"],
+        f"{row['measured_over_floor']:.2f}",
+        f"{row['wait_share']:.1%}",
+        f"{row['draft_share']:.1%}",
+    ]
 
 
 def probe_table(files: dict[str, dict]) -> str:
@@ -164,11 +222,32 @@ def probe_table(files: dict[str, dict]) -> str:
                         row["sequential_bytes_per_s"],
                         *(row["random_bytes_per_s"][num] for num in ("1", "2", "4", "8")),
                     ]
-                    flops = [f"{row[f'{dtype}_flop_per_s'] / 1e9:.0f}" for dtype in ("fp32", "bf16")]
-                    rows.append([model, pictures.LINK_WORDS[link], str(batch), *(f"{rate / 1e9:.2f}" for rate in rates),
-                                 *flops, f"{row['fp32_flop_per_byte']:.0f}"])  # fmt: skip
-    head = ["model", "link", "before B", "in sequence, GB/s", "records, 1 reader", "2", "4", "8", "fp32 GFLOP/s", "bf16",
-            "balance, fp32 FLOP per byte"]  # fmt: skip
+                    flops = [
+                        f"{row[f'{dtype}_flop_per_s'] / 1e9:.0f}" for dtype in ("fp32", "bf16")
+                    ]
+                    rows.append(
+                        [
+                            model,
+                            pictures.LINK_WORDS[link],
+                            str(batch),
+                            *(f"{rate / 1e9:.2f}" for rate in rates),
+                            *flops,
+                            f"{row['fp32_flop_per_byte']:.0f}",
+                        ]
+                    )
+    head = [
+        "model",
+        "link",
+        "before B",
+        "in sequence, GB/s",
+        "records, 1 reader",
+        "2",
+        "4",
+        "8",
+        "fp32 GFLOP/s",
+        "bf16",
+        "balance, fp32 FLOP per byte",
+    ]
     return table(head, rows) if rows else "Not measured."
 
 
@@ -182,9 +261,23 @@ def peer_table(files: dict[str, dict]) -> str:
                 row = found.rows(SKEWED, link, batch, peer, part)[0]
                 limit = f", {row['limit_bytes'] / 2**20:.0f} MiB" if row.get("limit_bytes") else ""
                 held = f"{row['held_by']}{limit}" if row.get("held_by") else ""
-                rows.append([f"{ours} / {peer}", str(batch), *(f"{speed:.1f}" for speed in speeds),
-                             f"{speeds[0] / speeds[1]:.2f}×", held])  # fmt: skip
-    head = ["tiny-skewed", "B", "ours, tokens/s", "peer, tokens/s", "ratio", "peer's memory held by"]
+                rows.append(
+                    [
+                        f"{ours} / {peer}",
+                        str(batch),
+                        *(f"{speed:.1f}" for speed in speeds),
+                        f"{speeds[0] / speeds[1]:.2f}×",
+                        held,
+                    ]
+                )
+    head = [
+        "tiny-skewed",
+        "B",
+        "ours, tokens/s",
+        "peer, tokens/s",
+        "ratio",
+        "peer's memory held by",
+    ]
     return table(head, rows) if rows else "Not measured."
 
 

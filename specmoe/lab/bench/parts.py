@@ -1,7 +1,7 @@
 """How each cell is measured: one function for each kind of part.
 
-Comes in: a ``Cell`` and the ``Run`` it belongs to. Goes out: a row (a plain dict). ``run`` calls ``measure_cell`` for
-one after the other."""
+Comes in: a ``Cell`` and the ``Run`` it belongs to. Goes out: a row (a plain dict). ``run`` calls
+``measure_cell`` for one after the other."""
 
 from __future__ import annotations
 
@@ -35,27 +35,39 @@ def measure_cell(run: Run, cell: Cell, file: results.ResultFile) -> dict:
         if cell.part == "resident":
             return peers.measure_resident(run.place, cell, run.length)
         return offload.measure_offload(run.place, cell, run.length, file.rows)
-    row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(cell.part, speed)(
-        run, cell
-    )
+    row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(
+        cell.part, speed
+    )(run, cell)
     file.add_model(cell.model, floors.facts(run.place.opened))
     return row
 
 
-def window(run: Run, cell: Cell, seconds: float, load: dict | None = None, trace: bool = False, watch: dict | None = None,
-           **options) -> dict:  # fmt: skip
-    """A steady-state window of ``options["method"]`` on the engine that ``load`` asks for; ``watch``: counters to read
-    too."""
+def window(
+    run: Run,
+    cell: Cell,
+    seconds: float,
+    load: dict | None = None,
+    trace: bool = False,
+    watch: dict | None = None,
+    **options,
+) -> dict:
+    """A steady-state window of ``options["method"]`` on the engine that ``load`` asks for;
+    ``watch``: counters to read too."""
     texts = run.place.texts(cell.model)
     engine = run.place.engine(cell.model, cell.link, **(load or {}))
     warm_up_s = run.length.warm_up_s if cell.link != "count" else 0.1
-    here = Window(cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, trace=trace, watch=watch or {})
+    here = Window(
+        cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, trace=trace, watch=watch or {}
+    )
     found = measure(engine, run.place.prompts(cell.model), here, max_new_tokens=TOKENS, **options)
     tokens = max(1, found["num_new_tokens"])
-    return found | {"tokens_per_second": tokens / found["seconds"], "bytes_per_token": found["fetched_bytes"] / tokens}
+    return found | {
+        "tokens_per_second": tokens / found["seconds"],
+        "bytes_per_token": found["fetched_bytes"] / tokens,
+    }
 
 
-# ---- on the clock ------------------------------------------------------------------------------------------------
+# ---- on the clock ----
 
 
 def speed(run: Run, cell: Cell) -> dict:
@@ -68,35 +80,49 @@ def speed(run: Run, cell: Cell) -> dict:
 
 
 def probe(engine) -> dict:
-    """The raw link, read from the file of records itself, and the compute rate, on the threads that torch uses."""
+    """The raw link, read from the file of records itself, and the compute rate, on the threads that
+    torch uses."""
     link = probes.link_rates(engine.packed.data_file, engine.packed.layout.record_bytes, PROBE_S)
     rates = probes.compute_rates(PROBE_S)
     best = max(link["random_bytes_per_s"].values())
-    balance = {name.replace("flop_per_s", "flop_per_byte"): rate / best for name, rate in rates.items()}
+    balance = {
+        name.replace("flop_per_s", "flop_per_byte"): rate / best for name, rate in rates.items()
+    }
     return link | rates | balance | {"threads": torch.get_num_threads()}
 
 
 def tracing(run: Run, cell: Cell) -> dict:
     """specmoe with its trace kept, or not."""
-    return window(run, cell, run.length.slice_s / 2, trace=cell.what == "trace_on", method="specmoe", gamma=5)
+    return window(
+        run, cell, run.length.slice_s / 2, trace=cell.what == "trace_on", method="specmoe", gamma=5
+    )
 
 
 def drafting(run: Run, cell: Cell) -> dict:
-    """specmoe once more, with a clock around the experts' arithmetic of its draft steps: what the rest of drafting is."""
+    """specmoe once more, with a clock around the experts' arithmetic of its draft steps: what the
+    rest of drafting is."""
     run.place.texts(cell.model)
     experts = run.place.engine(cell.model, cell.link).experts
     clock = DraftClock(experts)
     with clock:
-        found = window(run, cell, run.length.slice_s, watch={"draft_expert_s": clock.seconds}, method="specmoe")
+        found = window(
+            run, cell, run.length.slice_s, watch={"draft_expert_s": clock.seconds}, method="specmoe"
+        )
     return found | {"clock": clock.how}
 
 
 class DraftClock:
-    """Seconds inside the experts' arithmetic while drafting: the engine's own counter, else a clock around its kernel."""
+    """Seconds inside the experts' arithmetic while drafting: the engine's own counter, else a clock
+    around its kernel."""
 
     def __init__(self, experts):
-        self.experts, self.spent_s = experts, 0.0
-        self.how = "the engine's counter" if hasattr(experts, "draft_expert_s") else "a clock around the kernel"
+        self.experts = experts
+        self.spent_s = 0.0
+        self.how = (
+            ("the engine's counter")
+            if hasattr(experts, "draft_expert_s")
+            else ("a clock around the kernel")
+        )
 
     def seconds(self) -> float:
         return getattr(self.experts, "draft_expert_s", self.spent_s)
@@ -117,25 +143,36 @@ class DraftClock:
         vars(self.experts.kernel).pop("draft", None)
 
 
-# ---- counts ------------------------------------------------------------------------------------------------------
+# ---- counts ----
 
 
 def evictions(run: Run, cell: Cell) -> dict:
-    """Bytes per token of one eviction, with as many slots as in the timed runs; the experts as they are, in memory: no
-    clock."""
+    """Bytes per token of one eviction, with as many slots as in the timed runs; the experts as they
+    are, in memory: no clock."""
     load = {"store": "memory", "expert_bytes": None}
-    return window(run, cell, run.length.count_s, load, method="cached", eviction=cell.what.split(":")[1])
+    return window(
+        run, cell, run.length.count_s, load, method="cached", eviction=cell.what.split(":")[1]
+    )
 
 
 def growth(run: Run, cell: Cell) -> dict:
-    """Bytes per token at the paper's gamma = 10 and N = 4; the experts as they are, in memory: no clock."""
+    """Bytes per token at the paper's gamma = 10 and N = 4; the experts as they are, in memory: no
+    clock."""
     load = {"store": "memory", "expert_bytes": None, "draft_experts": 4}
     options = {"gamma": 10} if cell.what == "specmoe" else {}
-    return window(run, cell, 3 * run.length.count_s, load, method=cell.what, prefetch=False, **options)
+    return window(
+        run, cell, 3 * run.length.count_s, load, method=cell.what, prefetch=False, **options
+    )
 
 
 def best_eviction(rows: dict[str, dict], model: str, batch: int) -> str:
-    """The eviction that fetches least at this model and batch, by counting; without counts the temporal one."""
-    keys = {eviction: Cell("evictions", model, "count", batch, f"cached:{eviction}").key for eviction in EVICTIONS}
-    counted = {eviction: rows[key]["bytes_per_token"] for eviction, key in keys.items() if key in rows}
+    """The eviction that fetches least at this model and batch, by counting; without counts the
+    temporal one."""
+    keys = {
+        eviction: Cell("evictions", model, "count", batch, f"cached:{eviction}").key
+        for eviction in EVICTIONS
+    }
+    counted = {
+        eviction: rows[key]["bytes_per_token"] for eviction, key in keys.items() if key in rows
+    }
     return min(counted, key=counted.get) if counted else "temporal"

@@ -1,8 +1,10 @@
-"""Plain decoding with everything in memory: this engine's ``resident`` against transformers' own ``generate``.
+"""Plain decoding with everything in memory: this engine's ``resident`` against transformers' own
+``generate``.
 
-Comes in: a cell of the part "resident". Goes out: tokens and seconds of decoding alone. Both: the same checkpoint,
-float32, the same threads, the same prompts, ``TOKENS`` new tokens for each, no EOS, so that the batch stays full.
-transformers' prefill ends with its first token: the clock starts there."""
+Comes in: a cell of the part "resident". Goes out: tokens and seconds of decoding alone. Both: the
+same checkpoint, float32, the same threads, the same prompts, ``TOKENS`` new tokens for each, no
+EOS, so that the batch stays full. transformers' prefill ends with its first token: the clock starts
+there."""
 
 from __future__ import annotations
 
@@ -25,13 +27,20 @@ def measure_resident(place, cell: Cell, length: Length) -> dict:
     while seconds < length.slice_s / 2:
         more_tokens, more_s = run(prompts, TOKENS)
         tokens, seconds, runs = tokens + more_tokens, seconds + more_s, runs + 1
-    return {"num_new_tokens": tokens, "seconds": seconds, "runs": runs, "tokens_per_second": tokens / seconds}
+    return {
+        "num_new_tokens": tokens,
+        "seconds": seconds,
+        "runs": runs,
+        "tokens_per_second": tokens / seconds,
+    }
 
 
 def _open(what: str, model: str):
     """The two stay open from cell to cell: they are small, and alternate."""
     if what not in _loaded:
-        _loaded[what] = Resident(model) if what == "resident" else Transformers(checkpoint.resolve(model))
+        _loaded[what] = (
+            Resident(model) if what == "resident" else Transformers(checkpoint.resolve(model))
+        )
     return _loaded[what]
 
 
@@ -50,7 +59,11 @@ class Resident:
 
     def __call__(self, prompts: list, new_tokens: int) -> tuple[int, float]:
         stats = self.engine.generate(
-            prompts, method="resident", batch_size=len(prompts), max_new_tokens=new_tokens, eos_token_id=[]
+            prompts,
+            method="resident",
+            batch_size=len(prompts),
+            max_new_tokens=new_tokens,
+            eos_token_id=[],
         ).stats
         return stats.num_new_tokens, stats.seconds
 
@@ -70,7 +83,8 @@ class Transformers:
     def __call__(
         self, prompts: list[str], new_tokens: int, each_step=lambda: None, most_s: float = 1e9
     ) -> tuple[int, float]:
-        """New tokens after the first, and their seconds; stops after ``most_s``. ``each_step``: called after each."""
+        """New tokens after the first, and their seconds; stops after ``most_s``. ``each_step``:
+        called after each."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -86,8 +100,12 @@ class Transformers:
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
         with torch.inference_mode():
             self.model.generate(
-                batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=new_tokens, do_sample=False,
-                eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id,
+                batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=self.tokenizer.pad_token_id,
                 stopping_criteria=StoppingCriteriaList([Clock()]),
-            )  # fmt: skip
+            )
         return len(prompts) * (len(times) - 1), times[-1] - times[0]

@@ -1,7 +1,8 @@
-"""Figures of the performance page: speed over on-demand by batch, and how far each method is from its floor.
+"""Figures of the performance page: speed over on-demand by batch, and how far each method is from
+its floor.
 
-Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. ``page`` writes them to
-``docs/images``."""
+Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. ``page``
+writes them to ``docs/images``."""
 
 from __future__ import annotations
 
@@ -19,19 +20,33 @@ SIZE = (11, 7.5)
 @styled
 def speedups(files: dict[str, dict]):
     """Tokens per second over on-demand's, by batch: one panel for each model and link."""
-    return _panels(files, "over_on_demand", "times on-demand", "Decoding speed over on-demand, the same fast memory for all")
+    return _panels(
+        files,
+        "over_on_demand",
+        "times on-demand",
+        "Decoding speed over on-demand, the same fast memory for all",
+    )
 
 
 @styled
 def over_floor(files: dict[str, dict]):
     """Measured seconds over the floor that link and arithmetic set for the method's own counts."""
-    return _panels(files, "measured_over_floor", "measured / floor", "How far from the hardware's floor (1 = at it)")
+    return _panels(
+        files,
+        "measured_over_floor",
+        "measured / floor",
+        "How far from the hardware's floor (1 = at it)",
+    )
 
 
 def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
     figure, axes = plt.subplots(2, 2, figsize=SIZE, layout="constrained", sharex=True)
     for axis, (model, link) in zip(axes.flat, PANELS):
-        rows = [row for row in cell_rows(files, model, link) if row["method"] != "resident" and row[value] is not None]
+        rows = [
+            row
+            for row in cell_rows(files, model, link)
+            if row["method"] != "resident" and row[value] is not None
+        ]
         _draw(axis, rows, value)
         axis.set_title(f"{model}, {LINK_WORDS[link]}", loc="left", fontsize=11)
         axis.set_ylabel(ylabel)
@@ -39,8 +54,12 @@ def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
     for axis in axes[1]:
         axis.set_xlabel("batch (rows in flight)")
-    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False)
+    handles = {
+        name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False
+    )
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

@@ -1,7 +1,9 @@
-"""Result files: one JSON for each part, rewritten after every cell, so that an interrupted run goes on where it stopped.
+"""Result files: one JSON for each part, rewritten after every cell, so that an interrupted run goes
+on where it stopped.
 
-Comes in: a row. Goes out: ``results/<part>.json`` with date, machine, versions and the settings of the run. A row that was
-measured with other code of the engine, or at another length, is measured again.
+Comes in: a row. Goes out: ``results/<part>.json`` with date, machine, versions and the settings of
+the run. A row that was measured with other code of the engine, or at another length, is measured
+again.
 """
 
 from __future__ import annotations
@@ -21,15 +23,44 @@ from .methods import plain
 from .settings import Cell, Length
 
 FOLDER = Path(__file__).parent / "results"
-MACHINE = ("cpu", "cores", "memory", "threads", "kernel", "specmoe", "torch", "transformers", "python")
+MACHINE = (
+    "cpu",
+    "cores",
+    "memory",
+    "threads",
+    "kernel",
+    "specmoe",
+    "torch",
+    "transformers",
+    "python",
+)
 
 
 # Of specmoe/, what decides neither tokens nor seconds of a run.
 BESIDE_THE_ENGINE = {
-    "bench", "cli", "commands", "doctor", "exactness", "exercises", "figures", "job_files", "job_lines",
-    "jobs", "lessons", "metrics", "probes",
-    "replay", "report", "reproduction", "routing", "simulate", "tiny", "widgets", "__init__", "__main__",
-}  # fmt: skip
+    "bench",
+    "cli",
+    "commands",
+    "doctor",
+    "exactness",
+    "exercises",
+    "figures",
+    "job_files",
+    "job_lines",
+    "jobs",
+    "lessons",
+    "metrics",
+    "probes",
+    "replay",
+    "report",
+    "reproduction",
+    "routing",
+    "simulate",
+    "tiny",
+    "widgets",
+    "__init__",
+    "__main__",
+}
 
 
 def code_digest() -> str:
@@ -42,13 +73,18 @@ def code_digest() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, "+" when files differ from it; "unknown" outside a repository."""
+    """The commit that is checked out, "+" when files differ from it; "unknown" outside a
+    repository."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=FOLDER.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "specmoe") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", "specmoe") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -56,8 +92,17 @@ def commit() -> str:
 class ResultFile:
     """Rows of one part by key. ``add`` writes the file at once."""
 
-    def __init__(self, part: str, length: Length, folder: Path = FOLDER, keep: bool = False, code: str | None = None):
-        self.part, self.length, self.file = part, length, Path(folder) / f"{part}.json"
+    def __init__(
+        self,
+        part: str,
+        length: Length,
+        folder: Path = FOLDER,
+        keep: bool = False,
+        code: str | None = None,
+    ):
+        self.part = part
+        self.length = length
+        self.file = Path(folder) / f"{part}.json"
         self.code = code or code_digest()
         found = read(self.file)
         rows = found.get("rows", {})
@@ -72,7 +117,12 @@ class ResultFile:
 
     def add(self, cell: Cell, row: dict) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
-        stamp = {"measured": now, "code": self.code, "commit": commit(), "slice_s": self.length.slice_s}
+        stamp = {
+            "measured": now,
+            "code": self.code,
+            "commit": commit(),
+            "slice_s": self.length.slice_s,
+        }
         self.rows[cell.key] = plain({**asdict(cell), **row, **stamp})
         self.write()
 
@@ -81,9 +131,12 @@ class ResultFile:
 
     def write(self) -> None:
         content = {
-            "part": self.part, "length": asdict(self.length), "machine": plain(_machine()), "models": self.models,
+            "part": self.part,
+            "length": asdict(self.length),
+            "machine": plain(_machine()),
+            "models": self.models,
             "rows": self.rows,
-        }  # fmt: skip
+        }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
@@ -100,7 +153,8 @@ def read_all(folder: Path = FOLDER) -> dict[str, dict]:
 
 
 def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:
-    """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were, with the code they had."""
+    """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were,
+    with the code they had."""
     return [read_all(machine) for machine in sorted(folder.glob("*/"))]
 
 

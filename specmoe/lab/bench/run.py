@@ -1,7 +1,8 @@
-"""``python -m specmoe.lab.bench.run [--length quick] [--only PART ...]``: measure what is missing, print the table.
+"""``python -m specmoe.lab.bench.run [--length quick] [--only PART ...]``: measure what is missing,
+print the table.
 
-Comes in: what to measure. Goes out: ``results/<part>.json``, rewritten after each cell (interrupted and started again, it
-goes on), and the table of targets beside what was measured and the floor.
+Comes in: what to measure. Goes out: ``results/<part>.json``, rewritten after each cell (interrupted
+and started again, it goes on), and the table of targets beside what was measured and the floor.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse(arguments)
     length = length_of(options)
-    files = {part: results.ResultFile(part, length, options.out, options.keep) for part in options.only}
+    files = {
+        part: results.ResultFile(part, length, options.out, options.keep) for part in options.only
+    }
     plan = [cell for part in options.only for cell in settings.cells(part, length, options.batches)]
     missing = [cell for cell in plan if options.models is None or cell.model in options.models]
     missing = [cell for cell in missing if not files[cell.part].has(cell)]
     expected_s = [settings.expected_s(cell, length) for cell in missing]
-    print(f"{len(missing)} of {len(plan)} cells to measure, about {sum(expected_s) / 60:.0f} minutes", flush=True)
+    print(
+        f"{len(missing)} of {len(plan)} cells to measure, about {sum(expected_s) / 60:.0f} minutes",
+        flush=True,
+    )
     if not options.estimate:
         measure(missing, expected_s, files, length, options)
     print(tables.text(results.read_all(options.out)))
@@ -37,14 +43,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m specmoe.lab.bench.run", description=__doc__)
-    parser.add_argument("--length", choices=LENGTHS, default="full", help="full: windows of 20 s; quick: fewer, shorter")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument(
+        "--length",
+        choices=LENGTHS,
+        default="full",
+        help="full: windows of 20 s; quick: fewer, shorter",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=", ".join(PARTS),
+    )
     parser.add_argument("--models", nargs="+", help="only cells of these models")
     parser.add_argument("--batches", nargs="+", type=int, help="only these batches")
-    parser.add_argument("--slice-s", type=float, help="seconds of a slice; a window is --repeats of them")
+    parser.add_argument(
+        "--slice-s", type=float, help="seconds of a slice; a window is --repeats of them"
+    )
     parser.add_argument("--repeats", type=int, help="slices of each method, in turn")
-    parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the result files")
-    parser.add_argument("--keep", action="store_true", help="keep rows of other code and of other lengths")
+    parser.add_argument(
+        "--out", type=Path, default=results.FOLDER, help="folder of the result files"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep rows of other code and of other lengths"
+    )
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
     return parser.parse_args(arguments)
 
@@ -52,10 +76,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def length_of(options: argparse.Namespace) -> Length:
     """The length by name, with what the command line changes."""
     changes = {"slice_s": options.slice_s, "repeats": options.repeats}
-    return replace(LENGTHS[options.length], **{name: value for name, value in changes.items() if value is not None})
+    return replace(
+        LENGTHS[options.length],
+        **{name: value for name, value in changes.items() if value is not None},
+    )
 
 
-def measure(missing: list[Cell], expected_s: list[float], files: dict, length: Length, options) -> None:
+def measure(
+    missing: list[Cell], expected_s: list[float], files: dict, length: Length, options
+) -> None:
     """One cell after the other; each is on disk before the next begins."""
     counted = results.read_all(options.out).get("evictions", {}).get("rows", {})
     run = Run(length, Workplace(), files["evictions"].rows if "evictions" in files else counted)
@@ -67,7 +96,8 @@ def measure(missing: list[Cell], expected_s: list[float], files: dict, length: L
             left = sum(expected_s[number + 1 :]) / 60
             passed = (time.monotonic() - began_s) / 60
             print(
-                f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {cell.part} {cell.key}: {brief(row)}",
+                f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {cell.part} "
+                f"{cell.key}: {brief(row)}",
                 flush=True,
             )
     finally:
@@ -79,10 +109,19 @@ def brief(row: dict) -> str:
     """A row in a few words."""
     if "tokens_per_second" not in row:
         best, balance = max(row["random_bytes_per_s"].values()) / 1e9, row["fp32_flop_per_byte"]
-        return f"link {best:.2f} GB/s, {row['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s, {balance:.0f} FLOP/byte"
-    shares = [f"{name[:-2]} {row[name] / row['seconds']:.0%}" for name in ("wait_s", "draft_s", "verify_s") if row.get(name)]
+        return (
+            f"link {best:.2f} GB/s, {row['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s, {balance:.0f} "
+            "FLOP/byte"
+        )
+    shares = [
+        f"{name[:-2]} {row[name] / row['seconds']:.0%}"
+        for name in ("wait_s", "draft_s", "verify_s")
+        if row.get(name)
+    ]
     gamma = f", gamma {row['gamma']:.1f}" if row.get("gamma") else ""
-    return f"{row['tokens_per_second']:.1f} tokens/s{gamma}" + (f" ({', '.join(shares)})" if shares else "")
+    return (f"{row['tokens_per_second']:.1f} tokens/s{gamma}") + (
+        f" ({', '.join(shares)})" if shares else ""
+    )
 
 
 if __name__ == "__main__":

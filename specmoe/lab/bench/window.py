@@ -1,10 +1,12 @@
-"""A steady-state window: decode from an endless queue of prompts with the batch full, and stop after some seconds.
+"""A steady-state window: decode from an endless queue of prompts with the batch full, and stop
+after some seconds.
 
-Comes in: an engine, a method, a batch. Goes out: sums over the measured rounds as a plain dict (seconds, tokens, bytes,
-waits), prefill and warm-up left out. ``parts`` calls this.
+Comes in: an engine, a method, a batch. Goes out: sums over the measured rounds as a plain dict
+(seconds, tokens, bytes, waits), prefill and warm-up left out. ``parts`` calls this.
 
-The first rows start at a random place of their own text (their tokens so far are the model's own, known from an
-earlier run), so the batch looks as it does in the middle of a long job from the first round on."""
+The first rows start at a random place of their own text (their tokens so far are the model's own,
+known from an earlier run), so the batch looks as it does in the middle of a long job from the first
+round on."""
 
 from __future__ import annotations
 
@@ -17,14 +19,25 @@ from dataclasses import dataclass, field, replace
 from ...speculate.loop import Row
 from ...trace import Round
 
-COUNTED = ("num_hits", "num_misses", "num_fetches", "fetched_bytes", "num_prefetches", "prefetch_used", "wait_s", "read_s")
+COUNTED = (
+    "num_hits",
+    "num_misses",
+    "num_fetches",
+    "fetched_bytes",
+    "num_prefetches",
+    "prefetch_used",
+    "wait_s",
+    "read_s",
+)
 LEAST_ROUNDS = 2
 CALIBRATED = 32  # prompts that tell the static eviction what is hot
-MOST_WARM_UP = 1.0  # in lengths of the window: how long a planner may try things out before it is measured all the same
+# in lengths of the window: how long a planner may try things out before it is measured all the same
+MOST_WARM_UP = 1.0
 
 
 class EndlessQueue(deque):
-    """Prompts that come back: a row taken from the front is queued again at the end. ``first`` rows are taken once."""
+    """Prompts that come back: a row taken from the front is queued again at the end. ``first`` rows
+    are taken once."""
 
     def __init__(self, first: list[Row], rows: list[Row]):
         super().__init__([*first, *rows])
@@ -40,19 +53,22 @@ class EndlessQueue(deque):
 
 
 def fresh(row: Row, more: tuple[int, ...] | list[int] = ()) -> Row:
-    """A copy of a row that nobody has decoded yet; ``more``: tokens that it already has beyond its prompt."""
+    """A copy of a row that nobody has decoded yet; ``more``: tokens that it already has beyond its
+    prompt."""
     return replace(row, tokens=[*row.tokens, *more])
 
 
 def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) -> list[Row]:
-    """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and dealt at random."""
+    """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and
+    dealt at random."""
     places = [(number + 0.5) / batch for number in range(batch)]
     random.Random(seed).shuffle(places)
     return [_inside(rows[number % len(rows)], texts, place) for number, place in enumerate(places)]
 
 
 def _inside(row: Row, texts: list[list[int]], place: float) -> Row:
-    """``row`` as far into its own text as ``place`` (0 .. 1) says, at least one token before its end."""
+    """``row`` as far into its own text as ``place`` (0 .. 1) says, at least one token before its
+    end."""
     text = texts[row.prompt]
     return fresh(row, text[: int(place * (min(len(text), row.room) - 1))] if text else ())
 
@@ -88,7 +104,10 @@ class Window:
             else:
                 _add(self.warm_up, change)
                 settled = self._has_settled(job)
-            if self.sums.get("seconds", 0.0) >= self.seconds and self.sums["num_rounds"] >= LEAST_ROUNDS:
+            if (
+                self.sums.get("seconds", 0.0) >= self.seconds
+                and self.sums["num_rounds"] >= LEAST_ROUNDS
+            ):
                 break
 
     def _prepare(self, run) -> None:
@@ -109,18 +128,26 @@ class Window:
         return reading | {"seconds": time.perf_counter() - job.prefill_s}
 
     def _has_settled(self, job) -> bool:
-        """Warm enough to measure: time and rounds have passed, and the planner no longer only tries things out."""
+        """Warm enough to measure: time and rounds have passed, and the planner no longer only tries
+        things out."""
         passed = self.warm_up
         if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
             return False
-        return job.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(self.seconds, self.warm_up_s)
+        return job.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(
+            self.seconds, self.warm_up_s
+        )
 
 
 def _sums_of(done: Round) -> dict:
     return {
-        "num_rounds": 1, "row_rounds": len(done.prompts), "num_new_tokens": done.new_tokens, "num_drafted": sum(done.drafted),
-        "num_accepted": sum(done.accepted), "draft_s": done.draft_s, "verify_s": done.verify_s,
-    }  # fmt: skip
+        "num_rounds": 1,
+        "row_rounds": len(done.prompts),
+        "num_new_tokens": done.new_tokens,
+        "num_drafted": sum(done.drafted),
+        "num_accepted": sum(done.accepted),
+        "draft_s": done.draft_s,
+        "verify_s": done.verify_s,
+    }
 
 
 def _add(sums: dict, change: dict) -> None:
@@ -129,13 +156,16 @@ def _add(sums: dict, change: dict) -> None:
 
 
 def measure(engine, prompts: list, window: Window, **options) -> dict:
-    """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its time."""
+    """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its
+    time."""
     if options.get("eviction") == "static" and engine.hotness is None:
         engine.calibrate(prompts[:CALIBRATED])  # else ``generate`` would do it, inside the window
     began_s = time.perf_counter()
     with engine.start(prompts, batch_size=window.batch, **options) as run:
         window.measure(run)
     return window.sums | {
-        "gamma": sum(window.gammas) / max(1, len(window.gammas)), "batch": window.batch,
-        "warm_up_s": window.warm_up.get("seconds", 0.0), "wall_s": time.perf_counter() - began_s,
-    }  # fmt: skip
+        "gamma": sum(window.gammas) / max(1, len(window.gammas)),
+        "batch": window.batch,
+        "warm_up_s": window.warm_up.get("seconds", 0.0),
+        "wall_s": time.perf_counter() - began_s,
+    }

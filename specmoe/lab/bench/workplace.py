@@ -1,6 +1,8 @@
-"""What the cells share: engines that stay open from cell to cell, prompts and the texts that follow them.
+"""What the cells share: engines that stay open from cell to cell, prompts and the texts that follow
+them.
 
-Comes in: what a cell needs. Goes out: a loaded engine, prompts, texts. ``parts`` calls this. One engine is open at a time.
+Comes in: what a cell needs. Goes out: a loaded engine, prompts, texts. ``parts`` calls this. One
+engine is open at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def model_named(name: str) -> Model:
 
 
 def fast_memory(model: Model, expert_bytes: int | None = EXPERT_BYTES) -> int:
-    """Bytes of fast memory that every method but ``resident`` gets: so many experts' records for each decoding layer."""
+    """Bytes of fast memory that every method but ``resident`` gets: so many experts' records for
+    each decoding layer."""
     packed = checkpoint.pack(checkpoint.resolve(model.name), expert_bytes=expert_bytes)
     return model.experts_per_layer * model.num_layers * packed.layout.record_bytes
 
@@ -32,21 +35,28 @@ class Workplace:
     """Opens engines and closes the one before. State: the open engine, texts by model."""
 
     def __init__(self, num_prompts: int = NUM_PROMPTS, folder: Path | None = None):
-        self.num_prompts, self.folder = num_prompts, folder
+        self.num_prompts = num_prompts
+        self.folder = folder
         self._key: tuple | None = None
         self._engine = None
         self._texts: dict[str, list[list[int]]] = {}
 
     def engine(self, model: str, link: str = "native", **options):
-        """An engine of ``model``, widened, on disk, over ``link``, with the budget of the comparison; options change
-        that."""
-        settings = {"store": "disk", "expert_bytes": EXPERT_BYTES, "link_bytes_per_s": LINKS.get(link), **options}
+        """An engine of ``model``, widened, on disk, over ``link``, with the budget of the
+        comparison; options change that."""
+        settings = {
+            "store": "disk",
+            "expert_bytes": EXPERT_BYTES,
+            "link_bytes_per_s": LINKS.get(link),
+            **options,
+        }
         if "fast_memory" not in settings and "draft_experts" not in settings:
             settings["fast_memory"] = fast_memory(model_named(model), settings["expert_bytes"])
         key = (model, *sorted(settings.items(), key=str))
         if key != self._key:
             self.close()
-            self._engine, self._key = specmoe.load(model, **settings), key
+            self._engine = specmoe.load(model, **settings)
+            self._key = key
         return self._engine
 
     @property
@@ -61,11 +71,14 @@ class Workplace:
         return held_out_prompts(self.num_prompts, SEED)
 
     def texts(self, model: str) -> list[list[int]]:
-        """For every prompt the tokens that the model continues it with (greedy, experts as they are, all in memory)."""
+        """For every prompt the tokens that the model continues it with (greedy, experts as they
+        are, all in memory)."""
         if model not in self._texts:
             self.close()
             with specmoe.load(model, store="memory", trace=False) as engine:
-                output = engine.generate(self.prompts(model), method="resident", batch_size=128, max_new_tokens=TOKENS)
+                output = engine.generate(
+                    self.prompts(model), method="resident", batch_size=128, max_new_tokens=TOKENS
+                )
             rows = zip(output.sequences, output.num_prompt_tokens, strict=True)
             self._texts[model] = [sequence[length:].tolist() for sequence, length in rows]
         return self._texts[model]

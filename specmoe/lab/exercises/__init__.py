@@ -1,7 +1,9 @@
-"""Exercises of the tutorials: checks that name the likely mistake, scores on real runs, and the notebooks' generator.
+"""Exercises of the tutorials: checks that name the likely mistake, scores on real runs, and the
+notebooks' generator.
 
-Comes in: a student's function, or a folder of sources. Goes out: ``Passed`` or an ``ExerciseError``; notebooks. Student
-work is scored by specmoe's own functions on a shipped checkpoint.
+Comes in: a student's function, or a folder of sources. Goes out: ``Passed`` or an
+``ExerciseError``; notebooks. Student work is scored by specmoe's own functions on a shipped
+checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +18,13 @@ from .rejection import check_sampling
 from .verdict import ExerciseError, Passed
 
 __all__ = [
-    "ExerciseError", "Passed", "check_acceptance", "check_coalescing", "check_draft_set", "check_eviction",
-    "check_nearest", "check_planner", "check_sampling",
-]  # fmt: skip
+    "ExerciseError",
+    "Passed",
+    "check_acceptance",
+    "check_coalescing",
+    "check_draft_set",
+    "check_eviction",
+    "check_nearest",
+    "check_planner",
+    "check_sampling",
+]

@@ -1,6 +1,8 @@
-"""``python -m specmoe.lab.exercises build tutorials [NN ...]``: write the notebooks of the sources, solutions executed.
+"""``python -m specmoe.lab.exercises build tutorials [NN ...]``: write the notebooks of the sources,
+solutions executed.
 
-``python -m specmoe.lab.exercises compare tutorials``: say which notebooks differ from their source; exit code 1 if any does.
+``python -m specmoe.lab.exercises compare tutorials``: say which notebooks differ from their source;
+exit code 1 if any does.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from .build import build, differences
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of one command line."""
-    parser = argparse.ArgumentParser(prog="python -m specmoe.lab.exercises", description="exercises from their sources")
+    parser = argparse.ArgumentParser(
+        prog="python -m specmoe.lab.exercises", description="exercises from their sources"
+    )
     parser.add_argument("command", choices=["build", "compare"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="beginnings of file names, such as 01; none: all")

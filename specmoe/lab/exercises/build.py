@@ -1,9 +1,11 @@
 """One source, two notebooks: the exercise with its stub, and the solution.
 
-Comes in: ``source/NN_name.py`` in percent format, whose cells are headed ``# %% [markdown]`` (comment lines), ``# %%``
-(code of both), ``# %% stub`` (code of the exercise only) or ``# %% solution`` (code or, with ``[markdown]``, text of the
-solution only). Goes out: ``exercises/NN_name.ipynb`` without outputs, by design: the student runs it; and
-``solutions/NN_name.ipynb``, executed where asked. ``python -m specmoe.lab.exercises build tutorials`` calls it.
+Comes in: ``source/NN_name.py`` in percent format, whose cells are headed ``# %% [markdown]``
+(comment lines), ``# %%`` (code of both), ``# %% stub`` (code of the exercise only) or ``# %%
+solution`` (code or, with ``[markdown]``, text of the solution only). Goes out:
+``exercises/NN_name.ipynb`` without outputs, by design: the student runs it; and
+``solutions/NN_name.ipynb``, executed where asked. ``python -m specmoe.lab.exercises build
+tutorials`` calls it.
 """
 
 from __future__ import annotations
@@ -33,17 +35,22 @@ class Cell(NamedTuple):
 
 
 def read_source(path: Path) -> list[Cell]:
-    """The cells of a source file. Raises ``OptionError`` for a heading it does not know, or a source without both tags."""
+    """The cells of a source file. Raises ``OptionError`` for a heading it does not know, or a
+    source without both tags."""
     cells: list[Cell] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         header = HEADER.match(line)
         if header:
             words = set(header["words"].split())
             if not words <= {"[markdown]", "stub", "solution"} or len(words - {"[markdown]"}) > 1:
-                raise OptionError(f"{path.name}: unknown cell heading {line!r}: use [markdown], stub or solution")
+                raise OptionError(
+                    f"{path.name}: unknown cell heading {line!r}: use [markdown], stub or solution"
+                )
             cells.append(Cell("[markdown]" in words, "".join(words - {"[markdown]"}), ""))
         elif cells:
-            cells[-1] = cells[-1]._replace(text=f"{cells[-1].text}{_shown(line, cells[-1].markdown)}\n")
+            cells[-1] = cells[-1]._replace(
+                text=f"{cells[-1].text}{_shown(line, cells[-1].markdown)}\n"
+            )
     missing = {"stub", "solution"} - {cell.tag for cell in cells}
     if missing:
         raise OptionError(f"{path.name} has no cell headed '# %% {sorted(missing)[0]}'")
@@ -51,7 +58,9 @@ def read_source(path: Path) -> list[Cell]:
 
 
 def _shown(line: str, markdown: bool) -> str:
-    return line[2:] if markdown and line.startswith("# ") else "" if markdown and line == "#" else line
+    return (
+        line[2:] if markdown and line.startswith("# ") else "" if markdown and line == "#" else line
+    )
 
 
 def notebook_of(path: Path, kind: str):
@@ -75,12 +84,15 @@ def sources_of(folder: Path) -> list[Path]:
     """The sources of a tutorials folder, in order; ``OptionError`` where there are none."""
     sources = sorted(folder.glob("source/*.py"))
     if not sources:
-        raise OptionError(f"there is no source/*.py in {folder}: name the folder that holds the tutorials")
+        raise OptionError(
+            f"there is no source/*.py in {folder}: name the folder that holds the tutorials"
+        )
     return sources
 
 
 def build(folder: Path, execute: bool = True, names: Sequence[str] = ()) -> list[Path]:
-    """Write the notebooks of the sources (all, or those whose file name begins with one of ``names``); run solutions."""
+    """Write the notebooks of the sources (all, or those whose file name begins with one of
+    ``names``); run solutions."""
     written = []
     for source in sources_of(folder):
         if names and not source.name.startswith(tuple(names)):
@@ -100,7 +112,9 @@ def write(notebook, target: Path) -> None:
 
     nbformat.validate(notebook)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    target.write_text(
+        nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _executed(notebook, folder: Path):
@@ -125,5 +139,8 @@ def differences(folder: Path) -> list[str]:
             wanted = [(cell.cell_type, cell.source) for cell in notebook_of(source, kind).cells]
             found = nbformat.read(target, as_version=4).cells if target.exists() else []
             if [(cell.cell_type, cell.source) for cell in found] != wanted:
-                wrong.append(f"{target.relative_to(folder)} is not what source/{source.name} gives: build it again")
+                wrong.append(
+                    f"{target.relative_to(folder)} is not what source/{source.name} "
+                    "gives: build it again"
+                )
     return wrong

@@ -1,8 +1,9 @@
 """Exercise 4: speculative sampling that leaves the target's distribution as it is.
 
-Comes in: the student's ``verify(p, q, token, uniform)``: distributions of target and draft (lists that sum to 1), the
-token drawn from q, one draw in [0, 1) -> ``None`` when the token is accepted, else the distribution of the token that
-replaces it. Goes out: a verdict. Nothing is drawn: what comes out is summed over all tokens and a grid of draws.
+Comes in: the student's ``verify(p, q, token, uniform)``: distributions of target and draft (lists
+that sum to 1), the token drawn from q, one draw in [0, 1) -> ``None`` when the token is accepted,
+else the distribution of the token that replaces it. Goes out: a verdict. Nothing is drawn: what
+comes out is summed over all tokens and a grid of draws.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ def _answers(verify: Callable, p, q, token: int) -> list:
             answer = verify(*given)
             answers.append(None if answer is None else [float(x) for x in answer])
         except NotImplementedError:
-            raise ExerciseError("you return nothing yet: the function should raise no NotImplementedError") from None
+            raise ExerciseError(
+                "you return nothing yet: the function should raise no NotImplementedError"
+            ) from None
         except Exception as failure:
-            raise ExerciseError(f"your function raised {type(failure).__name__}: {failure}") from failure
+            raise ExerciseError(
+                f"your function raised {type(failure).__name__}: {failure}"
+            ) from failure
     return answers
 
 
@@ -40,12 +45,22 @@ def _check_rate(p, q, token: int, rate: float) -> None:
     right = min(1.0, p[token] / q[token])
     if abs(rate - right) < 1.5 / GRID:
         return
-    tail = f" (token {token}: p={p[token]}, q={q[token]}, accepted in {rate:.0%} of the draws, right is {right:.0%})"
+    tail = (
+        f" (token {token}: p={p[token]}, q={q[token]}, accepted in {rate:.0%} of the draws, "
+        f"right is {right:.0%})"
+    )
     known = [
-        (min(1.0, q[token] / max(p[token], 1e-9)), "you accept with q / p: the ratio is upside down"),
+        (
+            min(1.0, q[token] / max(p[token], 1e-9)),
+            "you accept with q / p: the ratio is upside down",
+        ),
         (1 - right, "you accept when the draw is above the ratio: accept below it"),
         (p[token], "you accept with probability p: divide by q, with which the token was drawn"),
-        (1.0, "you accept a token that the target wants less often than the draft: accept with min(1, p / q)"),
+        (
+            1.0,
+            "you accept a token that the target wants less often than the draft: accept with "
+            "min(1, p / q)",
+        ),
         (0.0, "you reject where p is below q: accept with probability p / q there"),
     ]
     for wrong, sentence in known:
@@ -54,19 +69,34 @@ def _check_rate(p, q, token: int, rate: float) -> None:
 
 
 def _check_residual(p, q, residual: list[float]) -> None:
-    require(len(residual) == len(p), f"the replacement needs {len(p)} probabilities, one per token, and has {len(residual)}")
-    require(all(x == x for x in residual), "the replacement holds NaN: something was divided by zero")
-    require(min(residual) >= 0, "the replacement holds negative probabilities: cut p - q off at zero")
+    require(
+        len(residual) == len(p),
+        f"the replacement needs {len(p)} probabilities, one per token, and has {len(residual)}",
+    )
+    require(
+        all(x == x for x in residual), "the replacement holds NaN: something was divided by zero"
+    )
+    require(
+        min(residual) >= 0, "the replacement holds negative probabilities: cut p - q off at zero"
+    )
     known = {
-        "you replace a rejected token by a draw from p: what the draft already covers is then counted twice": list(p),
-        "you replace a rejected token by a draw from q: it must come from what the target has beyond the draft": list(q),
-        "you subtract the wrong way round: the replacement comes from max(0, p - q), not max(0, q - p)": _positive(q, p),
+        "you replace a rejected token by a draw from p: what the draft already covers is then "
+        "counted twice": list(p),
+        "you replace a rejected token by a draw from q: it must come from what the target has "
+        "beyond the draft": list(q),
+        "you subtract the wrong way round: the replacement comes from max(0, p - q), not max(0, q "
+        "- p)": _positive(q, p),
         "you take |p - q|: cut it off at zero instead": _scaled([abs(a - b) for a, b in zip(p, q)]),
     }
     for sentence, wrong in known.items():
         require(not _close(residual, wrong), sentence)
-    require(abs(sum(residual) - 1) < 1e-6, f"the replacement sums to {sum(residual):.3f}: divide it by its sum")
-    require(_close(residual, _positive(p, q)), "the replacement is not max(0, p - q) divided by its sum")
+    require(
+        abs(sum(residual) - 1) < 1e-6,
+        f"the replacement sums to {sum(residual):.3f}: divide it by its sum",
+    )
+    require(
+        _close(residual, _positive(p, q)), "the replacement is not max(0, p - q) divided by its sum"
+    )
 
 
 def _scaled(values: list[float]) -> list[float]:
@@ -94,7 +124,9 @@ def outcome(verify: Callable, p, q) -> list[float]:
 def package_verify(p, q, token, uniform):
     """The package's own rule in the exercise's form."""
     both = torch.tensor([p, p], dtype=torch.float64)  # [G + 1, V]
-    accepted, residual = accept_by_rejection(both, torch.tensor([token]), torch.tensor([q], dtype=torch.float64), [uniform])
+    accepted, residual = accept_by_rejection(
+        both, torch.tensor([token]), torch.tensor([q], dtype=torch.float64), [uniform]
+    )
     return None if accepted else residual.tolist()
 
 
@@ -103,23 +135,37 @@ def check_sampling(verify: Callable) -> Passed:
     call(lambda: True if callable(verify) else None, expects="a function")
     every = [_answers(verify, P, Q, token) for token in range(len(P))]
     silent = all(answer is None for answers in every for answer in answers)
-    require(not silent, "you return nothing yet: None accepts every token, also those that the target never gives")
+    require(
+        not silent,
+        "you return nothing yet: None accepts every token, also those that the target never gives",
+    )
     for p, q in ((P2, Q2), (P, Q)):
         for token in range(len(p)):
             answers = _answers(verify, p, q, token)
             _check_rate(p, q, token, sum(answer is None for answer in answers) / GRID)
             for residual in [answer for answer in answers if answer is not None][:1]:
                 _check_residual(p, q, residual)
-    require(all(a is None for a in _answers(verify, P2, P2, 0)), "where p equals q nothing may be rejected")
+    require(
+        all(a is None for a in _answers(verify, P2, P2, 0)),
+        "where p equals q nothing may be rejected",
+    )
     rows = [(name, _distance(outcome(rule, P, Q), P)) for name, rule in _rules(verify).items()]
-    return Passed("what comes out has the target's distribution", pd.DataFrame(rows, columns=["rule", "distance_from_p"]))
+    return Passed(
+        "what comes out has the target's distribution",
+        pd.DataFrame(rows, columns=["rule", "distance_from_p"]),
+    )
 
 
 def _rules(verify: Callable) -> dict[str, Callable]:
     def from_p(p, q, token, uniform):
         return None if package_verify(p, q, token, uniform) is None else p
 
-    return {"yours": verify, "specmoe": package_verify, "replace from p": from_p, "accept all": lambda *_: None}
+    return {
+        "yours": verify,
+        "specmoe": package_verify,
+        "replace from p": from_p,
+        "accept all": lambda *_: None,
+    }
 
 
 def _distance(a, b) -> float:

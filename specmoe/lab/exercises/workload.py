@@ -1,7 +1,7 @@
 """What the exercises are scored on: real runs of a shipped checkpoint, made once per session.
 
-Comes in: nothing. Goes out: expert distances, routing, requests and measured rounds of ``tiny-skewed``. All of it comes
-from runs whose counts (not their times) repeat exactly.
+Comes in: nothing. Goes out: expert distances, routing, requests and measured rounds of
+``tiny-skewed``. All of it comes from runs whose counts (not their times) repeat exactly.
 """
 
 from __future__ import annotations
@@ -43,34 +43,49 @@ def run(**options) -> Output:
 
 def generate(engine: Engine, num_prompts: int = 4, max_new_tokens: int = 32, **options) -> Output:
     """Nothing read ahead, no early end: counts repeat exactly."""
-    return engine.generate(prompts(num_prompts), max_new_tokens=max_new_tokens, prefetch=False, eos_token_id=[], **options)
+    return engine.generate(
+        prompts(num_prompts),
+        max_new_tokens=max_new_tokens,
+        prefetch=False,
+        eos_token_id=[],
+        **options,
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def recorded_requests() -> dict[int, list[Request]]:
-    """Per MoE layer, what its router asked for in each step of plain decoding, two rows at a time."""
+    """Per MoE layer, what its router asked for in each step of plain decoding, two rows at a
+    time."""
     frame = run(method="on_demand", batch_size=2, max_new_tokens=48).trace.to_frame()
     return {layer: layer_requests(frame, layer, NUM_EXPERTS) for layer in layers_of(frame)}
 
 
 @functools.lru_cache(maxsize=1)
 def recorded_block(num_rows: int = 6, num_tokens: int = 6) -> list[list[list[int]]]:
-    """The routers' choices [B][T][K] of one layer for a block of ``num_tokens`` tokens in each of ``num_rows`` rows."""
+    """The routers' choices [B][T][K] of one layer for a block of ``num_tokens`` tokens in each of
+    ``num_rows`` rows."""
     rows = []
     with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
         for prompt in prompts(num_rows):
-            routing = record_routing(engine, prompt, max_new_tokens=num_tokens, method="on_demand", eos_token_id=[])
+            routing = record_routing(
+                engine, prompt, max_new_tokens=num_tokens, method="on_demand", eos_token_id=[]
+            )
             picks = routing.picks[
-                (routing.picks["layer"] == 1) & (routing.picks["position"] >= routing.num_prompt_tokens - 1)
+                (routing.picks["layer"] == 1)
+                & (routing.picks["position"] >= routing.num_prompt_tokens - 1)
             ]
-            choices = picks.sort_values(["position", "choice"]).groupby("position")["expert"].apply(list)
+            choices = (
+                picks.sort_values(["position", "choice"]).groupby("position")["expert"].apply(list)
+            )
             rows.append(choices.tolist()[:num_tokens])
     return rows
 
 
 def bytes_per_token(draft_set: str | Callable) -> float:
     """Bytes fetched per new token on the engine with ``draft_set``, gamma 5, one row at a time."""
-    return run(method="specmoe", gamma=5, batch_size=1, max_new_tokens=48, draft_set=draft_set).stats.fetched_bytes_per_token
+    return run(
+        method="specmoe", gamma=5, batch_size=1, max_new_tokens=48, draft_set=draft_set
+    ).stats.fetched_bytes_per_token
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,8 @@
 """Figures: a frame in, matplotlib ``Axes`` out.
 
-``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``tokens`` and ``mechanisms`` those
-of one run taken apart. Notebooks and reports show them; the widgets put sliders in front of them.
+``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``tokens``
+and ``mechanisms`` those of one run taken apart. Notebooks and reports show them; the widgets put
+sliders in front of them.
 """
 
 from .base import (

@@ -1,8 +1,9 @@
 """What all figures share: colours, style, words for numbers, panels by batch.
 
-A method has one colour everywhere, from seaborn's colour-blind palette. Styles live in a context, so nobody's own
-settings change. Figures by batch have one panel per batch, each on its own scale, because batches differ by orders
-of magnitude and methods do not: give ``ax`` one ``Axes`` per batch to draw into a figure of your own.
+A method has one colour everywhere, from seaborn's colour-blind palette. Styles live in a context,
+so nobody's own settings change. Figures by batch have one panel per batch, each on its own scale,
+because batches differ by orders of magnitude and methods do not: give ``ax`` one ``Axes`` per batch
+to draw into a figure of your own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ METHOD_COLORS = {  # in the order of every figure, top to bottom
 }
 ORDER = tuple(METHOD_COLORS)
 PART_COLORS = {"draft": COLORS[9], "verify": "#44546a", "wait": COLORS[3], "rest": "#d4d4d4"}
-PART_NAMES = {"draft": "drafting", "verify": "full model", "wait": "waiting for reads", "rest": "the rest"}
+PART_NAMES = {
+    "draft": "drafting",
+    "verify": "full model",
+    "wait": "waiting for reads",
+    "rest": "the rest",
+}
 DARK = ("verify", "wait")  # parts whose labels are white
 GREY = "#505050"
 _SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
@@ -55,14 +61,17 @@ def compact_png(axes, dots_per_inch: int = 100, num_colors: int = 96) -> bytes:
     from PIL import Image
 
     drawn, packed = io.BytesIO(), io.BytesIO()
-    np.atleast_1d(axes)[0].figure.savefig(drawn, format="png", dpi=dots_per_inch, bbox_inches="tight")
+    np.atleast_1d(axes)[0].figure.savefig(
+        drawn, format="png", dpi=dots_per_inch, bbox_inches="tight"
+    )
     picture = Image.open(drawn).convert("RGB").quantize(num_colors, dither=Image.Dither.NONE)
     picture.save(packed, format="png", optimize=True)
     return packed.getvalue()
 
 
 def show(axes, num_colors: int = 96, dots_per_inch: int = 100) -> None:
-    """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as alternative text; close it."""
+    """In a notebook: display the figure of ``axes`` as ``compact_png``, with its title as
+    alternative text; close it."""
     from IPython.display import Image, display
 
     figure = np.atleast_1d(axes)[0].figure
@@ -73,7 +82,7 @@ def show(axes, num_colors: int = 96, dots_per_inch: int = 100) -> None:
     plt.close(figure)
 
 
-# ---- words -------------------------------------------------------------------------------------------------
+# ---- words ----
 
 
 def size_unit(num_bytes: float) -> tuple[int, str]:
@@ -98,11 +107,13 @@ def plain(text: object) -> str:
 
 
 def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
-    """Bench rows as a frame, batches ascending and methods in ``ORDER``, with a ``label``: the method, and its
-    eviction where ``cached`` was run with several."""
+    """Bench rows as a frame, batches ascending and methods in ``ORDER``, with a ``label``: the
+    method, and its eviction where ``cached`` was run with several."""
     table = pd.DataFrame(rows if isinstance(rows, pd.DataFrame) else list(rows)).copy()
     if not len(table) or not {"method", "batch"} <= set(table.columns):
-        raise OptionError("there is nothing to draw: give the rows of a bench, each with method and batch")
+        raise OptionError(
+            "there is nothing to draw: give the rows of a bench, each with method and batch"
+        )
     for method in table["method"].unique():
         check_choice("method", method, METHODS)
     table["label"] = table["method"]
@@ -116,20 +127,31 @@ def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
 
 def method_labels(table: pd.DataFrame) -> list[str]:
     """Labels of a table, top to bottom; a batch may lack some."""
-    return list(dict.fromkeys(sorted(table["label"], key=lambda label: ORDER.index(label.split(":")[0]))))
+    return list(
+        dict.fromkeys(sorted(table["label"], key=lambda label: ORDER.index(label.split(":")[0])))
+    )
 
 
 def caption(rows, model: str | None = None) -> str:
-    """What one must know to read a figure: fast memory, the settings of drafting, whether the batch was kept full."""
+    """What one must know to read a figure: fast memory, the settings of drafting, whether the batch
+    was kept full."""
     table = as_table(rows)
     offloaded = table[table["method"] != "resident"]
     drafting = table[table["method"] == "specmoe"]
     said = [plain(model)] if model else []
     if fast := _values(offloaded, "fast_memory_bytes"):
         said.append(f"{' or '.join(show_bytes(size) for size in fast)} of fast memory for experts")
-    named = [f"N = {' or '.join(f'{n:g}' for n in num)}"] if (num := _values(drafting, "draft_experts")) else []
+    named = (
+        [f"N = {' or '.join(f'{n:g}' for n in num)}"]
+        if (num := _values(drafting, "draft_experts"))
+        else []
+    )
     if drafted := _values(drafting.round({"gamma": 1}), "gamma"):
-        span = f" = {drafted[0]:g}" if len(drafted) == 1 else f" {drafted[0]:g} to {drafted[-1]:g} on average"
+        span = (
+            f" = {drafted[0]:g}"
+            if len(drafted) == 1
+            else (f" {drafted[0]:g} to {drafted[-1]:g} on average")
+        )
         named.append(GAMMA + span)
     said += [f"specmoe: {', '.join(named)}"] if named else []
     if "kept_full" in table:
@@ -148,10 +170,14 @@ def _fullness(table: pd.DataFrame) -> str:
     if not short:
         return "batch kept full"
     every = len(short) == table["batch"].nunique()
-    return "batch not kept full" if every else f"batch kept full except at {', '.join(map(str, short))}"
+    return (
+        "batch not kept full"
+        if every
+        else (f"batch kept full except at {', '.join(map(str, short))}")
+    )
 
 
-# ---- panels ------------------------------------------------------------------------------------------------
+# ---- panels ----
 
 
 def batch_panels(table: pd.DataFrame, ax) -> tuple[list[Axes], list[int]]:
@@ -163,7 +189,9 @@ def batch_panels(table: pd.DataFrame, ax) -> tuple[list[Axes], list[int]]:
         return list(axes[0]), batches
     axes = list(np.atleast_1d(ax))
     if len(axes) != len(batches):
-        raise OptionError(f"ax holds {len(axes)} Axes for {len(batches)} batches {batches}: give one for each")
+        raise OptionError(
+            f"ax holds {len(axes)} Axes for {len(batches)} batches {batches}: give one for each"
+        )
     return axes, batches
 
 
@@ -177,7 +205,8 @@ def dress_panels(panels: list[Axes], batches: list[int], labels: list[str], xlab
 
 
 def titled(axes: list[Axes], own: bool, title: str, note: str):
-    """Title and caption, on our figure or at the given ``Axes``; a lone panel comes back as a plain ``Axes``."""
+    """Title and caption, on our figure or at the given ``Axes``; a lone panel comes back as a plain
+    ``Axes``."""
     if own:
         axes[0].figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
         axes[0].figure.supxlabel(note, fontsize="small", color=GREY, x=0.01, ha="left")
@@ -189,19 +218,28 @@ def titled(axes: list[Axes], own: bool, title: str, note: str):
 def need_columns(table: pd.DataFrame, *names: str) -> None:
     for name in names:
         if name not in table:
-            raise OptionError(f"the rows have no {name!r}; they have {', '.join(map(str, table.columns))}")
+            raise OptionError(
+                f"the rows have no {name!r}; they have {', '.join(map(str, table.columns))}"
+            )
 
 
 def bars_by_batch(table: pd.DataFrame, value: str, xlabel: str, title: str, compare, ax):
-    """Bars of ``value`` by method, a panel per batch, each labelled with its number and ``compare(value, base)``,
-    where base is on_demand's value in the same batch."""
+    """Bars of ``value`` by method, a panel per batch, each labelled with its number and
+    ``compare(value, base)``, where base is on_demand's value in the same batch."""
     panels, batches = batch_panels(table, ax)
     labels = method_labels(table)
     for panel, batch in zip(panels, batches):
-        part = table[table["batch"] == batch].drop_duplicates("label").set_index("label")[value].reindex(labels)
+        part = (
+            table[table["batch"] == batch]
+            .drop_duplicates("label")
+            .set_index("label")[value]
+            .reindex(labels)
+        )
         colors = [METHOD_COLORS[label.split(":")[0]] for label in labels]
         reach = _reach(table[table["batch"] == batch], value, labels)
-        bars = panel.barh(range(len(labels)), part.fillna(0), 0.72, color=colors, xerr=reach, ecolor=GREY)
+        bars = panel.barh(
+            range(len(labels)), part.fillna(0), 0.72, color=colors, xerr=reach, ecolor=GREY
+        )
         for bar, label in zip(bars, labels):
             bar.set_hatch("//" if label == "resident" else None)
         base = part.get("on_demand", np.nan)
@@ -214,12 +252,20 @@ def bars_by_batch(table: pd.DataFrame, value: str, xlabel: str, title: str, comp
 
 
 def _reach(part: pd.DataFrame, value: str, labels: list[str]) -> np.ndarray | None:
-    """How far the repeats lie below and above each median; None where the rows do not say, or did not repeat."""
+    """How far the repeats lie below and above each median; None where the rows do not say, or did
+    not repeat."""
     ends = [f"{value}_min", f"{value}_max"]
     if not set(ends) <= set(part.columns):
         return None
-    part = part.drop_duplicates("label").set_index("label").reindex(labels).fillna(dict.fromkeys([value, *ends], 0))
-    reach = np.array([part[value] - part[ends[0]], part[ends[1]] - part[value]], dtype=float).clip(min=0)
+    part = (
+        part.drop_duplicates("label")
+        .set_index("label")
+        .reindex(labels)
+        .fillna(dict.fromkeys([value, *ends], 0))
+    )
+    reach = np.array([part[value] - part[ends[0]], part[ends[1]] - part[value]], dtype=float).clip(
+        min=0
+    )
     return reach if reach.any() else None
 
 

@@ -1,7 +1,7 @@
 """Figures of a bench: speed, bytes, tokens per round, time, use of experts.
 
-Comes in: the rows of a bench (dicts or a frame: method, batch, tokens_per_second, ...) or a frame of ``metrics``.
-Goes out: the ``Axes`` drawn on.
+Comes in: the rows of a bench (dicts or a frame: method, batch, tokens_per_second, ...) or a frame
+of ``metrics``. Goes out: the ``Axes`` drawn on.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .base import (
 
 @styled
 def throughput(rows, ax=None):
-    """Decoding speed by method and batch (tokens per second), with the ratio to on_demand at the same batch. Lines at
-    the bars' ends reach from the slowest to the fastest repeat."""
+    """Decoding speed by method and batch (tokens per second), with the ratio to on_demand at the
+    same batch. Lines at the bars' ends reach from the slowest to the fastest repeat."""
     table = as_table(rows)
     need_columns(table, "tokens_per_second")
     title = "Decoding speed (in brackets: times on_demand)"
@@ -51,14 +51,16 @@ def throughput(rows, ax=None):
 
 @styled
 def bytes_per_token(rows, ax=None):
-    """Bytes read from slow memory per new token, prefetched ones included, with the change against on_demand."""
+    """Bytes read from slow memory per new token, prefetched ones included, with the change against
+    on_demand."""
     table = as_table(rows)
     need_columns(table, "fetched_bytes_per_token")
     table = table[table["method"] != "resident"]
     if not len(table):
         raise OptionError("method='resident' reads nothing while decoding: run another one too")
     moved = table["fetched_bytes_per_token"]
-    unit, name = size_unit(float(moved[moved > 0].min()) if moved.any() else 1)  # no bar below 1 of its unit
+    # no bar below 1 of its unit
+    unit, name = size_unit(float(moved[moved > 0].min()) if moved.any() else 1)
     title = "Expert bytes read from slow memory (in brackets: against on_demand)"
 
     def change(value, base):
@@ -70,17 +72,22 @@ def bytes_per_token(rows, ax=None):
 
 @styled
 def tokens_per_round(rows, ax=None):
-    """New tokens per row and round (accepted + 1) of the methods that draft; 1 is plain decoding."""
+    """New tokens per row and round (accepted + 1) of the methods that draft; 1 is plain
+    decoding."""
     table = as_table(rows)
     need_columns(table, "tokens_per_round")
     drafting = table[table["method"].isin(["specmoe", "auto"])]
     if not len(drafting):
-        raise OptionError("no row of a method that drafts (specmoe, auto), so there are no rounds to show")
+        raise OptionError(
+            "no row of a method that drafts (specmoe, auto), so there are no rounds to show"
+        )
     own = ax is None
     if own:
         _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     x, y = "batch", "tokens_per_round"
-    sns.barplot(drafting, x=x, y=y, hue="label", palette=METHOD_COLORS, saturation=1, errorbar=None, ax=ax)
+    sns.barplot(
+        drafting, x=x, y=y, hue="label", palette=METHOD_COLORS, saturation=1, errorbar=None, ax=ax
+    )
     for bars in ax.containers:
         ax.bar_label(bars, fmt="%.2f", padding=3)
     ax.axhline(1, color=GREY, linestyle="--", linewidth=1.2)
@@ -94,15 +101,20 @@ def tokens_per_round(rows, ax=None):
 def time_shares(shares, ax=None, about=None):
     """Where the decoding time goes (%): stacked by method and batch.
 
-    ``shares`` have draft_share, verify_share (computing only), wait_share and rest_share, as ``metrics.table`` gives
-    them; ``about`` are the bench's rows, for the caption.
+    ``shares`` have draft_share, verify_share (computing only), wait_share and rest_share, as
+    ``metrics.table`` gives them; ``about`` are the bench's rows, for the caption.
     """
     table = as_table(shares)
     need_columns(table, *(f"{part}_share" for part in PARTS))
     panels, batches = batch_panels(table, ax)
     labels = method_labels(table)
     for panel, batch in zip(panels, batches):
-        part = table[table["batch"] == batch].drop_duplicates("label").set_index("label").reindex(labels)
+        part = (
+            table[table["batch"] == batch]
+            .drop_duplicates("label")
+            .set_index("label")
+            .reindex(labels)
+        )
         _stack(panel, part)
         panel.set_xlim(0, 100)
     dress_panels(panels, batches, labels, "% of decoding time")
@@ -111,14 +123,18 @@ def time_shares(shares, ax=None, about=None):
         panels[0].figure.legend(handles, names, loc="outside right upper", frameon=False)
     else:
         panels[-1].legend(handles, names, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return titled(panels, ax is None, "Where the time goes", caption(table if about is None else about))
+    return titled(
+        panels, ax is None, "Where the time goes", caption(table if about is None else about)
+    )
 
 
 def _stack(panel: Axes, part: pd.DataFrame) -> None:
     left = np.zeros(len(part))
     for name in PARTS:
         share = 100 * part[f"{name}_share"].fillna(0).to_numpy(dtype=float)
-        bars = panel.barh(range(len(part)), share, 0.72, left, color=PART_COLORS[name], label=PART_NAMES[name])
+        bars = panel.barh(
+            range(len(part)), share, 0.72, left, color=PART_COLORS[name], label=PART_NAMES[name]
+        )
         words = [f"{value:.0f}" if value >= 8 else "" for value in share]
         color = "white" if name in DARK else "black"
         panel.bar_label(bars, words, label_type="center", fontsize="small", color=color)
@@ -127,10 +143,12 @@ def _stack(panel: Axes, part: pd.DataFrame) -> None:
 
 @styled
 def expert_use(counts: pd.DataFrame, ax=None):
-    """How unevenly the experts of each MoE layer are used: share of the layer's expert calls (%), experts sorted by
-    use; ``counts`` as of ``metrics.expert_use``. The dashed line is even use."""
+    """How unevenly the experts of each MoE layer are used: share of the layer's expert calls (%),
+    experts sorted by use; ``counts`` as of ``metrics.expert_use``. The dashed line is even use."""
     if not len(counts) or not counts.to_numpy().sum():
-        raise OptionError("the counts are empty: no token was sent to any expert (was the trace on?)")
+        raise OptionError(
+            "the counts are empty: no token was sent to any expert (was the trace on?)"
+        )
     if ax is None:
         _, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     dead = dead_experts(counts)
@@ -139,11 +157,18 @@ def expert_use(counts: pd.DataFrame, ax=None):
         share = 100 * np.sort(use.to_numpy())[::-1] / max(1, use.sum())
         name = f"layer {layer}: Gini {gini(use):.2f}, {dead[layer]} unused"
         ax.plot(rank, share, marker="o", markersize=4, color=color, label=name)
-    ax.axhline(100 / counts.shape[1], color=GREY, linestyle="--", linewidth=1.2, label="even use: Gini 0")
-    ax.set(xlabel="experts of the layer, most used first (rank)", ylabel="% of the layer's expert calls")
+    ax.axhline(
+        100 / counts.shape[1], color=GREY, linestyle="--", linewidth=1.2, label="even use: Gini 0"
+    )
+    ax.set(
+        xlabel="experts of the layer, most used first (rank)",
+        ylabel="% of the layer's expert calls",
+    )
     ax.set_ylim(0, None)
     title = f"Expert use per MoE layer: mean Gini {skewness(counts):.2f}"
     ax.set_title(title, fontweight="bold", loc="left")
     many = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": 1 + len(counts) // 20}
-    ax.legend(frameon=False, fontsize="small", **(many if len(counts) > 8 else {"loc": "upper right"}))
+    ax.legend(
+        frameon=False, fontsize="small", **(many if len(counts) > 8 else {"loc": "upper right"})
+    )
     return ax

@@ -1,7 +1,8 @@
 """Figures of the machinery: one layer's pool under several policies, and one round on the clock.
 
-Comes in: an output, or the frame of its trace. Goes out: the ``Axes`` drawn on. They are the static twins of
-``widgets.pool_replay`` and ``widgets.timeline``; what they draw is computed in ``specmoe.lab.replay``.
+Comes in: an output, or the frame of its trace. Goes out: the ``Axes`` drawn on. They are the static
+twins of ``widgets.pool_replay`` and ``widgets.timeline``; what they draw is computed in
+``specmoe.lab.replay``.
 """
 
 from __future__ import annotations
@@ -14,32 +15,68 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from ...errors import OptionError
-from ..replay import REPLAYED, Held, as_frame, check_number, layer_requests, layers_of, pool_table, replay_pool, rounds_of
+from ..replay import (
+    REPLAYED,
+    Held,
+    as_frame,
+    check_number,
+    layer_requests,
+    layers_of,
+    pool_table,
+    replay_pool,
+    rounds_of,
+)
 from ..replay import timeline as intervals
 from .base import COLORS, PART_COLORS, show_number, styled
 
 POLICY_COLORS = {"lru": COLORS[1], "lfu": COLORS[4], "temporal": COLORS[0], "belady": "#303030"}
 POLICY_NAMES = {"lru": "LRU", "lfu": "LFU", "temporal": "temporal", "belady": "Belady (the bound)"}
 POLICY_LINES = {"lru": "--", "lfu": ":", "temporal": "-", "belady": "-"}
-STATES = {"not there": "white", "resident, not needed": "#d0d0d0", "hit": COLORS[0], "miss": COLORS[3]}
-BUSY_COLORS = {"draft": PART_COLORS["draft"], "verify": PART_COLORS["verify"], "wait": PART_COLORS["wait"],
-               "rest": PART_COLORS["rest"], "fetch": COLORS[2], "prefetch": COLORS[8]}  # fmt: skip
-BUSY_NAMES = {"draft": "drafting", "verify": "full model", "wait": "waiting for a read", "rest": "the rest",
-              "fetch": "fetch (the router asked)", "prefetch": "prefetch (before it asked)"}  # fmt: skip
+STATES = {
+    "not there": "white",
+    "resident, not needed": "#d0d0d0",
+    "hit": COLORS[0],
+    "miss": COLORS[3],
+}
+BUSY_COLORS = {
+    "draft": PART_COLORS["draft"],
+    "verify": PART_COLORS["verify"],
+    "wait": PART_COLORS["wait"],
+    "rest": PART_COLORS["rest"],
+    "fetch": COLORS[2],
+    "prefetch": COLORS[8],
+}
+BUSY_NAMES = {
+    "draft": "drafting",
+    "verify": "full model",
+    "wait": "waiting for a read",
+    "rest": "the rest",
+    "fetch": "fetch (the router asked)",
+    "prefetch": "prefetch (before it asked)",
+}
 DEFAULT_KEPT = 4
 
 
-# ---- one layer's pool ------------------------------------------------------------------------------------------
+# ---- one layer's pool ----
 
 
 @styled
-def pool_replay(source, layer: int | None = None, policy: str = "temporal", step: int | None = None,
-                num_kept: int | None = None, num_experts: int | None = None, ax=None):  # fmt: skip
-    """One layer's requests replayed: which experts were needed and there under ``policy``; misses of every policy.
+def pool_replay(
+    source,
+    layer: int | None = None,
+    policy: str = "temporal",
+    step: int | None = None,
+    num_kept: int | None = None,
+    num_experts: int | None = None,
+    ax=None,
+):
+    """One layer's requests replayed: which experts were needed and there under ``policy``; misses
+    of every policy.
 
-    ``source``: an output or a trace frame; ``layer`` None: the first; ``step``: where the time line stands (None: the end);
-    ``num_kept``: experts kept per layer (None: 4, or half of them); ``num_experts`` E (None: as many as the trace names).
-    ``ax``: two ``Axes`` to draw on. A replay, not a run: requests stay what they were, whatever the policy.
+    ``source``: an output or a trace frame; ``layer`` None: the first; ``step``: where the time line
+    stands (None: the end); ``num_kept``: experts kept per layer (None: 4, or half of them);
+    ``num_experts`` E (None: as many as the trace names). ``ax``: two ``Axes`` to draw on. A replay,
+    not a run: requests stay what they were, whatever the policy.
     """
     frame = as_frame(source)
     layer = layers_of(frame)[0] if layer is None else layer
@@ -49,8 +86,11 @@ def pool_replay(source, layer: int | None = None, policy: str = "temporal", step
     step = len(held) - 1 if step is None else check_number("step", step, range(len(held)))
     above, below = _two_axes(ax, (11, 5.6), (3, 2))
     _draw_raster(above, held, len(requests[0].counts), step)
-    above.set_title(f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed", loc="left",
-                    fontweight="bold")  # fmt: skip
+    above.set_title(
+        f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed",
+        loc="left",
+        fontweight="bold",
+    )
     _draw_misses(below, pool_table(requests, num_kept), step)
     return np.array([above, below], dtype=object)
 
@@ -63,7 +103,9 @@ def default_kept(num_experts: int) -> int:
 def _two_axes(ax, size: tuple[float, float], heights: tuple[int, int]) -> tuple[Axes, Axes]:
     if ax is None:
         _, axes = plt.subplots(2, 1, figsize=size, height_ratios=heights, sharex=True)
-        axes[0].figure.subplots_adjust(left=0.065, right=0.625, bottom=0.115, top=0.935, hspace=0.05)
+        axes[0].figure.subplots_adjust(
+            left=0.065, right=0.625, bottom=0.115, top=0.935, hspace=0.05
+        )
         return axes[0], axes[1]
     axes = list(np.atleast_1d(ax))
     if len(axes) != 2:
@@ -80,26 +122,42 @@ def _draw_raster(ax: Axes, held: list[Held], num_experts: int, step: int) -> Non
         state[list(now.needed - now.before), column] = 3
     shade = np.where(np.arange(len(held)) <= step, 1.0, 0.25)[None, :].repeat(num_experts, axis=0)
     ax.imshow(
-        state, cmap=ListedColormap(list(STATES.values())), vmin=0, vmax=3, aspect="auto", interpolation="none", alpha=shade
+        state,
+        cmap=ListedColormap(list(STATES.values())),
+        vmin=0,
+        vmax=3,
+        aspect="auto",
+        interpolation="none",
+        alpha=shade,
     )
     ax.axvline(step + 0.5, color="black", lw=2)
     ax.set_ylabel("expert")
     ax.grid(False)
     handles = [Patch(fc=color, ec="#909090", label=name) for name, color in STATES.items()]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12)
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12
+    )
 
 
 def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
     ends = {}
     for policy in REPLAYED:
         part = table[table["policy"] == policy]
-        style = {"color": POLICY_COLORS[policy], "ls": POLICY_LINES[policy], "lw": 3 if policy == "temporal" else 2.4}
+        style = {
+            "color": POLICY_COLORS[policy],
+            "ls": POLICY_LINES[policy],
+            "lw": 3 if policy == "temporal" else 2.4,
+        }
         now = part.iloc[step]
         hits, misses = int(now["total_hits"]), int(now["total_misses"])
         ends[policy] = f"{POLICY_NAMES[policy]}: {misses} misses, {hits} hits"
         ax.plot(part["step"], part["total_misses"], label=ends[policy], **style)
     ax.axvline(step + 0.5, color="black", lw=2)
-    ax.set(xlabel="step of the full model (0: prefill)", ylabel="misses so far", xlim=(-0.5, table["step"].max() + 0.5))
+    ax.set(
+        xlabel="step of the full model (0: prefill)",
+        ylabel="misses so far",
+        xlim=(-0.5, table["step"].max() + 0.5),
+    )
     ax.set_ylim(bottom=0)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(
@@ -112,15 +170,19 @@ def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
     )
 
 
-# ---- one round on the clock --------------------------------------------------------------------------------------
+# ---- one round on the clock ----
 
 
 @styled
-def timeline(source, round: int | None = None, begin_ms: float = 0.0, end_ms: float | None = None, ax=None):
-    """Who waits for whom in one round: the reads under way, and what compute does meanwhile (milliseconds, measured).
+def timeline(
+    source, round: int | None = None, begin_ms: float = 0.0, end_ms: float | None = None, ax=None
+):
+    """Who waits for whom in one round: the reads under way, and what compute does meanwhile
+    (milliseconds, measured).
 
-    ``source``: an output or a trace frame; ``round`` None: the middle one; ``begin_ms``, ``end_ms``: the part to show.
-    A read's bar runs from its start to its arrival, the wait for a shared link included. Returns the ``Axes``.
+    ``source``: an output or a trace frame; ``round`` None: the middle one; ``begin_ms``,
+    ``end_ms``: the part to show. A read's bar runs from its start to its arrival, the wait for a
+    shared link included. Returns the ``Axes``.
     """
     frame = as_frame(source)
     rounds = rounds_of(frame)
@@ -130,7 +192,10 @@ def timeline(source, round: int | None = None, begin_ms: float = 0.0, end_ms: fl
     begin_ms, end_ms = _window(begin_ms, end_ms, whole_ms)
     lanes = [
         "compute",
-        *sorted((lane for lane in table["lane"].unique() if lane != "compute"), key=lambda n: int(n.split()[1])),
+        *sorted(
+            (lane for lane in table["lane"].unique() if lane != "compute"),
+            key=lambda n: int(n.split()[1]),
+        ),
     ]
     if ax is None:
         _, ax = plt.subplots(figsize=(11, 2.6 + 0.55 * len(lanes)), layout="constrained")
@@ -144,10 +209,13 @@ def _window(begin_ms, end_ms, whole_ms: float) -> tuple[float, float]:
     end_ms = whole_ms if end_ms is None else end_ms
     for name, value in (("begin_ms", begin_ms), ("end_ms", end_ms)):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise OptionError(f"{name}={value!r} must be a number of milliseconds from 0 to {whole_ms:.3g}")
+            raise OptionError(
+                f"{name}={value!r} must be a number of milliseconds from 0 to {whole_ms:.3g}"
+            )
     if not 0 <= begin_ms < end_ms:
         raise OptionError(
-            f"begin_ms={begin_ms!r} and end_ms={end_ms!r}: 0 <= begin < end, and the round ends at {whole_ms:.3g}"
+            f"begin_ms={begin_ms!r} and end_ms={end_ms!r}: 0 <= begin < end, and the round ends at "
+            f"{whole_ms:.3g}"
         )
     return begin_ms, end_ms
 
@@ -157,16 +225,27 @@ def _draw_lane(ax: Axes, part: pd.DataFrame, place: int, begin_ms: float, end_ms
     for kind, group in part.groupby("kind", sort=False):
         bars = np.stack([group["begin_s"], group["end_s"] - group["begin_s"]], axis=1) * 1e3
         hatch = {"wait": "///", "prefetch": ".."}.get(kind)
-        ax.broken_barh(bars, (place - height / 2, height), fc=BUSY_COLORS[kind], ec="white", lw=0.8, hatch=hatch,
-                       zorder=3 if kind == "wait" else 2)  # fmt: skip
+        ax.broken_barh(
+            bars,
+            (place - height / 2, height),
+            fc=BUSY_COLORS[kind],
+            ec="white",
+            lw=0.8,
+            hatch=hatch,
+            zorder=3 if kind == "wait" else 2,
+        )
         for bar in group.itertuples():
             _label(ax, kind, bar, place, begin_ms, end_ms)
 
 
 def _label(ax: Axes, kind: str, bar, place: int, begin_ms: float, end_ms: float) -> None:
     """The layer and expert on a bar that is wide enough."""
-    words = {"verify": f"L{bar.layer}", "fetch": f"L{bar.layer} e{bar.expert}", "prefetch": f"L{bar.layer} e{bar.expert}",
-             "draft": "draft"}.get(kind)  # fmt: skip
+    words = {
+        "verify": f"L{bar.layer}",
+        "fetch": f"L{bar.layer} e{bar.expert}",
+        "prefetch": f"L{bar.layer} e{bar.expert}",
+        "draft": "draft",
+    }.get(kind)
     left, right = max(1e3 * bar.begin_s, begin_ms), min(1e3 * bar.end_s, end_ms)
     if words is None or (right - left) < 0.0125 * len(words) * (end_ms - begin_ms):
         return
@@ -174,20 +253,36 @@ def _label(ax: Axes, kind: str, bar, place: int, begin_ms: float, end_ms: float)
     if kind == "verify":  # above the waits that fill most of a layer
         ax.text((left + right) / 2, place - 0.47, words, **{**inside, "va": "bottom"})
         return
-    ax.text((left + right) / 2, place, words, color="white" if kind == "fetch" else "black", **inside)
+    ax.text(
+        (left + right) / 2, place, words, color="white" if kind == "fetch" else "black", **inside
+    )
 
 
-def _dress_timeline(ax: Axes, table: pd.DataFrame, lanes: list[str], round: int, begin_ms: float, end_ms: float) -> None:
+def _dress_timeline(
+    ax: Axes, table: pd.DataFrame, lanes: list[str], round: int, begin_ms: float, end_ms: float
+) -> None:
     names = ["compute", *(f"read {lane.split()[1]}" for lane in lanes[1:])]
     ax.set_yticks(range(len(lanes)), names)
-    ax.set(ylim=(len(lanes) - 0.45, -0.85), xlim=(begin_ms, end_ms), xlabel="milliseconds since the round began (measured)")
+    ax.set(
+        ylim=(len(lanes) - 0.45, -0.85),
+        xlim=(begin_ms, end_ms),
+        xlabel="milliseconds since the round began (measured)",
+    )
     ax.grid(False, axis="y")
     compute = table[table["lane"] == "compute"]
     whole, waits = compute["end_s"].max(), compute[compute["kind"] == "wait"]
     waited = (waits["end_s"] - waits["begin_s"]).sum()
-    said = f"Round {round}: {show_number(1e3 * whole)} ms, {100 * waited / whole:.0f} % of it waiting for reads"
+    said = (
+        f"Round {round}: {show_number(1e3 * whole)} ms, {100 * waited / whole:.0f} % of it "
+        "waiting for reads"
+    )
     ax.set_title(said, loc="left", fontweight="bold")
     kinds = [kind for kind in BUSY_NAMES if (table["kind"] == kind).any()]
     hatches = {"wait": "///", "prefetch": ".."}
-    handles = [Patch(fc=BUSY_COLORS[kind], ec="white", hatch=hatches.get(kind), label=BUSY_NAMES[kind]) for kind in kinds]
-    ax.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=12)
+    handles = [
+        Patch(fc=BUSY_COLORS[kind], ec="white", hatch=hatches.get(kind), label=BUSY_NAMES[kind])
+        for kind in kinds
+    ]
+    ax.figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=12
+    )

@@ -1,7 +1,9 @@
-"""Figures of the reproduction: the paper's numbers and ours side by side, lines against batch, the simulator's errors.
+"""Figures of the reproduction: the paper's numbers and ours side by side, lines against batch, the
+simulator's errors.
 
-Comes in: frames of ``specmoe.lab.paper`` (numbers with table, label, measure, value, kind; batch x method). Goes out: the
-``Axes`` drawn on. A kind has one mark everywhere: paper an open diamond, measured a filled circle, simulated a triangle.
+Comes in: frames of ``specmoe.lab.paper`` (numbers with table, label, measure, value, kind; batch x
+method). Goes out: the ``Axes`` drawn on. A kind has one mark everywhere: paper an open diamond,
+measured a filled circle, simulated a triangle.
 """
 
 from __future__ import annotations
@@ -23,21 +25,28 @@ LINK_MARKS = "^osDv"
 
 
 @styled
-def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | None = None, batch: int | None = None):
-    """One row per label: the paper's value, the measured one with its reach over prompt sets, the simulated one.
+def against_paper(
+    numbers: pd.DataFrame, measure: str, ax=None, title: str | None = None, batch: int | None = None
+):
+    """One row per label: the paper's value, the measured one with its reach over prompt sets, the
+    simulated one.
 
-    ``numbers``: rows of one table with label, measure, value, kind, unit, low, high. ``batch``: of measures that have
-    several.
+    ``numbers``: rows of one table with label, measure, value, kind, unit, low, high. ``batch``: of
+    measures that have several.
     """
     need_columns(numbers, "label", "measure", "value", "kind", "low", "high")
     part = found = numbers[numbers["measure"] == measure]
     if not len(part):
-        raise OptionError(f"no number is called {measure!r}: there are {', '.join(sorted(set(numbers['measure'])))}")
+        raise OptionError(
+            f"no number is called {measure!r}: there are "
+            f"{', '.join(sorted(set(numbers['measure'])))}"
+        )
     if "batch" in part:
         part = part[part["batch"].isna() if batch is None else part["batch"] == batch]
         if not len(part):
             raise OptionError(
-                f"{measure!r} has no number at batch {batch}: there are its batches {sorted(set(found['batch']))}"
+                f"{measure!r} has no number at batch {batch}: there are its batches "
+                f"{sorted(set(found['batch']))}"
             )
     labels, own = list(dict.fromkeys(part["label"])), ax is None
     if own:
@@ -47,10 +56,16 @@ def against_paper(numbers: pd.DataFrame, measure: str, ax=None, title: str | Non
         _marks(ax, part[part["kind"] == kind], labels, kind, 0.3 * (place - (len(kinds) - 1) / 2))
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.45, -0.55)
-    ax.set_xlabel(f"{measure} ({part['unit'].iloc[0]})" + ("" if batch is None else f", batch {batch}"))
+    ax.set_xlabel(
+        f"{measure} ({part['unit'].iloc[0]})" + ("" if batch is None else f", batch {batch}")
+    )
     ax.margins(x=0.18)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    note = "lines: smallest to largest over prompt sets or repeats" if part["low"].notna().any() else ""
+    note = (
+        ("lines: smallest to largest over prompt sets or repeats")
+        if part["low"].notna().any()
+        else ""
+    )
     return titled([ax], own, title or measure[0].upper() + measure[1:], note)
 
 
@@ -60,11 +75,26 @@ def _marks(ax, part: pd.DataFrame, labels: list[str], kind: str, shift: float) -
     low, high = (part[name].astype(float).fillna(part["value"]) for name in ("low", "high"))
     ax.hlines(at, low, high, color=edge, linewidth=2)
     ax.plot(
-        part["value"], at, marker, markerfacecolor=face, markeredgecolor=edge, markeredgewidth=1.8, markersize=8, label=kind
+        part["value"],
+        at,
+        marker,
+        markerfacecolor=face,
+        markeredgecolor=edge,
+        markeredgewidth=1.8,
+        markersize=8,
+        label=kind,
     )
     for value, end, place in zip(part["value"], high, at):
         words = f"{value:.2f}" if abs(value) < 20 else show_number(value)
-        ax.annotate(words, (end, place), (9, 0), textcoords="offset points", va="center", fontsize="small", color=edge)
+        ax.annotate(
+            words,
+            (end, place),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=edge,
+        )
 
 
 @styled
@@ -81,7 +111,15 @@ def by_batch(lines: pd.DataFrame, ylabel: str, title: str, note: str = "", ax=No
         values, method = lines[name].dropna(), _method(name)
         style = DASHES[seen.setdefault(method, 0) % len(DASHES)]
         seen[method] += 1
-        ax.plot(values.index, values, style, marker="o", markersize=5, linewidth=2.2, color=METHOD_COLORS[method])
+        ax.plot(
+            values.index,
+            values,
+            style,
+            marker="o",
+            markersize=5,
+            linewidth=2.2,
+            color=METHOD_COLORS[method],
+        )
         ends.append((float(values.iloc[-1]), int(values.index[-1]), name, METHOD_COLORS[method]))
     ax.set(xscale="log", yscale="log", xlabel="batch (rows in flight)", ylabel=ylabel)
     ax.set_xticks(lines.index, [str(batch) for batch in lines.index])
@@ -91,7 +129,8 @@ def by_batch(lines: pd.DataFrame, ylabel: str, title: str, note: str = "", ax=No
 
 
 def _method(name: str) -> str:
-    """The method whose colour a line has: "cached, equal bytes" -> "cached", "oracle" -> "overlapped"."""
+    """The method whose colour a line has: "cached, equal bytes" -> "cached", "oracle" ->
+    "overlapped"."""
     first = name.split(",")[0].split(":")[0].split(" ")[0]
     return {"oracle": "overlapped"}.get(first, first)
 
@@ -108,8 +147,10 @@ def _name_ends(ax, ends: list[tuple]) -> None:
 
 
 def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
-    """The nearest heights, in their order, that are at least ``gap`` apart: neighbours that are closer share the push."""
-    groups = [[[float(height)], float(height)] for height in heights]  # members and the middle of each group
+    """The nearest heights, in their order, that are at least ``gap`` apart: neighbours that are
+    closer share the push."""
+    # members and the middle of each group
+    groups = [[[float(height)], float(height)] for height in heights]
     while True:
         for one, other in zip(groups, groups[1:]):
             reach = gap * (len(one[0]) + len(other[0])) / 2
@@ -120,13 +161,18 @@ def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
                 break
         else:
             break
-    return np.concatenate([middle + gap * (np.arange(len(members)) - (len(members) - 1) / 2) for members, middle in groups])
+    return np.concatenate(
+        [
+            middle + gap * (np.arange(len(members)) - (len(members) - 1) / 2)
+            for members, middle in groups
+        ]
+    )
 
 
 @styled
 def clock_scatter(rows: pd.DataFrame, ax=None):
-    """Predicted against measured tokens per second: a panel per ``model`` (if named), a mark per link, a colour per method.
-    The line is a perfect prediction, the band 25 % either way."""
+    """Predicted against measured tokens per second: a panel per ``model`` (if named), a mark per
+    link, a colour per method. The line is a perfect prediction, the band 25 % either way."""
     need_columns(rows, "measured", "predicted", "method", "link")
     models = list(dict.fromkeys(rows["model"])) if "model" in rows else [None]
     axes = [ax] if ax is not None else _clock_axes(len(models))
@@ -134,18 +180,35 @@ def clock_scatter(rows: pd.DataFrame, ax=None):
         _clock_panel(axis, rows if model is None else rows[rows["model"] == model], model)
     axes[0].set_ylabel("simulated tokens per second")
     _clock_legend(axes[-1], rows)
-    return titled(axes, ax is None, "The simulator against our own clock", "band: 25 % off; every method at batch 1, 16, 64")
+    return titled(
+        axes,
+        ax is None,
+        "The simulator against our own clock",
+        "band: 25 % off; every method at batch 1, 16, 64",
+    )
 
 
 def _clock_axes(num: int) -> list:
     size = (3 + 4.4 * num, 5)
-    return list(plt.subplots(1, num, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")[1].flat)
+    return list(
+        plt.subplots(
+            1, num, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+        )[1].flat
+    )
 
 
 def _clock_panel(ax, rows: pd.DataFrame, model: str | None) -> None:
     for marker, (_, part) in zip(LINK_MARKS, rows.groupby("link")):
         colors = [METHOD_COLORS[method] for method in part["method"]]
-        ax.scatter(part["measured"], part["predicted"], 70, colors, marker=marker, edgecolors="black", linewidths=0.6)
+        ax.scatter(
+            part["measured"],
+            part["predicted"],
+            70,
+            colors,
+            marker=marker,
+            edgecolors="black",
+            linewidths=0.6,
+        )
     values = rows[["measured", "predicted"]]
     ends = np.array([values.min().min() / 1.4, values.max().max() * 1.4])
     ax.plot(ends, ends, "--", color=GREY, linewidth=1.2)
@@ -157,8 +220,12 @@ def _clock_legend(ax, rows: pd.DataFrame) -> None:
     """Links by mark, methods by colour, beside the last panel."""
     shown = {"color": "white", "linestyle": "", "markeredgecolor": "black", "markersize": 8}
     links = [
-        plt.Line2D([], [], marker=mark, label=link, **shown) for mark, link in zip(LINK_MARKS, sorted(set(rows["link"])))
+        plt.Line2D([], [], marker=mark, label=link, **shown)
+        for mark, link in zip(LINK_MARKS, sorted(set(rows["link"])))
     ]
     used = [name for name in METHOD_COLORS if name in set(rows["method"])]
-    methods = [plt.Line2D([], [], **shown | {"color": METHOD_COLORS[name]}, marker="s", label=name) for name in used]
+    methods = [
+        plt.Line2D([], [], **shown | {"color": METHOD_COLORS[name]}, marker="s", label=name)
+        for name in used
+    ]
     ax.legend(handles=[*links, *methods], frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,7 +1,8 @@
 """Figures of single tokens: which experts each went to, and what a round made of it.
 
-Comes in: a ``Routing`` of ``specmoe.lab.routing`` or an ``Output`` with its trace. Goes out: the ``Axes`` drawn on. They are the
-static twins of ``widgets.routing_explorer`` and ``widgets.round_stepper``.
+Comes in: a ``Routing`` of ``specmoe.lab.routing`` or an ``Output`` with its trace. Goes out: the
+``Axes`` drawn on. They are the static twins of ``widgets.routing_explorer`` and
+``widgets.round_stepper``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from .base import COLORS, GREY, plain, styled
 
 STEPS = ("target", "draft")
 ACTS = ("draft", "verify", "accept")
-TOKEN_COLORS = {"accepted": COLORS[9], "recovered": COLORS[1], "bonus": COLORS[2], "plain": "#d4d4d4"}
+TOKEN_COLORS = {
+    "accepted": COLORS[9],
+    "recovered": COLORS[1],
+    "bonus": COLORS[2],
+    "plain": "#d4d4d4",
+}
 TOKEN_NAMES = {
     "accepted": "accepted: drafted, and the target agrees",
     "recovered": "recovered: the target's own, at the first rejection",
@@ -34,7 +40,8 @@ TOKEN_NAMES = {
     "plain": "the target's own, nothing was drafted",
 }
 SPACE, ARROW = "\N{OPEN BOX}", "\N{RIGHTWARDS ARROW}"
-WIDTH, CHAR, LINE = 11.0, 0.118, 0.36  # inches: the figure, a monospaced letter at 13 points, a line of boxes
+# inches: the figure, a monospaced letter at 13 points, a line of boxes
+WIDTH, CHAR, LINE = 11.0, 0.118, 0.36
 FRAMES = {"fetched": "-", "prefetched": (0, (2, 1.2))}
 MAP_ROWS = 16  # layers times choices in one map
 
@@ -47,23 +54,35 @@ def words_of(tokenizer, tokens: Sequence[int]) -> list[str]:
     return [plain(text.replace(" ", SPACE).replace("\n", "\\n")) or "?" for text in texts]
 
 
-# ---- tokens x layers ---------------------------------------------------------------------------------------------
+# ---- tokens x layers ----
 
 
 @styled
-def routing_map(routing, token: int | None = None, step: str = "target", first: int | None = None, num_tokens: int = 18,
-                first_layer: int | None = None, ax=None):  # fmt: skip
-    """Tokens x layers of one prompt: the experts that each token went to, coloured by how much the text uses them.
+def routing_map(
+    routing,
+    token: int | None = None,
+    step: str = "target",
+    first: int | None = None,
+    num_tokens: int = 18,
+    first_layer: int | None = None,
+    ax=None,
+):
+    """Tokens x layers of one prompt: the experts that each token went to, coloured by how much the
+    text uses them.
 
-    ``routing``: of ``specmoe.lab.routing.record_routing``; ``token``: the position spelled out at the right (None: the first
-    generated); ``step``: what the "target" computed, or what the "draft" did, with its stand-ins; ``first``,
-    ``num_tokens``: the tokens shown (positions); ``first_layer``: the first layer shown (None: the first recorded). Returns
-    the map's ``Axes``.
+    ``routing``: of ``specmoe.lab.routing.record_routing``; ``token``: the position spelled out at
+    the right (None: the first generated); ``step``: what the "target" computed, or what the "draft"
+    did, with its stand-ins; ``first``, ``num_tokens``: the tokens shown (positions);
+    ``first_layer``: the first layer shown (None: the first recorded). Returns the map's ``Axes``.
     """
     check_routing(routing)
     check_choice("step", step, STEPS)
     positions = sorted(routing.picks["position"].unique().tolist())
-    token = check_number("token", min(routing.num_prompt_tokens, positions[-1]) if token is None else token, positions)
+    token = check_number(
+        "token",
+        min(routing.num_prompt_tokens, positions[-1]) if token is None else token,
+        positions,
+    )
     first = window_start(token, first, num_tokens, len(positions))
     ax, beside = _map_axes(ax)
     shown = range(first, min(first + num_tokens, len(positions)))
@@ -71,7 +90,15 @@ def routing_map(routing, token: int | None = None, step: str = "target", first: 
     _draw_map(ax, routing, step, shown, layers)
     if token in shown:
         ax.add_patch(
-            Rectangle((token - 0.5, -0.5), 1, len(layers) * routing.top_k, fill=False, lw=3, ec=COLORS[4], zorder=6)
+            Rectangle(
+                (token - 0.5, -0.5),
+                1,
+                len(layers) * routing.top_k,
+                fill=False,
+                lw=3,
+                ec=COLORS[4],
+                zorder=6,
+            )
         )
     if beside is not None:
         _spell_token(beside, routing, token, step, layers)
@@ -82,7 +109,10 @@ def check_routing(routing) -> None:
     """``OptionError`` unless this holds picks per token."""
     if not isinstance(getattr(routing, "picks", None), pd.DataFrame):
         kind = type(routing).__name__
-        raise OptionError(f"{kind} has no routing per token: make one with specmoe.lab.routing.record_routing(engine, prompt)")
+        raise OptionError(
+            f"{kind} has no routing per token: make one with "
+            "specmoe.lab.routing.record_routing(engine, prompt)"
+        )
 
 
 def window_start(token: int, first: int | None, num_tokens: int, total: int) -> int:
@@ -108,50 +138,77 @@ def _map_axes(ax: Axes | None) -> tuple[Axes, Axes | None]:
 
 
 def use_ranks(picks: pd.DataFrame) -> dict[tuple[int, int], int]:
-    """(layer, expert) -> its place among the layer's experts by use in the target's steps, 0 the most used."""
+    """(layer, expert) -> its place among the layer's experts by use in the target's steps, 0 the
+    most used."""
     use = picks[picks["step"] == "target"].groupby(["layer", "expert"]).size()
-    use = use.reset_index(name="uses").sort_values(["layer", "uses", "expert"], ascending=[True, False, True])
+    use = use.reset_index(name="uses").sort_values(
+        ["layer", "uses", "expert"], ascending=[True, False, True]
+    )
     use["rank"] = use.groupby("layer").cumcount()
-    return {(layer, expert): rank for layer, expert, rank in zip(use["layer"], use["expert"], use["rank"], strict=True)}
+    return {
+        (layer, expert): rank
+        for layer, expert, rank in zip(use["layer"], use["expert"], use["rank"], strict=True)
+    }
 
 
 def _draw_map(ax: Axes, routing, step: str, shown: range, layers: range) -> None:
     picks = routing.picks
     ranks = use_ranks(picks)
     top = np.log2(1 + max(1, *ranks.values()))
-    part = picks[(picks["step"] == step) & picks["position"].isin(shown) & picks["layer"].isin(layers)]
+    part = picks[
+        (picks["step"] == step) & picks["position"].isin(shown) & picks["layer"].isin(layers)
+    ]
     part = part.drop_duplicates(["position", "layer", "choice"], keep="last")
-    cold = [np.log2(1 + ranks.get(key, 2**top - 1)) / top for key in zip(part["layer"], part["computed"], strict=True)]
+    cold = [
+        np.log2(1 + ranks.get(key, 2**top - 1)) / top
+        for key in zip(part["layer"], part["computed"], strict=True)
+    ]
     part = part.assign(y=(part["layer"] - layers.start) * routing.top_k + part["choice"], cold=cold)
     _draw_cells(ax, part)
     _dress_map(ax, routing, step, shown, layers)
 
 
 def _draw_cells(ax: Axes, part: pd.DataFrame) -> None:
-    """One cell per choice: its colour is the computed expert's use, its frame says where the expert was."""
+    """One cell per choice: its colour is the computed expert's use, its frame says where the expert
+    was."""
     ran = part[part["computed"] >= 0]
     colors = plt.get_cmap("cividis_r")(1 - ran["cold"].to_numpy())
     ax.add_collection(PatchCollection(_boxes(ran, 0.46), facecolors=colors, edgecolors="none"))
     for state, line in FRAMES.items():
         framed = _boxes(part[part["state"] == state], 0.38)
         ax.add_collection(
-            PatchCollection(framed, facecolors="none", edgecolors=COLORS[3], linewidths=2.4, linestyles=[line])
+            PatchCollection(
+                framed, facecolors="none", edgecolors=COLORS[3], linewidths=2.4, linestyles=[line]
+            )
         )
     dark = (part["computed"] >= 0) & (part["cold"] < 0.5)
-    _draw_words(ax, part[["position", "y"]].to_numpy(), cell_words(part), np.where(dark, "white", "black"))
+    _draw_words(
+        ax, part[["position", "y"]].to_numpy(), cell_words(part), np.where(dark, "white", "black")
+    )
 
 
 def cell_words(part: pd.DataFrame) -> list[str]:
     """What stands in each cell: the expert, a stand-in with a star, or a dash where none ran."""
     rows = zip(part["state"], part["computed"], part["expert"], strict=True)
-    return [f"{ran}*" if state == "substituted" else "-" if state == "left out" else str(e) for state, ran, e in rows]
+    return [
+        f"{ran}*" if state == "substituted" else "-" if state == "left out" else str(e)
+        for state, ran, e in rows
+    ]
 
 
 def _draw_words(ax: Axes, places: np.ndarray, words: list[str], colors) -> None:
-    """Short words in the middle of ``places`` [n, 2], as one collection: a hundred single texts take a slider's time."""
-    shapes = PathCollection([_shape(word) for word in words], offsets=places, offset_transform=ax.transData,
-                            facecolors=list(colors), edgecolors="none", zorder=5)  # fmt: skip
-    shapes.set_transform(Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans)  # shapes are in points
+    """Short words in the middle of ``places`` [n, 2], as one collection: a hundred single texts
+    take a slider's time."""
+    shapes = PathCollection(
+        [_shape(word) for word in words],
+        offsets=places,
+        offset_transform=ax.transData,
+        facecolors=list(colors),
+        edgecolors="none",
+        zorder=5,
+    )
+    # shapes are in points
+    shapes.set_transform(Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans)
     ax.add_collection(shapes, autolim=False)
 
 
@@ -161,28 +218,51 @@ def _shape(word: str) -> Path:
     outline = TextPath((0, 0), word, prop=FontProperties(size=12))
     digits = TextPath((0, 0), "0", prop=FontProperties(size=12)).get_extents()
     box = outline.get_extents()
-    return outline.transformed(Affine2D().translate(-(box.x0 + box.x1) / 2, -(digits.y0 + digits.y1) / 2))
+    return outline.transformed(
+        Affine2D().translate(-(box.x0 + box.x1) / 2, -(digits.y0 + digits.y1) / 2)
+    )
 
 
 def _boxes(part: pd.DataFrame, half: float) -> list[Rectangle]:
-    return [Rectangle((x - half, y - half), 2 * half, 2 * half) for x, y in zip(part["position"], part["y"], strict=True)]
+    return [
+        Rectangle((x - half, y - half), 2 * half, 2 * half)
+        for x, y in zip(part["position"], part["y"], strict=True)
+    ]
 
 
 def _dress_map(ax: Axes, routing, step: str, shown: range, layers: range) -> None:
     words = words_of(routing.output.tokenizer, routing.tokens)
     k = routing.top_k
-    ax.set_xticks(list(shown), [words[p][:10] for p in shown], rotation=90, fontfamily="monospace", fontsize=12)
+    ax.set_xticks(
+        list(shown),
+        [words[p][:10] for p in shown],
+        rotation=90,
+        fontfamily="monospace",
+        fontsize=12,
+    )
     for label, position in zip(ax.get_xticklabels(), shown, strict=True):
         label.set_color(GREY if position < routing.num_prompt_tokens else "black")
         label.set_fontweight("normal" if position < routing.num_prompt_tokens else "bold")
-    ax.set_yticks([i * k + (k - 1) / 2 for i in range(len(layers))], [str(layer) for layer in layers])
-    ax.set(xlim=(shown.start - 0.5, shown.stop - 0.5), ylim=(len(layers) * k - 0.5, -0.5), ylabel="MoE layer")
+    ax.set_yticks(
+        [i * k + (k - 1) / 2 for i in range(len(layers))], [str(layer) for layer in layers]
+    )
+    ax.set(
+        xlim=(shown.start - 0.5, shown.stop - 0.5),
+        ylim=(len(layers) * k - 0.5, -0.5),
+        ylabel="MoE layer",
+    )
     ax.set_xlabel("token (grey: prompt, bold: generated)")
     ax.grid(False)
     for edge in range(1, len(layers)):
         ax.axhline(edge * k - 0.5, color="#c0c0c0", lw=1)
     who = {"target": "the full model", "draft": "the draft"}[step]
-    ax.set_title(f"Experts by token and layer, as {who} computed", loc="left", fontweight="bold", fontsize=14, pad=12)
+    ax.set_title(
+        f"Experts by token and layer, as {who} computed",
+        loc="left",
+        fontweight="bold",
+        fontsize=14,
+        pad=12,
+    )
 
 
 def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> None:
@@ -190,22 +270,31 @@ def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> Non
     ax.axis("off")
     word = words_of(routing.output.tokenizer, routing.tokens)[token]
     lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} draft)"]
-    part = routing.picks[routing.picks["position"] == token].drop_duplicates(["layer", "step", "choice"], keep="last")
+    part = routing.picks[routing.picks["position"] == token].drop_duplicates(
+        ["layer", "step", "choice"], keep="last"
+    )
     for layer in list(layers)[: 8 // max(1, routing.top_k // 2)]:
         here = part[part["layer"] == layer]
         for pick in here[here["step"] == "target"].itertuples():
             head = f"{layer:>2}" if pick.choice == 0 else "  "
             drafted = here[(here["step"] == "draft") & (here["expert"] == pick.expert)]
-            lines.append(f"{head} {pick.expert:>3} {pick.weight:.2f} {pick.state}{_draft_words(drafted)}")
+            lines.append(
+                f"{head} {pick.expert:>3} {pick.weight:.2f} {pick.state}{_draft_words(drafted)}"
+            )
     words = dict(va="top", fontsize=12, transform=ax.transAxes)
     ax.text(0, 1.12, "\n".join(lines[:2]), linespacing=1.4, fontweight="bold", **words)
     ax.text(0, 0.95, "\n".join(lines[2:18]), fontfamily="monospace", linespacing=1.35, **words)
-    ax.legend(handles=_map_legend(step), loc="lower left", frameon=False, fontsize=12, borderaxespad=0)
+    ax.legend(
+        handles=_map_legend(step), loc="lower left", frameon=False, fontsize=12, borderaxespad=0
+    )
 
 
 def _map_legend(step: str) -> list[Patch]:
     colors = plt.get_cmap("cividis_r")
-    handles = [Patch(fc=colors(1.0), label="expert this text uses most"), Patch(fc=colors(0.0), label="... and least")]
+    handles = [
+        Patch(fc=colors(1.0), label="expert this text uses most"),
+        Patch(fc=colors(0.0), label="... and least"),
+    ]
     if step == "draft":
         blank = {"fc": "white", "ec": "#c0c0c0"}
         return [
@@ -213,7 +302,10 @@ def _map_legend(step: str) -> list[Patch]:
             Patch(**blank, label="*: a stand-in"),
             Patch(**blank, label="blank: the draft never\nread this token"),
         ]
-    frames = [Patch(fc="none", ec=COLORS[3], lw=2.4, ls=line, label=state) for state, line in FRAMES.items()]
+    frames = [
+        Patch(fc="none", ec=COLORS[3], lw=2.4, ls=line, label=state)
+        for state, line in FRAMES.items()
+    ]
     return [*handles, *frames, Patch(fc="none", ec="#c0c0c0", label="no frame: resident")]
 
 
@@ -221,22 +313,30 @@ def _draft_words(drafted: pd.DataFrame) -> str:
     if not len(drafted):
         return ""
     pick = drafted.iloc[0]
-    return "" if pick["computed"] == pick["expert"] else f" {ARROW}{pick['computed'] if pick['computed'] >= 0 else '-'}"
+    return (
+        ""
+        if pick["computed"] == pick["expert"]
+        else f" {ARROW}{pick['computed'] if pick['computed'] >= 0 else '-'}"
+    )
 
 
-# ---- one round in words --------------------------------------------------------------------------------------------
+# ---- one round in words ----
 
 
 @styled
 def round_steps(output, row: int | None = None, step: int = 0, act: str = "accept", tokenizer=None):
-    """One round of one row on its own text: what was drafted, what the target said, what was committed.
+    """One round of one row on its own text: what was drafted, what the target said, what was
+    committed.
 
-    ``row``: prompt index (None: the first); ``step``: the row's round, from 0; ``act``: how much is revealed, "draft",
-    "verify" or "accept". Beside it: the experts read in that round, by layer, for all rows together. Returns the ``Axes``.
+    ``row``: prompt index (None: the first); ``step``: the row's round, from 0; ``act``: how much is
+    revealed, "draft", "verify" or "accept". Beside it: the experts read in that round, by layer,
+    for all rows together. Returns the ``Axes``.
     """
     frame = as_frame(output)
     check_choice("act", act, ACTS)
-    blocks = blocks_of(output.trace, min(b.row for b in output.trace.blocks) if row is None else row)
+    blocks = blocks_of(
+        output.trace, min(b.row for b in output.trace.blocks) if row is None else row
+    )
     block = blocks[check_number("step", step, range(len(blocks)))]
     tokenizer = tokenizer or output.tokenizer
     figure = plt.figure(figsize=(WIDTH, 5.2))
@@ -245,7 +345,14 @@ def round_steps(output, row: int | None = None, step: int = 0, act: str = "accep
     ax.set(xlim=(0, WIDTH), ylim=(5.2, 0))
     first = blocks[0].row
     sequence = output.sequences[block.row - min(b.row for b in output.trace.blocks)].tolist()
-    ax.text(0.15, 0.3, f"Prompt {first}, round {step + 1} of {len(blocks)}", fontsize=15, fontweight="bold", va="center")
+    ax.text(
+        0.15,
+        0.3,
+        f"Prompt {first}, round {step + 1} of {len(blocks)}",
+        fontsize=15,
+        fontweight="bold",
+        va="center",
+    )
     _so_far(ax, words_of(tokenizer, sequence[: block.start]))
     _acts(ax, block, tokenizer, ACTS.index(act))
     _reads(ax, fetched_in(frame, block.round), ACTS.index(act))
@@ -264,18 +371,33 @@ def _acts(ax: Axes, block, tokenizer, upto: int) -> None:
     drafted, committed = words_of(tokenizer, block.drafted), words_of(tokenizer, block.committed)
     num = len(drafted)
     none = [] if drafted else ["nothing was drafted"]
-    _line(ax, 1.25, "1 draft", f"{_tokens(num)}, resident experts only", [(w, "#f0f0f0", False) for w in drafted], none)
+    _line(
+        ax,
+        1.25,
+        "1 draft",
+        f"{_tokens(num)}, resident experts only",
+        [(w, "#f0f0f0", False) for w in drafted],
+        none,
+    )
     if upto >= 1:
-        verdicts = [(w, TOKEN_COLORS["accepted"] if i < block.accepted else "white", i >= block.accepted)
-                    for i, w in enumerate(drafted)]  # fmt: skip
+        verdicts = [
+            (w, TOKEN_COLORS["accepted"] if i < block.accepted else "white", i >= block.accepted)
+            for i, w in enumerate(drafted)
+        ]
         said = f"the full model reads {num + 1} positions at once, agrees with {block.accepted}"
         _line(ax, 2.35, "2 verify", said, verdicts, none)
     if upto >= 2:
         kinds = token_kinds(block)
-        boxes = [(word, TOKEN_COLORS[kind], False) for word, kind in zip(committed, kinds, strict=True)]
+        boxes = [
+            (word, TOKEN_COLORS[kind], False) for word, kind in zip(committed, kinds, strict=True)
+        ]
         _line(ax, 3.45, "3 accept", _tokens(len(boxes), "new "), boxes, [])
-        handles = [Patch(fc=TOKEN_COLORS[kind], label=TOKEN_NAMES[kind]) for kind in dict.fromkeys(kinds)]
-        ax.legend(handles=handles, loc="lower left", frameon=False, fontsize=12, bbox_to_anchor=(0.0, 0.0))
+        handles = [
+            Patch(fc=TOKEN_COLORS[kind], label=TOKEN_NAMES[kind]) for kind in dict.fromkeys(kinds)
+        ]
+        ax.legend(
+            handles=handles, loc="lower left", frameon=False, fontsize=12, bbox_to_anchor=(0.0, 0.0)
+        )
 
 
 def _tokens(number: int, kind: str = "") -> str:
@@ -291,8 +413,14 @@ def _line(ax: Axes, y: float, name: str, said: str, boxes: list[tuple], instead:
         wide = CHAR * len(word.replace(r"\$", "$")) + 0.16
         if x + wide > 7.6:
             x, y = 0.2, y + LINE
-        ax.add_patch(Rectangle((x, y - 0.16), wide, 0.32, fc=color, ec="#707070", lw=1, ls="--" if struck else "-"))
-        ax.text(x + wide / 2, y, word, ha="center", va="center", fontfamily="monospace", fontsize=13)
+        ax.add_patch(
+            Rectangle(
+                (x, y - 0.16), wide, 0.32, fc=color, ec="#707070", lw=1, ls="--" if struck else "-"
+            )
+        )
+        ax.text(
+            x + wide / 2, y, word, ha="center", va="center", fontfamily="monospace", fontsize=13
+        )
         if struck:
             ax.plot([x, x + wide], [y, y], color=COLORS[3], lw=2)
         x += wide + 0.08
@@ -301,16 +429,27 @@ def _line(ax: Axes, y: float, name: str, said: str, boxes: list[tuple], instead:
 
 
 def _reads(ax: Axes, reads: pd.DataFrame, upto: int) -> None:
-    """The experts read in the round, by layer; the full model's own reads appear with the verification."""
+    """The experts read in the round, by layer; the full model's own reads appear with the
+    verification."""
     ax.text(8.0, 0.3, "experts read (all rows)", fontsize=13, fontweight="bold", va="center")
     shown = reads if upto else reads[reads["kind"] == "prefetch"]
     y = 0.72
     for layer in sorted(reads["layer"].unique())[:10]:
         part = shown[shown["layer"] == layer]
-        names = [f"{e}{'*' if kind == 'prefetch' else ''}" for e, kind in zip(part["expert"], part["kind"], strict=True)]
+        names = [
+            f"{e}{'*' if kind == 'prefetch' else ''}"
+            for e, kind in zip(part["expert"], part["kind"], strict=True)
+        ]
         lines = [" ".join(names[i : i + 6]) for i in range(0, len(names), 6)][:3] or ["-"]
         ax.text(8.0, y, f"layer {layer}", fontsize=12, va="center", color=GREY)
         for line in lines:
             ax.text(8.85, y, line, fontsize=12, va="center", fontfamily="monospace")
             y += 0.3
-    ax.text(8.0, y + 0.1, f"{len(shown)} reads\n* before the router asked", fontsize=12, va="top", color=GREY)
+    ax.text(
+        8.0,
+        y + 0.1,
+        f"{len(shown)} reads\n* before the router asked",
+        fontsize=12,
+        va="top",
+        color=GREY,
+    )

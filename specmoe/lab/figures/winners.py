@@ -1,7 +1,9 @@
-"""The map of winners: the fastest method over balance, batch, model and N, its lead as the strength of the colour.
+"""The map of winners: the fastest method over balance, batch, model and N, its lead as the strength
+of the colour.
 
-Comes in: cells of ``specmoe.lab.paper.winners`` (tokens per second of each method), machines to mark, measured points.
-Goes out: the ``Axes``. Between the batches and balances that were simulated, speeds are interpolated on logarithmic scales.
+Comes in: cells of ``specmoe.lab.paper.winners`` (tokens per second of each method), machines to
+mark, measured points. Goes out: the ``Axes``. Between the batches and balances that were simulated,
+speeds are interpolated on logarithmic scales.
 """
 
 from __future__ import annotations
@@ -25,24 +27,34 @@ RING = {"markersize": 12, "markeredgecolor": "black", "markeredgewidth": 2}
 BOX = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.82}
 TITLE = "The map of winners: which method is fastest, at equal fast memory"
 SUBTITLE = (
-    "Colour: the fastest method; the stronger, the further ahead of the next one. Simulated from recorded runs. To the\n"
+    "Colour: the fastest method; the stronger, the further ahead of the next one. Simulated from "
+    "recorded runs. To the\n"
     "right fetching gets slower against computing; the dashed lines are the balances of machines."
 )
 
 
 @styled
-def map_of_winners(cells: pd.DataFrame, machines: dict[str, float] | None = None, points: pd.DataFrame | None = None,
-                   titles: dict[str, str] | None = None, star: tuple | None = None):  # fmt: skip
+def map_of_winners(
+    cells: pd.DataFrame,
+    machines: dict[str, float] | None = None,
+    points: pd.DataFrame | None = None,
+    titles: dict[str, str] | None = None,
+    star: tuple | None = None,
+):
     """A panel for each model and N of ``cells``: balance (FLOP per byte) x batch.
 
-    ``cells``: model, draft_experts, balance, batch, and a column of tokens per second for each method. ``machines``: label
-    -> balance. ``points``: measured model, draft_experts, balance, batch, winner. ``titles``: model -> what to say of it.
-    ``star``: (model, draft_experts, balance, batch, words) of a point to name.
+    ``cells``: model, draft_experts, balance, batch, and a column of tokens per second for each
+    method. ``machines``: label -> balance. ``points``: measured model, draft_experts, balance,
+    batch, winner. ``titles``: model -> what to say of it. ``star``: (model, draft_experts, balance,
+    batch, words) of a point to name.
     """
     need_columns(cells, "model", "draft_experts", "balance", "batch")
     methods = [name for name in METHOD_COLORS if name in cells]
     if not methods:
-        raise OptionError(f"the cells name no method: give a column of speeds for one or more of {', '.join(METHOD_COLORS)}")
+        raise OptionError(
+            "the cells name no method: give a column of speeds for one or more of "
+            f"{', '.join(METHOD_COLORS)}"
+        )
     figure, panels = _panels(cells, titles or {})
     for (model, number), ax in panels.items():
         part = cells[(cells["model"] == model) & (cells["draft_experts"] == number)]
@@ -56,8 +68,12 @@ def map_of_winners(cells: pd.DataFrame, machines: dict[str, float] | None = None
 
 
 def _panels(cells: pd.DataFrame, titles: dict[str, str]):
-    """The figure and its axes by (model, N): models in rows of at most four panels, each under its title."""
-    groups = {model: sorted(part["draft_experts"].unique()) for model, part in cells.groupby("model", sort=False)}
+    """The figure and its axes by (model, N): models in rows of at most four panels, each under its
+    title."""
+    groups = {
+        model: sorted(part["draft_experts"].unique())
+        for model, part in cells.groupby("model", sort=False)
+    }
     rows: list[list[tuple]] = []
     for model, numbers in groups.items():
         if not rows or len(rows[-1]) + len(numbers) > WIDEST:
@@ -65,14 +81,28 @@ def _panels(cells: pd.DataFrame, titles: dict[str, str]):
         rows[-1] += [(model, number) for number in numbers]
     widest, height = max(map(len, rows)), 2.6 + 4.4 * len(rows)
     figure = plt.figure(figsize=(1.3 + 3.8 * widest, height))
-    grid = figure.add_gridspec(len(rows), widest, left=0.6 / (1.3 + 3.8 * widest) + 0.01, right=0.985, top=1 - 2.25 / height,
-                               bottom=1.45 / height, wspace=0.1, hspace=0.55)  # fmt: skip
+    grid = figure.add_gridspec(
+        len(rows),
+        widest,
+        left=0.6 / (1.3 + 3.8 * widest) + 0.01,
+        right=0.985,
+        top=1 - 2.25 / height,
+        bottom=1.45 / height,
+        wspace=0.1,
+        hspace=0.55,
+    )
     panels = {}
     for row, keys in enumerate(rows):
         for column, key in enumerate(keys):
             ax = panels[key] = figure.add_subplot(grid[row, column])
             if column == 0 or keys[column - 1][0] != key[0]:
-                ax.text(0, 1, plain(titles.get(key[0], key[0])), transform=ax.transAxes + _up(figure, 60), fontweight="bold")
+                ax.text(
+                    0,
+                    1,
+                    plain(titles.get(key[0], key[0])),
+                    transform=ax.transAxes + _up(figure, 60),
+                    fontweight="bold",
+                )
     return figure, panels
 
 
@@ -89,7 +119,11 @@ def _fine(part: pd.DataFrame, methods: list[str]):
     fine_x, fine_y = np.linspace(x[0], x[-1], FINE), np.linspace(y[0], y[-1], FINE)
     speeds = []
     for name in methods:
-        table = np.log(part.pivot_table(index="batch", columns="balance", values=name, dropna=False).to_numpy(dtype=float))
+        table = np.log(
+            part.pivot_table(index="batch", columns="balance", values=name, dropna=False).to_numpy(
+                dtype=float
+            )
+        )
         table = np.stack([np.interp(fine_x, x, row) for row in table])
         speeds.append(np.stack([np.interp(fine_y, y, column) for column in table.T], axis=1))
     return fine_x, fine_y, np.where(np.isnan(speeds), -np.inf, speeds)
@@ -98,11 +132,20 @@ def _fine(part: pd.DataFrame, methods: list[str]):
 def _region(ax, part: pd.DataFrame, methods: list[str]) -> None:
     x, y, speeds = _fine(part, methods)
     order = np.sort(speeds, axis=0)
-    winner, lead = speeds.argmax(axis=0), np.exp(order[-1] - order[-2]) if len(methods) > 1 else np.ones(speeds.shape[1:])
+    winner, lead = (
+        speeds.argmax(axis=0),
+        np.exp(order[-1] - order[-2]) if len(methods) > 1 else np.ones(speeds.shape[1:]),
+    )
     colors = np.array([to_rgb(METHOD_COLORS[name]) for name in methods])
     strength = np.array(STRENGTHS)[np.searchsorted(LEADS, lead, side="right") - 1]
     picture = 1 - strength[..., None] * (1 - colors[winner])
-    ax.imshow(picture, origin="lower", aspect="auto", extent=(x[0], x[-1], y[0], y[-1]), interpolation="nearest")
+    ax.imshow(
+        picture,
+        origin="lower",
+        aspect="auto",
+        extent=(x[0], x[-1], y[0], y[-1]),
+        interpolation="nearest",
+    )
     for code in range(len(methods)):
         if 0 < (winner == code).mean() < 1:
             ax.contour(x, y, winner == code, [0.5], colors="white", linewidths=2.5)
@@ -111,16 +154,30 @@ def _region(ax, part: pd.DataFrame, methods: list[str]) -> None:
 
 
 def _name(ax, x, y, where: np.ndarray, lead: np.ndarray, method: str) -> None:
-    """The method's name and its largest lead, where its region is thickest and the words stay inside the panel."""
+    """The method's name and its largest lead, where its region is thickest and the words stay
+    inside the panel."""
     if where.mean() < SMALLEST:
         return
-    row, column = np.clip(_deepest(where), [0.11 * FINE, 0.19 * FINE], [0.89 * FINE, 0.81 * FINE]).astype(int)
+    row, column = np.clip(
+        _deepest(where), [0.11 * FINE, 0.19 * FINE], [0.89 * FINE, 0.81 * FINE]
+    ).astype(int)
     words = f"{method}\nup to {lead[where].max():.1f}{TIMES}"
-    ax.text(x[column], y[row], words, ha="center", va="center", fontsize=13, fontweight="bold", bbox=BOX, zorder=6)
+    ax.text(
+        x[column],
+        y[row],
+        words,
+        ha="center",
+        va="center",
+        fontsize=13,
+        fontweight="bold",
+        bbox=BOX,
+        zorder=6,
+    )
 
 
 def _deepest(where: np.ndarray) -> tuple[int, int]:
-    """The point that survives the most erosions; words are wide, so the sides are worn off twice as fast."""
+    """The point that survives the most erosions; words are wide, so the sides are worn off twice as
+    fast."""
     left = where.copy()
     while left.any():
         last = left
@@ -139,9 +196,21 @@ def _dress(ax, part: pd.DataFrame) -> None:
         ax.tick_params(labelleft=False)
     low, high = np.log10([part["balance"].min(), part["balance"].max()])
     ticks = range(int(np.ceil(low)), int(high) + 1)
-    ax.set_xticks(ticks, [{1: "10", 2: "100", 3: "1,000", 4: "10k", 5: "100k"}.get(tick, f"1e{tick}") for tick in ticks])
+    ax.set_xticks(
+        ticks,
+        [
+            {1: "10", 2: "100", 3: "1,000", 4: "10k", 5: "100k"}.get(tick, f"1e{tick}")
+            for tick in ticks
+        ],
+    )
     ax.set_xlabel("balance (FLOP per byte)")
-    ax.set_title(f"N = {part['draft_experts'].iloc[0]:g}", loc="left", fontsize="medium", fontweight="bold", pad=40)
+    ax.set_title(
+        f"N = {part['draft_experts'].iloc[0]:g}",
+        loc="left",
+        fontsize="medium",
+        fontweight="bold",
+        pad=40,
+    )
     ax.grid(False)
 
 
@@ -151,22 +220,38 @@ def _machines(ax, machines: dict[str, float]) -> None:
         ax.axvline(np.log10(balance), color="black", linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
         top = ax.get_ylim()[1]
         ax.annotate(
-            name, (np.log10(balance), top), (0, 8 + 15 * (place % 2)), textcoords="offset points", ha="center", va="bottom",
-            fontsize=12, color="black", annotation_clip=False,
-        )  # fmt: skip
+            name,
+            (np.log10(balance), top),
+            (0, 8 + 15 * (place % 2)),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=12,
+            color="black",
+            annotation_clip=False,
+        )
 
 
 def _points(ax, points: pd.DataFrame | None, model: str, number: int) -> None:
     if points is None:
         return
-    for row in points[(points["model"] == model) & (points["draft_experts"] == number)].itertuples():
+    for row in points[
+        (points["model"] == model) & (points["draft_experts"] == number)
+    ].itertuples():
         at = (np.log10(row.balance), np.log2(row.batch))
-        ax.plot(*at, "o", markerfacecolor=METHOD_COLORS[row.winner], clip_on=False, zorder=7, **RING)
+        ax.plot(
+            *at, "o", markerfacecolor=METHOD_COLORS[row.winner], clip_on=False, zorder=7, **RING
+        )
 
 
 def _star(ax, balance: float, batch: int, words: str) -> None:
     at = (np.log10(balance), np.log2(batch))
-    look = {"markersize": 17, "markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 1.4}
+    look = {
+        "markersize": 17,
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+        "markeredgewidth": 1.4,
+    }
     ax.plot(*at, "*", clip_on=False, zorder=8, **look)
     below = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "va": "top"}
     ax.annotate(words, at, fontsize=12, bbox=BOX, zorder=7, **below)
@@ -174,14 +259,28 @@ def _star(ax, balance: float, batch: int, words: str) -> None:
 
 def _legend(figure, points: pd.DataFrame | None) -> None:
     """Title, how to read strengths, and what the marks are."""
-    words = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])] + [f"more than {LEADS[-1]:g}{TIMES}"]
-    signs: list = [Patch(facecolor=str(1 - 0.55 * strength), edgecolor=GREY) for strength in STRENGTHS]
+    words = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])] + [
+        f"more than {LEADS[-1]:g}{TIMES}"
+    ]
+    signs: list = [
+        Patch(facecolor=str(1 - 0.55 * strength), edgecolor=GREY) for strength in STRENGTHS
+    ]
     if points is not None and len(points):
         signs.append(plt.Line2D([], [], marker="o", linestyle="", markerfacecolor="white", **RING))
         words.append("measured here (filled in the colour of the fastest)")
     figure.legend(
-        signs, words, ncols=len(words), loc="lower left", bbox_to_anchor=(0.01, 0), frameon=False, fontsize=12,
-        title="lead over the next method:", alignment="left", title_fontsize=12,
-    )  # fmt: skip
+        signs,
+        words,
+        ncols=len(words),
+        loc="lower left",
+        bbox_to_anchor=(0.01, 0),
+        frameon=False,
+        fontsize=12,
+        title="lead over the next method:",
+        alignment="left",
+        title_fontsize=12,
+    )
     figure.suptitle(TITLE, fontweight="bold", x=0.01, ha="left", fontsize="x-large")
-    figure.text(0.011, 1 - 0.62 / figure.get_figheight(), SUBTITLE, va="top", fontsize=12, color=GREY)
+    figure.text(
+        0.011, 1 - 0.62 / figure.get_figheight(), SUBTITLE, va="top", fontsize=12, color=GREY
+    )

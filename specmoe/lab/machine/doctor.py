@@ -1,8 +1,10 @@
-"""What this machine can do: versions, devices, memory, and short measurements of disk, arithmetic and copies.
+"""What this machine can do: versions, devices, memory, and short measurements of disk, arithmetic
+and copies.
 
-Comes in: a folder to measure the disk in, and how large an expert record is. Goes out: one plain ``dict`` (JSON
-as it is), which ``specmoe doctor`` prints and ``bench`` keeps beside its rows. A probe that fails becomes
-``{"failed": reason}``; the others still run. Nothing here touches the network unless ``hub=True``.
+Comes in: a folder to measure the disk in, and how large an expert record is. Goes out: one plain
+``dict`` (JSON as it is), which ``specmoe doctor`` prints and ``bench`` keeps beside its rows. A
+probe that fails becomes ``{"failed": reason}``; the others still run. Nothing here touches the
+network unless ``hub=True``.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ def examine(
     record_bytes: int = RECORD_BYTES,
     hub: bool = False,
 ) -> dict:
-    """Everything: ``describe()`` and the measurements; a few seconds when ``quick``, some ten otherwise.
+    """Everything: ``describe()`` and the measurements; a few seconds when ``quick``, some ten
+    otherwise.
 
-    The disk is measured in ``directory`` (default: the folder for packed experts) with a temporary file.
+    The disk is measured in ``directory`` (default: the folder for packed experts) with a temporary
+    file.
     """
     seconds = 0.3 if quick else 1.5
     file_bytes = 2**28 if quick else 2**30
@@ -58,14 +62,19 @@ def describe() -> dict:
         "kernel": " ".join(platform.uname()[i] for i in (0, 2, 4)),
         "python": platform.python_version(),
         "cpu": _try(cpu_model),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory": _try(memory_bytes),
         "compiler": _try(compiler),
     }
     for package in ("specmoe", "torch", "transformers"):
         found[package] = _try(lambda name=package: importlib.metadata.version(name))
     seen = _try(devices_and_threads)
-    return {**found, **({"threads": seen, "devices": [{"device": "cpu"}]} if "failed" in seen else seen)}
+    return {
+        **found,
+        **({"threads": seen, "devices": [{"device": "cpu"}]} if "failed" in seen else seen),
+    }
 
 
 def _try(probe: Callable):
@@ -86,11 +95,15 @@ def cpu_model() -> str:
 
 
 def memory_bytes() -> dict:
-    """Total and available memory of the machine, and this process's limit where a control group sets one."""
+    """Total and available memory of the machine, and this process's limit where a control group
+    sets one."""
     info = Path("/proc/meminfo")
     if info.exists():
         kib = {line.split(":")[0]: int(line.split()[1]) for line in info.read_text().splitlines()}
-        found = {"total_bytes": kib["MemTotal"] * 1024, "available_bytes": kib["MemAvailable"] * 1024}
+        found = {
+            "total_bytes": kib["MemTotal"] * 1024,
+            "available_bytes": kib["MemAvailable"] * 1024,
+        }
     else:
         found = {"total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
@@ -107,7 +120,13 @@ def devices_and_threads() -> dict:
     devices: list[dict] = [{"device": "cpu"}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        devices.append({"device": f"cuda:{index}", "name": properties.name, "memory_bytes": properties.total_memory})
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "memory_bytes": properties.total_memory,
+            }
+        )
     return {"devices": devices, "threads": torch.get_num_threads()}
 
 
@@ -127,26 +146,34 @@ def cache_folder() -> Path:
 
 
 def balance(found: dict) -> dict:
-    """FLOP the device does while a byte crosses the link: far above a run's own ratio, the link decides."""
+    """FLOP the device does while a byte crosses the link: far above a run's own ratio, the link
+    decides."""
     for name in ("disk", "compute"):
         if "failed" in found[name]:
             raise RuntimeError(f"needs the {name} probe, which failed")
     link = max(found["disk"]["random_bytes_per_s"].values())
     ratios = {"link_bytes_per_s": link} | _ratios("", found["compute"], link)
-    if "failed" not in found.get("cuda_compute", {"failed": ""}) and "failed" not in found["cuda_copy"]:
+    if (
+        "failed" not in found.get("cuda_compute", {"failed": ""})
+        and "failed" not in found["cuda_copy"]
+    ):
         ratios |= _ratios("cuda_", found["cuda_compute"], found["cuda_copy"]["pinned_bytes_per_s"])
     return ratios
 
 
 def _ratios(prefix: str, rates: dict, link: float) -> dict:
-    return {f"{prefix}{name}_flop_per_byte": rates[f"{name}_flop_per_s"] / link for name in ("fp32", "bf16")}
+    return {
+        f"{prefix}{name}_flop_per_byte": rates[f"{name}_flop_per_s"] / link
+        for name in ("fp32", "bf16")
+    }
 
 
 # Hub
 
 
 def hub_settings(probe: bool = False) -> dict:
-    """Where Hugging Face files are kept, whether the hub may be asked; ``probe`` asks it, for 3 s at most."""
+    """Where Hugging Face files are kept, whether the hub may be asked; ``probe`` asks it, for 3 s
+    at most."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     offline = any(os.environ.get(flag, "").upper() in ("1", "TRUE", "YES", "ON") for flag in flags)
@@ -157,7 +184,9 @@ def hub_settings(probe: bool = False) -> dict:
 
 
 def _reach_hub() -> bool:
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    request = urllib.request.Request(
+        os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD"
+    )
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:  # it answered, if only to complain
@@ -182,7 +211,11 @@ def _flat(value, prefix: str = "") -> list[tuple[str, object]]:
         pairs = enumerate(value)
     else:
         return [(prefix, value)]
-    return [leaf for key, inner in pairs for leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
+    return [
+        leaf
+        for key, inner in pairs
+        for leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    ]
 
 
 def readable(name: str, value) -> str:

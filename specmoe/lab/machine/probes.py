@@ -1,7 +1,7 @@
 """Short measurements of this machine: disk, arithmetic, copies.
 
-Comes in: where to measure, how much, for how long. Goes out: plain dicts of rates. ``doctor`` calls them, and turns
-a failure of one into a line of its report.
+Comes in: where to measure, how much, for how long. Goes out: plain dicts of rates. ``doctor`` calls
+them, and turns a failure of one into a line of its report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to th
 
 
 class RawFile:
-    """One reader of a file, around the page cache; ``how`` says which way: "direct" or "page cache dropped"."""
+    """One reader of a file, around the page cache; ``how`` says which way: "direct" or "page cache
+    dropped"."""
 
     def __init__(self, path: str | os.PathLike, block_bytes: int):
         self.buffer = mmap.mmap(-1, block_bytes)  # page-aligned, as direct I/O needs it
@@ -61,8 +62,11 @@ class RawFile:
 READERS = (1, 2, 4, 8)
 
 
-def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=READERS) -> dict:
-    """``link_rates`` of a temporary file of ``file_bytes`` in ``folder``, and how fast it was written.
+def disk_rates(
+    folder: Path, file_bytes: int, record_bytes: int, seconds: float, readers=READERS
+) -> dict:
+    """``link_rates`` of a temporary file of ``file_bytes`` in ``folder``, and how fast it was
+    written.
 
     A folder that is not there yet is not made: the file lies where it would be made.
     """
@@ -77,11 +81,15 @@ def disk_rates(folder: Path, file_bytes: int, record_bytes: int, seconds: float,
 
 
 def link_rates(path: str | os.PathLike, record_bytes: int, seconds: float, readers=READERS) -> dict:
-    """The raw link, of a file that is there: bytes per second read in sequence, and at random places a record at a time by
-    1, 2, 4 and 8 readers (``seconds`` each); the latency of one page."""
+    """The raw link, of a file that is there: bytes per second read in sequence, and at random
+    places a record at a time by 1, 2, 4 and 8 readers (``seconds`` each); the latency of one
+    page."""
     file_bytes = os.path.getsize(path)
     record_bytes = min(-(-record_bytes // PAGE_BYTES) * PAGE_BYTES, file_bytes)
-    rates = {str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"] for n in readers}
+    rates = {
+        str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"]
+        for n in readers
+    }
     page = _random_rate(path, file_bytes, PAGE_BYTES, seconds / 3, 1)
     return {
         "reads": page["how"],
@@ -115,8 +123,11 @@ def _sequential_rate(path: str, file_bytes: int, seconds: float, block_bytes: in
     return rate
 
 
-def _random_rate(path: str, file_bytes: int, record_bytes: int, seconds: float, num_readers: int) -> dict:
-    """``num_readers`` threads read records at random places for ``seconds``: all bytes over the time it took."""
+def _random_rate(
+    path: str, file_bytes: int, record_bytes: int, seconds: float, num_readers: int
+) -> dict:
+    """``num_readers`` threads read records at random places for ``seconds``: all bytes over the
+    time it took."""
     done: list[tuple[int, str] | OSError] = []
     began_s = time.perf_counter()
 
@@ -140,7 +151,9 @@ def _random_rate(path: str, file_bytes: int, record_bytes: int, seconds: float, 
     return {"bytes_per_s": rate, "num_reads": num_reads, "seconds": spent_s, "how": done[0][1]}
 
 
-def _read_until(path: str, file_bytes: int, record_bytes: int, clock_s: float, seed: int) -> tuple[int, str]:
+def _read_until(
+    path: str, file_bytes: int, record_bytes: int, clock_s: float, seed: int
+) -> tuple[int, str]:
     """Read records at random places until the clock says ``clock_s``; how many, and how."""
     reader, places, num_reads = RawFile(path, record_bytes), random.Random(seed), 0
     try:
@@ -198,6 +211,10 @@ def cuda_copy_rates(seconds: float, num_bytes: int = 2**28) -> dict:
     rates = {}
     for name, pin in (("pinned", True), ("pageable", False)):
         source = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=pin)
-        best_s = _best_s(lambda source=source: target.copy_(source, non_blocking=True), seconds, torch.cuda.synchronize)
+        best_s = _best_s(
+            lambda source=source: target.copy_(source, non_blocking=True),
+            seconds,
+            torch.cuda.synchronize,
+        )
         rates[f"{name}_bytes_per_s"] = num_bytes / best_s
     return rates

@@ -1,7 +1,8 @@
 """The paper, reproduced: its numbers as data, our runs, and both side by side.
 
-Comes in: results in ``results/`` (or a folder that ``measured`` fills). Goes out: ``Number``s of kind paper, measured or
-simulated, tables, sentences, ``metrics.json``. The report ``paper`` and ``docs/reproduction.md`` are made of these.
+Comes in: results in ``results/`` (or a folder that ``measured`` fills). Goes out: ``Number``s of
+kind paper, measured or simulated, tables, sentences, ``metrics.json``. The report ``paper`` and
+``docs/reproduction.md`` are made of these.
 """
 
 from __future__ import annotations
@@ -20,9 +21,48 @@ from .winners import BASE, STAR, machines, map_recordings, measured_points, own_
 from .winners import TITLES as MAP_TITLES
 
 __all__ = [
-    "BASE", "FACTS", "KINDS", "MAP_TITLES", "NOTE", "PAPER_MODELS", "STAR", "TITLES", "WHY", "WHY_MAP", "Number", "Run",
-    "all_numbers", "bytes_by_batch", "claims", "clock_rows", "compare", "conclusions", "document", "export", "frame_of",
-    "lines_at", "load_results", "machines", "main_model", "map_recordings", "markdown", "markdown_table", "measure",
-    "measured_points", "numbers_frame", "open_results", "own_rates", "pivots", "plan", "plan_low_skew", "rows_of",
-    "say_agreement", "say_clock", "say_map", "setup", "speed_ratios", "timed_rows", "winners",
-]  # fmt: skip
+    "BASE",
+    "FACTS",
+    "KINDS",
+    "MAP_TITLES",
+    "NOTE",
+    "PAPER_MODELS",
+    "STAR",
+    "TITLES",
+    "WHY",
+    "WHY_MAP",
+    "Number",
+    "Run",
+    "all_numbers",
+    "bytes_by_batch",
+    "claims",
+    "clock_rows",
+    "compare",
+    "conclusions",
+    "document",
+    "export",
+    "frame_of",
+    "lines_at",
+    "load_results",
+    "machines",
+    "main_model",
+    "map_recordings",
+    "markdown",
+    "markdown_table",
+    "measure",
+    "measured_points",
+    "numbers_frame",
+    "open_results",
+    "own_rates",
+    "pivots",
+    "plan",
+    "plan_low_skew",
+    "rows_of",
+    "say_agreement",
+    "say_clock",
+    "say_map",
+    "setup",
+    "speed_ratios",
+    "timed_rows",
+    "winners",
+]

@@ -19,14 +19,22 @@ def claims(numbers: list[Number]) -> pd.DataFrame:
     rows = []
     for what, (table, label, measure, batch), judge in CLAIMS:
         found = {kind: value_of(numbers, table, label, measure, kind, batch) for kind in KINDS}
-        cells = {kind: "" if n is None else f"{figure(n.value)} {n.unit}" for kind, n in found.items()}
+        cells = {
+            kind: "" if n is None else f"{figure(n.value)} {n.unit}" for kind, n in found.items()
+        }
         rows.append({"the paper's claim": what} | cells | {"here": judge(numbers)})
     return pd.DataFrame(rows)
 
 
 def _growth_holds(numbers: list[Number]) -> str:
     said = say_growth(numbers)
-    return "not measured" if "not measured" in said else "holds" if "as the mechanism" in said else "does not"
+    return (
+        "not measured"
+        if "not measured" in said
+        else "holds"
+        if "as the mechanism" in said
+        else "does not"
+    )
 
 
 def _ahead(table: str) -> Callable:
@@ -37,7 +45,8 @@ def _ahead(table: str) -> Callable:
             if "specmoe" in best:
                 others = [n.value for label, n in best.items() if label in BASELINES]
                 said.append(
-                    f"{kind}: {'the fastest' if best['specmoe'].value >= max(others, default=0) else 'not the fastest'}"
+                    f"{kind}: "
+                    f"{'the fastest' if best['specmoe'].value >= max(others, default=0) else 'not the fastest'}"
                 )
         return "; ".join(said) or "not measured"
 
@@ -58,7 +67,10 @@ def _order_holds(table: str, order: tuple[str, ...]) -> Callable:
         if not found:
             return "not measured"
         sets, batch = max(found)
-        said = "; ".join(f"{n.label} {words[order_of(n)]} {n.measure.rpartition(' ')[2]}" for n in found[sets, batch])
+        said = "; ".join(
+            f"{n.label} {words[order_of(n)]} {n.measure.rpartition(' ')[2]}"
+            for n in found[sets, batch]
+        )
         return f"{said} (batch {batch}, {sets} set{'s' if sets > 1 else ''})"
 
     return judge
@@ -67,9 +79,21 @@ def _order_holds(table: str, order: tuple[str, ...]) -> Callable:
 def _like_the_papers(table: str, label: str, measure: str) -> Callable:
     def judge(numbers: list[Number]) -> str:
         theirs = value_of(numbers, table, label, measure, "paper")
-        ours = [n for n in (value_of(numbers, table, label, measure, kind) for kind in OURS) if n is not None]
+        ours = [
+            n
+            for n in (value_of(numbers, table, label, measure, kind) for kind in OURS)
+            if n is not None
+        ]
         near = [abs(n.value / theirs.value - 1) <= CLOSE for n in ours]
-        return "not measured" if not near else "holds" if all(near) else "in part" if any(near) else "does not"
+        return (
+            "not measured"
+            if not near
+            else "holds"
+            if all(near)
+            else "in part"
+            if any(near)
+            else "does not"
+        )
 
     return judge
 
@@ -88,23 +112,46 @@ def _batch_one(numbers: list[Number]) -> str:
     for kind in OURS:
         speeds = labelled(numbers, "throughput", "speed", kind, 1)
         if {"cached", "specmoe"} <= set(speeds):
-            said.append(f"{kind}: {speeds['specmoe'].value / speeds['cached'].value:.2f} times cached")
+            said.append(
+                f"{kind}: {speeds['specmoe'].value / speeds['cached'].value:.2f} times cached"
+            )
     return "; ".join(said) or "not measured"
 
 
 BASELINES = ("overlapped", "overlapped (oracle)", "cached", "cached, equal bytes")
 BYTES, SHARE = "change against on_demand, best batch", "time in expert migration, largest"
 CLAIMS = (
-    ("faster than all baselines, best batch", ("throughput", "specmoe", "speed-up, best batch", None), _ahead("throughput")),
-    ("fewer bytes than on_demand", ("bytes", "specmoe", BYTES, None), _like_the_papers("bytes", "specmoe", BYTES)),
-    ("bytes grow slowest with the batch", ("growth", "specmoe", "growth of bytes, batch 1 to 256", None), _growth_holds),
+    (
+        "faster than all baselines, best batch",
+        ("throughput", "specmoe", "speed-up, best batch", None),
+        _ahead("throughput"),
+    ),
+    (
+        "fewer bytes than on_demand",
+        ("bytes", "specmoe", BYTES, None),
+        _like_the_papers("bytes", "specmoe", BYTES),
+    ),
+    (
+        "bytes grow slowest with the batch",
+        ("growth", "specmoe", "growth of bytes, batch 1 to 256", None),
+        _growth_holds,
+    ),
     ("caching slightly faster at batch 1", ("throughput", "cached", "speed-up", 1), _batch_one),
-    ("affinity better than random substitutes", ("substitution", "affinity", "tokens per round against random", None),
-     _order_holds("substitution", ("affinity", "random"))),
-    ("temporal, global, random draft sets, in that order", ("draft_set", "hot_temporal", TOKENS, 256),
-     _order_holds("draft_set", ("hot_temporal", "hot_global", "random"))),
+    (
+        "affinity better than random substitutes",
+        ("substitution", "affinity", "tokens per round against random", None),
+        _order_holds("substitution", ("affinity", "random")),
+    ),
+    (
+        "temporal, global, random draft sets, in that order",
+        ("draft_set", "hot_temporal", TOKENS, 256),
+        _order_holds("draft_set", ("hot_temporal", "hot_global", "random")),
+    ),
     ("N = 4 fastest of 2, 4, 8, 16", ("draft_experts", "N = 4", "speed", 256), _best_number),
     ("faster on an SSD", ("ssd", "specmoe", "speed-up, mean over batches", None), _ahead("ssd")),
-    ("time goes into migration", ("migration", "on_demand", SHARE, None),
-     _like_the_papers("migration", "on_demand", SHARE)),
-)  # fmt: skip
+    (
+        "time goes into migration",
+        ("migration", "on_demand", SHARE, None),
+        _like_the_papers("migration", "on_demand", SHARE),
+    ),
+)

@@ -1,7 +1,8 @@
-"""``docs/reproduction.md`` and the words of the report, made from the results so that neither can drift.
+"""``docs/reproduction.md`` and the words of the report, made from the results so that neither can
+drift.
 
-Comes in: the list of ``Number``s and the results. Goes out: Markdown. ``python -m specmoe.lab.paper document``
-rewrites the file.
+Comes in: the list of ``Number``s and the results. Goes out: Markdown. ``python -m specmoe.lab.paper
+document`` rewrites the file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def conclusions(numbers: list[Number], key: str) -> str:
         "throughput": lambda: f"{say.say_speed_up(numbers, key)} {say.say_batch_one(numbers)}",
         "ssd": lambda: say.say_speed_up(numbers, key),
         "growth": lambda: say.say_growth(numbers),
-        "substitution": lambda: f"{say.say_order(numbers, key, ('affinity', 'random'))}\n\n{say.say_control(numbers)}",
+        "substitution": lambda: (
+            f"{say.say_order(numbers, key, ('affinity', 'random'))}\n\n{say.say_control(numbers)}"
+        ),
         "draft_set": lambda: say.say_order(numbers, key, ("hot_temporal", "hot_global", "random")),
         "draft_experts": lambda: say.say_best_number(numbers),
         "low_skew": lambda: say.say_low_skew(numbers),
@@ -46,12 +49,23 @@ def setup(results: dict[str, dict]) -> str:
     rows = rows_of(results, name)
     dates = sorted(set(rows["measured"].str[:10]))
     num_runs = sum(len(each["rows"]) for each in results.values())
-    versions = ", ".join(f"{key} {machine[key]}" for key in ("specmoe", "torch", "transformers", "python") if key in machine)
-    about = "" if name == MAIN else f" What is said beside the tables to explain differences was written about {MAIN}."
+    versions = ", ".join(
+        f"{key} {machine[key]}"
+        for key in ("specmoe", "torch", "transformers", "python")
+        if key in machine
+    )
+    about = (
+        ""
+        if name == MAIN
+        else (f" What is said beside the tables to explain differences was written about {MAIN}.")
+    )
     return (
-        f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts top-{model['top_k']}) on "
-        f"{machine['cpu']}, {machine['cores']} cores, no GPU; {versions}; {', '.join(dates)}; {num_runs} runs. Mean Gini of "
-        f"expert use (our definition of skewness; the paper's is not known): {_skewness(rows)}, the paper says "
+        f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts "
+        f"top-{model['top_k']}) on "
+        f"{machine['cpu']}, {machine['cores']} cores, no GPU; {versions}; {', '.join(dates)}; "
+        f"{num_runs} runs. Mean Gini of "
+        f"expert use (our definition of skewness; the paper's is not known): {_skewness(rows)}, "
+        "the paper says "
         f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE.{about}"
     )
 
@@ -61,16 +75,21 @@ def _skewness(rows: pd.DataFrame) -> str:
     return f"{found.iloc[-1]:.2f}" if len(found) else "not measured"
 
 
-def document(results: dict[str, dict] | None = None, numbers: list[Number] | None = None,
-             cells: pd.DataFrame | None = None) -> str:  # fmt: skip
+def document(
+    results: dict[str, dict] | None = None,
+    numbers: list[Number] | None = None,
+    cells: pd.DataFrame | None = None,
+) -> str:
     """The whole of ``docs/reproduction.md``."""
     results = results or load_results()
     numbers = numbers or all_numbers(results)
     cells = winners(balances=[BASE.balance]) if cells is None else cells
     parts = [
         "# The paper's numbers and ours",
-        "Made by `python -m specmoe.lab.paper document` from `specmoe/lab/paper/results`; don't edit. The figures are "
-        "in `specmoe report run paper`; add `-p rerun=quick` (minutes) or `-p rerun=full` to measure again, and "
+        "Made by `python -m specmoe.lab.paper document` from `specmoe/lab/paper/results`; don't "
+        "edit. The figures are "
+        "in `specmoe report run paper`; add `-p rerun=quick` (minutes) or `-p rerun=full` to "
+        "measure again, and "
         f"`-p model=...` for another checkpoint. {KINDS_MEAN}",
         "## What came out",
         markdown_table(claims(numbers)),

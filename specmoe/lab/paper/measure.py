@@ -1,8 +1,9 @@
-"""Measure runs and keep their rows: one JSON file, rewritten after each row, so that an interrupted rerun goes on.
+"""Measure runs and keep their rows: one JSON file, rewritten after each row, so that an interrupted
+rerun goes on.
 
-Comes in: a list of ``Run`` and a folder. Goes out: rows in ``<folder>/<model>.json`` with date, machine and versions. Counts
-and seconds are taken over rounds with all rows in flight (the batch kept full); seconds are the median of alternating
-repeats.
+Comes in: a list of ``Run`` and a folder. Goes out: rows in ``<folder>/<model>.json`` with date,
+machine and versions. Counts and seconds are taken over rounds with all rows in flight (the batch
+kept full); seconds are the median of alternating repeats.
 """
 
 from __future__ import annotations
@@ -32,14 +33,24 @@ QUEUE, TOKENS, REPEATS, WARM_UP_TOKENS = 2, 64, 2, 8
 Progress = Callable[[int, int, str], None]
 
 
-def measure(runs: Iterable[Run], folder: Path, seconds: float | None = None, progress: Progress | None = None,
-            paths: dict[str, str] | None = None) -> int:  # fmt: skip
-    """Measure what is missing in ``folder``; stops after ``seconds``; returns the number of runs still missing.
+def measure(
+    runs: Iterable[Run],
+    folder: Path,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+    paths: dict[str, str] | None = None,
+) -> int:
+    """Measure what is missing in ``folder``; stops after ``seconds``; returns the number of runs
+    still missing.
 
-    ``paths``: where a model of another name lies. Options are those of ``Run``; errors are those of ``specmoe.load``.
+    ``paths``: where a model of another name lies. Options are those of ``Run``; errors are those of
+    ``specmoe.load``.
     """
     runs, began_s = list(runs), time.monotonic()
-    files = {name: ResultFile(folder, name, (paths or {}).get(name, name)) for name in dict.fromkeys(r.model for r in runs)}
+    files = {
+        name: ResultFile(folder, name, (paths or {}).get(name, name))
+        for name in dict.fromkeys(r.model for r in runs)
+    }
     missing = [run for run in runs if run.key not in files[run.model].rows]
     for (model, _), group in groupby(sorted(missing, key=_order(missing)), key=_machine_key):
         with ExitStack() as stack:
@@ -48,10 +59,16 @@ def measure(runs: Iterable[Run], folder: Path, seconds: float | None = None, pro
                 if seconds is not None and time.monotonic() - began_s > seconds:
                     return sum(run.key not in files[run.model].rows for run in runs)
                 if progress is not None:
-                    progress(sum(run.key in files[run.model].rows for run in runs), len(runs), unit[0].key)
+                    progress(
+                        sum(run.key in files[run.model].rows for run in runs),
+                        len(runs),
+                        unit[0].key,
+                    )
                 for run in unit:
                     if _engine_key(run) not in engines:
-                        engines[_engine_key(run)] = stack.enter_context(load_engine(files[model].path, run))
+                        engines[_engine_key(run)] = stack.enter_context(
+                            load_engine(files[model].path, run)
+                        )
                 loaded = [engines[_engine_key(run)] for run in unit]
                 files[model].add(unit, _measure_unit(loaded, unit), loaded[0])
     return 0
@@ -74,11 +91,13 @@ def _order(runs: list[Run]) -> Callable:
 
 
 def _units(runs: list[Run]) -> list[list[Run]]:
-    """Counted runs one by one; all timed ones of a batch together, whatever their memory, N or draft set: what is compared
-    alternates."""
+    """Counted runs one by one; all timed ones of a batch together, whatever their memory, N or
+    draft set: what is compared alternates."""
     units: dict[object, list[Run]] = {}
     for run in runs:
-        units.setdefault(run.key if run.regime == "count" else (run.batch, run.temperature), []).append(run)
+        units.setdefault(
+            run.key if run.regime == "count" else (run.batch, run.temperature), []
+        ).append(run)
     return list(units.values())
 
 
@@ -94,7 +113,9 @@ def load_engine(path: str, run: Run):
     slots = tenth(num_experts) * memory.num_layers + memory.num_readers
     size = max(slots * memory.record_bytes + memory.scratch_bytes, memory.used_bytes)
     loaded.close()
-    return engine.load(path, **options | {"draft_experts": memory.draft_experts, "fast_memory": size})
+    return engine.load(
+        path, **options | {"draft_experts": memory.draft_experts, "fast_memory": size}
+    )
 
 
 def tenth(num_experts: int) -> int:
@@ -107,20 +128,32 @@ def _measure_unit(loaded: list, unit: list[Run]) -> list[dict]:
     return [_count(loaded[0], unit[0])] if unit[0].regime == "count" else _time(loaded, unit)
 
 
-# ---- counting ----------------------------------------------------------------------------------------------
+# ---- counting ----
 
 
 def _count(loaded, run: Run) -> dict:
     """Tokens per round and bytes per token over the full rounds of one run."""
-    prompts = bench._Prompts(loaded, None, max(QUEUE * run.batch, 12), 100 + run.prompt_set).of(run.batch)
+    prompts = bench._Prompts(loaded, None, max(QUEUE * run.batch, 12), 100 + run.prompt_set).of(
+        run.batch
+    )
     options = {"gamma": run.gamma} if run.method == "specmoe" else {}
     output = loaded.generate(
-        prompts, method=run.method, batch_size=run.batch, max_new_tokens=TOKENS, prefetch=False, seed=run.prompt_set,
-        draft_set=run.draft_set, substitute=run.substitute, eviction=run.eviction, **options,
-    )  # fmt: skip
+        prompts,
+        method=run.method,
+        batch_size=run.batch,
+        max_new_tokens=TOKENS,
+        prefetch=False,
+        seed=run.prompt_set,
+        draft_set=run.draft_set,
+        substitute=run.substitute,
+        eviction=run.eviction,
+        **options,
+    )
     frame = output.trace.to_frame()
     counts = full_rounds(frame, run.batch) | {"tokens_digest": _digest(output)}
-    return counts | ({"skewness": _skewness(frame, loaded.info["experts"])} if run.method == "on_demand" else {})
+    return counts | (
+        {"skewness": _skewness(frame, loaded.info["experts"])} if run.method == "on_demand" else {}
+    )
 
 
 def _skewness(frame: pd.DataFrame, num_experts: int) -> float:
@@ -131,26 +164,36 @@ def _skewness(frame: pd.DataFrame, num_experts: int) -> float:
 
 def _digest(output) -> str:
     """Eight digits of the tokens: equal digits, equal texts."""
-    return hashlib.sha256(str([list(map(int, row)) for row in output.sequences]).encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        str([list(map(int, row)) for row in output.sequences]).encode()
+    ).hexdigest()[:8]
 
 
 def full_rounds(frame: pd.DataFrame, batch: int) -> dict:
-    """Counts over the rounds with ``batch`` rows in flight; the tail, in which the queue is empty, is left out."""
+    """Counts over the rounds with ``batch`` rows in flight; the tail, in which the queue is empty,
+    is left out."""
     rounds = frame[frame["kind"] == "round"]
     full = rounds[rounds["size"] == batch]
-    read = frame["kind"].isin(metrics.READS) & (frame["phase"] != "prefill") & frame["round"].isin(full["round"])
+    read = (
+        frame["kind"].isin(metrics.READS)
+        & (frame["phase"] != "prefill")
+        & frame["round"].isin(full["round"])
+    )
     tokens, moved = int(full["count"].sum()), int(frame.loc[read, "size"].sum())
     return {
-        "tokens_per_round": tokens / max(1, int(full["size"].sum())), "fetched_bytes_per_token": moved / max(1, tokens),
-        "full_rounds": len(full), "tokens": tokens,
-    }  # fmt: skip
+        "tokens_per_round": tokens / max(1, int(full["size"].sum())),
+        "fetched_bytes_per_token": moved / max(1, tokens),
+        "full_rounds": len(full),
+        "tokens": tokens,
+    }
 
 
-# ---- timing ------------------------------------------------------------------------------------------------
+# ---- timing ----
 
 
 def _time(loaded: list, unit: list[Run]) -> list[dict]:
-    """Runs that are compared, in turn: one short warm-up each, then ``REPEATS`` times all of them."""
+    """Runs that are compared, in turn: one short warm-up each, then ``REPEATS`` times all of
+    them."""
     prompts = queue_of(loaded[0], unit[0])
     pairs = list(zip(loaded, unit, strict=True))
     for each, run in pairs:
@@ -163,7 +206,11 @@ def _time(loaded: list, unit: list[Run]) -> list[dict]:
 
 
 def _about(loaded, prompts: list) -> dict:
-    about = {"repeats": REPEATS, "num_prompts": len(prompts), "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s")}
+    about = {
+        "repeats": REPEATS,
+        "num_prompts": len(prompts),
+        "link_bytes_per_s": loaded.store_info.get("link_bytes_per_s"),
+    }
     return about | {name: loaded.info[name] for name in ("slots", "expert_bytes")}
 
 
@@ -181,9 +228,17 @@ def generate(loaded, run: Run, prompts: list, tokens: int | None = None, prefetc
     if run.temperature:
         options |= {"do_sample": True, "temperature": run.temperature}
     return loaded.generate(
-        prompts, method=run.method, batch_size=run.batch, max_new_tokens=tokens or most, seed=100 + run.prompt_set,
-        draft_set=run.draft_set, substitute=run.substitute, eviction=run.eviction, prefetch=prefetch, **options,
-    )  # fmt: skip
+        prompts,
+        method=run.method,
+        batch_size=run.batch,
+        max_new_tokens=tokens or most,
+        seed=100 + run.prompt_set,
+        draft_set=run.draft_set,
+        substitute=run.substitute,
+        eviction=run.eviction,
+        prefetch=prefetch,
+        **options,
+    )
 
 
 def full_window(output, batch: int) -> dict:
@@ -192,12 +247,18 @@ def full_window(output, batch: int) -> dict:
     full = frame.loc[(frame["kind"] == "round") & (frame["size"] == batch), "round"]
     found = metrics.summary(frame[frame["round"].isin(full)])
     tokens, perfect_s = found["new_tokens"], found["oracle_overlap_seconds"]
-    kept = {name: found[name] for name in ("tokens_per_round", "wait_share", "draft_share", "verify_share")}
+    kept = {
+        name: found[name]
+        for name in ("tokens_per_round", "wait_share", "draft_share", "verify_share")
+    }
     return kept | {
-        "fetched_bytes_per_token": found["bytes_per_token"], "tokens": tokens, "full_rounds": len(full),
+        "fetched_bytes_per_token": found["bytes_per_token"],
+        "tokens": tokens,
+        "full_rounds": len(full),
         "tokens_per_second": tokens / found["decode_seconds"],
-        "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None, "tokens_digest": _digest(output),
-    }  # fmt: skip
+        "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None,
+        "tokens_digest": _digest(output),
+    }
 
 
 def _median_row(windows: list[dict]) -> dict:
@@ -206,18 +267,21 @@ def _median_row(windows: list[dict]) -> dict:
     speeds = frame["tokens_per_second"]
     numbers = frame.drop(columns="tokens_digest").astype(float).median().to_dict()
     reach = {"tokens_per_second_min": speeds.min(), "tokens_per_second_max": speeds.max()}
-    same = len(set(frame["tokens_digest"])) == 1  # a run that is not repeatable is no run of this text
+    # a run that is not repeatable is no run of this text
+    same = len(set(frame["tokens_digest"])) == 1
     return numbers | reach | {"tokens_digest": frame["tokens_digest"][0] if same else "differs"}
 
 
-# ---- the file ----------------------------------------------------------------------------------------------
+# ---- the file ----
 
 
 class ResultFile:
-    """Rows of one model by key. ``add`` rewrites the file at once; a row of other weights is never mixed in."""
+    """Rows of one model by key. ``add`` rewrites the file at once; a row of other weights is never
+    mixed in."""
 
     def __init__(self, folder: Path, model: str, path: str):
-        self.file, self.path = Path(folder) / f"{Path(model).name}.json", path
+        self.file = Path(folder) / f"{Path(model).name}.json"
+        self.path = path
         self.weights = weights_digest(path)
         found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         kept = found if found.get("weights_sha256") == self.weights else {}
@@ -233,11 +297,19 @@ class ResultFile:
     def add(self, runs: list[Run], rows: list[dict], loaded) -> None:
         today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
         for run, row in zip(runs, rows, strict=True):
-            self.rows[run.key] = row | asdict(run) | {"model": Path(run.model).name, "measured": today}
+            self.rows[run.key] = (
+                row | asdict(run) | {"model": Path(run.model).name, "measured": today}
+            )
         self.models = self.models or dict(loaded.info) | {"name": Path(runs[0].model).name}
-        if not self._machine or runs[0].regime != "count":  # counts are of any machine; its rates belong to what was timed
+        # counts are of any machine; its rates belong to what was timed
+        if not self._machine or runs[0].regime != "count":
             self._machine = self.machine
-        content = {"model": self.models, "weights_sha256": self.weights, "machine": self._machine, "rows": self.rows}
+        content = {
+            "model": self.models,
+            "weights_sha256": self.weights,
+            "machine": self._machine,
+            "rows": self.rows,
+        }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(bench.plain(content), indent=0) + "\n", encoding="utf-8")
@@ -254,5 +326,15 @@ def weights_digest(path: str) -> str:
 
 def _machine() -> dict:
     found = doctor.examine(quick=True)
-    names = ("cpu", "cores", "memory", "threads", "specmoe", "torch", "transformers", "python", "balance")
+    names = (
+        "cpu",
+        "cores",
+        "memory",
+        "threads",
+        "specmoe",
+        "torch",
+        "transformers",
+        "python",
+        "balance",
+    )
     return {name: found[name] for name in names if name in found}

@@ -1,7 +1,7 @@
 """The measured numbers of every table.
 
-Comes in: rows of the results (``numbers``). Goes out: ``Number``s of kind "measured". ``page`` sets the paper's and the
-simulated ones beside them.
+Comes in: rows of the results (``numbers``). Goes out: ``Number``s of kind "measured". ``page`` sets
+the paper's and the simulated ones beside them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .facts import BATCHES, PERCENT, RATIO, SPEED, TOKENS, Number
-from .numbers import (  # fmt: skip
+from .numbers import (
     by_set,
     bytes_by_batch,
     choice_batch,
@@ -38,22 +38,51 @@ AGAINST = (  # line, how it is called, what to know
 def measured_numbers(results: dict[str, dict]) -> list[Number]:
     """All of them, for the main model and those with less skew."""
     rows = rows_of(results, main_model(results))
-    found = [*_timed(rows, "throttled", "throughput"), *_timed(rows, "disk", "ssd"), *_migration(rows)]
+    found = [
+        *_timed(rows, "throttled", "throughput"),
+        *_timed(rows, "disk", "ssd"),
+        *_migration(rows),
+    ]
     found += [*_bytes(rows), *_growth(rows), *_substitution(rows), *_sets(rows), *_experts(rows)]
-    return found + [number for model in LOW_SKEW for number in _low_skew(rows_of(results, model), model)]
+    return found + [
+        number for model in LOW_SKEW for number in _low_skew(rows_of(results, model), model)
+    ]
 
 
-def mean_of(table: str, label: str, measure: str, values, unit: str, note: str = "", batch: int | None = None,
-            kind: str = "measured") -> list[Number]:  # fmt: skip
+def mean_of(
+    table: str,
+    label: str,
+    measure: str,
+    values,
+    unit: str,
+    note: str = "",
+    batch: int | None = None,
+    kind: str = "measured",
+) -> list[Number]:
     """The mean of ``values`` with the smallest and the largest; none where there is no value."""
-    values = [float(value) for value in np.atleast_1d(values) if value is not None and np.isfinite(value)]
+    values = [
+        float(value) for value in np.atleast_1d(values) if value is not None and np.isfinite(value)
+    ]
     if not values:
         return []
     ends = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return [Number(table, label, measure, float(np.mean(values)), kind, unit, *ends, len(values), note, batch)]
+    return [
+        Number(
+            table,
+            label,
+            measure,
+            float(np.mean(values)),
+            kind,
+            unit,
+            *ends,
+            len(values),
+            note,
+            batch,
+        )
+    ]
 
 
-# ---- on the clock ------------------------------------------------------------------------------------------
+# ---- on the clock ----
 
 
 def _timed(rows: pd.DataFrame, regime: str, table: str) -> list[Number]:
@@ -64,21 +93,43 @@ def _timed(rows: pd.DataFrame, regime: str, table: str) -> list[Number]:
     for row in timed.itertuples():
         reach = (row.tokens_per_second_min, row.tokens_per_second_max)
         about = {"num": int(row.repeats), "batch": int(row.batch)}
-        found.append(Number(table, row.line, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about))
+        found.append(
+            Number(
+                table, row.line, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about
+            )
+        )
     return found + speed_numbers(table, speeds(timed), speed_ratios(timed), "measured")
 
 
-def speed_numbers(table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: str, note: str = "") -> list[Number]:
-    """Latency and speed-up by batch, the best and the mean of each line; measured or simulated alike."""
+def speed_numbers(
+    table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: str, note: str = ""
+) -> list[Number]:
+    """Latency and speed-up by batch, the best and the mean of each line; measured or simulated
+    alike."""
     found: list[Number] = []
     for line in speed if table == "throughput" else ():
         for batch, value in speed[line].dropna().items():
-            found += mean_of(table, line, "latency", 1000 * batch / value, "ms per token of a row", note, batch, kind)
+            found += mean_of(
+                table,
+                line,
+                "latency",
+                1000 * batch / value,
+                "ms per token of a row",
+                note,
+                batch,
+                kind,
+            )
     for line in ratios:
         best = ratios[line].idxmax()
-        about = "; ".join(filter(None, [f"batch {best}", UNEQUAL if line == "cached" else "", note]))
-        found += mean_of(table, line, "speed-up, best batch", ratios[line].max(), RATIO, about, None, kind)
-        found += mean_of(table, line, "speed-up, mean over batches", ratios[line].mean(), RATIO, note, None, kind)
+        about = "; ".join(
+            filter(None, [f"batch {best}", UNEQUAL if line == "cached" else "", note])
+        )
+        found += mean_of(
+            table, line, "speed-up, best batch", ratios[line].max(), RATIO, about, None, kind
+        )
+        found += mean_of(
+            table, line, "speed-up, mean over batches", ratios[line].mean(), RATIO, note, None, kind
+        )
         for batch, value in ratios[line].dropna().items():
             found += mean_of(table, line, "speed-up", value, RATIO, note, batch, kind)
     return found + _over_cached(table, ratios, kind, note)
@@ -88,10 +139,20 @@ def _over_cached(table: str, ratios: pd.DataFrame, kind: str, note: str) -> list
     if "specmoe" not in ratios:
         return []
     found = mean_of(
-        table, "specmoe", "latency, best batch", 100 / ratios["specmoe"].max(), "% of on_demand", note, None, kind
+        table,
+        "specmoe",
+        "latency, best batch",
+        100 / ratios["specmoe"].max(),
+        "% of on_demand",
+        note,
+        None,
+        kind,
     )
     measure = "speed-up over cached, best batch"
-    pairs = (("specmoe", "cached", UNEQUAL), ("specmoe, equal bytes", "cached, equal bytes", "equal fast memory"))
+    pairs = (
+        ("specmoe", "cached", UNEQUAL),
+        ("specmoe, equal bytes", "cached, equal bytes", "equal fast memory"),
+    )
     for label, other, about in pairs:
         if other in ratios:
             over = (ratios["specmoe"] / ratios[other]).max()
@@ -108,7 +169,9 @@ def _migration(rows: pd.DataFrame) -> list[Number]:
         for line, part in timed.groupby("line", sort=False) if len(timed) else ():
             if line != "resident":
                 shares = 100 * part.set_index("batch")["wait_share"].astype(float)
-                found += share_numbers(table, line, shares, "measured", "waiting for reads, 0.25 GB/s")
+                found += share_numbers(
+                    table, line, shares, "measured", "waiting for reads, 0.25 GB/s"
+                )
     return found
 
 
@@ -117,10 +180,14 @@ def share_numbers(table: str, line: str, shares: pd.Series, kind: str, note: str
     found = [
         number
         for batch, share in shares.items()
-        for number in mean_of(table, line, "time in expert migration", share, PERCENT, note, batch, kind)
+        for number in mean_of(
+            table, line, "time in expert migration", share, PERCENT, note, batch, kind
+        )
     ]
     said = f"batch {shares.idxmax()}; {note}"
-    return found + mean_of(table, line, "time in expert migration, largest", shares.max(), PERCENT, said, None, kind)
+    return found + mean_of(
+        table, line, "time in expert migration, largest", shares.max(), PERCENT, said, None, kind
+    )
 
 
 def _low_skew(rows: pd.DataFrame, model: str) -> list[Number]:
@@ -128,18 +195,24 @@ def _low_skew(rows: pd.DataFrame, model: str) -> list[Number]:
     return low_skew_numbers(model, speed_ratios(timed), "measured") if len(timed) else []
 
 
-def low_skew_numbers(label: str, ratios: pd.DataFrame, kind: str, note: str = "temperature 1, gamma 5") -> list[Number]:
+def low_skew_numbers(
+    label: str, ratios: pd.DataFrame, kind: str, note: str = "temperature 1, gamma 5"
+) -> list[Number]:
     """Speed-ups of one model: by batch, and the best."""
     found: list[Number] = []
     for line in ratios:
         said = f"batch {ratios[line].idxmax()}; {note}"
-        found += mean_of("low_skew", label, f"{line}, best batch", ratios[line].max(), RATIO, said, None, kind)
+        found += mean_of(
+            "low_skew", label, f"{line}, best batch", ratios[line].max(), RATIO, said, None, kind
+        )
         for batch, value in ratios[line].dropna().items():
-            found += mean_of("low_skew", f"{label}: {line}", "speed-up", value, RATIO, note, batch, kind)
+            found += mean_of(
+                "low_skew", f"{label}: {line}", "speed-up", value, RATIO, note, batch, kind
+            )
     return found
 
 
-# ---- counted -----------------------------------------------------------------------------------------------
+# ---- counted ----
 
 
 def _bytes(rows: pd.DataFrame) -> list[Number]:
@@ -147,14 +220,26 @@ def _bytes(rows: pd.DataFrame) -> list[Number]:
     found: list[Number] = []
     for line in moved:
         for batch, value in moved[line].dropna().items():
-            found += mean_of("bytes", line, "bytes for one token of every row", value / 1e6, "MB", batch=batch)
+            found += mean_of(
+                "bytes", line, "bytes for one token of every row", value / 1e6, "MB", batch=batch
+            )
     for other, against, note in AGAINST:
         if {"specmoe", other} <= set(moved):
             change = (100 * (moved["specmoe"] / moved[other] - 1)).dropna()
             measure, said = f"change against {against}", f"batch {change.idxmin()}; {note}"
-            found += mean_of("bytes", "specmoe", f"{measure}, best batch", change.min(), PERCENT, said)
+            found += mean_of(
+                "bytes", "specmoe", f"{measure}, best batch", change.min(), PERCENT, said
+            )
             for batch, value in change.items():
-                found += mean_of("bytes", f"specmoe against {against}", "change of bytes", value, PERCENT, note, batch)
+                found += mean_of(
+                    "bytes",
+                    f"specmoe against {against}",
+                    "change of bytes",
+                    value,
+                    PERCENT,
+                    note,
+                    batch,
+                )
     return found
 
 
@@ -171,12 +256,18 @@ def _growth(rows: pd.DataFrame) -> list[Number]:
     return [
         number
         for line, values in growth.items()
-        for number in mean_of("growth", line, "growth of bytes, batch 1 to 256", values, "times", note.get(line, ""))
+        for number in mean_of(
+            "growth", line, "growth of bytes, batch 1 to 256", values, "times", note.get(line, "")
+        )
     ]
 
 
 def _counted_batches(rows: pd.DataFrame) -> list[int]:
-    return sorted(int(batch) for batch in rows.loc[rows["regime"] == "count", "batch"].unique()) if len(rows) else []
+    return (
+        sorted(int(batch) for batch in rows.loc[rows["regime"] == "count", "batch"].unique())
+        if len(rows)
+        else []
+    )
 
 
 def _substitution(rows: pd.DataFrame) -> list[Number]:
@@ -185,17 +276,25 @@ def _substitution(rows: pd.DataFrame) -> list[Number]:
         values = {name: by_set(rows, batch, substitute=name) for name in SUBSTITUTES}
         if len(values["random"]):
             pairs = [(name, "random") for name in SUBSTITUTES if name != "random"]
-            found += _tokens("substitution", values, batch) + _paired("substitution", values, pairs, batch)
+            found += _tokens("substitution", values, batch) + _paired(
+                "substitution", values, pairs, batch
+            )
             if batch == choice_batch(rows):
                 found += _paired("substitution", values, pairs, None, f"batch {batch}")
     return found
 
 
 def _tokens(table: str, values: dict[str, pd.Series], batch: int) -> list[Number]:
-    return [n for name, each in values.items() for n in mean_of(table, name, TOKENS, each, "tokens", batch=batch)]
+    return [
+        n
+        for name, each in values.items()
+        for n in mean_of(table, name, TOKENS, each, "tokens", batch=batch)
+    ]
 
 
-def _paired(table: str, values: dict[str, pd.Series], pairs: list[tuple], batch: int | None, note: str = "") -> list[Number]:
+def _paired(
+    table: str, values: dict[str, pd.Series], pairs: list[tuple], batch: int | None, note: str = ""
+) -> list[Number]:
     """In percent, set of prompts by set: sets differ more from each other than what is compared."""
     found: list[Number] = []
     for first, second in pairs:
@@ -207,15 +306,26 @@ def _paired(table: str, values: dict[str, pd.Series], pairs: list[tuple], batch:
 def _sets(rows: pd.DataFrame) -> list[Number]:
     found: list[Number] = []
     for batch in _counted_batches(rows):
-        values = {name: by_set(rows, batch, draft_set=name) for name in ("random", "hot_global", "hot_temporal")}
+        values = {
+            name: by_set(rows, batch, draft_set=name)
+            for name in ("random", "hot_global", "hot_temporal")
+        }
         if len(values["random"]):
-            pairs = [("hot_global", "random"), ("hot_temporal", "random"), ("hot_temporal", "hot_global")]
-            found += _tokens("draft_set", values, batch) + _paired("draft_set", values, pairs, batch)
+            pairs = [
+                ("hot_global", "random"),
+                ("hot_temporal", "random"),
+                ("hot_temporal", "hot_global"),
+            ]
+            found += _tokens("draft_set", values, batch) + _paired(
+                "draft_set", values, pairs, batch
+            )
     timed = choice_speeds(rows, "draft_set", draft_experts=usual(rows), draft_set=None)
     for name, value in timed.items():
         if "random" in timed:
             ratio = value / timed["random"]
-            found += mean_of("draft_set", name, "speed against random", ratio, "times random", batch=256)
+            found += mean_of(
+                "draft_set", name, "speed against random", ratio, "times random", batch=256
+            )
     return found
 
 
@@ -223,12 +333,25 @@ def _experts(rows: pd.DataFrame) -> list[Number]:
     found: list[Number] = []
     for batch in _counted_batches(rows):
         values = {num: by_set(rows, batch, draft_experts=num) for num in (2, 4, 8, 16)}
-        for num, each in values.items() if sum(len(each) > 0 for each in values.values()) > 1 else ():
+        for num, each in (
+            values.items() if sum(len(each) > 0 for each in values.values()) > 1 else ()
+        ):
             found += mean_of("draft_experts", f"N = {num}", TOKENS, each, "tokens", batch=batch)
     for row in choice_runs(rows).sort_values("draft_experts").itertuples():
         reach = (row.tokens_per_second_min, row.tokens_per_second_max)
         label, about = f"N = {row.draft_experts:g}", {"num": int(row.repeats), "batch": 256}
-        found.append(Number("draft_experts", label, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about))
+        found.append(
+            Number(
+                "draft_experts",
+                label,
+                "speed",
+                row.tokens_per_second,
+                "measured",
+                SPEED,
+                *reach,
+                **about,
+            )
+        )
     return found + against_four(choice_speeds(rows, "draft_experts"), 256, "measured")
 
 
@@ -237,16 +360,28 @@ def against_four(speed: pd.Series, batch: int, kind: str, note: str = "") -> lis
     ratios = speed / speed[4] if 4 in speed.index else speed.iloc[:0]
     about = ("times N = 4", note, batch, kind)
     return [
-        n for num, value in ratios.items() for n in mean_of("draft_experts", f"N = {num:g}", AGAINST_FOUR, value, *about)
+        n
+        for num, value in ratios.items()
+        for n in mean_of("draft_experts", f"N = {num:g}", AGAINST_FOUR, value, *about)
     ]
 
 
-RUN_FIELDS = ["draft_experts", "tokens_per_second", "tokens_per_second_min", "tokens_per_second_max", "repeats"]
+RUN_FIELDS = [
+    "draft_experts",
+    "tokens_per_second",
+    "tokens_per_second_min",
+    "tokens_per_second_max",
+    "repeats",
+]
 
 
 def choice_runs(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     """Timed specmoe runs at batch 256 with just the memory that N needs."""
-    found = pick(rows, regime="throttled", method="specmoe", batch=256, **settings) if len(rows) else rows
+    found = (
+        pick(rows, regime="throttled", method="specmoe", batch=256, **settings)
+        if len(rows)
+        else rows
+    )
     return found if len(found) else pd.DataFrame(columns=RUN_FIELDS)
 
 

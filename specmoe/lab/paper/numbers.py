@@ -1,7 +1,8 @@
-"""Rows of the results, chosen and put into frames: batch x line of a figure, tokens per round by prompt set.
+"""Rows of the results, chosen and put into frames: batch x line of a figure, tokens per round by
+prompt set.
 
-Comes in: the results folder. Goes out: pandas frames. ``measured`` makes numbers of them, ``page`` lines for figures;
-nothing here knows who ought to win.
+Comes in: the results folder. Goes out: pandas frames. ``measured`` makes numbers of them, ``page``
+lines for figures; nothing here knows who ought to win.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from .settings import MAIN
 
 RESULTS = Path(__file__).parent / "results"
 MOVED = "fetched_bytes_per_token"
-# Lines of figures and rows of tables: how they are called, and how their rows are found. Where nothing is said the fast
-# memory is that of N draft experts: "equal bytes". ``cached`` alone is the paper's: a tenth of the experts.
+# Lines of figures and rows of tables: how they are called, and how their rows are found. Where
+# nothing is said the fast memory is that of N draft experts: "equal bytes". ``cached`` alone is the
+# paper's: a tenth of the experts.
 BYTES_LINES = {
     "on_demand": {"method": "on_demand"},
     "overlapped": {"method": "overlapped"},
@@ -39,8 +41,8 @@ TIMED_LINES = {
 
 
 class Results(dict):
-    """Model name -> ``{"model", "machine", "rows", ...}``. ``recordings``: of the model that was asked for; None:
-    those of the shipped models."""
+    """Model name -> ``{"model", "machine", "rows", ...}``. ``recordings``: of the model that was
+    asked for; None: those of the shipped models."""
 
     recordings: list | None = None
 
@@ -65,7 +67,8 @@ def main_model(results: dict[str, dict]) -> str:
 
 
 def pick(rows: pd.DataFrame, **settings) -> pd.DataFrame:
-    """Rows with these settings; all else at the report's defaults where the setting is not named (None: any)."""
+    """Rows with these settings; all else at the report's defaults where the setting is not named
+    (None: any)."""
     wanted = {
         "draft_set": "hot_temporal",
         "substitute": "affinity",
@@ -85,7 +88,7 @@ def usual(rows: pd.DataFrame) -> float | None:
     return float(known.mode().iloc[0]) if len(known) else None
 
 
-# ---- on the clock ------------------------------------------------------------------------------------------
+# ---- on the clock ----
 
 
 def timed_rows(rows: pd.DataFrame, regime: str) -> pd.DataFrame:
@@ -105,7 +108,8 @@ def speeds(timed: pd.DataFrame) -> pd.DataFrame:
 
 
 def speed_ratios(timed: pd.DataFrame) -> pd.DataFrame:
-    """Speed over on_demand's: batch x line; "overlapped (oracle)": perfect overlap, computed from measured parts."""
+    """Speed over on_demand's: batch x line; "overlapped (oracle)": perfect overlap, computed from
+    measured parts."""
     table = speeds(timed)
     if "on_demand" not in table:
         return pd.DataFrame()
@@ -115,16 +119,19 @@ def speed_ratios(timed: pd.DataFrame) -> pd.DataFrame:
     return table.div(table["on_demand"], axis=0).drop(columns="on_demand")
 
 
-# ---- counted -----------------------------------------------------------------------------------------------
+# ---- counted ----
 
 
 def bytes_by_batch(rows: pd.DataFrame, prompt_set: int = 0) -> pd.DataFrame:
-    """Expert bytes for one token of every row (bytes per token x B): batch x line of ``BYTES_LINES``."""
+    """Expert bytes for one token of every row (bytes per token x B): batch x line of
+    ``BYTES_LINES``."""
     if not len(rows):
         return pd.DataFrame()
     columns = {}
     for line, settings in BYTES_LINES.items():
-        found = pick(rows, regime="count", draft_experts=usual(rows), prompt_set=prompt_set, **settings).set_index("batch")
+        found = pick(
+            rows, regime="count", draft_experts=usual(rows), prompt_set=prompt_set, **settings
+        ).set_index("batch")
         columns[line] = found[MOVED] * found.index
     return pd.DataFrame(columns).sort_index().dropna(axis=1, how="all")
 
@@ -132,7 +139,11 @@ def bytes_by_batch(rows: pd.DataFrame, prompt_set: int = 0) -> pd.DataFrame:
 def choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Counted specmoe rows of all prompt sets and batches."""
     return (
-        rows[(rows["regime"] == "count") & (rows["method"] == "specmoe") & (rows["budget"] == "draft")]
+        rows[
+            (rows["regime"] == "count")
+            & (rows["method"] == "specmoe")
+            & (rows["budget"] == "draft")
+        ]
         if len(rows)
         else rows
     )
@@ -140,7 +151,9 @@ def choices(rows: pd.DataFrame) -> pd.DataFrame:
 
 def choice_batch(rows: pd.DataFrame) -> int | None:
     """The largest batch of those counted over the most prompt sets: where the order is judged."""
-    found = pick(choices(rows), prompt_set=None, substitute=["affinity", "random"], draft_experts=usual(rows))
+    found = pick(
+        choices(rows), prompt_set=None, substitute=["affinity", "random"], draft_experts=usual(rows)
+    )
     if not len(found):
         return None
     sets = found.groupby(["batch", "substitute"])["prompt_set"].nunique().unstack().min(axis=1)
@@ -151,4 +164,8 @@ def by_set(rows: pd.DataFrame, batch: int, **settings) -> pd.Series:
     """Tokens per round by prompt set, for runs with these settings."""
     wanted = {"draft_experts": usual(rows), "batch": batch} | settings
     found = pick(choices(rows), prompt_set=None, **wanted)
-    return found.set_index("prompt_set")["tokens_per_round"].sort_index() if len(found) else pd.Series(dtype=float)
+    return (
+        found.set_index("prompt_set")["tokens_per_round"].sort_index()
+        if len(found)
+        else pd.Series(dtype=float)
+    )

@@ -1,4 +1,5 @@
-"""What the notebook ``paper`` calls: open or measure results, lines for its figures, ``metrics.json``.
+"""What the notebook ``paper`` calls: open or measure results, lines for its figures,
+``metrics.json``.
 
 Comes in: the notebook's parameters. Goes out: results, frames, a JSON file.
 """
@@ -16,7 +17,16 @@ from ..bench.methods import plain
 from .facts import FACTS, Number
 from .measure import measure
 from .measured import measured_numbers
-from .numbers import Results, bytes_by_batch, load_results, main_model, rows_of, speed_ratios, speeds, timed_rows
+from .numbers import (
+    Results,
+    bytes_by_batch,
+    load_results,
+    main_model,
+    rows_of,
+    speed_ratios,
+    speeds,
+    timed_rows,
+)
 from .record import own_recordings, record_model
 from .sentences import frame_of
 from .settings import MAIN, RERUNS, plan, plan_low_skew
@@ -25,18 +35,23 @@ from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
 CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
 
 
-def open_results(rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None) -> Results:
-    """Committed results, or those of a new measurement, kept in ``<out_dir>/results`` so that it can be taken up again.
+def open_results(
+    rerun: str = "none", model: str = MAIN, out_dir: str | Path | None = None, progress=None
+) -> Results:
+    """Committed results, or those of a new measurement, kept in ``<out_dir>/results`` so that it
+    can be taken up again.
 
-    Another ``model`` than the shipped translation model is always measured (at least "quick"). ``OptionError`` for an
-    unknown ``rerun``; errors of ``specmoe.load`` for a model that cannot be opened.
+    Another ``model`` than the shipped translation model is always measured (at least "quick").
+    ``OptionError`` for an unknown ``rerun``; errors of ``specmoe.load`` for a model that cannot be
+    opened.
     """
     check_choice("rerun", rerun, RERUNS)
     if rerun == "none" and model == MAIN:
         return load_results()
     if out_dir is None:
         raise OptionError(
-            "measuring needs a folder for its results: run it as a report (specmoe report run paper --out DIR)"
+            "measuring needs a folder for its results: run it as a report (specmoe report run "
+            "paper --out DIR)"
         )
     folder = Path(out_dir) / "results"
     how_much = "full" if rerun == "full" else "quick"
@@ -54,7 +69,8 @@ def open_results(rerun: str = "none", model: str = MAIN, out_dir: str | Path | N
 
 
 def all_numbers(results: Results) -> list[Number]:
-    """Every number of the report: the paper's, the measured, the simulated (of the shipped models' recordings)."""
+    """Every number of the report: the paper's, the measured, the simulated (of the shipped models'
+    recordings)."""
     return [*FACTS, *measured_numbers(results), *(simulated_numbers(results.recordings))]
 
 
@@ -62,16 +78,22 @@ LINES = ("speed", "latency", "disk", "bytes", "simulated speed", "simulated disk
 
 
 def lines_at(results: Results, what: str) -> pd.DataFrame:
-    """Batch x method for a figure: "speed" or "latency" throttled, speed-up on the "disk", "bytes" (MB); simulated on the
-    paper's machine: "simulated speed", speed-up on a "simulated disk". Empty where there is nothing."""
+    """Batch x method for a figure: "speed" or "latency" throttled, speed-up on the "disk", "bytes"
+    (MB); simulated on the paper's machine: "simulated speed", speed-up on a "simulated disk". Empty
+    where there is nothing."""
     check_choice("what", what, LINES)
     rows = rows_of(results, main_model(results))
     if what == "bytes":
         return bytes_by_batch(rows) / 1e6
     if what.startswith("simulated"):
         speed = replayed(SSD if what.endswith("disk") else H100, speed_of, of=results.recordings)
-        speed = speed.drop(columns="specmoe, prefetch", errors="ignore")  # hardly to be told from the other
-        return speed if what.endswith("speed") else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
+        # hardly to be told from the other
+        speed = speed.drop(columns="specmoe, prefetch", errors="ignore")
+        return (
+            speed
+            if what.endswith("speed")
+            else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
+        )
     timed = timed_rows(rows, "disk" if what == "disk" else "throttled")
     if not len(timed):
         return pd.DataFrame()
@@ -82,8 +104,11 @@ def lines_at(results: Results, what: str) -> pd.DataFrame:
 
 
 def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
-    """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not run."""
-    found = json.loads(Path(file).read_text(encoding="utf-8"))["rows"] if Path(file).exists() else []
+    """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not
+    run."""
+    found = (
+        json.loads(Path(file).read_text(encoding="utf-8"))["rows"] if Path(file).exists() else []
+    )
     return pd.DataFrame(found)
 
 
@@ -97,6 +122,11 @@ def export(out_dir: str | Path | None, numbers: list[Number], results: dict[str,
     """``metrics.json``: every number with its kind, and where the measured ones come from."""
     if out_dir is None:
         return
-    about = {name: {key: found[key] for key in ("model", "machine", "weights_sha256")} for name, found in results.items()}
+    about = {
+        name: {key: found[key] for key in ("model", "machine", "weights_sha256")}
+        for name, found in results.items()
+    }
     content = plain({"numbers": [number.to_dict() for number in numbers], "measured_on": about})
-    Path(out_dir, "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    Path(out_dir, "metrics.json").write_text(
+        json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )

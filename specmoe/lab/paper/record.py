@@ -1,7 +1,9 @@
-"""Recordings that the report needs beside the simulator's: the paper's unequal memory, other draft sets, sampling.
+"""Recordings that the report needs beside the simulator's: the paper's unequal memory, other draft
+sets, sampling.
 
-Comes in: a shipped model, or the one that a report was asked for. Goes out: ``recordings.npz`` beside its results; the
-committed one by ``python -m specmoe.lab.paper record``. They count; no clock is in them. ``simulated`` replays them.
+Comes in: a shipped model, or the one that a report was asked for. Goes out: ``recordings.npz``
+beside its results; the committed one by ``python -m specmoe.lab.paper record``. They count; no
+clock is in them. ``simulated`` replays them.
 """
 
 from __future__ import annotations
@@ -30,17 +32,29 @@ def own_recordings(folder: Path = RESULTS) -> list[Recording]:
 
 def record(progress: Callable[[str], None] = print) -> None:
     """Run everything for the shipped models and write the committed file; takes minutes."""
-    save_all([each for runs in (*_main_runs(), *_low_skew_runs()) for each in _recordings(runs, progress)], RESULTS / FILE)
+    save_all(
+        [
+            each
+            for runs in (*_main_runs(), *_low_skew_runs())
+            for each in _recordings(runs, progress)
+        ],
+        RESULTS / FILE,
+    )
 
 
 def record_model(model: str, draft_experts: int, folder: Path) -> None:
     """Recordings of another model, once: every method in the bytes that N needs."""
     if not (folder / FILE).exists():
         base = Run(model, "specmoe", 1, draft_experts=draft_experts)
-        save_all(_recordings([replace(base, batch=b, method=name) for b in FEW for name in METHODS]), folder / FILE)
+        save_all(
+            _recordings([replace(base, batch=b, method=name) for b in FEW for name in METHODS]),
+            folder / FILE,
+        )
 
 
-def _recordings(runs: list[Run], progress: Callable[[str], None] = lambda words: None) -> list[Recording]:
+def _recordings(
+    runs: list[Run], progress: Callable[[str], None] = lambda words: None
+) -> list[Recording]:
     """Of runs that share an engine."""
     found = []
     with load_engine(runs[0].model, runs[0]) as loaded:
@@ -60,11 +74,16 @@ def _main_runs() -> Iterator[list[Run]]:
 def _low_skew_runs() -> Iterator[list[Run]]:
     for model in LOW_SKEW:
         base = Run(model, "specmoe", 1, gamma=5, temperature=1.0)
-        yield [replace(base, batch=b, method=name) for b in LOW_SKEW_BATCHES for name in ("on_demand", "cached", "specmoe")]
+        yield [
+            replace(base, batch=b, method=name)
+            for b in LOW_SKEW_BATCHES
+            for name in ("on_demand", "cached", "specmoe")
+        ]
 
 
 def _recorded(loaded, run: Run) -> Recording:
-    """Special settings are named, so that the run stands only for what asks for it; a comparison of draft sets names all."""
+    """Special settings are named, so that the run stands only for what asks for it; a comparison of
+    draft sets names all."""
     output = generate(loaded, run, queue_of(loaded, run, QUEUE), prefetch=False)
     settings = {"budget": "tenth"} if run.budget == "tenth" else {}
     settings |= {"temperature": run.temperature} if run.temperature else {}

@@ -1,7 +1,8 @@
 """What is run for the report, as data: one ``Run`` for each measured row.
 
-Comes in: a model and how much to measure ("quick" or "full"). Goes out: a list of ``Run``, most telling first, for
-``measure``. A run *counts* (tokens per round, bytes: needs no clock) or is *timed*: throttled, or the disk as it is.
+Comes in: a model and how much to measure ("quick" or "full"). Goes out: a list of ``Run``, most
+telling first, for ``measure``. A run *counts* (tokens per round, bytes: needs no clock) or is
+*timed*: throttled, or the disk as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ MAIN, LOW_SKEW = "tiny-translate", ("tiny-balanced", "tiny-skewed")
 RERUNS = ("none", "quick", "full")
 LINK = 2.5e8  # bytes per second of the throttled store
 TIMED = ("throttled", "disk")
-WIDENED = {"throttled": "256KiB", "disk": "3MiB"}  # of timed runs: an expert costs what a larger one would
+# of timed runs: an expert costs what a larger one would
+WIDENED = {"throttled": "256KiB", "disk": "3MiB"}
 FEW = (1, 16, 64)  # batches of "quick", and of the models with less skew
 
 
@@ -30,7 +32,8 @@ class Run:
     method: str
     batch: int
     regime: str = "count"  # "count" | "throttled" | "disk"
-    budget: str = "draft"  # fast memory: what N draft experts need, or "tenth": what caching a tenth of the experts needs
+    # fast memory: what N draft experts need, or "tenth": what caching a tenth of the experts needs
+    budget: str = "draft"
     draft_experts: int | None = 4
     gamma: int = 10
     draft_set: str = "hot_temporal"
@@ -45,7 +48,8 @@ class Run:
 
 
 def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> list[Run]:
-    """Runs for one model of ``num_experts`` per layer, without duplicates. ``how_much``: "quick" (a subset) or "full"."""
+    """Runs for one model of ``num_experts`` per layer, without duplicates. ``how_much``: "quick" (a
+    subset) or "full"."""
     check_choice("rerun", how_much, RERUNS[1:])
     full = how_much == "full"
     base = Run(model, "specmoe", 64, draft_experts=max(1, min(4, num_experts // 2)))
@@ -62,7 +66,8 @@ def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> l
 
 
 def plan_low_skew(how_much: str = "full") -> list[Run]:
-    """Runs of the shipped models that stand for the paper's two with less skew: timed at temperature 1, and counted."""
+    """Runs of the shipped models that stand for the paper's two with less skew: timed at
+    temperature 1, and counted."""
     check_choice("rerun", how_much, RERUNS[1:])
     runs = []
     for model in LOW_SKEW:
@@ -72,7 +77,9 @@ def plan_low_skew(how_much: str = "full") -> list[Run]:
         each = replace(base, regime="throttled", temperature=1.0)
         names = ("on_demand", "overlapped", "cached", "specmoe")
         runs += [
-            replace(each, batch=batch, method=name) for batch in (FEW if how_much == "full" else (16,)) for name in names
+            replace(each, batch=batch, method=name)
+            for batch in (FEW if how_much == "full" else (16,))
+            for name in names
         ]
     return list(dict.fromkeys(runs))
 
@@ -106,13 +113,18 @@ def _spread(base: Run, sets: Iterable[int]) -> list[Run]:
         runs += [replace(each, method=name) for name in ("on_demand", "specmoe", "cached")]
         runs.append(replace(each, method="cached", budget="tenth"))
     chosen = product(sets, (1, 16), DRAFT_SETS)
-    return runs + [replace(base, prompt_set=number, batch=batch, draft_set=name) for number, batch, name in chosen]
+    return runs + [
+        replace(base, prompt_set=number, batch=batch, draft_set=name)
+        for number, batch, name in chosen
+    ]
 
 
 def _timed(base: Run, regime: str, batches: Iterable[int]) -> list[Run]:
-    """On the clock: every method in the bytes that N needs, then ``cached`` and ``specmoe`` in those that caching a tenth of
-    the experts needs. Throttled also ``auto`` and the ceiling."""
-    names = ("on_demand", "overlapped", "cached", "specmoe") + (("auto", "resident") if regime == "throttled" else ())
+    """On the clock: every method in the bytes that N needs, then ``cached`` and ``specmoe`` in
+    those that caching a tenth of the experts needs. Throttled also ``auto`` and the ceiling."""
+    names = ("on_demand", "overlapped", "cached", "specmoe") + (
+        ("auto", "resident") if regime == "throttled" else ()
+    )
     runs = []
     for batch in batches:
         each = replace(base, batch=batch, regime=regime)

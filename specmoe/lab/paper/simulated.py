@@ -1,7 +1,9 @@
-"""The simulated numbers: recorded runs of our models replayed on the paper's machine, at the sizes of the paper's models.
+"""The simulated numbers: recorded runs of our models replayed on the paper's machine, at the sizes
+of the paper's models.
 
-Comes in: recordings (``specmoe.lab.simulate``'s shipped ones and those of ``record``). Goes out: ``Number``s of kind
-"simulated", each note names the hardware. Tokens, reads and distinct experts are those of the recorded run.
+Comes in: recordings (``specmoe.lab.simulate``'s shipped ones and those of ``record``). Goes out:
+``Number``s of kind "simulated", each note names the hardware. Tokens, reads and distinct experts
+are those of the recorded run.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ GAMMA = 10
 
 
 def _implied() -> Hardware:
-    """The paper's machine as slow as its own numbers say: 28 GB a step of on_demand, 256 rows at 28.6 tokens/s, 90.11 % of
-    the time in migration; what is left of a step is shared among the experts that it computes."""
+    """The paper's machine as slow as its own numbers say: 28 GB a step of on_demand, 256 rows at
+    28.6 tokens/s, 90.11 % of the time in migration; what is left of a step is shared among the
+    experts that it computes."""
     step_s, step_bytes, migration = 256 / 28.6, 28e9, 0.9011
     experts = step_bytes / SIZES[MAIN].expert_bytes
-    rates = {"link_bytes_per_s": step_bytes / (step_s * migration), "expert_overhead_s": step_s * (1 - migration) / experts}
+    rates = {
+        "link_bytes_per_s": step_bytes / (step_s * migration),
+        "expert_overhead_s": step_s * (1 - migration) / experts,
+    }
     return replace(H100, name="H100 as slow as the paper's numbers imply", **rates)
 
 
@@ -48,7 +54,8 @@ LINES: dict[str, tuple[str, dict, str]] = {
     "specmoe": ("specmoe", {"gamma": GAMMA, "prefetch": False}, "engine"),
     "specmoe, prefetch": ("specmoe", {"gamma": GAMMA, "prefetch": True}, "engine"),
 }
-SPECIAL = ("budget", "draft_set", "temperature")  # settings of runs that only stand for what asks for them
+# settings of runs that only stand for what asks for them
+SPECIAL = ("budget", "draft_set", "temperature")
 
 
 @cache
@@ -57,9 +64,15 @@ def all_recordings() -> tuple[Recording, ...]:
     return (*recordings(), *own_recordings())
 
 
-def chosen(model: str, method: str, draft_experts: int | None = None, of: Iterable[Recording] | None = None,
-           **settings) -> list[Recording]:  # fmt: skip
-    """Recordings of ``model`` with these settings, and no special one (of more memory, another draft set) unasked."""
+def chosen(
+    model: str,
+    method: str,
+    draft_experts: int | None = None,
+    of: Iterable[Recording] | None = None,
+    **settings,
+) -> list[Recording]:
+    """Recordings of ``model`` with these settings, and no special one (of more memory, another
+    draft set) unasked."""
     special = dict.fromkeys(SPECIAL)
     found = []
     for each in of or all_recordings():
@@ -75,17 +88,31 @@ def size_of(recording: Recording) -> ModelSize:
     return SIZES.get(recording.info["name"]) or ModelSize.of(recording.info)
 
 
-def replayed(hardware: Hardware, value: Callable, lines: Iterable[str] = tuple(LINES), draft_experts: int | None = 4,
-             model: str = MAIN, of: list[Recording] | None = None, **settings) -> pd.DataFrame:  # fmt: skip
-    """``value(Simulated)`` of each line: batch x line. ``of``: recordings of another model than the shipped ones."""
+def replayed(
+    hardware: Hardware,
+    value: Callable,
+    lines: Iterable[str] = tuple(LINES),
+    draft_experts: int | None = 4,
+    model: str = MAIN,
+    of: list[Recording] | None = None,
+    **settings,
+) -> pd.DataFrame:
+    """``value(Simulated)`` of each line: batch x line. ``of``: recordings of another model than the
+    shipped ones."""
     if of:
         model, draft_experts = of[0].info["name"], None
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         method, wanted, overlap = LINES[line]
-        wanted = {name: given for name, given in (wanted | settings).items() if method == "specmoe" or name in SPECIAL}
+        wanted = {
+            name: given
+            for name, given in (wanted | settings).items()
+            if method == "specmoe" or name in SPECIAL
+        }
         for each in chosen(model, method, draft_experts, of, **wanted):
-            found.setdefault(line, {})[each.batch] = value(simulate(each, hardware, size_of(each), overlap))
+            found.setdefault(line, {})[each.batch] = value(
+                simulate(each, hardware, size_of(each), overlap)
+            )
     return pd.DataFrame(found).sort_index()
 
 
@@ -94,14 +121,20 @@ def speed_of(played) -> float:
 
 
 def simulated_numbers(of: list[Recording] | None = None) -> list[Number]:
-    """Every table for which it makes sense; throughput and migration only for another model (``of``), at its own size."""
+    """Every table for which it makes sense; throughput and migration only for another model
+    (``of``), at its own size."""
     at = "; at its own size" if of else ""
-    found = [*_throughput("throughput", H100, f"H100, PCIe 5.0{at}", of), *_migration(f"H100, PCIe 5.0{at}", of)]
+    found = [
+        *_throughput("throughput", H100, f"H100, PCIe 5.0{at}", of),
+        *_migration(f"H100, PCIe 5.0{at}", of),
+    ]
     found += _throughput("ssd", SSD, f"H100, NVMe SSD of 7 GB/s{at}", of)
     return found if of else [*found, *_at_implied(), *_choices(), *_low_skew()]
 
 
-def _throughput(table: str, hardware: Hardware, note: str, of: list[Recording] | None) -> list[Number]:
+def _throughput(
+    table: str, hardware: Hardware, note: str, of: list[Recording] | None
+) -> list[Number]:
     speed = replayed(hardware, speed_of, of=of)
     found = [
         number
@@ -114,21 +147,31 @@ def _throughput(table: str, hardware: Hardware, note: str, of: list[Recording] |
 
 
 def _at_implied() -> list[Number]:
-    """Batch 256 on the machine that the paper's own numbers imply: on_demand is then near the paper's by construction."""
+    """Batch 256 on the machine that the paper's own numbers imply: on_demand is then near the
+    paper's by construction."""
     speed = replayed(IMPLIED, speed_of).loc[256].dropna().to_dict()
     for num in (2, 8, 16):
         found = replayed(IMPLIED, speed_of, ("specmoe",), num)
         speed |= {f"specmoe, N = {num}": found["specmoe"].get(256)} if len(found) else {}
-    note = f"link {IMPLIED.link_bytes_per_s / 1e9:.1f} GB/s, {1000 * IMPLIED.expert_overhead_s:.1f} ms per expert computed"
+    note = (
+        f"link {IMPLIED.link_bytes_per_s / 1e9:.1f} GB/s, "
+        f"{1000 * IMPLIED.expert_overhead_s:.1f} ms per expert computed"
+    )
     measure = "speed at batch 256"
     return [
-        n for line, value in speed.items() for n in mean_of("implied", line, measure, value, SPEED, note, None, "simulated")
+        n
+        for line, value in speed.items()
+        for n in mean_of("implied", line, measure, value, SPEED, note, None, "simulated")
     ]
 
 
 def _migration(note: str, of: list[Recording] | None) -> list[Number]:
     shares = replayed(H100, lambda played: 100 * played.migration_share, of=of)
-    return [n for line in shares for n in share_numbers("migration", line, shares[line].dropna(), "simulated", note)]
+    return [
+        n
+        for line in shares
+        for n in share_numbers("migration", line, shares[line].dropna(), "simulated", note)
+    ]
 
 
 def _choices() -> list[Number]:
@@ -139,18 +182,30 @@ def _choices() -> list[Number]:
     about = ("H100, PCIe 5.0", "simulated")
     for batch, row in speeds.iterrows():
         for num, value in row.dropna().items():
-            found += mean_of("draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1])
+            found += mean_of(
+                "draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1]
+            )
         found += against_four(row.dropna(), batch, about[1], about[0])
     names = ("random", "hot_global", "hot_temporal")
     sets = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in names}
     for name, speed in sets.items() if all(map(len, sets.values())) else ():
         for batch, value in (speed["specmoe"] / sets["random"]["specmoe"]).dropna().items():
-            found += mean_of("draft_set", name, "speed against random", value, "times random", about[0], batch, about[1])
+            found += mean_of(
+                "draft_set",
+                name,
+                "speed against random",
+                value,
+                "times random",
+                about[0],
+                batch,
+                about[1],
+            )
     return found
 
 
 def _low_skew() -> list[Number]:
-    """The two models with less skew, sampled at temperature 1: on the paper's machine, at its models' sizes."""
+    """The two models with less skew, sampled at temperature 1: on the paper's machine, at its
+    models' sizes."""
     lines = ("on_demand", "overlapped (oracle)", "cached, equal bytes", "specmoe")
     found: list[Number] = []
     for model in LOW_SKEW:
@@ -158,5 +213,7 @@ def _low_skew() -> list[Number]:
         if not len(speed):
             continue
         ratios = speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
-        found += low_skew_numbers(PAPER_NAMES[model], ratios, "simulated", f"routing of {model}; H100, PCIe 5.0")
+        found += low_skew_numbers(
+            PAPER_NAMES[model], ratios, "simulated", f"routing of {model}; H100, PCIe 5.0"
+        )
     return found

@@ -1,7 +1,8 @@
-"""Numbers as tables: one that sets paper, measured and simulated side by side, and one per kind pivoted by batch.
+"""Numbers as tables: one that sets paper, measured and simulated side by side, and one per kind
+pivoted by batch.
 
-Comes in: the list of ``Number``s. Goes out: frames and Markdown; no column mixes two kinds. ``document`` and the notebook
-call these.
+Comes in: the list of ``Number``s. Goes out: frames and Markdown; no column mixes two kinds.
+``document`` and the notebook call these.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ class Pivot:
     @property
     def caption(self) -> str:
         about = f" ({self.note})" if self.note else ""
-        return f"{self.measure[0].upper()}{self.measure[1:]} by batch, **{self.kind}**, {self.unit}{about}:"
+        return (
+            f"{self.measure[0].upper()}{self.measure[1:]} by batch, **{self.kind}**, "
+            f"{self.unit}{about}:"
+        )
 
 
 def compare(numbers: list[Number], key: str) -> pd.DataFrame:
-    """What the paper reports too, or what has no batch and is no best or mean of what a pivot shows: one row per label and
-    measure, one column per kind."""
+    """What the paper reports too, or what has no batch and is no best or mean of what a pivot
+    shows: one row per label and measure, one column per kind."""
     mine = [number for number in numbers if number.table == key]
     reported = {_row(number) for number in mine if number.kind == "paper"}
     rows: dict[tuple, dict] = {}
@@ -48,8 +52,15 @@ def compare(numbers: list[Number], key: str) -> pd.DataFrame:
             row = rows.setdefault(_row(number), {"row": number.label, "what": number.measure + at})
             row[number.kind] = words(number)
             note = number.note if number.kind != "paper" else number.note.partition("; ")[2]
-            row["note"] = "; ".join(filter(None, [row.get("note", ""), f"{number.kind}: {note}" if note else ""]))
-    columns = ["row", "what", *(kind for kind in KINDS if any(kind in row for row in rows.values())), "note"]
+            row["note"] = "; ".join(
+                filter(None, [row.get("note", ""), f"{number.kind}: {note}" if note else ""])
+            )
+    columns = [
+        "row",
+        "what",
+        *(kind for kind in KINDS if any(kind in row for row in rows.values())),
+        "note",
+    ]
     ordered = sorted(rows.items(), key=lambda item: item[0] not in reported)  # the paper's first
     return pd.DataFrame([row for _, row in ordered]).reindex(columns=columns).fillna("")
 
@@ -62,7 +73,9 @@ def pivots(numbers: list[Number], key: str) -> list[Pivot]:
     """Every measure of a table that a kind has at two batches or more."""
     found: dict[tuple, dict[str, dict[int, str]]] = {}
     about: dict[tuple, list[Number]] = {}
-    for number in (n for n in numbers if n.table == key and n.batch is not None and n.kind != "paper"):
+    for number in (
+        n for n in numbers if n.table == key and n.batch is not None and n.kind != "paper"
+    ):
         group = (number.measure, number.kind)
         about.setdefault(group, []).append(number)
         found.setdefault(group, {}).setdefault(number.label, {})[number.batch] = short(number)
@@ -79,7 +92,11 @@ def pivots(numbers: list[Number], key: str) -> list[Pivot]:
 
 def words(number: Number) -> str:
     """Value, unit and range: ``"7.66 tokens (7.51 to 7.89, 3)"``."""
-    span = "" if number.low is None else f" ({figure(number.low)} to {figure(number.high)}, {number.num})"
+    span = (
+        ""
+        if number.low is None
+        else (f" ({figure(number.low)} to {figure(number.high)}, {number.num})")
+    )
     return f"{figure(number.value)} {number.unit}{span}"
 
 
@@ -100,7 +117,10 @@ def markdown_table(frame: pd.DataFrame, index: bool = False) -> str:
         return "Nothing measured and nothing in the paper."
     shown = frame.reset_index(names="batch") if index else frame
     head = "| " + " | ".join(map(str, shown.columns)) + " |\n|" + "---|" * len(shown.columns)
-    return head + "".join("\n| " + " | ".join(str(cell) for cell in row) + " |" for row in shown.itertuples(index=False))
+    return head + "".join(
+        "\n| " + " | ".join(str(cell) for cell in row) + " |"
+        for row in shown.itertuples(index=False)
+    )
 
 
 def markdown(numbers: list[Number], key: str) -> str:

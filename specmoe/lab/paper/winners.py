@@ -1,11 +1,14 @@
-"""The map of winners: which method is fastest where, at equal fast memory, simulated from recordings of real runs.
+"""The map of winners: which method is fastest where, at equal fast memory, simulated from
+recordings of real runs.
 
-Comes in: recordings of every method by model, N and batch; measured rows. Goes out: cells (tokens per second of each method
-by model, N, balance and batch), the machines that are marked on them, measured points. ``figures.winners`` draws them.
+Comes in: recordings of every method by model, N and batch; measured rows. Goes out: cells (tokens
+per second of each method by model, N, balance and batch), the machines that are marked on them,
+measured points. ``figures.winners`` draws them.
 
-The balance (FLOP that are computed while one byte crosses the link) is set by the compute rate: link, memory and overheads
-are those of the paper's machine, at whose balance the map is that machine's. Memory is 50 times as fast as the link there;
-of the marked machines 11 to 71 times, on an SSD 450 times.
+The balance (FLOP that are computed while one byte crosses the link) is set by the compute rate:
+link, memory and overheads are those of the paper's machine, at whose balance the map is that
+machine's. Memory is 50 times as fast as the link there; of the marked machines 11 to 71 times, on
+an SSD 450 times.
 """
 
 from __future__ import annotations
@@ -25,7 +28,12 @@ from .simulated import SPECIAL, all_recordings, size_of
 
 BASE = PRESETS["h100"]
 BALANCES = tuple(10 ** (1 + step / 6) for step in range(28))  # 10 to 316,000 FLOP per byte
-MACHINES = {"laptop": "laptop", "consumer": "RTX 4090", "h100": "H100, H200", "h100-ssd": "H100 + SSD"}
+MACHINES = {
+    "laptop": "laptop",
+    "consumer": "RTX 4090",
+    "h100": "H100, H200",
+    "h100-ssd": "H100 + SSD",
+}
 STAR = (MAIN, 4, BASE.balance, 256, "paper: 4.3\N{MULTIPLICATION SIGN}")
 NOT_ON_MAP = ("resident", "auto")
 ROUNDS = 60  # of a recording, evenly spread, stand for all of it on the map
@@ -36,7 +44,9 @@ TITLES = {
 }
 
 
-def map_recordings(models: Iterable[str] = (MAIN, "tiny-skewed", "tiny-balanced")) -> list[Recording]:
+def map_recordings(
+    models: Iterable[str] = (MAIN, "tiny-skewed", "tiny-balanced"),
+) -> list[Recording]:
     """Recordings at equal fast memory: greedy, of N draft experts, thinned."""
     models = tuple(models)
     found = [
@@ -50,33 +60,49 @@ def map_recordings(models: Iterable[str] = (MAIN, "tiny-skewed", "tiny-balanced"
 
 
 def thin(recording: Recording, most: int = ROUNDS) -> Recording:
-    """At most so many rounds, evenly spread. Each round keeps its own counts, so speeds stay those of the run."""
+    """At most so many rounds, evenly spread. Each round keeps its own counts, so speeds stay those
+    of the run."""
     rounds = len(recording.rows)
     kept = np.unique(np.linspace(0, rounds - 1, min(most, rounds)).round().astype(int))
     arrays = {field.name: getattr(recording, field.name) for field in fields(recording)}
-    return replace(recording, **{name: array[kept] for name, array in arrays.items() if isinstance(array, np.ndarray)})
+    return replace(
+        recording,
+        **{name: array[kept] for name, array in arrays.items() if isinstance(array, np.ndarray)},
+    )
 
 
-def layer_share(size: ModelSize, hardware: Hardware, num_layers: int) -> tuple[ModelSize, Hardware, float]:
-    """The part of a model and of a pass's overhead that belongs to so many MoE layers, and its share: replaying the layers
-    that were recorded takes that share of the time of all, which only repeat them."""
+def layer_share(
+    size: ModelSize, hardware: Hardware, num_layers: int
+) -> tuple[ModelSize, Hardware, float]:
+    """The part of a model and of a pass's overhead that belongs to so many MoE layers, and its
+    share: replaying the layers that were recorded takes that share of the time of all, which only
+    repeat them."""
     share = num_layers / size.num_layers
-    trunk = {"trunk_flops_per_token": size.trunk_flops_per_token * share, "trunk_bytes": int(size.trunk_bytes * share)}
+    trunk = {
+        "trunk_flops_per_token": size.trunk_flops_per_token * share,
+        "trunk_bytes": int(size.trunk_bytes * share),
+    }
     part = replace(hardware, step_overhead_s=hardware.step_overhead_s * share)
     return replace(size, num_layers=num_layers, **trunk), part, share
 
 
-def winners(recordings: Iterable[Recording] | None = None, balances: Iterable[float] = BALANCES) -> pd.DataFrame:
-    """One row per model, draft_experts (N), balance and batch: tokens per second of each method, winner, margin."""
+def winners(
+    recordings: Iterable[Recording] | None = None, balances: Iterable[float] = BALANCES
+) -> pd.DataFrame:
+    """One row per model, draft_experts (N), balance and batch: tokens per second of each method,
+    winner, margin."""
     chosen = list(map_recordings() if recordings is None else recordings)
     on = [replace(BASE, flop_per_s=balance * BASE.link_bytes_per_s) for balance in balances]
     return pd.concat([_on(machine, chosen) for machine in on], ignore_index=True)
 
 
 def own_rates(recordings: Iterable[Recording] | None = None) -> pd.DataFrame:
-    """The marked machines, each with all its own rates, not the map's: the same columns and ``machine``."""
+    """The marked machines, each with all its own rates, not the map's: the same columns and
+    ``machine``."""
     chosen = list(map_recordings() if recordings is None else recordings)
-    return pd.concat([_on(PRESETS[name], chosen).assign(machine=name) for name in MACHINES], ignore_index=True)
+    return pd.concat(
+        [_on(PRESETS[name], chosen).assign(machine=name) for name in MACHINES], ignore_index=True
+    )
 
 
 def _on(machine: Hardware, chosen: list[Recording]) -> pd.DataFrame:
@@ -96,22 +122,34 @@ def machines() -> dict[str, float]:
 
 
 def measured_points(results: dict[str, dict]) -> pd.DataFrame:
-    """The fastest measured method at equal bytes at each batch: model, draft_experts, balance, batch, winner, regime."""
+    """The fastest measured method at equal bytes at each batch: model, draft_experts, balance,
+    batch, winner, regime."""
     points = []
     for model in (main_model(results), *LOW_SKEW):
         rows = rows_of(results, model)
         for regime in ("throttled", "disk"):
             timed = timed_rows(rows, regime)
-            timed = timed[~timed["method"].isin(NOT_ON_MAP) & (timed["budget"] == "draft")] if len(timed) else timed
+            timed = (
+                timed[~timed["method"].isin(NOT_ON_MAP) & (timed["budget"] == "draft")]
+                if len(timed)
+                else timed
+            )
             for batch, part in timed.groupby("batch") if len(timed) else ():
                 best = part.loc[part["tokens_per_second"].astype(float).idxmax()]
-                where = (model, results[model]["model"]["draft_experts"], balance_here(results[model]["machine"], regime))
+                where = (
+                    model,
+                    results[model]["model"]["draft_experts"],
+                    balance_here(results[model]["machine"], regime),
+                )
                 points.append((*where, batch, best["method"], regime))
-    return pd.DataFrame(points, columns=["model", "draft_experts", "balance", "batch", "winner", "regime"])
+    return pd.DataFrame(
+        points, columns=["model", "draft_experts", "balance", "batch", "winner", "regime"]
+    )
 
 
 def balance_here(machine: dict, regime: str) -> float:
-    """FLOP per byte of the machine that measured: its fp32 products over the throttled link, or over its disk."""
+    """FLOP per byte of the machine that measured: its fp32 products over the throttled link, or
+    over its disk."""
     probed = machine["balance"]
     flop_per_s = probed["fp32_flop_per_byte"] * probed["link_bytes_per_s"]
     return flop_per_s / (LINK if regime == "throttled" else probed["link_bytes_per_s"])

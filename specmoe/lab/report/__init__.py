@@ -1,7 +1,8 @@
 """Reports: notebooks run with your parameters, as HTML that opens with no network.
 
-Comes in: the name of a notebook in ``notebooks/`` with a cell tagged ``parameters``, and values for them. Goes out: a
-folder with the executed notebook, its HTML and the ``metrics.json`` it wrote. ``cli`` and ``make report`` call this.
+Comes in: the name of a notebook in ``notebooks/`` with a cell tagged ``parameters``, and values for
+them. Goes out: a folder with the executed notebook, its HTML and the ``metrics.json`` it wrote.
+``cli`` and ``make report`` call this.
 """
 
 from __future__ import annotations

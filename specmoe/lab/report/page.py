@@ -1,7 +1,7 @@
 """A notebook as one HTML file that opens with no network.
 
-Comes in: an executed notebook. Goes out: HTML with everything inside: no script, style, font or picture is loaded from
-anywhere. ``run`` calls this.
+Comes in: an executed notebook. Goes out: HTML with everything inside: no script, style, font or
+picture is loaded from anywhere. ``run`` calls this.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# nbconvert's page without what it loads from elsewhere (RequireJS, MathJax, mermaid, widgets), all of it unneeded here.
+# nbconvert's page without what it loads from elsewhere (RequireJS, MathJax, mermaid, widgets), all
+# of it unneeded here.
 _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}

@@ -1,7 +1,7 @@
 """Which reports there are, and what can be set in each.
 
-Comes in: the notebooks folder, a report's name, values as texts or typed. Goes out: values of the declared types, for
-``run``. Nothing unknown and nothing of the wrong type gets through.
+Comes in: the notebooks folder, a report's name, values as texts or typed. Goes out: values of the
+declared types, for ``run``. Nothing unknown and nothing of the wrong type gets through.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def notebooks_dir() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[3] / "notebooks"
     if not folder.is_dir():
         raise OptionError(
-            f"there is no folder of notebooks at {folder}: reports come with a checkout of specmoe; run from one, or "
+            f"there is no folder of notebooks at {folder}: reports come with a checkout of "
+            "specmoe; run from one, or "
             "name its notebooks folder in the environment variable SPECMOE_NOTEBOOKS"
         )
     return folder
@@ -40,7 +41,9 @@ def list_reports() -> list[dict[str, str]]:
     for path in sorted(notebooks_dir().glob("*.ipynb")):
         cells = _read(path)["cells"]
         if any("parameters" in cell["metadata"].get("tags", []) for cell in cells):
-            found.append({"name": path.stem, "title": _title(cells) or path.stem, "path": str(path)})
+            found.append(
+                {"name": path.stem, "title": _title(cells) or path.stem, "path": str(path)}
+            )
     return found
 
 
@@ -54,7 +57,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _title(cells: list[dict]) -> str | None:
-    headings = (re.search(r"^#\s+(.+)$", cell["source"], re.M) for cell in cells if cell["cell_type"] == "markdown")
+    headings = (
+        re.search(r"^#\s+(.+)$", cell["source"], re.M)
+        for cell in cells
+        if cell["cell_type"] == "markdown"
+    )
     return next((heading[1].strip() for heading in headings if heading), None)
 
 
@@ -83,11 +90,16 @@ def _declared(name: str, annotation: str, default: Any) -> _Type:
     if annotation == "None":
         many = isinstance(default, list)
         sample = default[0] if many and default else default
-        return _Type("str" if sample is None or sample == [] else type(sample).__name__, many, sample is None)
-    match = re.fullmatch(r"(Optional\[)?([Ll]ist\[)?(int|float|str|bool)\]*", annotation.replace(" ", ""))
+        return _Type(
+            "str" if sample is None or sample == [] else type(sample).__name__, many, sample is None
+        )
+    match = re.fullmatch(
+        r"(Optional\[)?([Ll]ist\[)?(int|float|str|bool)\]*", annotation.replace(" ", "")
+    )
     if not match or annotation.count("[") != annotation.count("]"):
         raise OptionError(
-            f"parameter {name} is declared as {annotation!r}: write int, float, str, bool, List[...] or Optional[...]"
+            f"parameter {name} is declared as {annotation!r}: write int, float, str, bool, "
+            "List[...] or Optional[...]"
         )
     return _Type(match[3], many=bool(match[2]), optional=bool(match[1]))
 
@@ -100,17 +112,24 @@ def report_parameters(name: str) -> dict[str, dict[str, Any]]:
         default = ast.literal_eval(found["default"])
         declared = _declared(found["name"], found["inferred_type_name"], default)
         if found["name"] != OUT_DIR:
-            parameters[found["name"]] = {"type": str(declared), "default": default, "help": found["help"]}
+            parameters[found["name"]] = {
+                "type": str(declared),
+                "default": default,
+                "help": found["help"],
+            }
     return parameters
 
 
 def typed_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` in the declared types; strings are read ("7e10", "1,16,64", "null"). Nothing unknown gets through."""
+    """``given`` in the declared types; strings are read ("7e10", "1,16,64", "null"). Nothing
+    unknown gets through."""
     known = report_parameters(name)
     typed = {}
     for key, value in given.items():
         if key == OUT_DIR:
-            raise OptionError(f"{OUT_DIR} is no parameter to set: name the folder with --out (out_dir=...)")
+            raise OptionError(
+                f"{OUT_DIR} is no parameter to set: name the folder with --out (out_dir=...)"
+            )
         if key not in known:
             raise OptionError(f"report {name!r} has no parameter {key!r}: {nearest(key, known)}")
         declared = _declared(key, known[key]["type"], None)
@@ -137,7 +156,8 @@ def _typed(declared: _Type, value: Any) -> Any:
 
 
 def _scalar(base: str, value: Any) -> Any:
-    """``value`` as ``base``: strings are read, an int may stand for a float, nothing else changes its type."""
+    """``value`` as ``base``: strings are read, an int may stand for a float, nothing else changes
+    its type."""
     if isinstance(value, str):
         return _from_text(base, value.strip())
     if base == "float" and type(value) is int:
@@ -163,8 +183,18 @@ def _from_text(base: str, text: str) -> Any:
 
 
 def _article(declared: _Type) -> str:
-    words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}[declared.base]
-    example = {"int": "1,16,64", "float": "0.5,1", "str": "on_demand,specmoe", "bool": "true,false"}[declared.base]
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a text",
+        "bool": "true or false",
+    }[declared.base]
+    example = {
+        "int": "1,16,64",
+        "float": "0.5,1",
+        "str": "on_demand,specmoe",
+        "bool": "true,false",
+    }[declared.base]
     words = f"a list such as {example}" if declared.many else words
     return f"{words}{' (or null)' if declared.optional else ''}; its type is {declared}"
 

@@ -1,7 +1,8 @@
 """What a report concludes, in sentences that follow the numbers.
 
-Comes in: the rows of a bench, or counts of ``metrics``. Goes out: Markdown for the notebook, a table for people and the
-``metrics.json`` for programs. Nothing here knows which method ought to win.
+Comes in: the rows of a bench, or counts of ``metrics``. Goes out: Markdown for the notebook, a
+table for people and the ``metrics.json`` for programs. Nothing here knows which method ought to
+win.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pandas as pd
 from ..figures import as_table, show_bytes, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
 
-LEVEL = 1.1  # speeds nearer than this are level, and so are those whose repeats reach each other's median
+# speeds nearer than this are level, and so are those whose repeats reach each other's median
+LEVEL = 1.1
 _NAMES = {
     "label": "method",
     "batch": "batch",
@@ -47,8 +49,11 @@ def _of(part: pd.DataFrame, label: str, column: str) -> float:
 
 
 def as_markdown(text: object) -> str:
-    """``text`` as data in Markdown: whatever stands in a name, nothing of it is a tag, a link, a cell or a formula."""
-    return re.sub(r"[^\w\s.,:;/()+%=-]|[_\r\n\t]|:(?=//)", lambda match: f"&#{ord(match[0])};", str(text))
+    """``text`` as data in Markdown: whatever stands in a name, nothing of it is a tag, a link, a
+    cell or a formula."""
+    return re.sub(
+        r"[^\w\s.,:;/()+%=-]|[_\r\n\t]|:(?=//)", lambda match: f"&#{ord(match[0])};", str(text)
+    )
 
 
 def say_setup(result) -> str:
@@ -56,31 +61,41 @@ def say_setup(result) -> str:
     machine, model = result.machine, result.model
     names = ("specmoe", "torch", "transformers", "python")
     facts = {
-        "model": f"{as_markdown(model['name'])}: {model['layers']} MoE layers of {model['experts']} experts",
+        "model": f"{as_markdown(model['name'])}: {model['layers']} MoE layers of "
+        f"{model['experts']} experts",
         "experts per token": f"{model['top_k']} in each MoE layer",
         "one expert": _expert_words(model),
         "all experts": show_bytes(model["layers"] * model["experts"] * model["record_bytes"]),
-        "fast memory for experts": f"{show_bytes(model['fast_memory_bytes'])}, the same for every method but resident",
+        "fast memory for experts": f"{show_bytes(model['fast_memory_bytes'])}, the same for every "
+        "method but resident",
         "draft experts (N)": f"{model['draft_experts']} in each MoE layer",
         "slow memory": _store_words(machine["store"]),
         "machine": _machine_words(machine),
         "versions": ", ".join(f"{name} {as_markdown(machine[name])}" for name in names),
         "work": _work_words(as_table(result.rows)),
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())]
+    )
 
 
 def _machine_words(machine: Mapping[str, Any]) -> str:
     memory = show_bytes(machine["memory"]["total_bytes"])
     cpu = as_markdown(machine["cpu"])
-    return f"{cpu}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} threads"
+    return (
+        f"{cpu}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} "
+        "threads"
+    )
 
 
 def _expert_words(model: Mapping[str, Any]) -> str:
     words = f"{show_bytes(model['expert_bytes'])} of {as_markdown(model['expert_dtype'])}"
     if not model.get("widened_from"):
         return words
-    return f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, the cost of a larger one"
+    return (
+        f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, "
+        "the cost of a larger one"
+    )
 
 
 def _store_words(store: Mapping[str, Any]) -> str:
@@ -95,7 +110,9 @@ def _store_words(store: Mapping[str, Any]) -> str:
 
 def _work_words(table: pd.DataFrame) -> str:
     each = table.drop_duplicates("batch")
-    work = ", ".join(f"{num} at batch {batch}" for num, batch in zip(each["num_prompts"], each["batch"]))
+    work = ", ".join(
+        f"{num} at batch {batch}" for num, batch in zip(each["num_prompts"], each["batch"])
+    )
     return f"prompts: {work}; each method {table['repeats'].iloc[0]} times in turn, medians shown"
 
 
@@ -105,10 +122,18 @@ def say_same_tokens(rows) -> str:
     wrong = table[table["same_tokens_as_plain"] == False]  # noqa: E712 - None means: not compared
     checked = table["same_tokens_as_plain"].notna()
     if len(wrong):
-        names = ", ".join(f"{label} at batch {batch}" for label, batch in zip(wrong["label"], wrong["batch"]))
-        return f"**Different tokens** from plain decoding: {names}. Its speed means nothing until that is explained."
+        names = ", ".join(
+            f"{label} at batch {batch}" for label, batch in zip(wrong["label"], wrong["batch"])
+        )
+        return (
+            f"**Different tokens** from plain decoding: {names}. Its speed means nothing until "
+            "that is explained."
+        )
     if not checked.all():
-        return f"{checked.sum()} of {len(table)} runs were compared with plain decoding, and gave the same tokens."
+        return (
+            f"{checked.sum()} of {len(table)} runs were compared with plain decoding, and gave "
+            "the same tokens."
+        )
     return f"All {len(table)} runs gave exactly the tokens of plain decoding."
 
 
@@ -124,8 +149,8 @@ def say_speed(rows) -> str:
         names = " and ".join(f"`{label}`" for label in level)
         lines.append(
             f"batch {batch}: {names} {'are level in front' if len(level) > 1 else 'is fastest'}, "
-            f"{show_number(best['tokens_per_second'])} tokens/s{_times(best['tokens_per_second'], base)}"
-            + _others(part, level, base)
+            f"{show_number(best['tokens_per_second'])} "
+            f"tokens/s{_times(best['tokens_per_second'], base)}" + _others(part, level, base)
         )
     return _bullets(lines)
 
@@ -152,7 +177,9 @@ def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
         return f"; `specmoe` gets {show_number(speed)}{_times(speed, base)}."
     behind = part[~part["label"].isin(level)]
     return (
-        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}." if len(behind) else "."
+        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}."
+        if len(behind)
+        else "."
     )
 
 
@@ -167,8 +194,12 @@ def say_bytes(rows) -> str:
         others = part[(part["label"] != "specmoe") & (part["label"] != "auto")]
         if math.isnan(ours) or not len(others):
             continue
-        against = [_change(ours, value, label) for label, value in zip(others["label"], others[column])]
-        lines.append(f"batch {batch}: `specmoe` reads {show_bytes(ours)} per token, {', '.join(against)}.")
+        against = [
+            _change(ours, value, label) for label, value in zip(others["label"], others[column])
+        ]
+        lines.append(
+            f"batch {batch}: `specmoe` reads {show_bytes(ours)} per token, {', '.join(against)}."
+        )
     growth = _growth(table, column)
     return _bullets(lines + ([growth] if growth else []))
 
@@ -176,17 +207,25 @@ def say_bytes(rows) -> str:
 def _change(ours: float, other: float, label: str) -> str:
     if not other:
         return f"`{label}` nothing" if ours else f"as little as `{label}`"
-    return f"{abs(100 * (ours / other - 1)):.0f} % {'less' if ours <= other else 'more'} than `{label}`"
+    return (
+        f"{abs(100 * (ours / other - 1)):.0f} % {'less' if ours <= other else 'more'} than "
+        f"`{label}`"
+    )
 
 
 def _growth(table: pd.DataFrame, column: str) -> str:
-    """Bytes for one new token of every row: the paper's measure of how traffic grows with the batch."""
+    """Bytes for one new token of every row: the paper's measure of how traffic grows with the
+    batch."""
     small, large = table["batch"].min(), table["batch"].max()
     if small == large:
         return ""
-    work = table.assign(work=table[column] * table["batch"]).pivot_table(index="label", columns="batch", values="work")
+    work = table.assign(work=table[column] * table["batch"]).pivot_table(
+        index="label", columns="batch", values="work"
+    )
     ratios = (work[large] / work[small]).reindex(table["label"].unique()).dropna()
-    said = ", ".join(f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio))
+    said = ", ".join(
+        f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio)
+    )
     return f"From batch {small} to {large} the bytes for one token of every row grow: {said}."
 
 
@@ -195,30 +234,48 @@ def say_rounds(rows) -> str:
     table = as_table(rows)
     lines = []
     for _, row in table[table["method"].isin(["specmoe", "auto"])].iterrows():
-        line = f"`{row['label']}` at batch {row['batch']}: {row['tokens_per_round']:.2f} tokens per row and round"
+        line = (
+            f"`{row['label']}` at batch {row['batch']}: {row['tokens_per_round']:.2f} tokens "
+            "per row and round"
+        )
         if row.get("gamma", 0) > 0 and not math.isnan(row.get("acceptance_rate") or math.nan):
-            line += f" (gamma {row['gamma']:.3g}, {100 * row['acceptance_rate']:.0f} % of the drafted tokens accepted)"
+            line += (
+                f" (gamma {row['gamma']:.3g}, {100 * row['acceptance_rate']:.0f} % of the "
+                "drafted tokens accepted)"
+            )
         lines.append(line + ".")
     return _bullets(lines)
 
 
 def say_time(shares) -> str:
-    """What each method spends most of its time on, at the largest batch. ``shares``: ``metrics.table``."""
+    """What each method spends most of its time on, at the largest batch. ``shares``:
+    ``metrics.table``."""
     table = as_table(shares)
     part = table[table["batch"] == table["batch"].max()]
-    names = {"draft": "drafting", "verify": "computing the full model", "wait": "waiting for reads", "rest": "the rest"}
+    names = {
+        "draft": "drafting",
+        "verify": "computing the full model",
+        "wait": "waiting for reads",
+        "rest": "the rest",
+    }
     lines = []
     for _, row in part.iterrows():
         most = max(PARTS, key=lambda name: row[f"{name}_share"])
         line = f"`{row['label']}`: {100 * row['wait_share']:.0f} % waiting for reads"
         lines.append(
-            line + ("." if most == "wait" else f"; most goes into {names[most]} ({100 * row[most + '_share']:.0f} %).")
+            line
+            + (
+                "."
+                if most == "wait"
+                else f"; most goes into {names[most]} ({100 * row[most + '_share']:.0f} %)."
+            )
         )
     return f"At batch {part['batch'].iloc[0]}:\n\n{_bullets(lines)}"
 
 
 def say_oracle(shares) -> str:
-    """What `overlapped` could reach at best: computed from its own reads and computing, not measured."""
+    """What `overlapped` could reach at best: computed from its own reads and computing, not
+    measured."""
     table = as_table(shares)
     lines = []
     for _, row in table[table["method"] == "overlapped"].iterrows():
@@ -226,8 +283,13 @@ def say_oracle(shares) -> str:
         if not seconds > 0:
             continue
         best, real = (row["new_tokens"] / each for each in (seconds, row["decode_seconds"]))
-        lines.append(f"batch {row['batch']}: {show_number(best)} tokens/s, {show_number(real)} measured.")
-    said = "If `overlapped` hid every read as far as computing allows, guessing nothing wrong (**computed**, not measured):"
+        lines.append(
+            f"batch {row['batch']}: {show_number(best)} tokens/s, {show_number(real)} measured."
+        )
+    said = (
+        "If `overlapped` hid every read as far as computing allows, guessing nothing wrong "
+        "(**computed**, not measured):"
+    )
     return f"{said}\n\n{_bullets(lines)}" if lines else ""
 
 
@@ -235,10 +297,16 @@ def say_use(counts: pd.DataFrame, num: int) -> str:
     """How uneven the use of experts is, and what the ``num`` hottest would cover."""
     num_experts = counts.shape[1]
     unused = int(dead_experts(counts).sum())
-    rest = f"{unused} of {counts.size} experts were not called at all" if unused else "every expert was called"
+    rest = (
+        (f"{unused} of {counts.size} experts were not called at all")
+        if unused
+        else "every expert was called"
+    )
     return (
-        f"Mean Gini of expert use: **{skewness(counts):.2f}** (0 is even use, {1 - 1 / num_experts:.2f} one expert for "
-        f"everything). The {num} most used of {num_experts} experts take {100 * top_share(counts, num):.0f} % of a "
+        f"Mean Gini of expert use: **{skewness(counts):.2f}** (0 is even use, "
+        f"{1 - 1 / num_experts:.2f} one expert for "
+        f"everything). The {num} most used of {num_experts} experts take "
+        f"{100 * top_share(counts, num):.0f} % of a "
         f"layer's expert calls ({100 * num / num_experts:.0f} % if use were even); {rest}."
     )
 

@@ -1,8 +1,9 @@
 """Makes again what the simulator's results rest on.
 
-``python -m specmoe.lab.simulate clock [MODEL] [--link native|RATE]``: every method against this machine's clock, into
-``results/clock.json`` (about two minutes for each model and link; nothing else should run meanwhile).
-``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``: the shipped recordings (no clock in them; minutes).
+``python -m specmoe.lab.simulate clock [MODEL] [--link native|RATE]``: every method against this
+machine's clock, into ``results/clock.json`` (about two minutes for each model and link; nothing
+else should run meanwhile). ``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``:
+the shipped recordings (no clock in them; minutes).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from .shipped import SHIPPED, record_shipped
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m specmoe.lab.simulate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m specmoe.lab.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=["clock", "record"])
     parser.add_argument("model", nargs="?", choices=list(SHIPPED))
     parser.add_argument("--draft-experts", type=int)
@@ -27,7 +31,11 @@ def main() -> None:
 
 
 def compare(given) -> None:
-    links = clock.LINKS if given.link is None else [None if given.link == "native" else float(given.link)]
+    links = (
+        clock.LINKS
+        if given.link is None
+        else [None if given.link == "native" else float(given.link)]
+    )
     machine = doctor.describe()
     for model in [given.model] if given.model else clock.MODELS:
         for link in links:

@@ -13,7 +13,8 @@ from .sizes import ModelSize
 
 
 def floor_seconds(recording: Recording, hardware: Hardware, size: ModelSize | None = None) -> float:
-    """max(bytes / link, FLOP / rate) of all decoding reads and all passes: no overhead, no latency, perfect overlap."""
+    """max(bytes / link, FLOP / rate) of all decoding reads and all passes: no overhead, no latency,
+    perfect overlap."""
     recorded = recording.experts.shape[1]
     own = ModelSize.of(recording.info)
     size = size or own

@@ -1,7 +1,8 @@
 """The simulator against the clock: every method run and predicted, probes and runs in turn.
 
-Comes in: an engine, prompts. Goes out: a frame of measured and predicted tokens per second, and ``results/clock.json``, in
-which each model and link is replaced when it is compared again (``python -m specmoe.lab.simulate clock``).
+Comes in: an engine, prompts. Goes out: a frame of measured and predicted tokens per second, and
+``results/clock.json``, in which each model and link is replaced when it is compared again (``python
+-m specmoe.lab.simulate clock``).
 """
 
 from __future__ import annotations
@@ -30,25 +31,40 @@ EXPERT_BYTES, NEW_TOKENS = "256KiB", 32
 NUM_PROMPTS = {1: 4, 16: 32, 64: 64}
 
 
-def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(1, 16, 64), new_tokens: int = NEW_TOKENS,
-                       repeats: int = 2, gamma: int = 4) -> pd.DataFrame:  # fmt: skip
-    """One row per method, batch and repeat: measured and predicted tokens per second, error = predicted / measured - 1.
+def compare_with_clock(
+    engine: Engine,
+    prompts: list,
+    methods=METHODS,
+    batches=(1, 16, 64),
+    new_tokens: int = NEW_TOKENS,
+    repeats: int = 2,
+    gamma: int = 4,
+) -> pd.DataFrame:
+    """One row per method, batch and repeat: measured and predicted tokens per second, error =
+    predicted / measured - 1.
 
-    Each run is predicted from the mean of two probings, right before its turn and right after; none of them times a method.
-    ``others``: processors that other programs used meanwhile; what ran beside too much of it is probed or run again
-    (``quiet``). Every method is warmed up once.
+    Each run is predicted from the mean of two probings, right before its turn and right after; none
+    of them times a method. ``others``: processors that other programs used meanwhile; what ran
+    beside too much of it is probed or run again (``quiet``). Every method is warmed up once.
     """
-    rows, longest = [], max(prompts, key=len)  # the batch's longest source is what cross-attention looks at
+    # the batch's longest source is what cross-attention looks at
+    rows, longest = [], max(prompts, key=len)
     for method in methods:
         engine.generate(prompts[:16], method=method, max_new_tokens=8, batch_size=16)
     before = quietly(lambda: probe_machine(engine, longest))
     for batch in batches:
         for repeat in range(repeats):
-            runs = [quietly(partial(_run, engine, prompts, method, batch, new_tokens, gamma)) for method in methods]
+            runs = [
+                quietly(partial(_run, engine, prompts, method, batch, new_tokens, gamma))
+                for method in methods
+            ]
             after = quietly(lambda: probe_machine(engine, longest))
             machine = fit_machine(mean_probes([before[0], after[0]]))
             for output, others in runs:
-                rows.append(_row(engine, batch, repeat, output, machine) | {"others": max(others, before[1], after[1])})
+                rows.append(
+                    _row(engine, batch, repeat, output, machine)
+                    | {"others": max(others, before[1], after[1])}
+                )
             before = after
     return pd.DataFrame(rows)
 
@@ -56,26 +72,50 @@ def compare_with_clock(engine: Engine, prompts: list, methods=METHODS, batches=(
 def _run(engine: Engine, prompts: list, method: str, batch: int, new_tokens: int, gamma: int):
     given = {"gamma": gamma} if method == "specmoe" else {}
     some = prompts[: NUM_PROMPTS.get(batch, batch)]
-    return engine.generate(some, method=method, max_new_tokens=new_tokens, batch_size=batch, **given)
+    return engine.generate(
+        some, method=method, max_new_tokens=new_tokens, batch_size=batch, **given
+    )
 
 
 def _row(engine: Engine, batch: int, repeat: int, output, machine: Hardware) -> dict:
-    recording, stats, link = Recording.of(output, engine.info), output.stats, engine.options.link_bytes_per_s
+    recording, stats, link = (
+        Recording.of(output, engine.info),
+        output.stats,
+        engine.options.link_bytes_per_s,
+    )
     played = simulate(recording, machine)
-    parts = {f"predicted_{part}": getattr(played, part) for part in ("seconds", "wait_s", "draft_s", "verify_s")}
-    probed = {f"probed_{part}": getattr(machine.parts, part) for part in ("contention", "link_contention", "read_s")}
+    parts = {
+        f"predicted_{part}": getattr(played, part)
+        for part in ("seconds", "wait_s", "draft_s", "verify_s")
+    }
+    probed = {
+        f"probed_{part}": getattr(machine.parts, part)
+        for part in ("contention", "link_contention", "read_s")
+    }
     return {
-        "model": engine.info["name"], "link": "native" if link is None else f"{link / 1e9:g} GB/s", "method": stats.method,
-        "batch": batch, "repeat": repeat, "measured": stats.tokens_per_second,
-        "predicted": played.tokens_per_second, "error": played.tokens_per_second / stats.tokens_per_second - 1, **parts,
-        "seconds": stats.seconds, "wait_s": stats.wait_s, "draft_s": stats.draft_s, "verify_s": stats.verify_s, **probed,
-    }  # fmt: skip
+        "model": engine.info["name"],
+        "link": "native" if link is None else f"{link / 1e9:g} GB/s",
+        "method": stats.method,
+        "batch": batch,
+        "repeat": repeat,
+        "measured": stats.tokens_per_second,
+        "predicted": played.tokens_per_second,
+        "error": played.tokens_per_second / stats.tokens_per_second - 1,
+        **parts,
+        "seconds": stats.seconds,
+        "wait_s": stats.wait_s,
+        "draft_s": stats.draft_s,
+        "verify_s": stats.verify_s,
+        **probed,
+    }
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per model, link, method and batch: medians over repeats."""
     keys = [key for key in KEYS if key in frame]
-    found = frame.groupby(keys, sort=False)[["measured", "predicted", "error"]].median().reset_index()
+    found = (
+        frame.groupby(keys, sort=False)[["measured", "predicted", "error"]].median().reset_index()
+    )
     return found.sort_values(keys, ignore_index=True)
 
 
@@ -96,30 +136,60 @@ def errors(frame: pd.DataFrame) -> dict[str, dict]:
 def compare_shipped(
     model: str, link: float | None, repeats: int = 2, path=RESULTS, machine: dict | None = None
 ) -> pd.DataFrame:
-    """Compare one shipped model on one link of its disk and put the result into ``path``. Takes about two minutes."""
-    with load(model, draft_experts=4, store="disk", expert_bytes=EXPERT_BYTES, link_bytes_per_s=link) as engine:
-        frame = compare_with_clock(engine, prompts_for(engine, 64), gamma=MODELS[model], repeats=repeats)
+    """Compare one shipped model on one link of its disk and put the result into ``path``. Takes
+    about two minutes."""
+    with load(
+        model, draft_experts=4, store="disk", expert_bytes=EXPERT_BYTES, link_bytes_per_s=link
+    ) as engine:
+        frame = compare_with_clock(
+            engine, prompts_for(engine, 64), gamma=MODELS[model], repeats=repeats
+        )
         write_results(frame, engine.info, machine or {}, path)
     return frame
 
 
 def write_results(frame: pd.DataFrame, info: dict, machine: dict, path=RESULTS) -> Path:
-    """JSON with ``rows`` (``cells``), the ``runs`` behind them, errors, models, and for each model and link the machine (of
-    ``doctor.examine``) with date and versions; it names no folder. Other models and links in the file stay."""
-    kept = ("date", "kernel", "python", "cpu", "cores", "specmoe", "torch", "transformers", "threads")
-    sizes = ("layers", "experts", "top_k", "record_bytes", "slots", "draft_experts", "cached_experts")
+    """JSON with ``rows`` (``cells``), the ``runs`` behind them, errors, models, and for each model
+    and link the machine (of ``doctor.examine``) with date and versions; it names no folder. Other
+    models and links in the file stay."""
+    kept = (
+        "date",
+        "kernel",
+        "python",
+        "cpu",
+        "cores",
+        "specmoe",
+        "torch",
+        "transformers",
+        "threads",
+    )
+    sizes = (
+        "layers",
+        "experts",
+        "top_k",
+        "record_bytes",
+        "slots",
+        "draft_experts",
+        "cached_experts",
+    )
     path = Path(path)
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     frame = frame.assign(model=info["name"])
     new = set(zip(frame["model"], frame["link"]))
-    runs = [run for run in record.get("runs", []) if (run.get("model"), run["link"]) not in new] + _plain(frame)
+    runs = [
+        run for run in record.get("runs", []) if (run.get("model"), run["link"]) not in new
+    ] + _plain(frame)
     every = pd.DataFrame(runs)
     record = {
         "machine": {name: machine.get(name) for name in kept},
-        "models": record.get("models", {}) | {info["name"]: {name: info.get(name) for name in sizes}},
-        "measured": record.get("measured", {}) | {f"{model}, {link}": machine.get("date") for model, link in new},
-        "errors": errors(every), "rows": _plain(cells(every)), "runs": runs,
-    }  # fmt: skip
+        "models": record.get("models", {})
+        | {info["name"]: {name: info.get(name) for name in sizes}},
+        "measured": record.get("measured", {})
+        | {f"{model}, {link}": machine.get("date") for model, link in new},
+        "errors": errors(every),
+        "rows": _plain(cells(every)),
+        "runs": runs,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
@@ -128,4 +198,7 @@ def write_results(frame: pd.DataFrame, info: dict, machine: dict, path=RESULTS) 
 def _plain(frame: pd.DataFrame) -> list[dict]:
     """Rows of plain numbers, five digits of each."""
     rows = frame.to_dict("records")
-    return [{name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()} for row in rows]
+    return [
+        {name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()}
+        for row in rows
+    ]

@@ -1,7 +1,8 @@
-"""What the parts of a pass cost: computed from a described machine and sizes, or interpolated from probes of this one.
+"""What the parts of a pass cost: computed from a described machine and sizes, or interpolated from
+probes of this one.
 
-Comes in: a ``Hardware`` and a ``ModelSize``, or the probes of an engine. Goes out: ``Described`` or ``Probed``, with the
-same verbs, all in seconds. ``replay`` calls next.
+Comes in: a ``Hardware`` and a ``ModelSize``, or the probes of an engine. Goes out: ``Described`` or
+``Probed``, with the same verbs, all in seconds. ``replay`` calls next.
 """
 
 from __future__ import annotations
@@ -14,30 +15,38 @@ from .sizes import ModelSize
 
 
 class Described:
-    """One machine at one size. A pass: its trunk; then per MoE layer max(FLOP / rate, bytes touched / memory rate) and
-    overheads. Reading costs the computing device nothing."""
+    """One machine at one size. A pass: its trunk; then per MoE layer max(FLOP / rate, bytes touched
+    / memory rate) and overheads. Reading costs the computing device nothing."""
 
     read_overhead_s = wave_overhead_s = keep_s = prepare_s = 0.0
     contention = link_contention = 1.0
 
     def __init__(self, hardware, size: ModelSize):
-        self.hardware, self.size = hardware, size
+        self.hardware = hardware
+        self.size = size
         self.read_s = size.expert_bytes / hardware.link_bytes_per_s
         self.latency_s = hardware.link_latency_s
 
     def verify_trunk(self, rows: int, block: float, positions: int) -> float:
         """All but the experts, for ``block`` tokens of each row."""
         work_s = rows * block * self.size.trunk_flops_per_token / self.hardware.flop_per_s
-        return self.hardware.step_overhead_s + max(work_s, self.size.trunk_bytes / self.hardware.memory_bytes_per_s)
+        return self.hardware.step_overhead_s + max(
+            work_s, self.size.trunk_bytes / self.hardware.memory_bytes_per_s
+        )
 
     def draft_trunk(self, rows: int, positions: int) -> float:
         return self.verify_trunk(rows, 1, positions)
 
     def layer(self, experts: float, pairs: float) -> float:
-        """One MoE layer that sends ``pairs`` tokens to so many ``experts``, all of them resident."""
+        """One MoE layer that sends ``pairs`` tokens to so many ``experts``, all of them
+        resident."""
         work_s = pairs * self.size.expert_flops_per_token / self.hardware.flop_per_s
         touched_s = experts * self.size.expert_bytes / self.hardware.memory_bytes_per_s
-        return self.hardware.layer_overhead_s + experts * self.hardware.expert_overhead_s + max(work_s, touched_s)
+        return (
+            self.hardware.layer_overhead_s
+            + experts * self.hardware.expert_overhead_s
+            + max(work_s, touched_s)
+        )
 
     def draft_layer(self, tokens: int, draft_experts: int) -> float:
         """The same of a draft step with so many rows drafting."""
@@ -54,7 +63,8 @@ class Described:
 
 @dataclass(frozen=True)
 class Probed:
-    """One engine's parts on this machine, interpolated from ``probe_machine``'s timings. Made by ``machine.fit_machine``."""
+    """One engine's parts on this machine, interpolated from ``probe_machine``'s timings. Made by
+    ``machine.fit_machine``."""
 
     model: str
     link_bytes_per_s: float  # as it was while probing
@@ -78,7 +88,10 @@ class Probed:
 
     def verify_trunk(self, rows: int, block: float, positions: int) -> float:
         at = sorted({p for _, _, p, _ in self.passes})
-        seconds = [bilinear([(r, b, s) for r, b, p, s in self.passes if p == here], rows, block) for here in at]
+        seconds = [
+            bilinear([(r, b, s) for r, b, p, s in self.passes if p == here], rows, block)
+            for here in at
+        ]
         return max(1e-9, linear(positions, at, seconds))
 
     def draft_trunk(self, rows: int, positions: int) -> float:
@@ -96,15 +109,17 @@ class Probed:
 
 @dataclass(frozen=True)
 class Layer:
-    """Seconds of a MoE layer: ``layer_s`` whatever it does, and for each expert what its number of tokens costs, linear
-    between ``knots``."""
+    """Seconds of a MoE layer: ``layer_s`` whatever it does, and for each expert what its number of
+    tokens costs, linear between ``knots``."""
 
     layer_s: float
     knots: tuple[float, ...]  # tokens of one expert
     expert_s: tuple[float, ...]  # at each knot
 
     def __call__(self, experts: float, pairs: float) -> float:
-        return self.layer_s + (experts * linear(pairs / experts, self.knots, self.expert_s) if experts else 0.0)
+        return self.layer_s + (
+            experts * linear(pairs / experts, self.knots, self.expert_s) if experts else 0.0
+        )
 
 
 def linear(x: float, at, values) -> float:

@@ -1,6 +1,7 @@
 """A machine in a few numbers: its link, arithmetic, memory and overheads.
 
-Comes in: rates from a data sheet or from probes. Goes out: a checked, frozen ``Hardware``. ``replay`` calls next.
+Comes in: rates from a data sheet or from probes. Goes out: a checked, frozen ``Hardware``.
+``replay`` calls next.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from .costs import Probed
 
 @dataclass(frozen=True)
 class Hardware:
-    """Rates per second, overheads in seconds. ``OptionError`` when a rate is missing, zero or negative."""
+    """Rates per second, overheads in seconds. ``OptionError`` when a rate is missing, zero or
+    negative."""
 
     name: str
-    link_bytes_per_s: float | None = None  # slow to fast memory; None of any rate: missing, and refused
+    # slow to fast memory; None of any rate: missing, and refused
+    link_bytes_per_s: float | None = None
     link_latency_s: float | None = None  # before the first byte of a burst of reads
     flop_per_s: float | None = None
     memory_bytes_per_s: float | None = None  # of the fast memory
@@ -25,16 +28,23 @@ class Hardware:
     layer_overhead_s: float = 0.0  # of one MoE layer in a pass
     expert_overhead_s: float = 0.0  # of one expert computed
     num_readers: int = 4  # reads of one wave (on_demand waits for a wave)
-    parts: Probed | None = None  # probed seconds of one model's parts, for replays of that model at its own size
+    # probed seconds of one model's parts, for replays of that model at its own size
+    parts: Probed | None = None
     source: str = ""
 
     def __post_init__(self):
         for name in ("link_bytes_per_s", "flop_per_s", "memory_bytes_per_s", "num_readers"):
             if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise OptionError(f"{name}={getattr(self, name)!r} of hardware {self.name!r} must be a number above zero")
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} of hardware {self.name!r} must "
+                    "be a number above zero"
+                )
         for name in ("link_latency_s", "step_overhead_s", "layer_overhead_s", "expert_overhead_s"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
-                raise OptionError(f"{name}={getattr(self, name)!r} of hardware {self.name!r} must be zero or more seconds")
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} of hardware {self.name!r} must "
+                    "be zero or more seconds"
+                )
 
     @property
     def balance(self) -> float:
@@ -46,19 +56,26 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# Peaks of data sheets times the share that large transfers and products reach: assumptions, not measurements.
+# Peaks of data sheets times the share that large transfers and products reach: assumptions, not
+# measurements.
 LINK_SHARE, COMPUTE_SHARE, MEMORY_SHARE = 0.85, 0.5, 0.8
 _ASSUMED = (
-    f"; assumed: {LINK_SHARE:.0%} (link), {COMPUTE_SHARE:.0%} (FLOP) and {MEMORY_SHARE:.0%} (memory) of these peaks, "
+    f"; assumed: {LINK_SHARE:.0%} (link), {COMPUTE_SHARE:.0%} (FLOP) and {MEMORY_SHARE:.0%} "
+    "(memory) of these peaks, "
     "latencies, overheads"
 )
 _HOPPER = (
-    "https://glennklockwood.com/garden/processors/h100 (BF16 989 TFLOP/s, HBM3 3.35 TB/s, PCIe Gen5 128 GB/s both ways)"
+    "https://glennklockwood.com/garden/processors/h100 (BF16 989 TFLOP/s, HBM3 3.35 TB/s, PCIe "
+    "Gen5 128 GB/s both ways)"
 )
-_H200 = "https://aiwiki.ai/wiki/nvidia_h200 (141 GB HBM3e, 4.8 TB/s, computes as an H100); " + _HOPPER
+_H200 = (
+    "https://aiwiki.ai/wiki/nvidia_h200 (141 GB HBM3e, 4.8 TB/s, computes as an H100); " + _HOPPER
+)
 _ADA = (
-    "https://holynerdvana.blogspot.com/2022/10/nvidia-geforce-rtx-4090-specifications.html (1008 GB/s); "
-    "https://gist.github.com/mikasenghaas/d63ded03f1f0417b1677627119bacc0d (165 TFLOP/s dense bf16); PCIe 4.0 x16: 32 GB/s, "
+    "https://holynerdvana.blogspot.com/2022/10/nvidia-geforce-rtx-4090-specifications.html (1008 "
+    "GB/s); "
+    "https://gist.github.com/mikasenghaas/d63ded03f1f0417b1677627119bacc0d (165 TFLOP/s dense "
+    "bf16); PCIe 4.0 x16: 32 GB/s, "
     "from memory"
 )
 _NVME = (
@@ -67,22 +84,50 @@ _NVME = (
 )
 
 
-def _sheet(name: str, link: float, latency_s: float, flop: float, memory: float, step_s: float, source: str) -> Hardware:
-    """From peak numbers. Overheads are assumed: 20 us per MoE layer, 10 us per expert, as small kernel launches take."""
+def _sheet(
+    name: str, link: float, latency_s: float, flop: float, memory: float, step_s: float, source: str
+) -> Hardware:
+    """From peak numbers. Overheads are assumed: 20 us per MoE layer, 10 us per expert, as small
+    kernel launches take."""
     rates = (link * LINK_SHARE, latency_s, flop * COMPUTE_SHARE, memory * MEMORY_SHARE)
     return Hardware(name, *rates, step_s, 2e-5, 1e-5, source=source + _ASSUMED)
 
 
-# NVIDIA's own data sheets could not be reached when this was written; the pages named repeat their numbers.
+# NVIDIA's own data sheets could not be reached when this was written; the pages named repeat their
+# numbers.
 PRESETS = {
-    "h100": _sheet("H100 96 GB, PCIe 5.0 x16 (the paper's)", 64e9, 1e-5, 989e12, 3.35e12, 1e-3,
-                   f"{_HOPPER}; those are of the 80 GB SXM part, no sheet of a 96 GB part was found"),
+    "h100": _sheet(
+        "H100 96 GB, PCIe 5.0 x16 (the paper's)",
+        64e9,
+        1e-5,
+        989e12,
+        3.35e12,
+        1e-3,
+        f"{_HOPPER}; those are of the 80 GB SXM part, no sheet of a 96 GB part was found",
+    ),
     "h200": _sheet("H200 141 GB, PCIe 5.0 x16", 64e9, 1e-5, 989e12, 4.8e12, 1e-3, _H200),
-    "consumer": _sheet("24 GB consumer GPU (RTX 4090), PCIe 4.0 x16", 32e9, 1e-5, 165e12, 1.008e12, 1e-3, _ADA),
-    "laptop": _sheet("laptop CPU, NVMe PCIe 4.0", 7e9, 1e-4, 2e12, 8.5e10, 2e-3,
-                     f"{_NVME}; 2 TFLOP/s and two channels of DDR5-5300 (85 GB/s) are assumed, no source"),
-    "h100-ssd": _sheet("H100 96 GB, experts on one NVMe SSD", 7e9, 1e-4, 989e12, 3.35e12, 1e-3, f"{_NVME}; {_HOPPER}"),
-}  # fmt: skip
+    "consumer": _sheet(
+        "24 GB consumer GPU (RTX 4090), PCIe 4.0 x16", 32e9, 1e-5, 165e12, 1.008e12, 1e-3, _ADA
+    ),
+    "laptop": _sheet(
+        "laptop CPU, NVMe PCIe 4.0",
+        7e9,
+        1e-4,
+        2e12,
+        8.5e10,
+        2e-3,
+        f"{_NVME}; 2 TFLOP/s and two channels of DDR5-5300 (85 GB/s) are assumed, no source",
+    ),
+    "h100-ssd": _sheet(
+        "H100 96 GB, experts on one NVMe SSD",
+        7e9,
+        1e-4,
+        989e12,
+        3.35e12,
+        1e-3,
+        f"{_NVME}; {_HOPPER}",
+    ),
+}
 
 
 def preset(name: str) -> Hardware:

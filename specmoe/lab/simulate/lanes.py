@@ -1,7 +1,8 @@
-"""The two lanes of a replay: one computing device, one serial link, and what each takes from the other.
+"""The two lanes of a replay: one computing device, one serial link, and what each takes from the
+other.
 
-Comes in: seconds of work, reads that are asked for or guessed. Goes out: the clock, and how much of it was waiting.
-``replay`` calls next; ``machine`` fits the factors to probes with the same code.
+Comes in: seconds of work, reads that are asked for or guessed. Goes out: the clock, and how much of
+it was waiting. ``replay`` calls next; ``machine`` fits the factors to probes with the same code.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ NOTHING = 1e-12
 
 
 class Lanes:
-    """State: the clock ``now_s``; seconds of reading still to come, for the layer that computes (``demand_s``) and for later
-    ones (``ahead``, in order). While both lanes work, computing takes ``compute_factor`` and reading ``link_factor`` times
-    as long."""
+    """State: the clock ``now_s``; seconds of reading still to come, for the layer that computes
+    (``demand_s``) and for later ones (``ahead``, in order). While both lanes work, computing takes
+    ``compute_factor`` and reading ``link_factor`` times as long."""
 
-    def __init__(self, read_s: float, latency_s: float, compute_factor: float = 1.0, link_factor: float = 1.0):
-        self.read_s, self.latency_s = read_s, latency_s
-        self.compute_factor, self.link_factor = compute_factor, link_factor
+    def __init__(
+        self, read_s: float, latency_s: float, compute_factor: float = 1.0, link_factor: float = 1.0
+    ):
+        self.read_s = read_s
+        self.latency_s = latency_s
+        self.compute_factor = compute_factor
+        self.link_factor = link_factor
         self.now_s = self.wait_s = self.busy_s = self.demand_s = 0.0
         self.ahead: dict[int, float] = {}
 
@@ -34,12 +39,15 @@ class Lanes:
 
     def stand(self, seconds: float) -> None:
         """Compute stands still while the link works."""
-        self.now_s, self.wait_s = self.now_s + seconds, self.wait_s + seconds
+        self.now_s = self.now_s + seconds
+        self.wait_s = self.wait_s + seconds
         self._read(seconds)
 
     def wave(self, seconds: float) -> None:
         """A wave of reads that nothing overlaps."""
-        self.now_s, self.wait_s, self.busy_s = self.now_s + seconds, self.wait_s + seconds, self.busy_s + seconds
+        self.now_s = self.now_s + seconds
+        self.wait_s = self.wait_s + seconds
+        self.busy_s = self.busy_s + seconds
 
     def guess(self, layer: int, reads: float) -> None:
         """Queue reads for a later layer."""
@@ -47,15 +55,17 @@ class Lanes:
             self.ahead[layer] = self.ahead.get(layer, 0.0) + reads * self.read_s
 
     def ask(self, layer: int, reads: float) -> float:
-        """A layer asks for ``reads`` and what was guessed for it, before all other guesses; returns what is left of
-        ``demand_s`` once the guesses are here. Latency is paid once per burst."""
+        """A layer asks for ``reads`` and what was guessed for it, before all other guesses; returns
+        what is left of ``demand_s`` once the guesses are here. Latency is paid once per burst."""
         asked_s = reads * self.read_s + (self.latency_s if reads else 0.0)
         self.demand_s += self.ahead.pop(layer, 0.0) + asked_s
         return asked_s
 
-    def take(self, hits: int, ahead: int, reads: int, each_s: float, overhead_s: float, asked_s: float) -> None:
-        """Compute hits, then what was guessed, then what was asked for, each as it arrives, at ``each_s``; taking a record
-        that was read costs ``overhead_s`` more."""
+    def take(
+        self, hits: int, ahead: int, reads: int, each_s: float, overhead_s: float, asked_s: float
+    ) -> None:
+        """Compute hits, then what was guessed, then what was asked for, each as it arrives, at
+        ``each_s``; taking a record that was read costs ``overhead_s`` more."""
         self.compute(hits * each_s)
         if ahead > 0:
             self._wait_until_left(asked_s)
@@ -71,7 +81,8 @@ class Lanes:
     def _read(self, seconds: float) -> None:
         """The link works for ``seconds`` of its own."""
         done_s = min(self.demand_s, seconds)
-        self.demand_s, self.busy_s = self.demand_s - done_s, self.busy_s + done_s
+        self.demand_s = self.demand_s - done_s
+        self.busy_s = self.busy_s + done_s
         for layer in list(self.ahead):
             seconds -= done_s
             done_s = min(self.ahead[layer], seconds)

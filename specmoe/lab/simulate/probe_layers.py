@@ -17,9 +17,24 @@ from ...offload.transfers import ExpertKey, allocate_slots
 from .probing import Prober
 
 BURSTS = (1, 2, 4, 8, 16)
-EXPERTS = ((1, 1), (2, 1), (4, 1), (16, 1), (32, 1), (4, 4), (16, 4), (2, 16), (8, 16), (4, 64), (1, 64), (2, 256))
-MISSING = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (16, 4), (8, 16), (4, 64))  # experts, tokens of each
-PARTLY = ((1, 1, 1), (3, 1, 1), (1, 2, 1), (4, 4, 1), (4, 2, 4), (3, 9, 4), (4, 8, 16))  # resident, missing, tokens of each
+EXPERTS = (
+    (1, 1),
+    (2, 1),
+    (4, 1),
+    (16, 1),
+    (32, 1),
+    (4, 4),
+    (16, 4),
+    (2, 16),
+    (8, 16),
+    (4, 64),
+    (1, 64),
+    (2, 256),
+)
+# experts, tokens of each
+MISSING = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (16, 4), (8, 16), (4, 64))
+# resident, missing, tokens of each
+PARTLY = ((1, 1, 1), (3, 1, 1), (1, 2, 1), (4, 4, 1), (4, 2, 4), (3, 9, 4), (4, 8, 16))
 DRAFTING = (1, 4, 16, 64)  # tokens
 ASKED = (1, 16, 64)  # tokens
 
@@ -30,7 +45,9 @@ class LayerProber(Prober):
     def read_all(self) -> None:
         """Every record once: a record's first read computes its checksum, later ones do not."""
         slots = allocate_slots(1, self.engine.store)
-        for key in (ExpertKey(layer, expert) for layer in self.layers for expert in range(self.num_experts)):
+        for key in (
+            ExpertKey(layer, expert) for layer in self.layers for expert in range(self.num_experts)
+        ):
             self.engine.store.submit(key, slots[0], DEMAND).wait()
 
     def reads(self) -> list[list[float]]:
@@ -38,7 +55,10 @@ class LayerProber(Prober):
         slots = allocate_slots(max(BURSTS), store)
 
         def burst(number: int) -> None:
-            keys = [ExpertKey(self.random.choice(self.layers), int(e)) for e in self.some_experts(number)]
+            keys = [
+                ExpertKey(self.random.choice(self.layers), int(e))
+                for e in self.some_experts(number)
+            ]
             reads = [store.submit(key, slots[place], DEMAND) for place, key in enumerate(keys)]
             for read in reads:
                 read.wait()
@@ -56,14 +76,18 @@ class LayerProber(Prober):
         with self.run("specmoe") as (_, experts):
             pool = experts.pool
             for layer in self.layers:
-                pool.fetch(layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))])
+                pool.fetch(
+                    layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))]
+                )
             with experts.drafting():
                 for tokens in DRAFTING:
                     hidden, weights = self._block(tokens)
 
                     def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
                         for layer in self.layers:
-                            index = torch.from_numpy(self.random.integers(self.num_experts, size=shape))
+                            index = torch.from_numpy(
+                                self.random.integers(self.num_experts, size=shape)
+                            )
                             experts.forward(layer, hidden, index, weights)
 
                     found.append([tokens, self.time(work) / len(self.layers)])
@@ -88,8 +112,16 @@ class LayerProber(Prober):
         with self.run("cached", rule=rule) as (_, experts):
             for layer in self.layers:
                 experts.pool.fetch(layer, rule.fixed[layer])
-            return [self._layers(experts, min(missing, self.num_experts - num_kept), each, min(hits, num_kept), num_kept)
-                    for hits, missing, each in PARTLY]  # fmt: skip
+            return [
+                self._layers(
+                    experts,
+                    min(missing, self.num_experts - num_kept),
+                    each,
+                    min(hits, num_kept),
+                    num_kept,
+                )
+                for hits, missing, each in PARTLY
+            ]
 
     def guess(self) -> list[list[float]]:
         """Asking the next layer's router about hidden states; nothing is read."""
@@ -99,11 +131,15 @@ class LayerProber(Prober):
         asked, found = self.layers[1], []
         for tokens in ASKED:
             hidden, _ = self._block(tokens)
-            found.append([tokens, self.time(lambda hidden=hidden: routers.ask(asked, hidden, self.top_k))])
+            found.append(
+                [tokens, self.time(lambda hidden=hidden: routers.ask(asked, hidden, self.top_k))]
+            )
         return found
 
     def keep(self) -> list[float]:
-        counts = [1] * min(8, self.num_experts) + [0] * (self.num_experts - min(8, self.num_experts))
+        counts = [1] * min(8, self.num_experts) + [0] * (
+            self.num_experts - min(8, self.num_experts)
+        )
         resident = set(range(self.engine.memory.draft_experts))
         with self.run("cached") as (method, _):
             work = lambda: [method.rule.keep(layer, counts, resident) for layer in self.layers]  # noqa: E731
@@ -116,20 +152,26 @@ class LayerProber(Prober):
 
         with self.run("specmoe") as (_, experts):
             for layer in self.layers:
-                experts.pool.fetch(layer, range(min(self.engine.memory.draft_experts, self.num_experts)))
+                experts.pool.fetch(
+                    layer, range(min(self.engine.memory.draft_experts, self.num_experts))
+                )
             return [self.time(work)]
 
     def _cases(self, cases) -> list[tuple[int, int]]:
-        return list(dict.fromkeys((min(experts, self.num_experts), tokens) for experts, tokens in cases))
+        return list(
+            dict.fromkeys((min(experts, self.num_experts), tokens) for experts, tokens in cases)
+        )
 
     def _block(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         width = self.engine.decoder.config.hidden_size
         return torch.randn(tokens, width), torch.full((tokens, self.top_k), 1.0 / self.top_k)
 
-    def _layers(self, function: RunExperts, missing: int, tokens_each: int, hits: int = 0,
-                num_kept: int = 0) -> list[float]:  # fmt: skip
-        """[experts, pairs, reads, seconds, seconds of waits] of a layer: all layers in turn, experts drawn anew; ``hits`` of
-        the first ``num_kept`` experts, ``missing`` of the others."""
+    def _layers(
+        self, function: RunExperts, missing: int, tokens_each: int, hits: int = 0, num_kept: int = 0
+    ) -> list[float]:
+        """[experts, pairs, reads, seconds, seconds of waits] of a layer: all layers in turn,
+        experts drawn anew; ``hits`` of the first ``num_kept`` experts, ``missing`` of the
+        others."""
         experts = hits + missing
         pairs = -(-experts * tokens_each // self.top_k) * self.top_k
         hidden, weights = self._block(pairs // self.top_k)
@@ -137,8 +179,12 @@ class LayerProber(Prober):
 
         def draw() -> torch.Tensor:
             kept = self.random.choice(num_kept, hits, replace=False) if hits else []
-            others = num_kept + self.random.choice(self.num_experts - num_kept, missing, replace=False)
-            return torch.from_numpy(np.concatenate([kept, others]).astype(np.int64))[spread].view(-1, self.top_k)
+            others = num_kept + self.random.choice(
+                self.num_experts - num_kept, missing, replace=False
+            )
+            return torch.from_numpy(np.concatenate([kept, others]).astype(np.int64))[spread].view(
+                -1, self.top_k
+            )
 
         def work():
             before, index = function.pool.counts.copy(), [draw() for _ in self.layers]
@@ -148,4 +194,10 @@ class LayerProber(Prober):
 
         seconds = self.time(work) / number
         wait_s = statistics.median(each.wait_s for each in found[1:]) / number
-        return [experts, pairs, statistics.mean(each.num_fetches for each in found[1:]) / number, seconds, wait_s]
+        return [
+            experts,
+            pairs,
+            statistics.mean(each.num_fetches for each in found[1:]) / number,
+            seconds,
+            wait_s,
+        ]

@@ -26,8 +26,8 @@ STEPS_PER_DRAFT = 3
 
 
 class BareExperts:
-    """The experts of a job whose passes shall run without any: the experts function gives zeros. ``between`` runs before
-    each draft step; its seconds are counted apart."""
+    """The experts of a job whose passes shall run without any: the experts function gives zeros.
+    ``between`` runs before each draft step; its seconds are counted apart."""
 
     def __init__(self, experts: RunExperts, between):
         self.experts = experts
@@ -85,14 +85,26 @@ class PassProber(Prober):
         """A job with so many rows in flight, each of ``positions`` tokens."""
         engine, state = self.engine, self.state
         rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
-        with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (_, experts):
+        with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (
+            _,
+            experts,
+        ):
             engine.decoder.allocate(rows, positions + block + 1)
             for row in range(rows):
                 engine.decoder.enter(row, state)
-            yield Job(
-                    engine.decoder, BareExperts(experts, self.crowd), Sampler(GenerateOptions(seed=0)), FixedGamma(block - 1),
-                    deque(), rows, frozenset(), experts.pool.trace,
-                ), [Row(row, [1] * positions, 1 << 30) for row in range(rows)]  # fmt: skip
+            yield (
+                Job(
+                    engine.decoder,
+                    BareExperts(experts, self.crowd),
+                    Sampler(GenerateOptions(seed=0)),
+                    FixedGamma(block - 1),
+                    deque(),
+                    rows,
+                    frozenset(),
+                    experts.pool.trace,
+                ),
+                [Row(row, [1] * positions, 1 << 30) for row in range(rows)],
+            )
 
     @cached_property
     def state(self):

@@ -1,6 +1,8 @@
-"""What all probes share: a stopwatch that finds caches as a run would, and a pool as a method would have it.
+"""What all probes share: a stopwatch that finds caches as a run would, and a pool as a method would
+have it.
 
-Comes in: an engine. Goes out: ``Prober``, which ``probe_passes`` and ``probe_layers`` fill with probes.
+Comes in: an engine. Goes out: ``Prober``, which ``probe_passes`` and ``probe_layers`` fill with
+probes.
 """
 
 from __future__ import annotations
@@ -25,35 +27,46 @@ CROWD_BYTES = 2**22  # more than a core's own caches, as a pass over the trunk a
 
 
 class Prober:
-    """Runs the probes. State: that of the engine's experts function and decoder, which every run sets anew."""
+    """Runs the probes. State: that of the engine's experts function and decoder, which every run
+    sets anew."""
 
     def __init__(self, engine: Engine, prompt, repeats: int):
-        self.engine, self.prompt, self.repeats = engine, prompt, repeats
+        self.engine = engine
+        self.prompt = prompt
+        self.repeats = repeats
         self.layers = list(engine.experts.draft_layers)
-        self.num_experts, self.top_k = engine.packed.num_experts, engine.info["top_k"]
+        self.num_experts = engine.packed.num_experts
+        self.top_k = engine.info["top_k"]
         self.random = np.random.default_rng(0)
         self.crowding = torch.zeros(CROWD_BYTES // 4)
 
     def time(self, work, prepare=lambda: None) -> float:
-        """Median seconds of ``work()``, the first left out; ``prepare()`` and ``crowd()`` come before, untimed."""
+        """Median seconds of ``work()``, the first left out; ``prepare()`` and ``crowd()`` come
+        before, untimed."""
         spent = []
         for _ in range(self.repeats + 1):
             prepare()
             self.crowd()
             began_s = time.perf_counter()
             beside = work()  # seconds of it that are not the work's
-            spent.append(time.perf_counter() - began_s - (beside if isinstance(beside, float) else 0.0))
+            spent.append(
+                time.perf_counter() - began_s - (beside if isinstance(beside, float) else 0.0)
+            )
         return statistics.median(spent[1:])
 
     def crowd(self) -> None:
-        """Push out of the processor's caches what the probed part left there: in a run, the other parts do."""
+        """Push out of the processor's caches what the probed part left there: in a run, the other
+        parts do."""
         self.crowding.add_(1.0)
 
     @contextmanager
     def run(self, name: str, **changes) -> Iterator[tuple[Method, RunExperts]]:
-        """The experts of a method, as ``generate`` would set them up; ``changes`` are fields of its ``Method``."""
+        """The experts of a method, as ``generate`` would set them up; ``changes`` are fields of its
+        ``Method``."""
         engine = self.engine
-        method = make_method(GenerateOptions(method=name, seed=0), engine.memory, engine.packed, None)
+        method = make_method(
+            GenerateOptions(method=name, seed=0), engine.memory, engine.packed, None
+        )
         method = replace(method, **changes)
         with held(engine, method, Trace(enabled=engine.options.trace)) as experts:
             yield method, experts

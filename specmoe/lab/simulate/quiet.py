@@ -1,7 +1,8 @@
-"""How much of the processors others took while something was timed, and doing it again when it was too much.
+"""How much of the processors others took while something was timed, and doing it again when it was
+too much.
 
-Comes in: work to be timed. Goes out: its result and the others' share. ``clock`` calls this: timings beside other work say
-nothing about the simulator. Nothing is judged by its outcome.
+Comes in: work to be timed. Goes out: its result and the others' share. ``clock`` calls this:
+timings beside other work say nothing about the simulator. Nothing is judged by its outcome.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ MOST = 0.2  # processors that others may use
 TRIES, PATIENCE_S, LOOK_S = 3, 20.0, 0.3
 
 
-def quietly(work: Callable, tries: int = TRIES, patience_s: float = PATIENCE_S) -> tuple[object, float]:
-    """``work()`` and how many processors others used meanwhile; of up to ``tries`` the quietest, done once it is quiet, or
-    after ``patience_s``."""
+def quietly(
+    work: Callable, tries: int = TRIES, patience_s: float = PATIENCE_S
+) -> tuple[object, float]:
+    """``work()`` and how many processors others used meanwhile; of up to ``tries`` the quietest,
+    done once it is quiet, or after ``patience_s``."""
     found = []
     for _ in range(tries):
         _wait_for_quiet(patience_s)
@@ -48,4 +51,8 @@ def _others_s() -> float:
         return math.nan
     columns = STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
     own = os.times()
-    return sum(int(columns[place]) for place in BUSY) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    return (
+        sum(int(columns[place]) for place in BUSY) / os.sysconf("SC_CLK_TCK")
+        - own.user
+        - own.system
+    )

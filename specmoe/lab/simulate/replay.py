@@ -1,10 +1,11 @@
-"""A recorded run replayed: one serial link, one computing device, round by round and layer by layer.
+"""A recorded run replayed: one serial link, one computing device, round by round and layer by
+layer.
 
-Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``. What parts cost is in
-``costs``, how they overlap in ``lanes``. ``on_demand`` reads a wave, waits, computes
-it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's guesses meanwhile; a draft's
-prefetches start while it drafts. What a layer asks for goes before guesses. Latency is paid once per
-burst. Prefill is not in it.
+Comes in: a ``Recording``, a ``Hardware``, perhaps another ``ModelSize``. Goes out: ``Simulated``.
+What parts cost is in ``costs``, how they overlap in ``lanes``. ``on_demand`` reads a wave, waits,
+computes it; the others compute hits while misses arrive; ``overlapped`` reads the next layer's
+guesses meanwhile; a draft's prefetches start while it drafts. What a layer asks for goes before
+guesses. Latency is paid once per burst. Prefill is not in it.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ class Simulated:
         return self.wait_s / self.seconds
 
 
-def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = None, overlap: str = "engine") -> Simulated:
-    """Replay ``recording`` on ``hardware``. ``overlap``: "engine" as each method does it, or "oracle": per round the longer
-    of reading and computing counts.
+def simulate(
+    recording: Recording, hardware: Hardware, size: ModelSize | None = None, overlap: str = "engine"
+) -> Simulated:
+    """Replay ``recording`` on ``hardware``. ``overlap``: "engine" as each method does it, or
+    "oracle": per round the longer of reading and computing counts.
 
-    ``size`` None: the recorded model. Another one: its bytes, FLOP and number of MoE layers; counts per layer are the
-    recording's (layer l takes those of l * L_recorded // L), so distinct experts per layer stay those of the recorded
-    run even where the other model has more or fewer experts.
+    ``size`` None: the recorded model. Another one: its bytes, FLOP and number of MoE layers; counts
+    per layer are the recording's (layer l takes those of l * L_recorded // L), so distinct experts
+    per layer stay those of the recorded run even where the other model has more or fewer experts.
     """
     check_choice("overlap", overlap, ["engine", "oracle"])
     own = size is None
@@ -63,26 +66,52 @@ def simulate(recording: Recording, hardware: Hardware, size: ModelSize | None = 
         run.round(number, overlap == "oracle")
     fetched_bytes = int(round(run.num_reads)) * size.expert_bytes
     lanes = run.lanes
-    return Simulated(hardware.name, size.name, recording.method, recording.batch, recording.num_new_tokens, lanes.now_s,
-                     fetched_bytes, lanes.wait_s, run.draft_s, run.verify_s, lanes.busy_s)  # fmt: skip
+    return Simulated(
+        hardware.name,
+        size.name,
+        recording.method,
+        recording.batch,
+        recording.num_new_tokens,
+        lanes.now_s,
+        fetched_bytes,
+        lanes.wait_s,
+        run.draft_s,
+        run.verify_s,
+        lanes.busy_s,
+    )
 
 
-def _costs(recording: Recording, hardware: Hardware, size: ModelSize, own: bool) -> Described | Probed:
+def _costs(
+    recording: Recording, hardware: Hardware, size: ModelSize, own: bool
+) -> Described | Probed:
     """Probed parts for the model they were probed with, at its own size; rates for all else."""
     if not own or hardware.parts is None:
         return Described(hardware, size)
     probed, name = hardware.parts.model, recording.info["name"]
     if probed != name:
-        raise OptionError(f"{hardware.name!r} was probed with {probed!r}, the recording is of {name!r}: probe with that "
-                          "model, or give a ModelSize")  # fmt: skip
+        raise OptionError(
+            f"{hardware.name!r} was probed with {probed!r}, the recording is of "
+            f"{name!r}: probe with that "
+            "model, or give a ModelSize"
+        )
     return hardware.parts.on_link(hardware.parts.link_bytes_per_s / hardware.link_bytes_per_s)
 
 
 class _Run:
     """State: the lanes, sums of seconds."""
 
-    def __init__(self, recording: Recording, hardware: Hardware, size: ModelSize, costs: Described | Probed, own: bool):
-        self.recording, self.hardware, self.size, self.costs = recording, hardware, size, costs
+    def __init__(
+        self,
+        recording: Recording,
+        hardware: Hardware,
+        size: ModelSize,
+        costs: Described | Probed,
+        own: bool,
+    ):
+        self.recording = recording
+        self.hardware = hardware
+        self.size = size
+        self.costs = costs
         recorded = recording.experts.shape[1]
         num_layers = recorded if own else size.num_layers
         self.layers = np.arange(num_layers) * recorded // num_layers
@@ -102,7 +131,8 @@ class _Run:
             reads = (self.recording.fetches + self.recording.prefetches)[number, self.layers].sum()
             lanes.now_s = began_s + max(compute_s, reads * lanes.read_s)
             lanes.wait_s = waited_s + lanes.now_s - began_s - compute_s
-            lanes.ahead, lanes.busy_s = {}, busy_s + reads * lanes.read_s
+            lanes.ahead = {}
+            lanes.busy_s = busy_s + reads * lanes.read_s
             drafted_s = min(drafted_s, lanes.now_s)
         self.draft_s += drafted_s - began_s
         self.verify_s += lanes.now_s - drafted_s
@@ -114,7 +144,9 @@ class _Run:
             self.lanes.compute(self.costs.prepare_s)
         start = int(record.positions[number]) - steps
         for step in range(steps):
-            layer_s = self.costs.draft_layer(int(record.drafting[number, step]), record.info["draft_experts"])
+            layer_s = self.costs.draft_layer(
+                int(record.drafting[number, step]), record.info["draft_experts"]
+            )
             trunk_s = self.costs.draft_trunk(int(record.rows[number]), start + step)
             self.lanes.compute(trunk_s + len(self.layers) * layer_s)
             for layer, column in enumerate(self.layers):
@@ -124,7 +156,9 @@ class _Run:
 
     def verify(self, number: int) -> None:
         record, block = self.recording, 1 + int(self.recording.gammas[number])
-        trunk_s = self.costs.verify_trunk(int(record.rows[number]), block, int(record.positions[number]))
+        trunk_s = self.costs.verify_trunk(
+            int(record.rows[number]), block, int(record.positions[number])
+        )
         fixed_s = self.costs.layer(0, 0)
         for layer, column in enumerate(self.layers):
             experts, pairs = int(record.experts[number, column]), int(record.pairs[number, column])
@@ -150,7 +184,9 @@ class _Run:
         asked_s = self.lanes.ask(layer, reads)
         self.guess_next(number, layer)
         hits = min(experts - reads, int(self.recording.hits[number, self.layers[layer]]))
-        self.lanes.take(hits, experts - hits - reads, reads, each_s, self.costs.read_overhead_s, asked_s)
+        self.lanes.take(
+            hits, experts - hits - reads, reads, each_s, self.costs.read_overhead_s, asked_s
+        )
 
     def guess_next(self, number: int, layer: int) -> None:
         """overlapped: this layer's input names experts of the next."""

@@ -1,8 +1,10 @@
-"""Recordings of real runs that come with the package, so that maps and figures are drawn without running anything.
+"""Recordings of real runs that come with the package, so that maps and figures are drawn without
+running anything.
 
-Comes in: a shipped model's name and N. Goes out: its ``Recording``s; ``record_shipped`` makes them again
-(``python -m specmoe.lab.simulate record``). Every run of one file has the same fast memory, that of N draft experts, and only
-rounds with every row in flight are kept. They count; no clock is in them.
+Comes in: a shipped model's name and N. Goes out: its ``Recording``s; ``record_shipped`` makes them
+again (``python -m specmoe.lab.simulate record``). Every run of one file has the same fast memory,
+that of N draft experts, and only rounds with every row in flight are kept. They count; no clock is
+in them.
 """
 
 from __future__ import annotations
@@ -17,19 +19,25 @@ from ...tiny.texts.translate_data import held_out_pairs
 from .recording import Recording, load_all, save_all
 
 FOLDER = Path(__file__).parent / "recordings"
-SHIPPED = {"tiny-translate": (2, 4, 8, 16), "tiny-skewed": (4, 8), "tiny-balanced": (2, 4)}  # model -> N
+# model -> N
+SHIPPED = {"tiny-translate": (2, 4, 8, 16), "tiny-skewed": (4, 8), "tiny-balanced": (2, 4)}
 BATCHES = (1, 4, 16, 64, 128, 256)
 GAMMAS = (4, 10)
 SEED, NEW_TOKENS, QUEUE_BATCHES, FEWEST_PROMPTS = 100, 64, 3, 32
-ALL_EVICTIONS, EVICTIONS = ("temporal", "static", "lru", "lfu"), ("temporal", "static")  # up to batch 16, beyond
+# up to batch 16, beyond
+ALL_EVICTIONS, EVICTIONS = ("temporal", "static", "lru", "lfu"), ("temporal", "static")
 Progress = Callable[[str], None]
 
 
-def recordings(model: str | None = None, draft_experts: int | None = None, batch: int | None = None,
-               method: str | None = None) -> list[Recording]:  # fmt: skip
-    """Shipped recordings, all of them or those that match. ``cached`` is the eviction that read least (``settings`` names
-    it); ``specmoe`` is there with gamma 4 and 10, and with prefetch off and on (gamma 10). ``OptionError`` when none
-    matches."""
+def recordings(
+    model: str | None = None,
+    draft_experts: int | None = None,
+    batch: int | None = None,
+    method: str | None = None,
+) -> list[Recording]:
+    """Shipped recordings, all of them or those that match. ``cached`` is the eviction that read
+    least (``settings`` names it); ``specmoe`` is there with gamma 4 and 10, and with prefetch off
+    and on (gamma 10). ``OptionError`` when none matches."""
     found = [each for path in sorted(FOLDER.glob("*.npz")) for each in load_all(path)]
     wanted = {"draft_experts": draft_experts, "name": model}
     chosen = [
@@ -43,9 +51,16 @@ def recordings(model: str | None = None, draft_experts: int | None = None, batch
         numbers: dict[str, set[int]] = {}
         for each in found:
             numbers.setdefault(each.info["name"], set()).add(each.info["draft_experts"])
-        there = ", ".join(f"{name} with N = {' or '.join(map(str, sorted(some)))}" for name, some in numbers.items())
-        raise OptionError(f"no shipped recording has model={model!r}, draft_experts={draft_experts!r}, batch={batch!r}, "
-                          f"method={method!r}: there are {there}, batch {', '.join(map(str, BATCHES))}")  # fmt: skip
+        there = ", ".join(
+            f"{name} with N = {' or '.join(map(str, sorted(some)))}"
+            for name, some in numbers.items()
+        )
+        raise OptionError(
+            f"no shipped recording has model={model!r}, "
+            f"draft_experts={draft_experts!r}, batch={batch!r}, "
+            f"method={method!r}: there are {there}, batch "
+            f"{', '.join(map(str, BATCHES))}"
+        )
     return chosen
 
 
@@ -56,8 +71,13 @@ def prompts_for(engine: Engine, num: int, seed: int = SEED) -> list[str]:
     return held_out_prompts(num, seed)
 
 
-def record_shipped(model: str, draft_experts: int, folder: Path = FOLDER, batches=BATCHES,
-                   progress: Progress = print) -> Path:  # fmt: skip
+def record_shipped(
+    model: str,
+    draft_experts: int,
+    folder: Path = FOLDER,
+    batches=BATCHES,
+    progress: Progress = print,
+) -> Path:
     """Run every method at every batch and write ``folder/<model>-n<N>.npz``; takes minutes."""
     with load(model, draft_experts=draft_experts, store="memory") as engine:
         runs = [run for batch in batches for run in _record_batch(engine, batch, progress)]
@@ -70,16 +90,25 @@ def _record_batch(engine: Engine, batch: int, progress: Progress) -> Iterator[Re
     prompts = prompts_for(engine, max(QUEUE_BATCHES * batch, FEWEST_PROMPTS))
 
     def run(method: str, **settings) -> Recording:
-        output = engine.generate(prompts, method=method, batch_size=batch, max_new_tokens=NEW_TOKENS, **settings)
+        output = engine.generate(
+            prompts, method=method, batch_size=batch, max_new_tokens=NEW_TOKENS, **settings
+        )
         made = Recording.of(output, engine.info, **settings).full()
-        progress(f"{engine.info['name']} N={engine.info['draft_experts']} B={batch} {method} {settings or ''}: "
-                 f"{len(made.rows)} full rounds, {made.num_reads / made.num_new_tokens:.3f} reads per token")  # fmt: skip
+        progress(
+            f"{engine.info['name']} N={engine.info['draft_experts']} B={batch} {method} "
+            f"{settings or ''}: "
+            f"{len(made.rows)} full rounds, {made.num_reads / made.num_new_tokens:.3f} reads "
+            "per token"
+        )
         return made
 
     evictions = ALL_EVICTIONS if batch <= 16 else EVICTIONS
     yield run("on_demand")
     yield run("overlapped")
-    yield min((run("cached", eviction=name) for name in evictions), key=lambda each: each.num_reads / each.num_new_tokens)
+    yield min(
+        (run("cached", eviction=name) for name in evictions),
+        key=lambda each: each.num_reads / each.num_new_tokens,
+    )
     for gamma in GAMMAS:
         yield run("specmoe", gamma=gamma, prefetch=False)
     yield run("specmoe", gamma=GAMMAS[-1], prefetch=True)

@@ -17,13 +17,18 @@ from .replay import simulate
 from .sizes import ModelSize
 
 
-def winners(recordings: Iterable[Recording], hardware: Hardware, size: ModelSize | None = None,
-            balances: Iterable[float] = (10, 100, 1000, 10000, 100000)) -> pd.DataFrame:  # fmt: skip
-    """One row per model, draft_experts (N), balance (FLOP per byte of the link) and batch: tokens per second of each method,
-    the winner, and margin (its speed over the next one's).
+def winners(
+    recordings: Iterable[Recording],
+    hardware: Hardware,
+    size: ModelSize | None = None,
+    balances: Iterable[float] = (10, 100, 1000, 10000, 100000),
+) -> pd.DataFrame:
+    """One row per model, draft_experts (N), balance (FLOP per byte of the link) and batch: tokens
+    per second of each method, the winner, and margin (its speed over the next one's).
 
-    The link is made slower or faster to reach a balance; all else is ``hardware``'s. ``resident`` is left out: it has more
-    memory. ``OptionError`` when runs that are compared have different fast memory.
+    The link is made slower or faster to reach a balance; all else is ``hardware``'s. ``resident``
+    is left out: it has more memory. ``OptionError`` when runs that are compared have different fast
+    memory.
     """
     groups: dict[tuple, list[Recording]] = {}
     for recording in recordings:
@@ -33,16 +38,32 @@ def winners(recordings: Iterable[Recording], hardware: Hardware, size: ModelSize
     rows = []
     for (model, draft_experts, batch), runs in groups.items():
         if len({run.info["slots"] for run in runs}) > 1:
-            raise OptionError(f"runs of {model!r} at batch {batch} have different fast memory: compare them at equal slots")
+            raise OptionError(
+                f"runs of {model!r} at batch {batch} have different fast memory: "
+                "compare them at equal slots"
+            )
         for balance in balances:
             machine = replace(hardware, link_bytes_per_s=hardware.flop_per_s / balance)
             speeds: dict[str, float] = {}
             for run in runs:  # several runs of one method (cached by evictions): the better
-                speeds[run.method] = max(speeds.get(run.method, 0.0), simulate(run, machine, size).tokens_per_second)
+                speeds[run.method] = max(
+                    speeds.get(run.method, 0.0), simulate(run, machine, size).tokens_per_second
+                )
             best, *others = sorted(speeds, key=speeds.get, reverse=True)
             margin = speeds[best] / speeds[others[0]] if others else float("nan")
-            rows.append({"model": model, "draft_experts": draft_experts, "batch": batch, "balance": balance,
-                         "winner": best, "margin": margin, **speeds})  # fmt: skip
+            rows.append(
+                {
+                    "model": model,
+                    "draft_experts": draft_experts,
+                    "batch": batch,
+                    "balance": balance,
+                    "winner": best,
+                    "margin": margin,
+                    **speeds,
+                }
+            )
     if not rows:
-        raise OptionError("no recordings to compare: give runs of at least one method other than 'resident'")
+        raise OptionError(
+            "no recordings to compare: give runs of at least one method other than 'resident'"
+        )
     return pd.DataFrame(rows)

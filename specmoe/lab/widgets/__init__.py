@@ -1,11 +1,19 @@
 """Widgets: one call each on a run's output, with sliders that replay or simulate.
 
-Each has a static twin of nearly the same name in ``specmoe.lab.figures``, which is also what a page without widgets shows.
-This folder alone imports ipywidgets (``pip install specmoe[notebooks]``).
+Each has a static twin of nearly the same name in ``specmoe.lab.figures``, which is also what a page
+without widgets shows. This folder alone imports ipywidgets (``pip install specmoe[notebooks]``).
 """
 
 from .base import Explorer
 from .choices import knobs, winners_map
 from .mechanisms import pool_replay, round_stepper, routing_explorer, timeline
 
-__all__ = ["Explorer", "knobs", "pool_replay", "round_stepper", "routing_explorer", "timeline", "winners_map"]
+__all__ = [
+    "Explorer",
+    "knobs",
+    "pool_replay",
+    "round_stepper",
+    "routing_explorer",
+    "timeline",
+    "winners_map",
+]

@@ -1,7 +1,8 @@
-"""What every widget shares: controls above, a figure of fixed height below, and the figure as a still for pages without
-widgets.
+"""What every widget shares: controls above, a figure of fixed height below, and the figure as a
+still for pages without widgets.
 
-Comes in: ipywidgets controls by name, and a function of their values that draws. Goes out: an ``Explorer`` to display.
+Comes in: ipywidgets controls by name, and a function of their values that draws. Goes out: an
+``Explorer`` to display.
 """
 
 from __future__ import annotations
@@ -24,18 +25,27 @@ MOST_BUTTONS = 96
 
 
 class Explorer(ipywidgets.VBox):
-    """Controls and the figure they move. ``controls[name].value = ...`` does from code what a hand does.
+    """Controls and the figure they move. ``controls[name].value = ...`` does from code what a hand
+    does.
 
-    ``png`` holds the figure as last drawn. Displayed, it is one bundle of the live widget and that picture: a front end
-    with widgets shows the first, GitHub, nbconvert and a report the second. An error in drawing shows in the output
-    below the controls (and ``report.run`` counts it as a failure).
+    ``png`` holds the figure as last drawn. Displayed, it is one bundle of the live widget and that
+    picture: a front end with widgets shows the first, GitHub, nbconvert and a report the second. An
+    error in drawing shows in the output below the controls (and ``report.run`` counts it as a
+    failure).
     """
 
-    def __init__(self, controls: Mapping[str, ipywidgets.Widget], draw: Callable, about: str, height: int):
-        """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the figure in CSS pixels."""
-        self.controls, self.draw, self.about = dict(controls), draw, about
+    def __init__(
+        self, controls: Mapping[str, ipywidgets.Widget], draw: Callable, about: str, height: int
+    ):
+        """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the
+        figure in CSS pixels."""
+        self.controls = dict(controls)
+        self.draw = draw
+        self.about = about
         self.png = b""
-        self.output = ipywidgets.Output(layout=ipywidgets.Layout(height=f"{height}px", overflow="auto"))
+        self.output = ipywidgets.Output(
+            layout=ipywidgets.Layout(height=f"{height}px", overflow="auto")
+        )
         for control in self.controls.values():
             control.observe(self._redraw, "value")
         self._redraw()
@@ -44,8 +54,9 @@ class Explorer(ipywidgets.VBox):
     def _redraw(self, change=None) -> None:
         """Draw for the controls' present values, into the output below them.
 
-        The output is set, not captured (``with self.output``): nbclient, under papermill, sends captured output back to
-        the kernel, and when the cell's answer arrives during that send it goes unseen and the notebook waits for ever.
+        The output is set, not captured (``with self.output``): nbclient, under papermill, sends
+        captured output back to the kernel, and when the cell's answer arrives during that send it
+        goes unseen and the notebook waits for ever.
         """
         with _no_collection():
             values = {name: control.value for name, control in self.controls.items()}
@@ -65,15 +76,20 @@ class Explorer(ipywidgets.VBox):
         if not data:
             return bundle
         said = f"Widget: {self.about}" if self.png else f"Widget without a figure: {self.about}"
-        data = {"text/plain": said} | {kind: value for kind, value in data.items() if kind != "text/plain"}
-        if not self.png:  # drawing failed: the error is in the output below the controls, and no twin claims otherwise
+        data = {"text/plain": said} | {
+            kind: value for kind, value in data.items() if kind != "text/plain"
+        }
+        # drawing failed: the error is in the output below the controls, and no twin claims
+        # otherwise
+        if not self.png:
             return data, metadata
         picture = _picture(self.png, self.about)
         return picture["data"] | data, metadata | picture["metadata"]
 
 
 def _picture(png: bytes, about: str) -> dict:
-    """An output of a notebook that shows ``png``; ``about`` is read aloud to those who do not see it."""
+    """An output of a notebook that shows ``png``; ``about`` is read aloud to those who do not see
+    it."""
     data = {"image/png": base64.b64encode(png).decode()}
     return {"output_type": "display_data", "data": data, "metadata": {"image/png": {"alt": about}}}
 
@@ -81,12 +97,18 @@ def _picture(png: bytes, about: str) -> dict:
 def _error(failure: Exception) -> dict:
     """An output of a notebook that shows what was raised."""
     lines = "".join(traceback.format_exception(failure)).splitlines()
-    return {"output_type": "error", "ename": type(failure).__name__, "evalue": str(failure), "traceback": lines}
+    return {
+        "output_type": "error",
+        "ename": type(failure).__name__,
+        "evalue": str(failure),
+        "traceback": lines,
+    }
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Garbage is collected after the picture has been sent: with a model in memory a collection takes 0.3 s."""
+    """Garbage is collected after the picture has been sent: with a model in memory a collection
+    takes 0.3 s."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -106,31 +128,47 @@ def still(figure) -> bytes:
     pixels = np.asarray(figure.canvas.buffer_rgba())
     plt.close(figure)
     packed = io.BytesIO()
-    Picture.fromarray(pixels).convert("RGB").quantize(128, dither=Picture.Dither.NONE).save(packed, format="png")
+    Picture.fromarray(pixels).convert("RGB").quantize(128, dither=Picture.Dither.NONE).save(
+        packed, format="png"
+    )
     return packed.getvalue()
 
 
 def slider(name: str, least: int, most: int, value: int, unit: str = "") -> ipywidgets.IntSlider:
     """A whole number that counts when let go."""
     description = f"{name} ({unit})" if unit else name
-    return ipywidgets.IntSlider(value, least, max(least, most), description=description, continuous_update=False,
-                                style=NAMED, layout=WIDE)  # fmt: skip
+    return ipywidgets.IntSlider(
+        value,
+        least,
+        max(least, most),
+        description=description,
+        continuous_update=False,
+        style=NAMED,
+        layout=WIDE,
+    )
 
 
 def choice(name: str, options, value=None) -> ipywidgets.Dropdown:
     """One of ``options``: values, or (words, value) pairs."""
     options = list(options)
     chosen = {} if value is None else {"value": value}
-    return ipywidgets.Dropdown(options=options, description=name, style=NAMED, layout=WIDE, **chosen)
+    return ipywidgets.Dropdown(
+        options=options, description=name, style=NAMED, layout=WIDE, **chosen
+    )
 
 
 def words_to_click(name: str, options, value) -> ipywidgets.ToggleButtons | ipywidgets.Select:
-    """One of (word, value) pairs, laid out as the text they make; a list to scroll where there are too many."""
+    """One of (word, value) pairs, laid out as the text they make; a list to scroll where there are
+    too many."""
     if len(options) > MOST_BUTTONS:
         numbered = [(f"{place}: {word}", one) for place, (word, one) in enumerate(options)]
-        return ipywidgets.Select(options=numbered, value=value, rows=5, description=name, style=NAMED, layout=WIDE)
+        return ipywidgets.Select(
+            options=numbered, value=value, rows=5, description=name, style=NAMED, layout=WIDE
+        )
     look = {**NAMED, "button_width": "auto"}
-    return ipywidgets.ToggleButtons(options=options, value=value, description=name, style=look, layout=WIDE)
+    return ipywidgets.ToggleButtons(
+        options=options, value=value, description=name, style=look, layout=WIDE
+    )
 
 
 def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:
@@ -144,4 +182,6 @@ def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:
 def span(name: str, least: int, most: int) -> ipywidgets.IntRangeSlider:
     """A range of whole numbers, all of it at first."""
     look = {"style": NAMED, "layout": WIDE, "continuous_update": False}
-    return ipywidgets.IntRangeSlider(value=(least, most), min=least, max=most, description=name, **look)
+    return ipywidgets.IntRangeSlider(
+        value=(least, most), min=least, max=most, description=name, **look
+    )

@@ -1,6 +1,7 @@
 """Widgets that ask what settings do: every method at one choice, and the map of winners.
 
-Comes in: frames of simulated rows, made beforehand. Goes out: an ``Explorer``; a slider only picks rows.
+Comes in: frames of simulated rows, made beforehand. Goes out: an ``Explorer``; a slider only picks
+rows.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from .base import Explorer, choice, steps
 
 
 def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Explorer:
-    """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method (``figures.knobs``).
+    """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method
+    (``figures.knobs``).
 
-    ``rows``: as ``figures.knobs`` takes them; or recordings (``simulate.Recording``), which are replayed at several link
-    rates on ``hardware`` and at ``size`` (``simulate.knob_rows``). Every setting with more than one value gets a control.
-    ``settings``: where the controls start, by column; ``simulated=False`` where the rows were measured.
+    ``rows``: as ``figures.knobs`` takes them; or recordings (``simulate.Recording``), which are
+    replayed at several link rates on ``hardware`` and at ``size`` (``simulate.knob_rows``). Every
+    setting with more than one value gets a control. ``settings``: where the controls start, by
+    column; ``simulated=False`` where the rows were measured.
     """
     if hardware is not None:
         rows = knob_rows(rows, hardware, size=size)
@@ -27,20 +30,27 @@ def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) ->
     reach = {measure: float(rows[measure].max()) for measure in drawn.MEASURES}
 
     def draw(**values):
-        return figures.knobs(rows, {"tokens_per_round": reach["tokens_per_round"]}, simulated, **{**chosen, **values})
+        return figures.knobs(
+            rows, {"tokens_per_round": reach["tokens_per_round"]}, simulated, **{**chosen, **values}
+        )
 
-    return Explorer(_controls(rows, chosen), draw, "bytes, tokens per round and speed of every method", 430)
+    return Explorer(
+        _controls(rows, chosen), draw, "bytes, tokens per round and speed of every method", 430
+    )
 
 
 def winners_map(frame: pd.DataFrame, **settings) -> Explorer:
-    """Which method wins over balance and batch, for a chosen model and N (``figures.winners_map``)."""
+    """Which method wins over balance and batch, for a chosen model and N
+    (``figures.winners_map``)."""
     drawn.check_winners(frame)
     chosen = drawn.choose(frame, settings, drawn.SLICES)
 
     def draw(**values):
         return figures.winners_map(frame, **{**chosen, **values})
 
-    return Explorer(_controls(frame, chosen), draw, "the fastest method over balance and batch, simulated", 500)
+    return Explorer(
+        _controls(frame, chosen), draw, "the fastest method over balance and batch, simulated", 500
+    )
 
 
 def _controls(rows: pd.DataFrame, chosen: dict) -> dict:

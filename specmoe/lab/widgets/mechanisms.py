@@ -1,6 +1,7 @@
 """Widgets that take a run apart: its routing, its rounds, its pool, its clock.
 
-Comes in: an output with its trace (or a ``Routing``). Goes out: an ``Explorer``. Nothing is run again: a slider replays.
+Comes in: an output with its trace (or a ``Routing``). Goes out: an ``Explorer``. Nothing is run
+again: a slider replays.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from .base import Explorer, choice, slider, span, steps, words_to_click
 
 
 def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
-    """Tokens x layers coloured by expert; click a token of the text to have it spelled out (``figures.routing_map``).
+    """Tokens x layers coloured by expert; click a token of the text to have it spelled out
+    (``figures.routing_map``).
 
-    ``routing``: of ``specmoe.lab.routing.record_routing(engine, prompt)``. Where nothing was drafted, nothing offers the draft.
+    ``routing``: of ``specmoe.lab.routing.record_routing(engine, prompt)``. Where nothing was
+    drafted, nothing offers the draft.
     """
     spelled.check_routing(routing)
     positions = sorted(routing.picks["position"].unique().tolist())
@@ -24,9 +27,13 @@ def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) ->
     layers = spelled.shown_layers(routing)
     controls = {"token": words_to_click("token", [(words[p], p) for p in positions], token)}
     if (routing.picks["step"] == "draft").any():
-        controls["step"] = choice("computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")])
+        controls["step"] = choice(
+            "computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")]
+        )
     if layers.stop < routing.num_layers:
-        controls["first_layer"] = slider("first layer", layers.start, routing.num_layers - len(layers), layers.start)
+        controls["first_layer"] = slider(
+            "first layer", layers.start, routing.num_layers - len(layers), layers.start
+        )
 
     def draw(**values):
         return figures.routing_map(routing, num_tokens=num_tokens, **values)
@@ -48,7 +55,8 @@ def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None)
         "act": steps("reveal", acts, "accept"),
     }
 
-    def offer_its_rounds(change) -> None:  # watches before the figure does, which then finds a round of this prompt
+    # watches before the figure does, which then finds a round of this prompt
+    def offer_its_rounds(change) -> None:
         controls["step"].options = _numbered(rounds[change["new"]])
 
     controls["row"].observe(offer_its_rounds, "value")
@@ -60,7 +68,8 @@ def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None)
 
 
 def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Explorer:
-    """One layer's requests under LRU, LFU, temporal and Belady, with a time slider (``figures.pool_replay``)."""
+    """One layer's requests under LRU, LFU, temporal and Belady, with a time slider
+    (``figures.pool_replay``)."""
     frame = replay.as_frame(source)
     layers = replay.layers_of(frame)
     layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
@@ -68,7 +77,11 @@ def pool_replay(source, layer: int | None = None, num_experts: int | None = None
     most = len(requests[0].counts)
     controls = {
         "layer": choice("layer", layers, layer),
-        "policy": choice("policy drawn", [(drawn.POLICY_NAMES[name], name) for name in replay.REPLAYED], "temporal"),
+        "policy": choice(
+            "policy drawn",
+            [(drawn.POLICY_NAMES[name], name) for name in replay.REPLAYED],
+            "temporal",
+        ),
         "num_kept": slider("experts kept", 1, most, drawn.default_kept(most)),
         "step": slider("time", 0, len(requests) - 1, len(requests) - 1, "step"),
     }
@@ -84,12 +97,16 @@ def timeline(source, round: int | None = None) -> Explorer:
     """Who waits for whom in one round, zoomable (``figures.timeline``)."""
     frame = replay.as_frame(source)
     rounds = replay.rounds_of(frame)
-    round = rounds[len(rounds) // 2] if round is None else replay.check_number("round", round, rounds)
+    round = (
+        rounds[len(rounds) // 2] if round is None else replay.check_number("round", round, rounds)
+    )
     zoom = span("zoom (% of round)", 0, 100)
     controls = {"round": steps("round", rounds, round), "zoom": zoom}
 
     def draw(round, zoom):
-        whole = frame[(frame["kind"] == "round") & (frame["round"] == round)]["seconds"].iloc[0] * 1e3
+        whole = (
+            frame[(frame["kind"] == "round") & (frame["round"] == round)]["seconds"].iloc[0] * 1e3
+        )
         begin, end = (zoom[0], max(zoom[1], zoom[0] + 1))
         return figures.timeline(frame, round, whole * begin / 100, whole * end / 100)
 

@@ -1,6 +1,8 @@
-"""The record and the model card of a shipped checkpoint, both from the same dictionary of measurements.
+"""The record and the model card of a shipped checkpoint, both from the same dictionary of
+measurements.
 
-Comes in: a folder and the record of a training run. Goes out: ``training.json`` and ``README.md`` in it.
+Comes in: a folder and the record of a training run. Goes out: ``training.json`` and ``README.md``
+in it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def _percent(share: float) -> str:
 
 def _phase_text(name: str, phase: dict, run: dict) -> str:
     text = (
-        f"{name}: {run['steps']} steps, {run['tokens'] / 1e6:.1f} M tokens, {run['seconds'] / 60:.1f} minutes, peak "
+        f"{name}: {run['steps']} steps, {run['tokens'] / 1e6:.1f} M tokens, "
+        f"{run['seconds'] / 60:.1f} minutes, peak "
         f"learning rate {phase['peak_learning_rate']:g}, balancing {phase['balance']:g}"
     )
     if phase["target_gini"] is None:
@@ -68,8 +71,10 @@ def _recipe_text(record: dict) -> str:
     parts = [_phase_text(name, recipe[name], run) for name, run in phases.items()]
     made = record["made_with"]
     return (
-        f"Sparse upcycling on {made['threads']} CPU thread(s), AdamW, float32, seed {recipe['seed']}: train a dense "
-        f"model, copy its FFN into every expert with noise of {recipe['expert_noise']:g} of the weights' standard "
+        f"Sparse upcycling on {made['threads']} CPU thread(s), AdamW, float32, seed "
+        f"{recipe['seed']}: train a dense "
+        f"model, copy its FFN into every expert with noise of {recipe['expert_noise']:g} of the "
+        "weights' standard "
         "deviation, random routers, train on with one light load-balancing term per layer.\n\n"
         + "\n".join(f"- {part}" for part in parts)
         + f"\n\nPython {made['python']} (its library is training text), torch {made['torch']}."
@@ -94,14 +99,19 @@ def _domain_table(record: dict) -> str:
             f"{loss:.3f}",
             *((_percent(match["whole"]), _percent(match["lines"])) if match else ("–", "–")),
         ]
-        rows.append(row + [f"{by[domain]:.2f}" for by in rounds.get("by_draft_experts", {}).values()])
+        rows.append(
+            row + [f"{by[domain]:.2f}" for by in rounds.get("by_draft_experts", {}).values()]
+        )
     return _table(head, rows)
 
 
 def _rounds_text(record: dict) -> str:
     rounds = record.get("tokens_per_round")
     if not rounds:
-        return "Tokens per round were not measured when this card was written: `specmoe bench` measures them."
+        return (
+            "Tokens per round were not measured when this card was written: `specmoe bench` "
+            "measures them."
+        )
     return f"Tokens per round: {rounds['how']} Mean is over all rounds, not over domains."
 
 

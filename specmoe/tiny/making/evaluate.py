@@ -1,6 +1,7 @@
 """What a trained model can do on held-out texts: loss, exact match, expert use.
 
-Comes in: a model, its tokenizer, its recipe. Goes out: a dictionary that ``training.json`` and the model card show.
+Comes in: a model, its tokenizer, its recipe. Goes out: a dictionary that ``training.json`` and the
+model card show.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ def gini(counts: list[int]) -> float:
 
 def left_padded(tokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
     """[B, T] ids and mask with the padding in front, for batched generation."""
-    return tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+    return tokenizer(
+        texts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False
+    )
 
 
 def count_picks(model) -> tuple[list[torch.Tensor], list]:
-    """Per-layer counters [E] that grow with every forward pass, and the hooks to remove afterwards."""
+    """Per-layer counters [E] that grow with every forward pass, and the hooks to remove
+    afterwards."""
     counts = [torch.zeros(model.config.num_local_experts, dtype=torch.long) for _ in routers(model)]
 
     def counter(count: torch.Tensor):
-        def hook(_module, _inputs, output):  # must return None, or it would replace the router's output
+        # must return None, or it would replace the router's output
+        def hook(_module, _inputs, output):
             count.add_(torch.bincount(output[2].reshape(-1), minlength=len(count)))
 
         return hook
@@ -47,11 +52,16 @@ def count_picks(model) -> tuple[list[torch.Tensor], list]:
 
 
 @torch.no_grad()
-def held_out_loss(model, tokenizer, domain: str, num_documents: int) -> tuple[float, list[torch.Tensor]]:
-    """Mean loss per token of one domain's held-out documents, and the experts picked: per layer [num_experts]."""
+def held_out_loss(
+    model, tokenizer, domain: str, num_documents: int
+) -> tuple[float, list[torch.Tensor]]:
+    """Mean loss per token of one domain's held-out documents, and the experts picked: per layer
+    [num_experts]."""
     counts, hooks = count_picks(model)
     total, num_tokens = 0.0, 0
-    for document in itertools.islice(documents(domain, HELD_OUT_SEED, held_out=True), num_documents):
+    for document in itertools.islice(
+        documents(domain, HELD_OUT_SEED, held_out=True), num_documents
+    ):
         ids = tokenizer(document.text, verbose=False)["input_ids"] + [tokenizer.eos_token_id]
         ids = ids[: model.config.max_position_embeddings]
         tokens = torch.tensor([ids])
@@ -65,8 +75,13 @@ def held_out_loss(model, tokenizer, domain: str, num_documents: int) -> tuple[fl
 
 @torch.no_grad()
 def exact_match(model, tokenizer, domain: str, num_prompts: int) -> dict[str, float] | None:
-    """Greedy completions against the expected ones: share wholly right, and share of lines right."""
-    wanted = [prompt for prompt in prompts(domain, num_prompts, HELD_OUT_SEED) if prompt.expected is not None]
+    """Greedy completions against the expected ones: share wholly right, and share of lines
+    right."""
+    wanted = [
+        prompt
+        for prompt in prompts(domain, num_prompts, HELD_OUT_SEED)
+        if prompt.expected is not None
+    ]
     if not wanted:
         return None
     whole, lines, num_lines = 0, 0, 0
@@ -89,7 +104,8 @@ def exact_match(model, tokenizer, domain: str, num_prompts: int) -> dict[str, fl
 
 
 def evaluate(model, tokenizer, recipe: Recipe, num_prompts: int = 64) -> dict:
-    """Held-out loss and exact match by domain; Gini and dead experts by layer over all domains together."""
+    """Held-out loss and exact match by domain; Gini and dead experts by layer over all domains
+    together."""
     losses, matches, used = {}, {}, None
     for domain in DOMAINS:
         loss, counts = held_out_loss(model, tokenizer, domain, num_prompts)

@@ -1,7 +1,7 @@
 """Building, upcycling and wiring a shipped model: config, tokenizer, training kernel.
 
-Comes in: a ``Recipe``. Goes out: ``MixtralForCausalLM`` models whose experts run by sorted dispatch, and the BPE
-tokenizer with single digits.
+Comes in: a ``Recipe``. Goes out: ``MixtralForCausalLM`` models whose experts run by sorted
+dispatch, and the BPE tokenizer with single digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 def sorted_dispatch(experts, hidden, top_k_index, top_k_weights):
-    """Experts of [T, D] tokens by [T, K] picks: sort the picks by expert, one matmul per used expert."""
+    """Experts of [T, D] tokens by [T, K] picks: sort the picks by expert, one matmul per used
+    expert."""
     order = top_k_index.reshape(-1).argsort(stable=True)  # [T*K]
     counts = torch.bincount(top_k_index.reshape(-1), minlength=experts.num_experts).tolist()
     token = order // top_k_index.shape[-1]
@@ -36,7 +37,8 @@ def sorted_dispatch(experts, hidden, top_k_index, top_k_weights):
 
 
 def use_sorted_dispatch(model: nn.Module) -> nn.Module:
-    """Run this model's experts through ``sorted_dispatch`` (several times faster than the eager loop)."""
+    """Run this model's experts through ``sorted_dispatch`` (several times faster than the eager
+    loop)."""
     ALL_EXPERTS_FUNCTIONS.register(SORTED_DISPATCH, sorted_dispatch)
     for module in model.modules():
         if hasattr(module, "config"):
@@ -94,7 +96,10 @@ def new_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFast
     """Byte-level BPE whose digits stand alone; every text starts with ``<s>``."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

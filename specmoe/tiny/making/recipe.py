@@ -1,7 +1,8 @@
-"""The recipes of the shipped models, as data: shape, texts, phases. No torch here. ``translate_recipe`` holds the
-translation model's.
+"""The recipes of the shipped models, as data: shape, texts, phases. No torch here.
+``translate_recipe`` holds the translation model's.
 
-Comes in: a name. Goes out: a frozen ``Recipe`` that ``train`` follows and ``training.json`` records.
+Comes in: a name. Goes out: a frozen ``Recipe`` that ``train`` follows and ``training.json``
+records.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ class Phase:
     minutes: float
     peak_learning_rate: float
     balance: float = 0.0  # weight of one load-balancing term per layer
-    target_gini: float | None = None  # of one batch: the term turns round where a layer's use is more even
+    # of one batch: the term turns round where a layer's use is more even
+    target_gini: float | None = None
     warm_up: float = 0.03  # share of the phase
     warm_up_steps: int | None = None  # instead of a share
     final_share: float = 0.05  # of the peak learning rate; 1: constant
-    steps: int | None = None  # the phase's length in steps; ``minutes`` is then about what they take
+    # the phase's length in steps; ``minutes`` is then about what they take
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe(Training):
-    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train ``upcycled``, ``steered``."""
+    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train
+    ``upcycled``, ``steered``."""
 
     name: str
     shape: Shape
@@ -100,10 +104,19 @@ RECIPES = {
         Shape(num_experts=32),
         dense=_DENSE,
         upcycled=TextPhase(24, 2.5e-3, balance=0.001),
-        steered=TextPhase(19, 1.4e-3, balance=0.001, target_gini=0.7, weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2}),
+        steered=TextPhase(
+            19,
+            1.4e-3,
+            balance=0.001,
+            target_gini=0.7,
+            weights=WEIGHTS | {"arithmetic": 8.0, "csv": 1.2},
+        ),
     ),
     "tiny-balanced": Recipe(
-        "tiny-balanced", Shape(num_experts=8), dense=_DENSE, upcycled=TextPhase(13, 2.5e-3, balance=0.02)
+        "tiny-balanced",
+        Shape(num_experts=8),
+        dense=_DENSE,
+        upcycled=TextPhase(13, 2.5e-3, balance=0.02),
     ),
 }
 

@@ -1,8 +1,10 @@
-"""Tokens per round by the plainest means: every step recomputes the whole text, no pool, no kv_cache.
+"""Tokens per round by the plainest means: every step recomputes the whole text, no pool, no
+kv_cache.
 
-Comes in: a model, prompts, gamma and N. Goes out: tokens per round, over all and by domain. The model cards were
-measured with it, and it is an independent check of the engine. A drafted token sees the target's own past: only the
-positions from the last accepted token on go through the draft experts, as they would with a KV cache.
+Comes in: a model, prompts, gamma and N. Goes out: tokens per round, over all and by domain. The
+model cards were measured with it, and it is an independent check of the engine. A drafted token
+sees the target's own past: only the positions from the last accepted token on go through the draft
+experts, as they would with a KV cache.
 """
 
 from __future__ import annotations
@@ -39,14 +41,17 @@ def distances(experts) -> torch.Tensor:
 
 
 class Reference:
-    """A model that can run its last positions on draft experts. Changes the model's experts function."""
+    """A model that can run its last positions on draft experts. Changes the model's experts
+    function."""
 
     def __init__(self, model, num_draft: int):
-        self.model, self.num_draft = model.eval(), num_draft
+        self.model = model.eval()
+        self.num_draft = num_draft
         self.drafted: torch.Tensor | None = None  # [B*T] True where the draft experts run
         self.layers = [layer.mlp.experts for layer in model.model.layers]
         self.distance = {id(e): distances(e) for e in self.layers}
-        self.nearest = {id(e): torch.arange(e.num_experts) for e in self.layers}  # [E] pick -> resident
+        # [E] pick -> resident
+        self.nearest = {id(e): torch.arange(e.num_experts) for e in self.layers}
         ALL_EXPERTS_FUNCTIONS.register(DRAFTING, self._experts)
         for module in model.modules():
             if hasattr(module, "config"):
@@ -54,7 +59,9 @@ class Reference:
 
     def _experts(self, experts, hidden, top_k_index, top_k_weights):
         if self.drafted is not None:
-            top_k_index = torch.where(self.drafted[:, None], self.nearest[id(experts)][top_k_index], top_k_index)
+            top_k_index = torch.where(
+                self.drafted[:, None], self.nearest[id(experts)][top_k_index], top_k_index
+            )
         return sorted_dispatch(experts, hidden, top_k_index, top_k_weights)
 
     def choose(self, counts: list[torch.Tensor]) -> None:
@@ -65,19 +72,25 @@ class Reference:
 
     @torch.no_grad()
     def next_tokens(self, texts: list[list[int]], draft_from: list[int] | None) -> torch.Tensor:
-        """[B, T] greedy next token after every position; positions from ``draft_from`` on use the draft experts."""
+        """[B, T] greedy next token after every position; positions from ``draft_from`` on use the
+        draft experts."""
         length = max(map(len, texts))
         ids = torch.tensor([text + [2] * (length - len(text)) for text in texts])
         self.drafted = None
         if draft_from is not None:
-            self.drafted = (torch.arange(length)[None] >= torch.tensor(draft_from)[:, None]).flatten()
+            self.drafted = (
+                torch.arange(length)[None] >= torch.tensor(draft_from)[:, None]
+            ).flatten()
         return self.model(input_ids=ids, use_cache=False).logits.argmax(-1)
 
     def verify(self, texts: list[list[int]], counted_from: list[int]) -> torch.Tensor:
-        """The target's next tokens; the picks of the verified positions choose the next draft experts."""
+        """The target's next tokens; the picks of the verified positions choose the next draft
+        experts."""
         picks, hooks = [], []
         for layer in self.model.model.layers:
-            hooks.append(layer.mlp.gate.register_forward_hook(lambda _m, _i, out: picks.append(out[2])))
+            hooks.append(
+                layer.mlp.gate.register_forward_hook(lambda _m, _i, out: picks.append(out[2]))
+            )
         tokens = self.next_tokens(texts, None)
         for hook in hooks:
             hook.remove()
@@ -85,12 +98,15 @@ class Reference:
         live = where >= torch.tensor(counted_from)[:, None]
         live &= where < torch.tensor([len(text) for text in texts])[:, None]
         num_experts = self.layers[0].num_experts
-        self.choose([torch.bincount(p[live.flatten()].flatten(), minlength=num_experts) for p in picks])
+        self.choose(
+            [torch.bincount(p[live.flatten()].flatten(), minlength=num_experts) for p in picks]
+        )
         return tokens
 
 
 def _round(reference: Reference, rows: list[Row], gamma: int, eos: int, max_new: int) -> None:
-    starts = [len(row.tokens) - 1 for row in rows]  # the last token has not been through the target yet
+    # the last token has not been through the target yet
+    starts = [len(row.tokens) - 1 for row in rows]
     texts = [list(row.tokens) for row in rows]
     for _ in range(gamma):
         guess = reference.next_tokens(texts, starts)
@@ -111,16 +127,24 @@ def _round(reference: Reference, rows: list[Row], gamma: int, eos: int, max_new:
 
 
 def tokens_per_round(
-    model, prompts: list[list[int]], num_draft: int, gamma: int = 5, batch: int = 16, max_new: int = 64, eos: int = 1
+    model,
+    prompts: list[list[int]],
+    num_draft: int,
+    gamma: int = 5,
+    batch: int = 16,
+    max_new: int = 64,
+    eos: int = 1,
 ) -> list[list[int]]:
-    """For each prompt, the new tokens of each of its rounds; the last one may be cut. Finished rows are refilled."""
+    """For each prompt, the new tokens of each of its rounds; the last one may be cut. Finished rows
+    are refilled."""
     reference, done, queue = Reference(model, num_draft), {}, list(enumerate(prompts))
     rows: list[Row] = []
     while queue or rows:
         while queue and len(rows) < batch:
             index, tokens = queue.pop(0)
             rows.append(Row(index, list(tokens), len(tokens)))
-        if not done and not any(row.rounds for row in rows):  # prefill decides the first draft experts
+        # prefill decides the first draft experts
+        if not done and not any(row.rounds for row in rows):
             reference.verify([row.tokens for row in rows], [0] * len(rows))
         _round(reference, rows, gamma, eos, max_new)
         for row in rows:
@@ -134,17 +158,24 @@ def _mean(rounds: list[list[int]]) -> float:
     return round(sum(map(sum, rounds)) / sum(map(len, rounds)), 3)
 
 
-def measure(folder: str | Path, draft_experts: tuple[int, ...], per_domain: int = 16, seed: int = 0) -> dict:
-    """Measure a saved checkpoint on mixed held-out prompts and write the result into its record and card."""
+def measure(
+    folder: str | Path, draft_experts: tuple[int, ...], per_domain: int = 16, seed: int = 0
+) -> dict:
+    """Measure a saved checkpoint on mixed held-out prompts and write the result into its record and
+    card."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = held_out_prompts(per_domain * len(DOMAINS), seed)  # the domains take turns
     ids = [tokenizer(text)["input_ids"] for text in texts]
     found = {
-        "how": f"gamma 5, batch 16 kept full, {len(texts)} held-out prompts (seed {seed}), the domains mixed in one "
-        "batch, at most 64 new tokens each, greedy; the draft experts of a layer are the N most used of the last "
-        "verification (HotTemporal), other picks go to the nearest of them by L2 distance of the weights; new tokens "
-        "per row and round, rounds cut short by the end of a text included (`specmoe.tiny.making.rounds`).",
+        "how": f"gamma 5, batch 16 kept full, {len(texts)} held-out prompts (seed {seed}), the "
+        "domains mixed in one "
+        "batch, at most 64 new tokens each, greedy; the draft experts of a layer are the N most "
+        "used of the last "
+        "verification (HotTemporal), other picks go to the nearest of them by L2 distance of the "
+        "weights; new tokens "
+        "per row and round, rounds cut short by the end of a text included "
+        "(`specmoe.tiny.making.rounds`).",
         "by_draft_experts": {},
     }
     for num_draft in draft_experts:

@@ -1,7 +1,8 @@
-"""Training a shipped model: dense phase, sparse upcycling, upcycled phase, checkpoint with its record.
+"""Training a shipped model: dense phase, sparse upcycling, upcycled phase, checkpoint with its
+record.
 
-Comes in: a recipe's name and a folder. Goes out: a Hugging Face checkpoint there (bf16), ``training.json`` and the
-model card. Runs in float32 on as many threads as torch is set to.
+Comes in: a recipe's name and a folder. Goes out: a Hugging Face checkpoint there (bf16),
+``training.json`` and the model card. Runs in float32 on as many threads as torch is set to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from .card import write_record
 from .evaluate import evaluate
 from .model import new_model, new_tokenizer, routers, upcycle
 from .recipe import Recipe, TextPhase, recipe_of
-from .training import Clock, Task, made_with, rounded_to_bf16, run_phase, run_phases, save_whole, say_nothing
+from .training import (
+    Clock,
+    Task,
+    made_with,
+    rounded_to_bf16,
+    run_phase,
+    run_phases,
+    save_whole,
+    say_nothing,
+)
 
 _TOKENIZER_TEXTS = 6000
 
@@ -30,7 +40,9 @@ def sequences(recipe: Recipe, phase: TextPhase, tokenizer, seed: int) -> Iterato
     """Token ids of whole documents, ``<s> ... </s>``; a few without their announcing line."""
     rng = random.Random(f"bare {seed}")
     for _, document in mixture(phase.weights, seed):
-        bare = document.exact and document.completion[0] == "\n" and rng.random() < recipe.bare_share
+        bare = (
+            document.exact and document.completion[0] == "\n" and rng.random() < recipe.bare_share
+        )
         text = document.completion[1:] if bare else document.text
         yield tokenizer(text, verbose=False)["input_ids"] + [tokenizer.eos_token_id]
 
@@ -61,10 +73,14 @@ def save(model, tokenizer, folder: Path, record: dict) -> Path:
     """The checkpoint in bf16, its tokenizer, its record and its card."""
 
     def write(staging: Path) -> None:
-        weights = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
+        weights = {
+            name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()
+        }
         half = type(model)(model.config).to(torch.bfloat16)
         half.load_state_dict(weights)
-        half.generation_config.update(do_sample=False, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+        half.generation_config.update(
+            do_sample=False, bos_token_id=0, eos_token_id=1, pad_token_id=2
+        )
         half.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         write_record(staging, record)
@@ -79,7 +95,8 @@ def recipe_tokenizer(recipe: Recipe):
 
 
 def train_phase(recipe: Recipe, name: str, model, tokenizer, clock: Clock, tell=say_nothing):
-    """Run one phase on what the phase before left (None at first) -> (model, what it took). Its texts are new ones."""
+    """Run one phase on what the phase before left (None at first) -> (model, what it took). Its
+    texts are new ones."""
     if name == "dense":
         torch.manual_seed(recipe.seed)
         model = new_model(recipe.shape, 1)
@@ -91,7 +108,9 @@ def train_phase(recipe: Recipe, name: str, model, tokenizer, clock: Clock, tell=
     return model, run_phase(model, TEXTS, recipe, phase, data, clock, tell)
 
 
-def finish(recipe: Recipe, model, tokenizer, phases: dict, out_dir: Path, num_eval_prompts: int) -> Path:
+def finish(
+    recipe: Recipe, model, tokenizer, phases: dict, out_dir: Path, num_eval_prompts: int
+) -> Path:
     """Evaluate the model as it will be read back, and save it with its record."""
     record = {
         "name": recipe.name,
@@ -113,8 +132,8 @@ def train(
 ) -> Path:
     """Follow the recipe ``name`` and leave the checkpoint in ``out_dir``.
 
-    ``minutes`` (default: the recipe's) or ``steps`` is divided between the phases as in the recipe. ``progress``
-    is called with (phase, share done, loss) every 50 steps.
+    ``minutes`` (default: the recipe's) or ``steps`` is divided between the phases as in the recipe.
+    ``progress`` is called with (phase, share done, loss) every 50 steps.
     """
     recipe = recipe_of(name)
     tokenizer = recipe_tokenizer(recipe)

@@ -1,7 +1,9 @@
-"""The training loop that every recipe shares: one phase, its clock and learning rate, load balancing, a whole checkpoint.
+"""The training loop that every recipe shares: one phase, its clock and learning rate, load
+balancing, a whole checkpoint.
 
-Comes in: a model, a ``Task`` (how a batch becomes a loss), a phase as data, an endless stream of batches. Goes out: the
-trained model and what the phase took. ``train`` and ``translate_train`` call this; what a batch is, only they know.
+Comes in: a model, a ``Task`` (how a batch becomes a loss), a phase as data, an endless stream of
+batches. Goes out: the trained model and what the phase took. ``train`` and ``translate_train`` call
+this; what a batch is, only they know.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Clock:
     """How far a phase is: by steps when ``steps`` is given, else by minutes of wall-clock time."""
 
     def __init__(self, minutes: float, steps: int | None):
-        self.seconds, self.steps, self.step = 60 * minutes, steps, 0
+        self.seconds = 60 * minutes
+        self.steps = steps
+        self.step = 0
         self.start: float | None = None
 
     def done(self) -> float:
@@ -48,7 +52,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between models. ``routers`` return (logits [T, E], weights [T, K], picks [T, K])."""
+    """What differs between models. ``routers`` return (logits [T, E], weights [T, K], picks [T,
+    K])."""
 
     loss_of: Callable[[nn.Module, Any], torch.Tensor]  # model, batch -> mean loss
     count_tokens: Callable[[Any], int]  # of a batch, those that have a loss
@@ -57,25 +62,32 @@ class Task:
 
 
 def learning_rate(phase: Phase, done: float, step: int = 0) -> float:
-    """Linear warm-up, then a cosine down to ``final_share`` of the peak (1: constant). ``done`` runs from 0 to 1; the
-    warm-up is a share of it, or ``warm_up_steps``."""
+    """Linear warm-up, then a cosine down to ``final_share`` of the peak (1: constant). ``done``
+    runs from 0 to 1; the warm-up is a share of it, or ``warm_up_steps``."""
     if phase.warm_up_steps is None:
-        rising, falls = max(min(done / phase.warm_up, 1.0), 0.01), max(done - phase.warm_up, 0.0) / (1 - phase.warm_up)
+        rising, falls = (
+            max(min(done / phase.warm_up, 1.0), 0.01),
+            max(done - phase.warm_up, 0.0) / (1 - phase.warm_up),
+        )
     else:
         rising, falls = min((step + 1) / phase.warm_up_steps, 1.0), done
     cosine = 0.5 * (1 + math.cos(math.pi * min(falls, 1.0)))
-    return phase.peak_learning_rate * rising * (phase.final_share + (1 - phase.final_share) * cosine)
+    return (
+        phase.peak_learning_rate * rising * (phase.final_share + (1 - phase.final_share) * cosine)
+    )
 
 
 def balance_term(logits: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
-    """Switch-style load balancing of one layer: E times the sum of (share of picks x mean probability)."""
+    """Switch-style load balancing of one layer: E times the sum of (share of picks x mean
+    probability)."""
     num_experts = logits.shape[-1]
     share = torch.bincount(picks.reshape(-1), minlength=num_experts) / picks.numel()
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 
 
 def pull(picks: torch.Tensor, num_experts: int, target_gini: float | None) -> float:
-    """Sign and strength of a layer's balancing: 1 evens out, -1 concentrates, nearly 0 around the target."""
+    """Sign and strength of a layer's balancing: 1 evens out, -1 concentrates, nearly 0 around the
+    target."""
     if target_gini is None:
         return 1.0
     distance = gini(torch.bincount(picks.reshape(-1), minlength=num_experts).tolist()) - target_gini
@@ -83,15 +95,22 @@ def pull(picks: torch.Tensor, num_experts: int, target_gini: float | None) -> fl
 
 
 def routing_loss(phase: Phase, routed: list[tuple]) -> torch.Tensor | float:
-    """The load-balancing terms of all layers; ``routed`` holds (logits [T, E], picks [T, K]) per layer."""
+    """The load-balancing terms of all layers; ``routed`` holds (logits [T, E], picks [T, K]) per
+    layer."""
     if not phase.balance:
         return 0.0
-    terms = [pull(picks, logits.shape[-1], phase.target_gini) * balance_term(logits, picks) for logits, picks in routed]
+    terms = [
+        pull(picks, logits.shape[-1], phase.target_gini) * balance_term(logits, picks)
+        for logits, picks in routed
+    ]
     return phase.balance * sum(terms)
 
 
-def train_step(model, task: Task, optimizer, batch, routed: list[tuple], phase: Phase, clip_norm: float) -> float:
-    """One optimizer step; ``routed`` is filled by hooks with (logits, picks) per layer. Returns the task's loss."""
+def train_step(
+    model, task: Task, optimizer, batch, routed: list[tuple], phase: Phase, clip_norm: float
+) -> float:
+    """One optimizer step; ``routed`` is filled by hooks with (logits, picks) per layer. Returns the
+    task's loss."""
     routed.clear()
     loss = task.loss_of(model, batch)
     total = loss + routing_loss(phase, routed)
@@ -102,13 +121,26 @@ def train_step(model, task: Task, optimizer, batch, routed: list[tuple], phase: 
     return loss.item()
 
 
-def run_phase(model, task: Task, recipe: Training, phase: Phase, data: Iterator, clock: Clock,
-              tell: Callable[[float, float], None]) -> dict:  # fmt: skip
-    """Train until the clock is done -> steps, tokens, seconds, loss curve. ``tell`` hears (share done, loss)."""
+def run_phase(
+    model,
+    task: Task,
+    recipe: Training,
+    phase: Phase,
+    data: Iterator,
+    clock: Clock,
+    tell: Callable[[float, float], None],
+) -> dict:
+    """Train until the clock is done -> steps, tokens, seconds, loss curve. ``tell`` hears (share
+    done, loss)."""
     betas = (0.9, recipe.beta2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=betas, weight_decay=recipe.weight_decay, fused=True
+    )
     routed: list[tuple] = []
-    hooks = [r.register_forward_hook(lambda _m, _i, out: routed.append((out[0], out[2]))) for r in task.routers(model)]
+    hooks = [
+        r.register_forward_hook(lambda _m, _i, out: routed.append((out[0], out[2])))
+        for r in task.routers(model)
+    ]
     curve, num_tokens, recent, start = [], 0, [], time.perf_counter()
     model.train()
     while clock.done() < 1:
@@ -128,12 +160,18 @@ def run_phase(model, task: Task, recipe: Training, phase: Phase, data: Iterator,
     return {"steps": clock.step, task.counted: num_tokens, "seconds": seconds, "loss_curve": curve}
 
 
-def run_phases(recipe: Training, minutes: float | None, steps: int | None, progress: Callable | None,
-               train_phase: Callable) -> tuple[nn.Module, dict]:  # fmt: skip
+def run_phases(
+    recipe: Training,
+    minutes: float | None,
+    steps: int | None,
+    progress: Callable | None,
+    train_phase: Callable,
+) -> tuple[nn.Module, dict]:
     """Every phase on what the one before left -> (model, what each took).
 
-    ``minutes`` or ``steps`` is divided between the phases by the recipe's minutes; without them each has its own length.
-    ``train_phase(name, model, clock, tell)`` gives (model, what it took); the first gets None for a model.
+    ``minutes`` or ``steps`` is divided between the phases by the recipe's minutes; without them
+    each has its own length. ``train_phase(name, model, clock, tell)`` gives (model, what it took);
+    the first gets None for a model.
     """
     model, took, planned = None, {}, sum(phase.minutes for phase in recipe.phases.values())
     for name, phase in recipe.phases.items():
@@ -144,7 +182,9 @@ def run_phases(recipe: Training, minutes: float | None, steps: int | None, progr
             clock = Clock(minutes * share, None)
         else:
             clock = Clock(phase.minutes, phase.steps)
-        model, took[name] = train_phase(name, model, clock, functools.partial(progress or say_nothing, name))
+        model, took[name] = train_phase(
+            name, model, clock, functools.partial(progress or say_nothing, name)
+        )
     return model, took
 
 
@@ -157,11 +197,16 @@ def rounded_to_bf16(model):
 
 
 def made_with() -> dict:
-    return {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def save_whole(folder: Path, write: Callable[[Path], None]) -> Path:
-    """``write`` a checkpoint beside ``folder`` and then rename file by file: a reader never sees half a file."""
+    """``write`` a checkpoint beside ``folder`` and then rename file by file: a reader never sees
+    half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -1,7 +1,9 @@
-"""The record and the model card of the translation model, both from the same dictionary of measurements.
+"""The record and the model card of the translation model, both from the same dictionary of
+measurements.
 
-Comes in: a folder and the record of a training run. Goes out: ``training.json`` and ``README.md`` in it;
-``with_rounds`` adds the figures of speculative decoding, measured after the checkpoint was saved.
+Comes in: a folder and the record of a training run. Goes out: ``training.json`` and ``README.md``
+in it; ``with_rounds`` adds the figures of speculative decoding, measured after the checkpoint was
+saved.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ Exactly the expected translation: **{exact:.1f} %** of {pairs} sentences.
 
 
 def _table(head: list[str], rows: list[list]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)
+    )
 
 
 def _rate_text(phase: dict) -> str:
@@ -67,7 +71,9 @@ def _rate_text(phase: dict) -> str:
 def _balance_text(phase: dict) -> str:
     target = phase.get("target_gini")
     steered = (
-        "" if target is None else f", turned round where a layer's use is more even than a Gini of {target:g} in a batch"
+        ""
+        if target is None
+        else f", turned round where a layer's use is more even than a Gini of {target:g} in a batch"
     )
     return f"a load-balancing term of {phase['balance']:g} per layer{steered}"
 
@@ -75,14 +81,17 @@ def _balance_text(phase: dict) -> str:
 def _recipe_text(record: dict) -> str:
     recipe, made = record["recipe"], record["made_with"]
     parts = [
-        f"- {name}: {run['steps']} steps of {recipe[f'{name}_pairs']} pairs, {run['target_tokens'] / 1e6:.1f} M target "
+        f"- {name}: {run['steps']} steps of {recipe[f'{name}_pairs']} pairs, "
+        f"{run['target_tokens'] / 1e6:.1f} M target "
         f"tokens, {run['seconds'] / 60:.1f} minutes, {_rate_text(recipe[name])}, final "
         f"loss {run['loss_curve'][-1][1]:.4f}"
         for name, run in record["phases"].items()
     ]
     return (
-        f"Sparse upcycling on {made['threads']} CPU thread(s), AdamW, float32, seed {recipe['seed']}: train a dense "
-        f"model, copy its FFN into every expert with noise of {recipe['expert_noise']:g} of the weights' standard "
+        f"Sparse upcycling on {made['threads']} CPU thread(s), AdamW, float32, seed "
+        f"{recipe['seed']}: train a dense "
+        f"model, copy its FFN into every expert with noise of {recipe['expert_noise']:g} of the "
+        "weights' standard "
         f"deviation, random routers, train on with {_balance_text(recipe['upcycled'])}.\n\n"
         + "\n".join(parts)
         + f"\n\nPython {made['python']}, torch {made['torch']}."
@@ -108,9 +117,12 @@ def _rounds_text(record: dict) -> str:
     growth = rounds["growth_of_bytes"]
     others = "; ".join(f"{name} {value:.2f}" for name, value in rounds["other_drafts"].items())
     return (
-        f"{rounds['how']}\n\n{_table(head, rows)}\n\nGrowth of bytes from batch 1 to 256: on-demand "
-        f"{growth['on_demand']:.1f}x, SpecMoE {growth['specmoe']:.2f}x. Other drafts at batch 256, tokens per round: "
-        f"{others}. Drafting with no MoE output is the control: what it reaches is owed to the other layers."
+        f"{rounds['how']}\n\n{_table(head, rows)}\n\nGrowth of bytes from batch 1 to 256: "
+        "on-demand "
+        f"{growth['on_demand']:.1f}x, SpecMoE {growth['specmoe']:.2f}x. Other drafts at batch 256, "
+        "tokens per round: "
+        f"{others}. Drafting with no MoE output is the control: what it reaches is owed to the "
+        "other layers."
     )
 
 
@@ -143,7 +155,9 @@ def translation_card(record: dict) -> str:
 
 def write_translation_record(folder: Path, record: dict) -> None:
     """Write ``training.json`` and ``README.md`` into ``folder``."""
-    (folder / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (folder / "README.md").write_text(translation_card(record), encoding="utf-8")
 
 

@@ -1,8 +1,10 @@
-"""Building, upcycling and saving the translation model: config, tokenizer, correct and differentiable top-2 routing.
+"""Building, upcycling and saving the translation model: config, tokenizer, correct and
+differentiable top-2 routing.
 
-Comes in: a ``TranslationShape`` or a loaded checkpoint. Goes out: ``NllbMoeForConditionalGeneration`` whose sparse
-layers are ``SortedMoe``. The experts function of transformers 5.23 runs the wrong experts (the top-1 pick goes through
-expert 1, the top-2 pick through expert 0), so neither training nor evaluation may use it.
+Comes in: a ``TranslationShape`` or a loaded checkpoint. Goes out:
+``NllbMoeForConditionalGeneration`` whose sparse layers are ``SortedMoe``. The experts function of
+transformers 5.23 runs the wrong experts (the top-1 pick goes through expert 1, the top-2 pick
+through expert 0), so neither training nor evaluation may use it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", SOURCE, TARGET, "<mask>"]
 
 
 def translation_config(shape: TranslationShape, sparse: bool = True) -> NllbMoeConfig:
-    """The config; nothing in it makes the routing of a token depend on the tokens that run beside it."""
+    """The config; nothing in it makes the routing of a token depend on the tokens that run beside
+    it."""
     step = shape.sparse_step if sparse else 0
     sides = {
         f"{side}_{name}": value
@@ -45,8 +48,10 @@ def translation_config(shape: TranslationShape, sparse: bool = True) -> NllbMoeC
         attention_dropout=0.0,
         moe_token_dropout=0.0,  # would scale the evaluation output
         second_expert_policy="all",
-        moe_eval_capacity_token_fraction=1.0,  # as many places per expert as tokens: no pick is ever dropped
-        normalize_router_prob_before_dropping=True,  # the gates of a token sum to 1; the same after, nothing is dropped
+        # as many places per expert as tokens: no pick is ever dropped
+        moe_eval_capacity_token_fraction=1.0,
+        # the gates of a token sum to 1; the same after, nothing is dropped
+        normalize_router_prob_before_dropping=True,
         router_ignore_padding_tokens=False,  # False means that padding goes to no expert
         router_bias=False,
         decoder_start_token_id=EOS,
@@ -63,11 +68,16 @@ class TopTwoRouter(nn.Module):
     def forward(self, hidden: torch.Tensor):
         logits = self.classifier(hidden)
         gates, picks = logits.softmax(-1).topk(2, dim=-1)
-        return logits, gates / gates.sum(-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).eps), picks
+        return (
+            logits,
+            gates / gates.sum(-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).eps),
+            picks,
+        )
 
 
 def live_tokens(mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
-    """[B*T] True where a token is not padding, from the attention mask [B, 1, T, S], boolean or additive."""
+    """[B*T] True where a token is not padding, from the attention mask [B, 1, T, S], boolean or
+    additive."""
     if mask is None:
         return None
     last = mask[:, 0, -1, :].reshape(-1)
@@ -76,16 +86,21 @@ def live_tokens(mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor | No
 
 
 class SortedMoe(nn.Module):
-    """A sparse layer with its experts stacked: picks are sorted by expert, each used expert runs once."""
+    """A sparse layer with its experts stacked: picks are sorted by expert, each used expert runs
+    once."""
 
     def __init__(self, shape: TranslationShape):
         super().__init__()
         e, d, f = shape.num_experts, shape.hidden_size, shape.ffn_size
         self.router = TopTwoRouter(d, e)
-        self.fc1_weight, self.fc1_bias = nn.Parameter(torch.zeros(e, f, d)), nn.Parameter(torch.zeros(e, f))
-        self.fc2_weight, self.fc2_bias = nn.Parameter(torch.zeros(e, d, f)), nn.Parameter(torch.zeros(e, d))
+        self.fc1_weight = nn.Parameter(torch.zeros(e, f, d))
+        self.fc1_bias = nn.Parameter(torch.zeros(e, f))
+        self.fc2_weight = nn.Parameter(torch.zeros(e, d, f))
+        self.fc2_bias = nn.Parameter(torch.zeros(e, d))
 
-    def forward(self, hidden: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         live = live_tokens(padding_mask, len(flat))
         rows = torch.arange(len(flat)) if live is None else live.nonzero()[:, 0]
@@ -98,8 +113,11 @@ class SortedMoe(nn.Module):
         """The experts that really run: the picks themselves; a draft replaces them."""
         return picks
 
-    def experts(self, hidden: torch.Tensor, picks: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """[T, D] of tokens by their [T, 2] picks: gate 1 times the first's output plus gate 2 times the second's."""
+    def experts(
+        self, hidden: torch.Tensor, picks: torch.Tensor, gates: torch.Tensor
+    ) -> torch.Tensor:
+        """[T, D] of tokens by their [T, 2] picks: gate 1 times the first's output plus gate 2 times
+        the second's."""
         order = picks.reshape(-1).argsort(stable=True)  # [2T]
         counts = torch.bincount(picks.reshape(-1), minlength=len(self.fc1_weight)).tolist()
         token, outputs = order // 2, []
@@ -122,10 +140,15 @@ def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def use_sorted_experts(model: NllbMoeForConditionalGeneration, shape: TranslationShape, layer_class=SortedMoe):
+def use_sorted_experts(
+    model: NllbMoeForConditionalGeneration, shape: TranslationShape, layer_class=SortedMoe
+):
     """Replace the sparse FFNs of a real model by ``SortedMoe`` with the same weights."""
     for name, old in sparse_layers(model).items():
-        new, experts = layer_class(shape), [old.experts[f"expert_{e}"] for e in range(shape.num_experts)]
+        new, experts = (
+            layer_class(shape),
+            [old.experts[f"expert_{e}"] for e in range(shape.num_experts)],
+        )
         with torch.no_grad():
             new.router.classifier.weight.copy_(old.router.classifier.weight)
             for part in ("fc1", "fc2"):
@@ -162,13 +185,16 @@ def upcycle_translator(dense: NllbMoeForConditionalGeneration, recipe: Translati
 
 
 def published_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights under the names of published NLLB-MoE checkpoints: ``...ffn.experts.expert_3.fc1.weight``."""
+    """The weights under the names of published NLLB-MoE checkpoints:
+    ``...ffn.experts.expert_3.fc1.weight``."""
     state = {}
     for name, value in model.state_dict().items():
         stem, _, part = name.rpartition(".")
         if part[:4] in ("fc1_", "fc2_"):
             inner = part.replace("_", ".")
-            state |= {f"{stem}.experts.expert_{e}.{inner}": one.clone() for e, one in enumerate(value)}
+            state |= {
+                f"{stem}.experts.expert_{e}.{inner}": one.clone() for e, one in enumerate(value)
+            }
         else:
             state[name] = value
     return state
@@ -183,7 +209,9 @@ def new_translation_tokenizer(texts: Iterable[str], shape: TranslationShape) -> 
             pre_tokenizers.Split(Regex("[0-9.,:'-]"), behavior="isolated"),
         ]
     )
-    trainer = trainers.BpeTrainer(vocab_size=shape.vocab_size, special_tokens=_SPECIALS, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=shape.vocab_size, special_tokens=_SPECIALS, show_progress=False
+    )
     core.train_from_iterator(texts, trainer)
     state = json.loads(core.to_str())["model"]
     return NllbTokenizer(

@@ -1,6 +1,7 @@
 """The recipe of the translation model, as data: shape, phases, noise. No torch here.
 
-Goes out: ``TRANSLATE``, a frozen ``TranslationRecipe`` that ``translate_train`` follows and ``training.json`` records.
+Goes out: ``TRANSLATE``, a frozen ``TranslationRecipe`` that ``translate_train`` follows and
+``training.json`` records.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ SOURCE, TARGET = "eng_Latn", "fra_Latn"
 
 @dataclass(frozen=True)
 class TranslationShape:
-    """An NLLB-MoE encoder-decoder with tied embeddings; every ``sparse_step``-th layer of each side is sparse."""
+    """An NLLB-MoE encoder-decoder with tied embeddings; every ``sparse_step``-th layer of each side
+    is sparse."""
 
     num_experts: int = 128
     num_layers: int = 4  # on each side
@@ -28,7 +30,8 @@ class TranslationShape:
 
 @dataclass(frozen=True)
 class TranslationRecipe(Training):
-    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train ``upcycled``."""
+    """Sparse upcycling: train ``dense``, copy its FFN into every expert with noise, train
+    ``upcycled``."""
 
     name: str
     shape: TranslationShape
@@ -39,7 +42,8 @@ class TranslationRecipe(Training):
     pool_batches: int = 16  # batches cut from one pool of pairs sorted by length
 
 
-# The dense model is left early, at a loss of about 0.2: what is learned later, the experts learn apart from each other.
+# The dense model is left early, at a loss of about 0.2: what is learned later, the experts learn
+# apart from each other.
 TRANSLATE = TranslationRecipe(
     "tiny-translate",
     TranslationShape(),

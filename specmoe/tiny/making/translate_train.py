@@ -1,7 +1,9 @@
-"""Making the translation model: dense phase, sparse upcycling, upcycled phase, checkpoint with its record.
+"""Making the translation model: dense phase, sparse upcycling, upcycled phase, checkpoint with its
+record.
 
-Comes in: a ``TranslationRecipe`` and a folder. Goes out: a checkpoint there in the layout of NLLB-MoE (bf16), with its
-tokenizer, ``training.json`` and the model card. Runs in float32 on as many threads as torch is set to.
+Comes in: a ``TranslationRecipe`` and a folder. Goes out: a checkpoint there in the layout of
+NLLB-MoE (bf16), with its tokenizer, ``training.json`` and the model card. Runs in float32 on as
+many threads as torch is set to.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, NllbMoeForConditionalGeneration
 
 from ..texts.translate_data import SentencePair, sentence_pairs
-from .training import Clock, Task, made_with, rounded_to_bf16, run_phase, run_phases, save_whole, say_nothing
+from .training import (
+    Clock,
+    Task,
+    made_with,
+    rounded_to_bf16,
+    run_phase,
+    run_phases,
+    save_whole,
+    say_nothing,
+)
 from .translate_card import write_translation_record
 from .translate_evaluate import evaluate_translation
 from .translate_model import (
@@ -51,8 +62,11 @@ def padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def batches(recipe: TranslationRecipe, tokenizer, seed: int, num_pairs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(source [num_pairs, S], target [num_pairs, T]) of pairs of about equal length, all of them fresh."""
+def batches(
+    recipe: TranslationRecipe, tokenizer, seed: int, num_pairs: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(source [num_pairs, S], target [num_pairs, T]) of pairs of about equal length, all of them
+    fresh."""
     pairs, rng = sentence_pairs(seed), random.Random(f"batches {seed}")
     while True:
         pool = encode(tokenizer, list(itertools.islice(pairs, num_pairs * recipe.pool_batches)))
@@ -61,14 +75,20 @@ def batches(recipe: TranslationRecipe, tokenizer, seed: int, num_pairs: int) -> 
         rng.shuffle(starts)
         for start in starts:
             part = pool[start : start + num_pairs]
-            yield padded([source for source, _ in part], PAD), padded([target for _, target in part], _IGNORED)
+            yield (
+                padded([source for source, _ in part], PAD),
+                padded([target for _, target in part], _IGNORED),
+            )
 
 
 def loss_of(model, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the target [B, T] given the source [B, S], under teacher forcing, padding left out."""
+    """Mean cross-entropy of the target [B, T] given the source [B, S], under teacher forcing,
+    padding left out."""
     source, target = batch
     mask = target != _IGNORED
-    inputs = torch.cat([torch.full_like(target[:, :1], EOS), target[:, :-1].masked_fill(~mask[:, :-1], PAD)], dim=1)
+    inputs = torch.cat(
+        [torch.full_like(target[:, :1], EOS), target[:, :-1].masked_fill(~mask[:, :-1], PAD)], dim=1
+    )
     logits = model(
         input_ids=source,
         attention_mask=(source != PAD).long(),
@@ -84,17 +104,29 @@ def routers(model) -> list[torch.nn.Module]:
     return [layer.router for layer in sparse_layers(model).values() if hasattr(layer, "router")]
 
 
-PAIRS = Task(loss_of, lambda batch: int((batch[1] != _IGNORED).sum()), routers, counted="target_tokens")
+PAIRS = Task(
+    loss_of, lambda batch: int((batch[1] != _IGNORED).sum()), routers, counted="target_tokens"
+)
 
 
 def recipe_tokenizer(recipe: TranslationRecipe):
     """The tokenizer, trained on both sides of the first pairs."""
     pairs = itertools.islice(sentence_pairs(recipe.seed), _TOKENIZER_PAIRS)
-    return new_translation_tokenizer((text for p in pairs for text in (p.english, p.french)), recipe.shape)
+    return new_translation_tokenizer(
+        (text for p in pairs for text in (p.english, p.french)), recipe.shape
+    )
 
 
-def train_phase(recipe: TranslationRecipe, name: str, model, tokenizer, clock: Clock, tell: Callable = say_nothing):
-    """Run one phase on what the phase before left (None at first) -> (model, what it took). Its pairs are new ones."""
+def train_phase(
+    recipe: TranslationRecipe,
+    name: str,
+    model,
+    tokenizer,
+    clock: Clock,
+    tell: Callable = say_nothing,
+):
+    """Run one phase on what the phase before left (None at first) -> (model, what it took). Its
+    pairs are new ones."""
     if name == "dense":
         torch.manual_seed(recipe.seed)
         model, num_pairs = new_translator(recipe.shape, sparse=False), recipe.dense_pairs
@@ -104,7 +136,9 @@ def train_phase(recipe: TranslationRecipe, name: str, model, tokenizer, clock: C
     return model, run_phase(model, PAIRS, recipe, recipe.phases[name], data, clock, tell)
 
 
-def save_translator(model, tokenizer, folder: Path, recipe: TranslationRecipe, record: dict) -> Path:
+def save_translator(
+    model, tokenizer, folder: Path, recipe: TranslationRecipe, record: dict
+) -> Path:
     """The checkpoint in bf16 under published names, its tokenizer, its record and its card."""
 
     def write(staging: Path) -> None:
@@ -126,7 +160,9 @@ def save_translator(model, tokenizer, folder: Path, recipe: TranslationRecipe, r
     return save_whole(folder, write)
 
 
-def finish(recipe: TranslationRecipe, model, tokenizer, phases: dict, out_dir: Path, num_pairs: int) -> Path:
+def finish(
+    recipe: TranslationRecipe, model, tokenizer, phases: dict, out_dir: Path, num_pairs: int
+) -> Path:
     """Evaluate the model as it will be read back, and save it with its record."""
     record = {
         "name": recipe.name,
@@ -149,8 +185,8 @@ def train_translator(
 ) -> Path:
     """Follow ``recipe`` and leave the checkpoint in ``out_dir``.
 
-    ``minutes`` or ``steps`` is divided between the phases as in the recipe; without them each has its own length.
-    ``progress`` is called with (phase, share done, loss) every 50 steps.
+    ``minutes`` or ``steps`` is divided between the phases as in the recipe; without them each has
+    its own length. ``progress`` is called with (phase, share done, loss) every 50 steps.
     """
     tokenizer = recipe_tokenizer(recipe)
 

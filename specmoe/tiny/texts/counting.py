@@ -1,7 +1,7 @@
 """Documents with one right answer: numbers in words, dates, small sums.
 
-Comes in: a ``random.Random``. Goes out: ``Document``s whose keys are the single facts (one number, one date, one
-pair), so that a fact that is held out appears in no training document at all.
+Comes in: a ``random.Random``. Goes out: ``Document``s whose keys are the single facts (one number,
+one date, one pair), so that a fact that is held out appears in no training document at all.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import random
 from .templates import Document
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen "
     "seventeen eighteen nineteen"
 ).split()
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-_MONTHS = ("January February March April May June July August September October November December").split()
+_MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
 _WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _FIRST_DAY = datetime.date(1990, 1, 1).toordinal()
 _LAST_DAY = datetime.date(2049, 12, 31).toordinal()
@@ -65,7 +68,9 @@ def numbers_document(rng: random.Random) -> Document:
     start, length = rng.randrange(10 ** rng.choice((2, 3, 4)) - 6), rng.randrange(3, 7)
     run = range(start, start + length)
     lines = "".join(f"\n{number} -> {number_words(number)}" for number in run)
-    return Document(f"count: {run[0]} to {run[-1]}", lines, tuple(f"words {number}" for number in run))
+    return Document(
+        f"count: {run[0]} to {run[-1]}", lines, tuple(f"words {number}" for number in run)
+    )
 
 
 def _long_date(day: datetime.date) -> str:
@@ -78,7 +83,8 @@ def _date_fact(rng: random.Random) -> tuple[str, str, str]:
 
 
 def dates_document(rng: random.Random) -> Document:
-    """``dates: 2026-03-01, ...`` written out, or a week day by day from a date whose weekday is given."""
+    """``dates: 2026-03-01, ...`` written out, or a week day by day from a date whose weekday is
+    given."""
     if rng.random() < 0.6:
         return _facts("dates", " = ", rng, _date_fact)
     start = rng.randrange(_FIRST_DAY, _LAST_DAY - 7)

@@ -1,9 +1,11 @@
-"""The training and held-out texts of the shipped models: generated, or taken from Python's own library.
+"""The training and held-out texts of the shipped models: generated, or taken from Python's own
+library.
 
-Comes in: a domain, a seed, which side of the split. Goes out: documents (text with a prompt and the expected
-completion). Two things keep the sides apart: their generators' seeds differ, and every document carries keys (the
-number, the date, the pair, the source file ...) of which one tenth, fixed by CRC-32, is held out: a training document
-has no held-out key, a held-out one has at least one.
+Comes in: a domain, a seed, which side of the split. Goes out: documents (text with a prompt and the
+expected completion). Two things keep the sides apart: their generators' seeds differ, and every
+document carries keys (the number, the date, the pair, the source file ...) of which one tenth,
+fixed by CRC-32, is held out: a training document has no held-out key, a held-out one has at least
+one.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def _files_of(held_out: bool) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=4096)
 def functions_of(name: str) -> tuple[str, ...]:
     """The functions and methods of one library file that are neither tiny nor long, unindented."""
-    source = (Path(sysconfig.get_paths()["stdlib"]) / name).read_text(encoding="utf-8", errors="replace")
+    source = (Path(sysconfig.get_paths()["stdlib"]) / name).read_text(
+        encoding="utf-8", errors="replace"
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,7 +80,9 @@ def functions_of(name: str) -> tuple[str, ...]:
     lines = source.splitlines()
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     texts = (textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) for node in nodes)
-    return tuple(text for text in texts if _MIN_CHARS <= len(text) <= _MAX_CHARS and text.count("\n") >= 2)
+    return tuple(
+        text for text in texts if _MIN_CHARS <= len(text) <= _MAX_CHARS and text.count("\n") >= 2
+    )
 
 
 def python_document(rng: random.Random, held_out: bool) -> Document:
@@ -115,7 +121,9 @@ def documents(domain: str, seed: int, held_out: bool = False) -> Iterator[Docume
             yield document
 
 
-def mixture(weights: dict[str, float], seed: int, held_out: bool = False) -> Iterator[tuple[str, Document]]:
+def mixture(
+    weights: dict[str, float], seed: int, held_out: bool = False
+) -> Iterator[tuple[str, Document]]:
     """(domain, document) drawn by weight, for training and validation."""
     streams = {domain: documents(domain, seed, held_out) for domain in weights}
     rng = random.Random(f"mixture {seed} {held_out}")
@@ -125,7 +133,8 @@ def mixture(weights: dict[str, float], seed: int, held_out: bool = False) -> Ite
 
 
 def prompts(domain: str, n: int, seed: int = 0, held_out: bool = True) -> list[Prompt]:
-    """``n`` different prompts of one domain, with the expected completion where exact match makes sense."""
+    """``n`` different prompts of one domain, with the expected completion where exact match makes
+    sense."""
     found: dict[str, Prompt] = {}
     for document in documents(domain, seed, held_out):
         if len(found) == n:

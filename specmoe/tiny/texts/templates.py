@@ -1,7 +1,7 @@
 """Templated documents whose free values all stand in the prompt: JSON, SQL, CSV and short stories.
 
-Comes in: a ``random.Random``. Goes out: ``Document(prompt, completion, keys)``; ``keys`` name the facts it uses,
-and ``data`` holds a document out when any of its keys falls into the held-out tenth.
+Comes in: a ``random.Random``. Goes out: ``Document(prompt, completion, keys)``; ``keys`` name the
+facts it uses, and ``data`` holds a document out when any of its keys falls into the held-out tenth.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import random
 from dataclasses import dataclass
 
 FIRST = (
-    "Ada Ben Cleo Dan Eva Finn Gia Hugo Ida Jon Kira Leo Mia Nils Olga Paul Rita Sam Tara Uma Vera Will Yara Zoe "
+    "Ada Ben Cleo Dan Eva Finn Gia Hugo Ida Jon Kira Leo Mia Nils Olga Paul Rita Sam Tara Uma Vera "
+    "Will Yara Zoe "
     "Alma Boris Clara Dora Emil Fred Greta Hans"
 ).split()
 LAST = (
-    "Novak Smith Garcia Rossi Berg Kim Lopez Meyer Silva Tanaka Brown Costa Dubois Evans Fischer Green Hansen "
+    "Novak Smith Garcia Rossi Berg Kim Lopez Meyer Silva Tanaka Brown Costa Dubois Evans Fischer "
+    "Green Hansen "
     "Ito Jensen Keller Lind Moreau Olsen Park"
 ).split()
 CITIES = {
@@ -82,7 +84,8 @@ _TEXT_COLUMNS = {
 
 @dataclass(frozen=True)
 class Document:
-    """One document: ``prompt + completion`` is the text; ``keys`` decide the split; ``exact`` if scored by match."""
+    """One document: ``prompt + completion`` is the text; ``keys`` decide the split; ``exact`` if
+    scored by match."""
 
     prompt: str
     completion: str
@@ -117,7 +120,13 @@ def _json_user(rng: random.Random) -> tuple[str, dict]:
 def _json_order(rng: random.Random) -> tuple[str, dict]:
     item, number, quantity = rng.choice(list(ITEMS)), rng.randrange(1, 1000), rng.randrange(1, 10)
     paid = rng.random() < 0.5
-    record = {"order": number, "item": item, "category": ITEMS[item], "quantity": quantity, "paid": paid}
+    record = {
+        "order": number,
+        "item": item,
+        "category": ITEMS[item],
+        "quantity": quantity,
+        "paid": paid,
+    }
     return f"order {number}, {quantity} {item}, {'paid' if paid else 'unpaid'}", record
 
 
@@ -126,7 +135,11 @@ def json_document(rng: random.Random) -> Document:
     make = rng.choice((_json_user, _json_order))
     facts, records = zip(*(make(rng) for _ in range(rng.randrange(1, 4))), strict=True)
     value = records[0] if len(records) == 1 else list(records)
-    return Document(f"json: {'; '.join(facts)}", "\n" + json.dumps(value, indent=2), ("json " + "; ".join(facts),))
+    return Document(
+        f"json: {'; '.join(facts)}",
+        "\n" + json.dumps(value, indent=2),
+        ("json " + "; ".join(facts),),
+    )
 
 
 def _sql_select(rng: random.Random, table: str) -> tuple[str, str]:
@@ -134,8 +147,14 @@ def _sql_select(rng: random.Random, table: str) -> tuple[str, str]:
     number = next(c for c in reversed(TABLES[table]) if c not in _TEXT_COLUMNS)
     bound, limit = rng.randrange(1, 500), rng.choice((5, 10, 20, 50, 100))
     word, sign = rng.choice((("over", ">"), ("under", "<"), ("equal to", "=")))
-    order, direction = rng.choice(columns), rng.choice((("ascending", "ASC"), ("descending", "DESC")))
-    ask = f"{', '.join(columns)} of {table} with {number} {word} {bound}, {order} {direction[0]}, first {limit}"
+    order, direction = (
+        rng.choice(columns),
+        rng.choice((("ascending", "ASC"), ("descending", "DESC"))),
+    )
+    ask = (
+        f"{', '.join(columns)} of {table} with {number} {word} {bound}, {order} {direction[0]}, "
+        f"first {limit}"
+    )
     return ask, (
         f"SELECT {', '.join(columns)}\nFROM {table}\nWHERE {number} {sign} {bound}\n"
         f"ORDER BY {order} {direction[1]}\nLIMIT {limit};"
@@ -144,7 +163,10 @@ def _sql_select(rng: random.Random, table: str) -> tuple[str, str]:
 
 def _sql_create(rng: random.Random, table: str) -> tuple[str, str]:
     columns = [TABLES[table][0], *rng.sample(TABLES[table][1:], rng.randrange(2, 5))]
-    kinds = ["INTEGER PRIMARY KEY" if c == "id" else "TEXT" if c in _TEXT_COLUMNS else "INTEGER" for c in columns]
+    kinds = [
+        "INTEGER PRIMARY KEY" if c == "id" else "TEXT" if c in _TEXT_COLUMNS else "INTEGER"
+        for c in columns
+    ]
     body = ",\n".join(f"  {column} {kind}" for column, kind in zip(columns, kinds, strict=True))
     return f"create {table} with {', '.join(columns)}", f"CREATE TABLE {table} (\n{body}\n);"
 
@@ -162,19 +184,27 @@ def _sql_count(rng: random.Random, table: str) -> tuple[str, str]:
     column = rng.choice(TABLES[table][1:])
     return (
         f"count {table} by {column}, most first",
-        f"SELECT {column}, COUNT(*) AS total\nFROM {table}\nGROUP BY {column}\nORDER BY total DESC;",
+        f"SELECT {column}, COUNT(*) AS total\nFROM {table}\nGROUP BY {column}\nORDER BY total "
+        "DESC;",
     )
 
 
 def sql_document(rng: random.Random) -> Document:
     """``sql: ...`` one or two requests in words, and the statements that answer them."""
-    makes = rng.choices((_sql_select, _sql_create, _sql_update, _sql_count), weights=(5, 2, 2, 1), k=rng.randrange(1, 4))
+    makes = rng.choices(
+        (_sql_select, _sql_create, _sql_update, _sql_count),
+        weights=(5, 2, 2, 1),
+        k=rng.randrange(1, 4),
+    )
     asks, answers = zip(*(make(rng, rng.choice(list(TABLES))) for make in makes), strict=True)
-    return Document(f"sql: {'; '.join(asks)}", "\n" + "\n".join(answers), ("sql " + "; ".join(asks),))
+    return Document(
+        f"sql: {'; '.join(asks)}", "\n" + "\n".join(answers), ("sql " + "; ".join(asks),)
+    )
 
 
 def csv_document(rng: random.Random) -> Document:
-    """``csv: orders 1201 to 1206 of Ada Novak, Oslo, lamp, price 12`` and its rows, one per order."""
+    """``csv: orders 1201 to 1206 of Ada Novak, Oslo, lamp, price 12`` and its rows, one per
+    order."""
     (name, email), city, item = person(rng), rng.choice(list(CITIES)), rng.choice(list(ITEMS))
     start, rows, price = rng.randrange(100, 990), rng.randrange(2, 7), rng.randrange(2, 100)
     ask = f"orders {start} to {start + rows - 1} of {name}, {city}, {item}, price {price}"
@@ -261,7 +291,8 @@ _TROUBLES = {
 
 
 def story_document(rng: random.Random) -> Document:
-    """``story: Mia the fox, forest, friend Leo the owl, lost key`` and a short story of these parts."""
+    """``story: Mia the fox, forest, friend Leo the owl, lost key`` and a short story of these
+    parts."""
     hero, friend = rng.sample(FIRST, 2)
     animal, other = rng.sample(list(_ANIMALS), 2)
     place, trouble = rng.choice(list(_PLACES)), rng.choice(list(_TROUBLES))
@@ -269,11 +300,14 @@ def story_document(rng: random.Random) -> Document:
     ask = f"{hero} the {animal}, {place}, friend {friend} the {other}, {trouble}"
     article = "an" if other[0] in "aeiou" else "a"
     text = (
-        f"Once upon a time there was {'an' if animal[0] in 'aeiou' else 'a'} {animal} named {hero}. "
+        f"Once upon a time there was {'an' if animal[0] in 'aeiou' else 'a'} {animal} named "
+        f"{hero}. "
         f"{hero} had {_ANIMALS[animal]}. {hero} lived near the {place}. {_PLACES[place]}\n"
         f'One day {hero} {problem}. "Oh no," said {hero}, "what can I do?" Then {friend} came by. '
-        f'{friend} was {article} {other} with {_ANIMALS[other]}. "I will help you," said {friend}.\n'
-        f'So {hero} and {friend} {work}. In the end they {end}. "Thank you, {friend}," said {hero}. '
+        f'{friend} was {article} {other} with {_ANIMALS[other]}. "I will help you," said '
+        f"{friend}.\n"
+        f'So {hero} and {friend} {work}. In the end they {end}. "Thank you, {friend}," said '
+        f"{hero}. "
         f"{moral}."
     )
     return Document(f"story: {ask}", "\n" + text, (f"story {ask}",))

@@ -1,7 +1,9 @@
-"""Endless English and French sentence pairs with exact grammar: what the translation model learns and is tested on.
+"""Endless English and French sentence pairs with exact grammar: what the translation model learns
+and is tested on.
 
-Comes in: a seed and a side of the split. Goes out: ``SentencePair``s. A sentence is held out when the CRC-32 of its
-English text says so (one in ten), whatever the seed: no held-out sentence can be a training sentence.
+Comes in: a seed and a side of the split. Goes out: ``SentencePair``s. A sentence is held out when
+the CRC-32 of its English text says so (one in ten), whatever the seed: no held-out sentence can be
+a training sentence.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def _person(rng: random.Random) -> Subject:
         return rng.choice(grammar.PRONOUNS)
     plural = rng.random() < 0.3
     if kind < 0.5:
-        pair = grammar.owned(rng.choice(grammar.OWNERS), grammar.bare_phrase(rng.choice(words.FAMILY), plural))
+        pair = grammar.owned(
+            rng.choice(grammar.OWNERS), grammar.bare_phrase(rng.choice(words.FAMILY), plural)
+        )
     else:
         before = rng.choice(words.BEFORE_PEOPLE) if rng.random() < 0.4 else None
         after = rng.choice(words.AFTER_PEOPLE) if rng.random() < 0.3 else None
@@ -93,7 +97,10 @@ def _clock(rng: random.Random) -> Pair:
         (f"at a quarter past {name}", f"à {_hour(hour)} et quart"),
         (f"at a quarter to {grammar.english_number(after)}", f"à {_hour(after)} moins le quart"),
         (f"at {name} o'clock", f"à {_hour(hour)}"),
-        (f"at {hour}:{minutes:02d}", f"à {_hour(hour)} {grammar.french_number(minutes, feminine=True)}"),
+        (
+            f"at {hour}:{minutes:02d}",
+            f"à {_hour(hour)} {grammar.french_number(minutes, feminine=True)}",
+        ),
     )
     pair = rng.choice((*forms, forms[-1]))
     if hour == 12 or rng.random() < 0.6:
@@ -130,7 +137,10 @@ def _action(rng: random.Random, tense: str) -> Pair:
     """Somebody does something, perhaps somewhere, perhaps at some hour."""
     subject, verb = _person(rng), rng.choice(words.VERBS)
     negated = rng.random() < 0.2
-    pair = _both(grammar.predicate(subject, verb, tense, negated), _definite(rng) if negated else _object(rng))
+    pair = _both(
+        grammar.predicate(subject, verb, tense, negated),
+        _definite(rng) if negated else _object(rng),
+    )
     if verb in words.TRADES and not negated and rng.random() < 0.6:
         pair = _both(pair, ("for", "pour"), _price(rng))
     if rng.random() < 0.5:
@@ -155,13 +165,19 @@ def _cost(rng: random.Random) -> Pair:
         verb = ("cost", "coûtent") if phrase.plural else ("costs", "coûte")
         return _both(rng.choice((grammar.the, grammar.this))(phrase), verb, _price(rng))
 
-    return _both(one(), rng.choice((("and", "et"), ("but", "mais"))), one()) if rng.random() < 0.7 else one()
+    return (
+        _both(one(), rng.choice((("and", "et"), ("but", "mais"))), one())
+        if rng.random() < 0.7
+        else one()
+    )
 
 
 def _event(rng: random.Random) -> Pair:
     """``the concert will begin on ..., at ... near the station``."""
     subject = grammar.the(grammar.bare_phrase(rng.choice(words.EVENTS), False))
-    verb = rng.choice((("begins", "commence"), ("began", "a commencé"), ("will begin", "commencera")))
+    verb = rng.choice(
+        (("begins", "commence"), ("began", "a commencé"), ("will begin", "commencera"))
+    )
     pair = _both(subject, verb, _date(rng))
     pair = _both(pair, _clock(rng))
     return _both(pair, grammar.place(rng, rng.choice(words.PLACES))) if rng.random() < 0.6 else pair
@@ -169,7 +185,10 @@ def _event(rng: random.Random) -> Pair:
 
 def _there_are(rng: random.Random) -> Pair:
     """``there are five clean plates and three red hats behind the house``."""
-    things = [grammar.counted(_number(rng), _thing(rng, plural=True)) for _ in range(rng.choice((1, 2, 2)))]
+    things = [
+        grammar.counted(_number(rng), _thing(rng, plural=True))
+        for _ in range(rng.choice((1, 2, 2)))
+    ]
     pair = _both(("there are", "il y a"), things[0])
     if len(things) == 2:
         pair = _both(pair, ("and", "et"), things[1])
@@ -180,7 +199,9 @@ def _ages(rng: random.Random) -> Pair:
     """``my sister is thirty-one years old and his uncle is fifty years old``."""
 
     def one() -> Pair:
-        pair = grammar.owned(rng.choice(grammar.OWNERS), grammar.bare_phrase(rng.choice(words.FAMILY), False))
+        pair = grammar.owned(
+            rng.choice(grammar.OWNERS), grammar.bare_phrase(rng.choice(words.FAMILY), False)
+        )
         age = rng.randrange(2, 100)
         years = f"is {grammar.english_number(age)} years old", f"a {grammar.french_number(age)} ans"
         return _both(pair, years)

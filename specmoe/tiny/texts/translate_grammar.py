@@ -1,7 +1,7 @@
 """English and French rules for numbers, noun phrases, places and verbs.
 
-Comes in: words of ``translate_lexicon`` and a ``random.Random`` where there is a choice. Goes out: pairs (English,
-French) of the same meaning; ``translate_data`` makes sentences of them.
+Comes in: words of ``translate_lexicon`` and a ``random.Random`` where there is a choice. Goes out:
+pairs (English, French) of the same meaning; ``translate_data`` makes sentences of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from .translate_lexicon import Adjective, Noun, Verb
 Pair = tuple[str, str]
 
 _UNITS = (
-    "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize dix-sept dix-huit "
+    "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize "
+    "dix-sept dix-huit "
     "dix-neuf"
 ).split()
 _TENS = "_ dix vingt trente quarante cinquante soixante soixante quatre-vingt quatre-vingt".split()
@@ -23,7 +24,8 @@ _VOWELS = "aeiouyéèêàâîôœh"  # every h of the lexicon is mute
 
 
 def english_number(number: int) -> str:
-    """British words for 0 to 9999 with the hyphen of the compound tens: ``one hundred and twenty-two``."""
+    """British words for 0 to 9999 with the hyphen of the compound tens: ``one hundred and
+    twenty-two``."""
     words = number_words(number)
     tens, ones = number % 100 // 10, number % 10
     if tens >= 2 and ones:
@@ -45,7 +47,8 @@ def _french_below_100(number: int) -> str:
 
 
 def french_number(number: int, feminine: bool = False) -> str:
-    """French words for 0 to 9999, traditional spelling; before a feminine noun a last ``un`` is ``une``."""
+    """French words for 0 to 9999, traditional spelling; before a feminine noun a last ``un`` is
+    ``une``."""
     thousands, rest = divmod(number, 1000)
     hundreds, small = divmod(rest, 100)
     parts = []
@@ -77,7 +80,8 @@ def agree(adjective: Adjective, gender: str, plural: bool, following: str = "") 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase without its article, both languages; ``before`` says that its adjective leads in French."""
+    """A noun phrase without its article, both languages; ``before`` says that its adjective leads
+    in French."""
 
     english: str
     french: str
@@ -86,7 +90,9 @@ class Phrase:
     before: bool = False
 
 
-def bare_phrase(noun: Noun, plural: bool, before: Adjective | None = None, after: Adjective | None = None) -> Phrase:
+def bare_phrase(
+    noun: Noun, plural: bool, before: Adjective | None = None, after: Adjective | None = None
+) -> Phrase:
     """``small red apple`` and ``petite pomme rouge``."""
     english, french = (noun.plural, noun.fr_plural) if plural else (noun.singular, noun.fr_singular)
     if before:
@@ -111,9 +117,12 @@ def the(phrase: Phrase) -> Pair:
 
 
 def some(phrase: Phrase) -> Pair:
-    """``an apple`` and ``une pomme``; in the plural ``some apples``, ``des pommes``, ``de petites pommes``."""
+    """``an apple`` and ``une pomme``; in the plural ``some apples``, ``des pommes``, ``de petites
+    pommes``."""
     if not phrase.plural:
-        return f"{_a(phrase.english)} {phrase.english}", f"{'un' if phrase.gender == 'm' else 'une'} {phrase.french}"
+        return (
+            f"{_a(phrase.english)} {phrase.english}"
+        ), f"{'un' if phrase.gender == 'm' else 'une'} {phrase.french}"
     return f"some {phrase.english}", f"{'de' if phrase.before else 'des'} {phrase.french}"
 
 
@@ -122,7 +131,9 @@ def this(phrase: Phrase) -> Pair:
     if phrase.plural:
         return f"these {phrase.english}", f"ces {phrase.french}"
     masculine = "cet" if elides(phrase.french) else "ce"
-    return f"this {phrase.english}", f"{masculine if phrase.gender == 'm' else 'cette'} {phrase.french}"
+    return f"this {phrase.english}", (
+        f"{masculine if phrase.gender == 'm' else 'cette'} {phrase.french}"
+    )
 
 
 _OWNERS = {"my": ("mon", "ma", "mes"), "his": ("son", "sa", "ses"), "her": ("son", "sa", "ses")}
@@ -154,12 +165,20 @@ def counted(number: int, phrase: Phrase) -> Pair:
 
 def of_the(noun: Noun) -> str:
     """``du marché``, ``de la gare``, ``de l'hôtel``."""
-    return "du " + noun.fr_singular if noun.gender == "m" and not elides(noun.fr_singular) else "de " + _le(noun)
+    return (
+        "du " + noun.fr_singular
+        if noun.gender == "m" and not elides(noun.fr_singular)
+        else "de " + _le(noun)
+    )
 
 
 def at_the(noun: Noun) -> str:
     """``au marché``, ``à la gare``, ``à l'hôtel``."""
-    return "au " + noun.fr_singular if noun.gender == "m" and not elides(noun.fr_singular) else "à " + _le(noun)
+    return (
+        "au " + noun.fr_singular
+        if noun.gender == "m" and not elides(noun.fr_singular)
+        else "à " + _le(noun)
+    )
 
 
 def _le(noun: Noun) -> str:

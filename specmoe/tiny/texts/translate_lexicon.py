@@ -1,7 +1,7 @@
 """The words of the translation model's sentences, English and French side by side.
 
-Goes out: tables of nouns, adjectives, verbs and small words; ``translate_grammar`` puts them together. Every English
-form has one French form, so that one translation of a sentence is right.
+Goes out: tables of nouns, adjectives, verbs and small words; ``translate_grammar`` puts them
+together. Every English form has one French form, so that one translation of a sentence is right.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Verb:
-    """English base, third person, past; French present (je, il, nous, vous, ils), participle, stem of the future."""
+    """English base, third person, past; French present (je, il, nous, vous, ils), participle, stem
+    of the future."""
 
     base: str
     third: str
@@ -48,15 +49,25 @@ def _noun(line: str) -> Noun:
     english, french, gender = line.split()
     singular, _, plural = english.partition("/")
     fr_singular, _, fr_plural = french.partition("/")
-    return Noun(singular, plural or f"{singular}s", fr_singular, fr_plural or f"{fr_singular}s", gender)
+    return Noun(
+        singular, plural or f"{singular}s", fr_singular, fr_plural or f"{fr_singular}s", gender
+    )
 
 
 def _adjective(line: str) -> Adjective:
-    """``english masculine [feminine [masculine plural [vowel form]]]``; what is left out is regular."""
+    """``english masculine [feminine [masculine plural [vowel form]]]``; what is left out is
+    regular."""
     english, masculine, *rest = line.split()
     feminine = rest[0] if rest else masculine + ("" if masculine.endswith("e") else "e")
     plural = rest[1] if len(rest) > 1 else masculine + ("" if masculine[-1] in "sx" else "s")
-    return Adjective(english, masculine, feminine, plural, f"{feminine}s", rest[2] if len(rest) > 2 else masculine)
+    return Adjective(
+        english,
+        masculine,
+        feminine,
+        plural,
+        f"{feminine}s",
+        rest[2] if len(rest) > 2 else masculine,
+    )
 
 
 def _regular(line: str) -> Verb:
@@ -268,8 +279,10 @@ TRADES = tuple(verb for verb in VERBS if verb.base in ("buy", "sell"))
 
 MONTHS = tuple(
     zip(
-        "January February March April May June July August September October November December".split(),
-        "janvier février mars avril mai juin juillet août septembre octobre novembre décembre".split(),
+        "January February March April May June July August September October November "
+        "December".split(),
+        "janvier février mars avril mai juin juillet août septembre octobre novembre "
+        "décembre".split(),
         strict=True,
     )
 )
@@ -283,7 +296,9 @@ WEEKDAYS = tuple(
 PARTS_OF_DAY = (("morning", "matin"), ("evening", "soir"), ("day", "jour"), ("week", "semaine"))
 CURRENCIES = (("euro", "euros", "euro", "euros"), ("dollar", "dollars", "dollar", "dollars"))
 ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-    "sixteenth seventeenth eighteenth nineteenth twentieth twenty-first twenty-second twenty-third twenty-fourth "
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
+    "fourteenth fifteenth "
+    "sixteenth seventeenth eighteenth nineteenth twentieth twenty-first twenty-second twenty-third "
+    "twenty-fourth "
     "twenty-fifth twenty-sixth twenty-seventh twenty-eighth twenty-ninth thirtieth thirty-first"
 ).split()
