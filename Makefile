@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors mutate browser-test lab notebooks bench bench-quick lint clean
+.PHONY: help setup report test test-matrix test-processors mutate browser-test lab notebooks bench bench-quick sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -106,6 +106,9 @@ bench: setup ## measure every target in windows of 20 s, print it beside its flo
 
 bench-quick: setup ## the same at fewer points, in under 10 minutes, into reports/bench-quick
 	@$(BENCH) --length quick --out reports/bench-quick $(BENCH_ARGS)
+
+sizes: setup ## lines of every room against their budgets, and what is larger than the house allows
+	@$(BIN)/python tests/sizes.py
 
 lint: setup ## ruff: rules and format, notebooks included
 	@$(BIN)/ruff check .

@@ -59,7 +59,10 @@ TARGETS = {
         f"draft_choices or {EXACT} or {BOOKS}",
     ),
     "offload/dispatch": ("test_draft_choices test_exactness", f"draft_choices or {EXACT}"),
-    "offload/votes": ("test_draft_choices test_engine", f"draft_choices or while_a_layer or {BOOKS}"),
+    "offload/votes": (
+        "test_draft_choices test_engine",
+        f"draft_choices or while_a_layer or {BOOKS}",
+    ),
     "model/kv_cache": (
         "test_kv_cache test_life test_exactness",
         f"kv_cache or test_a_cache or memory or {EXACT}",
