@@ -54,3 +54,21 @@ def test_a_row_that_no_longer_drafts_has_no_vote():
     )
     RunExperts._vote(experts, 0, torch.tensor([[1], [1], [2], [2]]))
     assert asked == [1] and votes.counts == [[0, 2, 0, 0]]
+
+
+def test_each_token_shares_the_weight_of_its_own_choices():
+    index, weights = (
+        torch.tensor([[0, 1, 2], [3, 4, 5]]),
+        torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 1.3]]),
+    )
+    kept, shares = keep_top_k(index, weights, 1)
+    assert kept.tolist() == [[0], [5]]
+    assert torch.allclose(shares, torch.tensor([[1.0], [2.0]]))
+
+
+def test_two_votes_are_needed_where_there_is_more_than_one_token():
+    alone = Votes(2, 3)
+    assert alone.add(1, [1, 0, 0], 1) == [0] and list(alone.after(0)) == [(1, 0)]
+    several = Votes(2, 3)
+    assert several.add(1, [1, 1, 0], 2) == []
+    assert several.add(1, [0, 1, 2], 3) == [1, 2] and list(several.after(0)) == [(1, 1), (1, 2)]
