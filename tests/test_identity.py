@@ -372,7 +372,7 @@ def test_a_revision_goes_to_the_hub_and_a_folder_has_none(folder, monkeypatch):
         specmoe.load(folder, revision="main")
     with pytest.raises(OptionError, match="revision='main' belongs to hub ids"):
         specmoe.load("tiny-skewed", revision="main")
-    with pytest.raises(OptionError, match="revision=7 is no branch"):
+    with pytest.raises(OptionError, match="revision=7 must be a name"):
         specmoe.load("owner/model", revision=7)
 
 

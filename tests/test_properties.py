@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import specmoe
 from specmoe.errors import OptionError, StoreError
 from specmoe.offload.pool import ResidentPool
+from specmoe.offload.slots import Slots
 from specmoe.options import DRAFT_SETS, EVICTIONS, SUBSTITUTES
 
 LONGEST = 12
@@ -131,7 +132,7 @@ def _strict_pools():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResidentPool, "request", lambda *a, **k: _begun(checked(*a, **k)))
-        patch.setattr("specmoe.engine.engine.ResidentPool", partial(ResidentPool, poison=True))
+        patch.setattr("specmoe.engine.engine.Slots", partial(Slots, poison=True))
         yield
 
 

@@ -515,7 +515,7 @@ def test_a_run_without_a_draft_offers_no_view_of_one(engine):
 
 CELLS = [
     """import pandas as pd
-from specmoe import widgets
+from specmoe.lab import widgets
 names = ["method", "batch", "fetched_bytes_per_token", "tokens_per_round", "tokens_per_second"]
 rows = pd.DataFrame([("cached", batch, 100.0, 1.0, 10.0 * batch) for batch in (1, 2)], columns=names)
 explorer = widgets.knobs(rows)

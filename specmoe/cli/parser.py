@@ -136,6 +136,7 @@ def _generate(parser: _Parser) -> None:
     add = parser.add_argument
     add("--method", help="auto (default), specmoe, on_demand, cached, overlapped or resident")
     add("--batch-size", type=int, metavar="B", help="rows in flight; finished ones are refilled")
+    add("--num-return-sequences", type=int, metavar="N", help="texts per prompt, when sampling (1)")
     add("--max-new-tokens", type=int, metavar="T", help="at most this many new tokens each (64)")
     add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens (0: all)")
     add(

@@ -1,20 +1,18 @@
 # %% [markdown]
 # # Exercise 3: greedy acceptance on ragged rows
 #
-# **Goal.** Given what was drafted and what the target would have said, decide how many drafted
-# tokens stand and which token follows, so that the text is exactly the target's own.
+# **Goal.** Given what was drafted and what the target would have said, decide how many drafted tokens stand and which token
+# follows, so that the text is exactly the target's own.
 #
-# **Difficulty** easy · **Time** 15 minutes · **Before it**
-# `notebooks/05_batched_verification.ipynb`
+# **Difficulty** easy · **Time** 15 minutes · **Before it** `notebooks/05_batched_verification.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_acceptance
 
 # %% [markdown]
-# `target` has B rows of G + 1 tokens: `target[b][i]` is what the target says where `drafted[b][i]`
-# stands; its last one comes after all drafted tokens. Only the first `num_drafted[b]` tokens of a
-# row were drafted, the rest is padding. Return a list with one pair per row: (number of accepted
-# tokens, the target's token after them).
+# `target` has B rows of G + 1 tokens: `target[b][i]` is what the target says where `drafted[b][i]` stands; its last one comes
+# after all drafted tokens. Only the first `num_drafted[b]` tokens of a row were drafted, the rest is padding.
+# Return a list with one pair per row: (number of accepted tokens, the target's token after them).
 
 # %% stub
 
@@ -43,11 +41,10 @@ check_acceptance(accept)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Walk along a row while drafted and target agree. Where you stop is both the number of accepted
-# tokens and the place of the next one, whether you stopped at a rejection or at the end.
+# Walk along a row while drafted and target agree. Where you stop is both the number of accepted tokens and the place of the
+# next one, whether you stopped at a rejection or at the end.
 #
 # </details>
 
 # %% [markdown] solution
-# The package does all rows at once, with a cumulative product over the agreement:
-# `specmoe.speculate.sampling.accept_matching`.
+# The package does all rows at once, with a cumulative product over the agreement: `specmoe.speculate.sampling.accept_matching`.

@@ -9,11 +9,10 @@
 from specmoe.lab.exercises import check_planner
 
 # %% [markdown]
-# `rounds` is a list of dictionaries, one per gamma that was tried: `gamma`, `tokens` (that a row
-# gains per round), `bytes` (fetched per round) and `compute_s` (seconds of drafting and verifying).
-# Return the gamma with the fewest seconds per token, as if reads and compute followed each other.
-# Tokens and fetches are recorded; `specmoe.lab.simulate` **simulates** the score on three links
-# (and lets reads overlap with compute, so within five percent of the best counts as right).
+# `rounds` is a list of dictionaries, one per gamma that was tried: `gamma`, `tokens` (that a row gains per round), `bytes` (fetched
+# per round) and `compute_s` (seconds of drafting and verifying). Return the gamma with the fewest seconds per token, as if reads and
+# compute followed each other. Tokens and fetches are recorded; `specmoe.lab.simulate` **simulates** the score on three links (and lets
+# reads overlap with compute, so within five percent of the best counts as right).
 
 # %% stub
 
@@ -39,11 +38,9 @@ check_planner(plan)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Neither the shortest round nor the one with the most tokens: a quotient. gamma = 0 is plain
-# decoding, and a fair choice.
+# Neither the shortest round nor the one with the most tokens: a quotient. gamma = 0 is plain decoding, and a fair choice.
 #
 # </details>
 
 # %% [markdown] solution
-# `specmoe.speculate.planner.CostPlanner` does this while decoding, with costs that it measures
-# itself.
+# `specmoe.speculate.planner.CostPlanner` does this while decoding, with costs that it measures itself.
