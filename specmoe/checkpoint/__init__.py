@@ -3,7 +3,7 @@ expert.
 
 Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives the transformers
 model with its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which
-``expert_store`` reads next.
+``offload.store`` reads next.
 
 header    the header of a safetensors file: names, shapes and bytes, believed only where all of it
           fits

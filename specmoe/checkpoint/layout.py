@@ -1,7 +1,7 @@
 """How one expert lies in a record, and a packed folder opened and checked.
 
 Comes in: a folder that ``packing`` wrote: ``experts.bin`` (one record per expert, layer by layer)
-and ``manifest.json``. Goes out: ``PackedExperts``; ``expert_store`` reads its records, and what
+and ``manifest.json``. Goes out: ``PackedExperts``; ``offload.store`` reads its records, and what
 computes with them looks through ``ExpertLayout.views``.
 """
 

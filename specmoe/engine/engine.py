@@ -49,7 +49,7 @@ def load(model: str, **options) -> Engine:
     """Load ``model`` (a shipped name, a local Hugging Face folder, or a hub id) with its experts in
     slow memory.
 
-    Options are those of ``config.LoadOptions``; an unknown one raises ``OptionError``. Raises
+    Options are those of ``options.LoadOptions``; an unknown one raises ``OptionError``. Raises
     ``CheckpointError``, ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing
     is left open then.
     """
@@ -126,9 +126,9 @@ class Engine:
         also as ``**`` of what a tokenizer returns) -> ``Output``, one sequence per prompt, or
         ``num_return_sequences``.
 
-        Options are those of ``config.GenerateOptions``. Greedy output equals plain greedy decoding;
-        sampled output has the target's distribution. Raises ``OptionError`` for bad input,
-        ``StoreError`` when a record cannot be read (the engine can be used again),
+        Options are those of ``options.GenerateOptions``. Greedy output equals plain greedy
+        decoding; sampled output has the target's distribution. Raises ``OptionError`` for bad
+        input, ``StoreError`` when a record cannot be read (the engine can be used again),
         ``FastMemoryError`` when the KV cache outgrows memory.
         """
         prompts = one_of(prompts, input_ids, inputs)

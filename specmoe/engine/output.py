@@ -1,8 +1,8 @@
 """What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show
 themselves in a notebook.
 
-Comes in: the totals of ``speculate`` and the pool's counts. Goes out: frozen ``Stats``; all of it
-is of decoding, prefill stands apart in ``prefill_s`` and ``prefill_bytes``.
+Comes in: the totals of ``speculate.loop`` and the pool's counts. Goes out: frozen ``Stats``; all of
+it is of decoding, prefill stands apart in ``prefill_s`` and ``prefill_bytes``.
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str) -> list
     """Play one layer's ``requests`` against a pool that keeps ``num_kept`` experts after each step,
     starting empty.
 
-    The rule is ``eviction``'s, as in the engine: whatever is needed is brought, then ``policy``
-    ("lru", "lfu", "temporal", "belady") chooses what stays. Nothing lingers beyond it, so the
-    engine, whose spare slots may still hold an old expert, can miss less.
+    The rule is ``offload.policies``'s, as in the engine: whatever is needed is brought, then
+    ``policy`` ("lru", "lfu", "temporal", "belady") chooses what stays. Nothing lingers beyond it,
+    so the engine, whose spare slots may still hold an old expert, can miss less.
     """
     check_choice("policy", policy, REPLAYED)
     if not requests:

@@ -1,9 +1,9 @@
 """One forward pass of a transformers model over ragged rows.
 
 Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each
-row. Goes out: logits ``[B, T, V]``. ``speculate`` calls next; it does not know what kind of model
-it drives. ``seq2seq`` has the same verbs for an encoder-decoder: ``prefill``, ``enter``, ``step``,
-``leave``.
+row. Goes out: logits ``[B, T, V]``. ``speculate.loop`` calls next; it does not know what kind of
+model it drives. ``seq2seq`` has the same verbs for an encoder-decoder: ``prefill``, ``enter``,
+``step``, ``leave``.
 
     B rows, T tokens of a block, V vocabulary
 """

@@ -4,7 +4,7 @@ beside every row.
 Comes in: rows with a ``source`` (what the encoder reads) and decoder tokens. Goes out: the
 decoder's logits ``[B, T, V]``. The encoder runs in ``prefill`` only, a chunk of the queue at a
 time; the keys and values that the decoder's cross-attention needs of a source are computed there
-once and kept with the row. ``speculate`` calls next.
+once and kept with the row. ``speculate.loop`` calls next.
 
     B rows, T tokens of a block, S source tokens, V vocabulary, H heads, D head size
 """

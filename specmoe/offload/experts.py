@@ -45,7 +45,7 @@ NAME = "specmoe"
 
 @dataclass(frozen=True)
 class Drafting:
-    """How a run drafts and reads ahead (``config.GenerateOptions``)."""
+    """How a run drafts and reads ahead (``options.GenerateOptions``)."""
 
     substitute: str = "affinity"
     prefetch: bool = False

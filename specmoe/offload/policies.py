@@ -4,7 +4,7 @@ Comes in, when a layer's router has spoken: how many live tokens went to each ex
 and which experts are resident. Goes out: the set to keep, at most ``num_kept`` of them. Everything
 else may be overwritten as soon as it has been computed. The choice is made once per layer and step,
 for the whole coalesced request; so "least recently used" means least recently *requested*, ties
-broken by the token count of that request. ``resident_pool`` acts on the choice; ``draft_sets``
+broken by the token count of that request. ``offload.pool`` acts on the choice; ``draft_sets``
 makes the same kind of choice for the draft.
 """
 

@@ -1,8 +1,8 @@
 """The fast tier: a fixed number of slots that hold expert records.
 
 Comes in: an ``ExpertStore``, the number of slots, and per layer and step the experts that the
-router named and the set to keep (``eviction``, ``draft_sets``). Goes out: records, hits first, then
-misses as they arrive. ``experts`` calls next.
+router named and the set to keep (``offload.policies``, ``draft_sets``). Goes out: records, hits
+first, then misses as they arrive. ``experts`` calls next.
 
 A slot is free, being filled, or resident. A resident expert is *kept* (protected: chosen to stay),
 *needed* (protected until the layer has computed it), *prefetched and unclaimed* (it waits for its

@@ -1,7 +1,7 @@
 """Who reads next: the reads that wait, those under way, and the threads that serve them.
 
 Comes in: ``Read`` tickets with a priority. Goes out: one ticket at a time to each reader thread.
-``expert_store`` submits and copies. The threads own the queue, never the store: a store that is
+``offload.store`` submits and copies. The threads own the queue, never the store: a store that is
 dropped without ``close`` can go, and ends them.
 
 An interrupt may end a caller anywhere, so the lock is taken as a plain ``threading.Lock``: its

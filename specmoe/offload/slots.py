@@ -2,7 +2,7 @@
 free.
 
 Comes in: a uint8 tensor ``[slots, record_bytes]``. Goes out: slot numbers, buffers to read into,
-records. ``resident_pool`` calls this; whose record lies where is its business.
+records. ``offload.pool`` calls this; whose record lies where is its business.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The slow tier: where expert records lie until somebody asks for them. Read-only; one verb: read.
 
 Comes in: a ``PackedExperts`` folder (``checkpoint.pack``). Goes out: ``Read`` tickets, each of
-which fills one buffer with one record. ``resident_pool`` calls next. A few reader threads serve
+which fills one buffer with one record. ``offload.pool`` calls next. A few reader threads serve
 demand reads before prefetches; reads of the disk go around the page cache (direct I/O), so that
 what is measured is the disk. ``link_bytes_per_s`` slows any store to a link of your choice, in
 wall-clock time and over all readers together.

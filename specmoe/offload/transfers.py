@@ -1,7 +1,7 @@
 """One record on its way: where it goes, who waits for it, and the link it crosses.
 
 Comes in: an expert's key and a buffer. Goes out: a ``Read`` ticket that is done when the buffer is
-filled. ``expert_store`` makes and serves the tickets; ``resident_pool`` waits for them.
+filled. ``offload.store`` makes and serves the tickets; ``offload.pool`` waits for them.
 """
 
 from __future__ import annotations

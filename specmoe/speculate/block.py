@@ -1,7 +1,7 @@
 """The block that grows while a round drafts: tokens, how many of them count, which rows go on.
 
 Comes in, after every draft step: what was picked and how sure the draft was of it. Goes out:
-``Drafted`` for the verification. ``speculate.draft`` calls this.
+``Drafted`` for the verification. ``speculate.loop.draft`` calls this.
 
     B rows, G drafted tokens, V vocabulary
 """

@@ -3,8 +3,8 @@ costs.
 
 Comes in, after every round: what it cost and what was accepted; during a round: how sure the draft
 is of each row. Goes out: which tokens to verify, which rows to draft on with, and whether to draft
-at all. ``speculate`` asks; ``planner`` chooses one gamma for all rows instead, where there is no
-confidence to go by (sampling).
+at all. ``speculate.loop`` asks; ``planner`` chooses one gamma for all rows instead, where there is
+no confidence to go by (sampling).
 
 A token that is accepted with chance P saves P * s seconds, where s is the present time per
 committed token. Verifying it costs v, the slope of the verification's seconds over its tokens;

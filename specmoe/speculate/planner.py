@@ -3,7 +3,8 @@
 greedy decoding with no gamma given.)
 
 Comes in, after every round: what it cost and what was accepted. Goes out: gamma for the next one,
-the value with the fewest expected seconds per committed token. ``speculate`` asks once per round.
+the value with the fewest expected seconds per committed token. ``speculate.loop`` asks once per
+round.
 
     seconds(gamma) = gamma * draft_step + verify(gamma)          tokens(gamma) = 1 + sum_i
                                                                  prod_{j<=i} acceptance_j

@@ -2,8 +2,8 @@
 
 Comes in: logits of the draft or of the target, their rows, the tokens drafted so far. Goes out:
 logits as the row's processors leave them, each position seen after the row's own tokens and its
-drafted prefix, as if the row were decoded alone and one token at a time. ``speculate`` calls this
-before it samples; ``rules`` makes the ``RowRules``.
+drafted prefix, as if the row were decoded alone and one token at a time. ``speculate.loop`` calls
+this before it samples; ``rules`` makes the ``RowRules``.
 
     B rows, T positions of a block, V vocabulary
 """

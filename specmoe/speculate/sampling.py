@@ -1,7 +1,8 @@
 """From logits to tokens, and which drafted tokens survive.
 
 Comes in: logits [B, T, V] of the draft and of the target. Goes out: drafted tokens, and per row how
-many were accepted and the one token of the target's own that follows. ``speculate`` calls next.
+many were accepted and the one token of the target's own that follows. ``speculate.loop`` calls
+next.
 
 Words: *accepted*, a drafted token that stands; *recovered*, the target's token at the first
 rejection; *bonus*, its token after all were accepted.
