@@ -276,9 +276,6 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the engine's way to the tokenizer gets its door in a branch of its own"
-)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_hostile_tokenizer_runs_no_code_asks_nothing_and_is_refused_in_one_sentence(
     name, copy, monkeypatch
@@ -316,7 +313,6 @@ def test_code_named_in_a_config_is_never_run(copy):
 SPOILT = [b"", b"\x93NUMPY", b"PK\x03\x04", bytes(4096), b"\x80\x04N."]
 
 
-@pytest.mark.xfail(strict=False, reason="the affinity file gets its door in a branch of its own")
 @pytest.mark.parametrize("content", SPOILT, ids=lambda content: ascii(content[:8]))
 def test_a_spoilt_affinity_file_is_made_again(content, good, tmp_path, monkeypatch):
     want = run(good)
