@@ -8,6 +8,7 @@ and a trace.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import torch
@@ -340,13 +341,11 @@ def _copies(rows: list[Row], options: GenerateOptions) -> list[Row]:
             f"num_return_sequences={number} without do_sample=True would give the "
             f"same text {number} times"
         )
-    first = options.first_prompt
+    numbers = itertools.count(options.first_prompt)
     return [
-        dataclasses.replace(
-            row, prompt=first + index * number + copy, tokens=list(row.tokens), twin=index
-        )
+        dataclasses.replace(row, prompt=next(numbers), tokens=list(row.tokens), twin=index)
         for index, row in enumerate(rows)
-        for copy in range(number)
+        for _ in range(number)
     ]
 
 

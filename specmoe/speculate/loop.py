@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 
@@ -245,8 +246,25 @@ def refill(job: Job, rows: list[Row]) -> None:
 
 
 def prefill(job: Job) -> None:
-    """Run the next chunk of prompts (as many as a batch holds), each distinct expert fetched once
-    per layer."""
+    """Run the next chunk of prompts, each distinct expert fetched once per layer, twins once."""
+    twins = next_chunk(job)
+    firsts = [group[0] for group in twins]
+    began_s, before = time.perf_counter(), job.experts.pool.counts.copy()
+    phase, job.trace.phase = job.trace.phase, "prefill"
+    with job.experts.prefilling(), job.during_prefill():
+        states = job.decoder.prefill(firsts, job.experts.set_live)
+    for group, state in zip(twins, states, strict=True):
+        job.waiting.extend((row, state) for row in group)
+    seconds = time.perf_counter() - began_s
+    job.prefill_s += seconds
+    job.prefill = job.prefill.plus(job.experts.pool.counts.minus(before))
+    num = sum(row.num_prefill for row in firsts)
+    job.trace.add("prefill", count=num, size=len(firsts), seconds=seconds)
+    job.trace.phase = phase
+
+
+def next_chunk(job: Job) -> list[list[Row]]:
+    """As many prompts of the queue as a batch holds: groups of twins, most of them of one row."""
     chunk = [job.queue.popleft()]
     longest = chunk[0].num_prefill
     while job.queue and len(chunk) < job.batch_size:
@@ -256,26 +274,8 @@ def prefill(job: Job) -> None:
         chunk.append(job.queue.popleft())
     while chunk[-1].twin is not None and job.queue and job.queue[0].twin == chunk[-1].twin:
         chunk.append(job.queue.popleft())
-    firsts = [
-        row
-        for row, before in zip(chunk, [None, *chunk])
-        if before is None or row.twin is None or row.twin != before.twin
-    ]
-    began_s, before, phase = time.perf_counter(), job.experts.pool.counts.copy(), job.trace.phase
-    job.trace.phase = "prefill"
-    with job.experts.prefilling(), job.during_prefill():
-        states = iter(job.decoder.prefill(firsts, job.experts.set_live))
-    for row in chunk:
-        if any(row is first for first in firsts):
-            state = next(states)
-        job.waiting.append((row, state))
-    seconds = time.perf_counter() - began_s
-    job.prefill_s += seconds
-    job.prefill = job.prefill.plus(job.experts.pool.counts.minus(before))
-    job.trace.add(
-        "prefill", count=sum(row.num_prefill for row in firsts), size=len(firsts), seconds=seconds
-    )
-    job.trace.phase = phase
+    groups = groupby(chunk, key=lambda row: id(row) if row.twin is None else ~row.twin)
+    return [list(rows) for _, rows in groups]
 
 
 def _prompts(rows: list[Row]) -> list[int]:
