@@ -561,3 +561,15 @@ def widget_states(notebook) -> list[dict]:
     return list(
         notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     )
+
+
+def test_a_picture_does_not_need_the_canvas_that_pyplot_gave_the_figure():
+    """Seen in JupyterLab: the figure had only a base canvas, and the widget showed a traceback."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from specmoe.lab.widgets.base import still
+
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    figure.set_canvas(FigureCanvasBase(figure))
+    assert still(figure).startswith(b"\x89PNG")

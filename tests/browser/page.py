@@ -131,6 +131,10 @@ def move_controls(page, shots: Path) -> tuple[list[int], list[str]]:
         for control in box.query_selector_all(CONTROLS):
             if (changed := _move(page, box, control)) is not None:
                 moved[-1] += 1
+                if not box.query_selector("img"):
+                    said = box.inner_text().strip().splitlines()[-1]
+                    found.append(f"widget {number}: no figure any more: {said}")
+                    break
                 if not changed:
                     found.append(
                         f"widget {number}: {control.inner_text().splitlines()[0]} changes no figure"

@@ -119,6 +119,17 @@ def test_a_control_that_moves_nothing_and_a_widget_without_controls_would_be_see
     assert moved == [1] and still == ["widget 1: name changes no figure"]
 
 
+def test_a_widget_that_loses_its_figure_would_be_seen(page, tmp_path):
+    page.set_content(BOX.format(MENU))
+    # void: what evaluates to a function is called at once
+    page.evaluate(
+        "void (document.querySelector('select').onchange = () => "
+        "document.querySelector('img').outerHTML = '<pre>KeyError: 7</pre>')"
+    )
+    _, found = move_controls(page, tmp_path / "shot.png")
+    assert found == ["widget 1: no figure any more: KeyError: 7"]
+
+
 def test_an_error_in_an_output_would_be_seen(page):
     shown = (
         "<pre data-mime-type='application/vnd.jupyter.error'>Traceback\nZeroDivisionError: "

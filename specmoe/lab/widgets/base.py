@@ -122,10 +122,13 @@ def still(figure) -> bytes:
     """The figure as a small PNG at screen resolution; closes it."""
     import io
 
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image as Picture
 
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())
+    # A canvas of its own: JupyterLab may have the figure's closed from another thread meanwhile.
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
     plt.close(figure)
     packed = io.BytesIO()
     Picture.fromarray(pixels).convert("RGB").quantize(128, dither=Picture.Dither.NONE).save(
