@@ -428,6 +428,21 @@ def test_a_job_knows_its_model_by_content_and_not_by_its_spelling(
     assert specmoe_says("generate", "m", *words)[0] == 2, "other weights under the same name"
 
 
+def test_a_model_that_changes_between_its_naming_and_its_loading_writes_no_line(
+    loaded, specmoe_says, monkeypatch, tmp_path
+):
+    """Its lines would stand under the name of the weights before."""
+    names = iter(["one", "two", "two", "two"])
+    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, _: next(names))
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    words = ["generate", "m", "--prompts", prompts, "--out", out]
+    code, _, err = specmoe_says(*words)
+    assert code == 2 and "m changed after the job had begun: run it again" in err
+    assert not out.exists() or not out.read_text()
+    assert specmoe_says(*words, "--resume")[0] == 0 and len(out.read_text().splitlines()) == 1
+
+
 # bench
 
 

@@ -161,6 +161,49 @@ def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(folder, tmp_pat
     assert_right(pack(folder), folder, tmp_path)
 
 
+def replace_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v * -3 for k, v in tensors.items()}, folder / "new", metadata={"format": "pt"})
+    os.replace(folder / "new", folder / "model.safetensors")
+
+
+def set_top_k(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": 1}))
+
+
+def take_shard_away(folder: Path) -> None:
+    shutil.move(folder / "model.safetensors", folder.parent / "model.safetensors")
+
+
+@pytest.mark.parametrize("change", [replace_shard, flip, set_top_k, take_shard_away])
+@pytest.mark.parametrize("before", ["pack", "load_tokenizer"])
+def test_a_checkpoint_that_changes_within_one_load_is_refused_and_nothing_half_written_is_left(
+    before, change, folder, monkeypatch
+):
+    """The backbone of one checkpoint and the experts of another would give tokens of neither."""
+    place = specmoe.checkpoint if before == "pack" else specmoe.engine.engine
+    with monkeypatch.context() as meanwhile:
+        really = getattr(place, before)
+        meanwhile.setattr(place, before, lambda *a, **k: change(folder) or really(*a, **k))
+        name = "config.json" if change is set_top_k else "model.safetensors"
+        with pytest.raises(CheckpointError, match=f"changed while it was read .{name}.: load it"):
+            specmoe.load(folder, dtype=torch.float64)
+    assert set(copies()) <= {"whole"}
+    if change is take_shard_away:
+        shutil.move(folder.parent / "model.safetensors", folder)
+    with specmoe.load(folder, dtype=torch.float64) as engine:
+        got = tokens_of(engine.generate([[5, 6, 7]], max_new_tokens=16, eos_token_id=[]))
+    assert got == reference_tokens(folder, [[5, 6, 7]])
+
+
+def test_an_error_of_a_load_during_which_nothing_changed_stays_what_it_is(folder):
+    with pytest.raises(CheckpointError, match="no tensors") as failure:
+        with specmoe.checkpoint.unchanged(folder):
+            raise CheckpointError("no tensors")
+    assert str(failure.value) == "no tensors"
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", b"[" * 10_000, None])
 def test_damaged_time_stamps_are_made_again(damage, folder, tmp_path, settled):
     pack(folder)

@@ -21,7 +21,7 @@ packing   writing the records: atomic, resumable, one expert in memory at a time
 
 from .cache import cache_folder, hold, write_whole
 from .files import resolve
-from .identity import TICK_NS, identity_of
+from .identity import TICK_NS, identity_of, unchanged
 from .layout import ExpertLayout, PackedExperts, open_packed, verify_packed
 from .model import build_model, expert_modules
 from .packing import pack
@@ -38,6 +38,7 @@ __all__ = [
     "open_packed",
     "pack",
     "resolve",
+    "unchanged",
     "verify_packed",
     "write_whole",
 ]

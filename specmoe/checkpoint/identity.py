@@ -14,13 +14,15 @@ import logging
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from ..errors import SpecMoEError
+from ..errors import CheckpointError, SpecMoEError
 from .cache import cache_folder, write_whole
 from .files import Checkpoint, open_checkpoint, resolve
 from .layout import seal
@@ -69,7 +71,7 @@ class Contents:
         if known.get("transformers") != transformers.__version__:
             return
         self.before = known.get("records")
-        newest = max(stamp[2] for stamp in self.stamps.values())
+        newest = max((stamp[2] for stamp in self.stamps.values() if stamp), default=0)
         if known["stamps"] == self.stamps and newest + TICK_NS < known["began_ns"]:
             self.records = known["records"]
             self.rest = known["rest"]
@@ -135,8 +137,46 @@ class Contents:
 def stamps_of(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Of each shard its size, when it was modified, when its inode was (no tool sets that back),
     its inode."""
-    found = {shard.name: shard.stat() for shard in checkpoint.shards}
-    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found.items()}
+    return {shard.name: _stamp(shard) for shard in checkpoint.shards}
+
+
+def _stamp(file: Path) -> list[int] | None:
+    """None where there is no such file."""
+    try:
+        s = file.stat()
+    except FileNotFoundError:
+        return None
+    return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Whatever is read within is of one checkpoint: ``CheckpointError`` where a file of it was
+    replaced, altered or taken away meanwhile, to whatever other error that led."""
+    before = _stamps_of_all(folder)
+    try:
+        yield
+    except SpecMoEError as error:
+        _refuse_changed(folder, before, error)
+        raise
+    _refuse_changed(folder, before)
+
+
+def _refuse_changed(folder: Path, before: dict, cause: SpecMoEError | None = None) -> None:
+    now = _stamps_of_all(folder)
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise CheckpointError(
+            f"{folder} changed while it was read ({changed[0]}): load it again when nothing "
+            "writes to it"
+        ) from cause
+
+
+def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
+    """Of each file whose content counts: weights, their index, settings, tokenizer."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", *SETTINGS)
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
+    return {str(file.relative_to(folder)): _stamp(file) for file in files}
 
 
 def read_kept(file: Path | None) -> dict[str, Any]:

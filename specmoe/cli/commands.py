@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import OptionError
+from ..errors import CheckpointError, OptionError
 from ..options import GenerateOptions, LoadOptions, from_kwargs, parse_bytes
 
 TABLE = (
@@ -99,7 +99,7 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
         num_before = job.num_done
         # What a library prints must not come between the lines.
         with contextlib.redirect_stdout(sys.stderr) if to_stdout else contextlib.nullcontext():
-            _run_job(args, job, load, decode)
+            _run_job(args, job, load, decode, name)
         summary = {
             "out": str(args.out),
             "num_lines": job.num_done,
@@ -115,7 +115,7 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
         return 1 if job.num_errors else 0
 
 
-def _run_job(args: Namespace, job, load: dict, decode: dict) -> None:
+def _run_job(args: Namespace, job, load: dict, decode: dict, name: Callable[[], str]) -> None:
     """The engine is loaded when the first prompt is met, and closed at the end."""
 
     def report(line: int, error: str) -> None:
@@ -124,7 +124,13 @@ def _run_job(args: Namespace, job, load: dict, decode: dict) -> None:
     def open_engine():
         from ..engine import engine
 
-        return stack.enter_context(engine.load(args.model, **load))
+        loaded = stack.enter_context(engine.load(args.model, **load))
+        if name() != job.name:  # no line may stand under the name of other weights
+            raise CheckpointError(
+                f"{args.model} changed after the job had begun: run it again when nothing "
+                "writes to it"
+            )
+        return loaded
 
     with contextlib.ExitStack() as stack:
         job.run(open_engine, decode, report, _lines_done())

@@ -69,19 +69,20 @@ class Engine:
         self.store: ExpertStore | None = None
         check_device(options.device)
         path = checkpoint.resolve(model, options.revision)
-        self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-        self.is_translation = bool(self.model.config.is_encoder_decoder)
-        self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
-        modules = checkpoint.expert_modules(self.model)
+        with checkpoint.unchanged(path):
+            self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
+            self.is_translation = bool(self.model.config.is_encoder_decoder)
+            self.decoder = (Seq2SeqDecoder if self.is_translation else CausalDecoder)(self.model)
+            modules = checkpoint.expert_modules(self.model)
+            self.packed = checkpoint.pack(
+                path, expert_bytes=options.expert_bytes, progress=_PackingBar()
+            )
+            # None, or why it cannot be used; ``tokenizer`` is the usable one.
+            self._tokenizer = load_tokenizer(path)
+        self.tokenizer = None if isinstance(self._tokenizer, CheckpointError) else self._tokenizer
         num_encoder_layers = (
             sum(".encoder." in f".{name}" for name in modules) if self.is_translation else 0
         )
-        self.packed = checkpoint.pack(
-            path, expert_bytes=options.expert_bytes, progress=_PackingBar()
-        )
-        # None, or why it cannot be used; ``tokenizer`` is the usable one.
-        self._tokenizer = load_tokenizer(path)
-        self.tokenizer = None if isinstance(self._tokenizer, CheckpointError) else self._tokenizer
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         layout = self.packed.layout
         self.memory = plan_memory(
