@@ -194,7 +194,7 @@ def test_the_encoder_counts_real_tokens_only_and_keeps_nothing(name, top_k, tmp_
         assert list(engine.experts.draft_layers) == [2, 3]
         options = {"method": "specmoe", "gamma": 4, "batch_size": 4, "eos_token_id": []}
         with engine.start(prompts, max_new_tokens=NEW, **options) as run:
-            output, pool = run.output(), run.job.experts.pool
+            output, pool = run.output(), run.batch.experts.pool
             pool.check_integrity()
         assert pool.kept[:2] == [set(), set()] and all(pool.kept[2:])
     frame = output.trace.to_frame()

@@ -28,7 +28,7 @@ from specmoe.lab.bench import (
 from specmoe.lab.bench.settings import Cell, Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
-from specmoe.speculate.loop import Row
+from specmoe.speculate.loop import Sequence
 
 TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
 PROBE = {
@@ -78,8 +78,8 @@ def test_the_estimate_is_printed_before_anything_is_measured(tmp_path, capsys, m
 # ---- the window
 
 
-def rows_of(num: int, length: int = 3) -> list[Row]:
-    return [Row(prompt, [prompt] * length, length + 10) for prompt in range(num)]
+def rows_of(num: int, length: int = 3) -> list[Sequence]:
+    return [Sequence(prompt, [prompt] * length, length + 10) for prompt in range(num)]
 
 
 def test_the_queue_never_ends_and_gives_fresh_rows():
@@ -127,7 +127,7 @@ def test_prefill_is_not_throttled_and_decoding_is(place, monkeypatch):
     engine = place.engine(
         "tiny-skewed", "count", store="memory", expert_bytes=None, link_bytes_per_s=1e9
     )
-    prefill, step = engine.decoder.prefill, engine.decoder.step
+    prefill, step = engine.decoder.prefill, engine.decoder.forward
     note = lambda what: link.append((what, engine.store.link.bytes_per_s))  # noqa: E731
     monkeypatch.setattr(
         engine.decoder, "prefill", lambda *given: note("prefill") or prefill(*given)

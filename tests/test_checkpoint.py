@@ -29,7 +29,7 @@ from specmoe.checkpoint import (
     resolve,
     verify_packed,
 )
-from specmoe.checkpoint.widening import ffn_axes, place, widen
+from specmoe.checkpoint.padding import ffn_axes, pad_ffn, place
 from specmoe.errors import CheckpointError, OptionError, StoreError, UnsupportedModelError
 
 MIXTRAL_W1 = "model.layers.1.block_sparse_moe.experts.{}.w1.weight"
@@ -243,7 +243,7 @@ def test_experts_without_a_gate_are_widened_too():
     module = NemotronHExperts(config).double()
     shapes = {name: tuple(p.shape[1:]) for name, p in module.named_parameters()}
     native, axes = ExpertLayout.of(shapes, torch.float64), ffn_axes(module)
-    wide = widen(native, axes, native.payload_bytes + 1)
+    wide = pad_ffn(native, axes, native.payload_bytes + 1)
     assert wide.payload_bytes - native.payload_bytes == 2 * 32 * 8
     torch.manual_seed(0)
     for parameter in module.parameters():

@@ -340,7 +340,7 @@ class ShuffledPool(ResidentPool):
 
 def recorded_logits(engine, monkeypatch, **options) -> list[torch.Tensor]:
     """The target's logits of every plain round."""
-    logits, step = [], engine.decoder.step
+    logits, step = [], engine.decoder.forward
 
     def record(*args):
         logits.append(step(*args).clone())

@@ -78,7 +78,7 @@ def wait_until_idle(store) -> None:
 def test_a_read_that_ends_in_time_is_not_given_up():
     read = transfers.Read(ExpertKey(0, 1), torch.zeros(1, dtype=torch.uint8))
     read.finish()
-    read.settle()
+    read.wait_released()
     assert not read.abandoned
 
 

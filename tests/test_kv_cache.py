@@ -119,9 +119,9 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     with torch.inference_mode(), engine.experts.running(pool, pool.policy, method.drafting):
         want = model(torch.tensor([good])).logits[0]
         engine.decoder.allocate(1, 40)
-        engine.decoder.step(torch.tensor([good[:12]]), torch.tensor([0]))
-        engine.decoder.step(torch.tensor([wrong]), torch.tensor([12]))  # all rejected
-        got = engine.decoder.step(torch.tensor([good[12:]]), torch.tensor([12]))[0]
+        engine.decoder.forward(torch.tensor([good[:12]]), torch.tensor([0]))
+        engine.decoder.forward(torch.tensor([wrong]), torch.tensor([12]))  # all rejected
+        got = engine.decoder.forward(torch.tensor([good[12:]]), torch.tensor([12]))[0]
     engine.decoder.free()
     torch.testing.assert_close(got, want[12:], rtol=0, atol=1e-10)
 

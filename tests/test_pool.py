@@ -35,7 +35,7 @@ class FakeRead(Read):
         if self.error is not None:
             raise self.error
 
-    def settle(self):
+    def wait_released(self):
         self.store.arrive_until(self)
 
 
@@ -72,7 +72,7 @@ class FakeStore:
         self.num_cancelled += 1
         return True
 
-    def hasten(self, read):
+    def promote(self, read):
         self.hastened.append(read.key)
 
     @property
@@ -154,7 +154,7 @@ class PoolMachine(RuleBasedStateMachine):
         resident = {
             e
             for e in self.pool.resident_experts(layer)
-            if ExpertKey(layer, e) not in self.pool.unclaimed
+            if ExpertKey(layer, e) not in self.pool.speculative
         }
         before, num_reads = self.pool.counts.copy(), len(self.store.reads)
         requested = sorted(experts)
@@ -177,7 +177,7 @@ class PoolMachine(RuleBasedStateMachine):
             "each missing expert is read once at most"
         )
         assert keep & experts <= self.pool.resident_experts(layer), "what is kept stays"
-        if not self.pool.linger:
+        if not self.pool.evictable:
             assert self.pool.resident_experts(layer) & experts <= keep, (
                 "what was computed and is not kept is gone"
             )
@@ -217,8 +217,8 @@ class PoolMachine(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.store.under_way)).started = True
 
     @rule()
-    def settle_landed(self):
-        self.pool.settle_landed()
+    def collect_finished(self):
+        self.pool.collect_finished()
 
     @rule()
     def reset_reads(self):

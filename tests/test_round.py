@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from specmoe.errors import SpecMoEError
 from specmoe.options import GenerateOptions
-from specmoe.speculate.loop import Job, Row, decode
+from specmoe.speculate.loop import Batch, Sequence, decode
 from specmoe.speculate.planner import FixedGamma
 from specmoe.speculate.sampling import Sampler
 from specmoe.trace import PoolCounts, Trace
@@ -73,16 +73,16 @@ class FakeModel:
         self.num_prompts += len(rows)
         return states
 
-    def enter(self, row, state):
+    def add_row(self, row, state):
         assert row == len(self.rows), "rows in use must stay together"
         self.rows.append(state)
 
-    def leave(self, row, last):
+    def remove_row(self, row, last):
         assert last == len(self.rows) - 1
         self.rows[row] = self.rows[last]
         self.rows.pop()
 
-    def step(self, tokens, starts):
+    def forward(self, tokens, starts):
         assert tokens.shape[0] == len(self.rows) == len(starts)
         self.log.append(
             (
@@ -102,15 +102,13 @@ class FakeModel:
                 logits[index, offset, (next_token(seen) + refused) % VOCAB] = 1
         return logits
 
-    draft_step = step
-
-    def narrow(self, rows):
+    def select_rows(self, rows):
         self.all_rows = self.all_rows or self.rows
         self.rows = [
             FakeRow(self.rows[row].prompt, dict(self.rows[row].memory)) for row in rows.tolist()
         ]
 
-    def widen(self):
+    def restore_rows(self):
         self.rows = self.all_rows or self.rows
         self.all_rows = None
 
@@ -143,8 +141,10 @@ class FakeModel:
 def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=None):
     """-> tokens per prompt, the job, the model."""
     model = model or FakeModel(set(wrong))
-    rows = deque(Row(i, list(prompt), len(prompt) + new_tokens) for i, prompt in enumerate(prompts))
-    job = Job(
+    rows = deque(
+        Sequence(i, list(prompt), len(prompt) + new_tokens) for i, prompt in enumerate(prompts)
+    )
+    batch = Batch(
         model,
         model,
         Sampler(GenerateOptions()),
@@ -155,11 +155,11 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
         Trace(),
     )
     tokens = {}
-    for done in decode(job):
-        assert len(job.rows) == len(done.prompts) <= batch_size
-        assert len(job.rounds) < 1000, "rows that have finished stay in flight"
-        tokens.update({row.prompt: list(row.tokens) for row in job.rows if row.finished})
-    return [tokens[i] for i in range(len(prompts))], job, model
+    for done in decode(batch):
+        assert len(batch.rows) == len(done.prompts) <= batch_size
+        assert len(batch.rounds) < 1000, "rows that have finished stay in flight"
+        tokens.update({row.prompt: list(row.tokens) for row in batch.rows if row.finished})
+    return [tokens[i] for i in range(len(prompts))], batch, model
 
 
 prompt_lists = st.lists(
@@ -180,17 +180,19 @@ prompt_lists = st.lists(
 def test_ragged_acceptance_never_changes_a_token(
     prompts, wrong, gamma, batch_size, new_tokens, eos, cold
 ):
-    got, job, model = run(prompts, gamma, new_tokens, batch_size, eos, model=FakeModel(wrong, cold))
+    got, batch, model = run(
+        prompts, gamma, new_tokens, batch_size, eos, model=FakeModel(wrong, cold)
+    )
     want = [plain_tokens(prompt, new_tokens, eos) for prompt in prompts]
     assert got == want
-    assert sum(each.new_tokens for each in job.rounds) == sum(
+    assert sum(each.new_tokens for each in batch.rounds) == sum(
         len(w) - len(p) for w, p in zip(want, prompts)
     )
-    frame = job.trace.to_frame()
+    frame = batch.trace.to_frame()
     assert frame[frame.kind == "round"]["count"].sum() == sum(
-        each.new_tokens for each in job.rounds
+        each.new_tokens for each in batch.rounds
     )
-    assert not model.rows and not job.waiting and not job.queue
+    assert not model.rows and not batch.waiting and not batch.queue
 
 
 @settings(max_examples=30)
@@ -200,9 +202,9 @@ def test_ragged_acceptance_never_changes_a_token(
     gamma=st.integers(1, 6),
 )
 def test_exactly_the_tokens_before_the_first_wrong_one_are_accepted(prompts, wrong, gamma):
-    _, job, _ = run(prompts, gamma, batch_size=3, wrong=wrong)
+    _, batch, _ = run(prompts, gamma, batch_size=3, wrong=wrong)
     length = {i: len(prompt) for i, prompt in enumerate(prompts)}
-    frame = job.trace.to_frame()
+    frame = batch.trace.to_frame()
     for event in frame[frame.kind == "accept"].itertuples():
         first_wrong = next(
             (i for i in range(event.size) if (event.row, length[event.row] + i) in wrong),
@@ -222,13 +224,13 @@ def test_blocks_begin_at_each_rows_own_last_token():
 
 
 def test_after_a_fully_accepted_round_no_position_is_missing():
-    got, job, _ = run([[1, 2], [3]], gamma=4, new_tokens=25)
+    got, batch, _ = run([[1, 2], [3]], gamma=4, new_tokens=25)
     assert (
-        all(list(each.accepted) == list(each.drafted) for each in job.rounds)
-        and sum(job.rounds[0].drafted) > 0
+        all(list(each.accepted) == list(each.drafted) for each in batch.rounds)
+        and sum(batch.rounds[0].drafted) > 0
     )
     assert got == [plain_tokens([1, 2], 25), plain_tokens([3], 25)]
-    assert len(job.rounds) == 5  # every round gives gamma + 1
+    assert len(batch.rounds) == 5  # every round gives gamma + 1
 
 
 @pytest.mark.parametrize("position", range(6))
@@ -237,9 +239,9 @@ def test_a_row_ends_at_its_first_eos_wherever_in_the_block(position, wrong):
     prompt = [7, 8]
     eos = plain_tokens(prompt, 12)[2 + position]
     want = plain_tokens(prompt, 12, {eos})
-    got, job, _ = run([prompt, [9]], gamma=5, eos=[eos], wrong=wrong)
+    got, batch, _ = run([prompt, [9]], gamma=5, eos=[eos], wrong=wrong)
     assert got[0] == want and got[1] == plain_tokens([9], 12, {eos})
-    accepts = job.trace.to_frame().query("kind == 'accept' and row == 0")
+    accepts = batch.trace.to_frame().query("kind == 'accept' and row == 0")
     committed = accepts["count"].sum() + len(accepts)
     assert committed - (len(want) - 2) in (0, 1)  # an accepted EOS leaves no room for the bonus
 
@@ -253,9 +255,9 @@ def test_eos_inside_a_prompt_ends_nothing():
 
 @pytest.mark.parametrize("length", range(1, 7))
 def test_lengths_one_to_gamma_plus_one_stop_exactly(length):
-    got, job, model = run([[1, 2, 3], [4]], gamma=5, new_tokens=length)
+    got, batch, model = run([[1, 2, 3], [4]], gamma=5, new_tokens=length)
     assert got == [plain_tokens([1, 2, 3], length), plain_tokens([4], length)]
-    assert len(job.rounds) == 1
+    assert len(batch.rounds) == 1
     drafted = max(len(tokens[0]) for kind, tokens, *_ in model.log if kind == "target") - 1
     assert drafted == length - 1  # nothing is drafted that could not be kept
 
@@ -267,31 +269,31 @@ def test_finished_rows_take_no_part_in_any_later_step():
     rows_in_step = [len(tokens) for kind, tokens, *_ in together.log if kind == "target"]
     lengths = sorted(len(plain_tokens(prompt, 12, {eos})) - len(prompt) for prompt in prompts)
     assert rows_in_step == [
-        sum(length > step for length in lengths) for step in range(max(lengths))
+        sum(length > forward for length in lengths) for forward in range(max(lengths))
     ]
 
 
 def test_tokens_after_a_drafted_eos_or_the_limit_are_not_live():
     prompt = [7, 8]
     eos = plain_tokens(prompt, 20)[4]  # the third new token
-    _, job, model = run([prompt, [1]], gamma=6, eos=[eos], new_tokens=20)
+    _, batch, model = run([prompt, [1]], gamma=6, eos=[eos], new_tokens=20)
     first = next(live for kind, _, _, live in model.log if kind == "target")
     # last token, two drafts, the drafted EOS
     assert first[0].tolist() == [True] * 4 + [False] * (first.shape[1] - 4)
-    assert job.trace.to_frame().query("kind == 'verify'")["count"].iloc[0] == int(first.sum())
+    assert batch.trace.to_frame().query("kind == 'verify'")["count"].iloc[0] == int(first.sum())
 
 
 def test_finished_rows_are_replaced_from_the_queue_at_once():
     prompts = [[n] for n in range(9)]
-    _, job, model = run(prompts, gamma=0, new_tokens=4, batch_size=3)
+    _, batch, model = run(prompts, gamma=0, new_tokens=4, batch_size=3)
     assert [len(tokens) for kind, tokens, *_ in model.log if kind == "target"] == [3] * 12
-    assert sum(len(each.prompts) for each in job.rounds) == 36
+    assert sum(len(each.prompts) for each in batch.rounds) == 36
 
 
 def test_a_cold_start_decodes_plainly():
-    got, job, model = run([[1, 2, 3]], gamma=4, model=FakeModel(cold=3))
+    got, batch, model = run([[1, 2, 3]], gamma=4, model=FakeModel(cold=3))
     assert got == [plain_tokens([1, 2, 3], 12)]
-    assert [each.gamma for each in job.rounds[:4]] == [0, 0, 0, 4]
+    assert [each.gamma for each in batch.rounds[:4]] == [0, 0, 0, 4]
     assert [kind for kind, *_ in model.log[1:4]] == ["target"] * 3
 
 
@@ -304,7 +306,7 @@ def test_prefill_leaves_out_the_last_token_and_masks_the_padding():
 
 def test_nan_logits_stop_the_round_with_one_sentence():
     model = FakeModel()
-    model.step = lambda tokens, starts: torch.full((*tokens.shape, VOCAB), float("nan"))
+    model.forward = lambda tokens, starts: torch.full((*tokens.shape, VOCAB), float("nan"))
     with pytest.raises(SpecMoEError, match="logits are NaN"):
         run([[1]], gamma=0, model=model)
 
@@ -312,7 +314,7 @@ def test_nan_logits_stop_the_round_with_one_sentence():
 def test_the_fake_model_would_notice_a_skipped_position():
     """The instrument itself: a row that starts one too late has a hole."""
     model = FakeModel()
-    model.enter(0, FakeRow(0, {0: 1}))
+    model.add_row(0, FakeRow(0, {0: 1}))
     model.set_live(torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(KeyError):
-        model.step(torch.tensor([[5]]), torch.tensor([2]))
+        model.forward(torch.tensor([[5]]), torch.tensor([2]))

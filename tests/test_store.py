@@ -122,7 +122,7 @@ def test_what_compute_waits_for_goes_before_prefetches(opened, monkeypatch):
     assert gate.entered.wait(60)
     reads = [store.submit(key, buffer_for(store), PREFETCH) for key in keys[1:4]]
     reads += [store.submit(key, buffer_for(store), DEMAND) for key in keys[4:7]]
-    store.hasten(reads[2])  # a prefetch that compute waits for now
+    store.promote(reads[2])  # a prefetch that compute waits for now
     gate.gate.set()
     for read in [first, *reads]:
         read.wait()
@@ -231,7 +231,7 @@ def test_until_a_stalled_read_comes_back_nothing_is_read_and_nothing_is_drained(
     stalled = store.submit(keys[1], buffer_for(store))
     assert gate.entered.wait(60)
     monkeypatch.setattr(transfers, "STALL_S", 0.01)
-    stalled.settle()
+    stalled.wait_released()
     for use in (lambda: store.submit(keys[2], buffer_for(store)), store.drain):
         with pytest.raises(
             StoreError, match="expert 1 of MoE layer 0 has stalled and not come back"

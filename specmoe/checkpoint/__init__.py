@@ -13,7 +13,7 @@ recipes   transformers' own conversion mapping: which checkpoint tensors make wh
 model     the model on meta, its experts modules, the loading of everything that is not an expert
 layout    how a record is laid out; a packed folder, opened and checked
 plan      where in the checkpoint every expert lies, checked by shapes before weights are read
-widening  zero FFN columns, so that small experts cost what large ones do
+padding   zero FFN columns, so that small experts cost what large ones do
 cache     the folder of packed copies: what is in it, and removing it
 identity  a hash of every byte, and the time stamps that say whether to read them again
 packing   writing the records: atomic, resumable, one expert in memory at a time

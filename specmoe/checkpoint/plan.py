@@ -20,8 +20,8 @@ from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import Checkpoint
 from .layout import ExpertLayout
 from .model import expert_modules, expert_parameters, meta_model, read_config
+from .padding import FfnAxis, ffn_axes, pad_ffn, place
 from .recipes import Recipe, Tensors, recipes
-from .widening import FfnAxis, ffn_axes, place, widen
 
 DIGITS = 32  # of the digest of one expert
 
@@ -143,7 +143,7 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
         )
     native = ExpertLayout.of(shapes[0], _common_dtype(checkpoint, by_layer))
     axes = ffn_axes(modules[layers[0]])
-    layout = widen(native, axes, expert_bytes) if expert_bytes is not None else native
+    layout = pad_ffn(native, axes, expert_bytes) if expert_bytes is not None else native
     ordered = tuple(tuple(by_layer[name]) for name in layers)
     return ExpertPlan(checkpoint, view, layers, num_experts, ordered, native, layout, axes)
 

@@ -31,7 +31,7 @@ from ..offload.slots import Slots
 from ..offload.store import ExpertStore, open_store
 from ..offload.transfers import allocate_slots
 from ..options import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
-from ..speculate.loop import Row
+from ..speculate.loop import Sequence
 from ..speculate.sampling import Sampler
 from ..trace import Trace
 from .exactness import ExactReport, compare_methods
@@ -165,16 +165,18 @@ class Engine:
         eos = rules.eos.union(*(row.rules.eos for row in rows if row.rules))
         return Run(self, Plan(rows, options, method, sampler, batch_size, eos))
 
-    def _read(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
+    def _read(self, prompts, attention_mask, options: GenerateOptions) -> list[Sequence]:
         if self.is_translation:
             return self._read_sources(prompts, attention_mask, options)
         refuse_languages(options.source_lang, options.target_lang, self.model.config.model_type)
         tokens = read_prompts(prompts, attention_mask, self._tokenizer, self.decoder.vocab_size)
         check_lengths(tokens, options.max_new_tokens, self.decoder.max_positions)
         new, first = options.max_new_tokens, options.first_prompt
-        return [Row(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)]
+        return [
+            Sequence(first + index, list(row), len(row) + new) for index, row in enumerate(tokens)
+        ]
 
-    def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Row]:
+    def _read_sources(self, prompts, attention_mask, options: GenerateOptions) -> list[Sequence]:
         """Rows of an encoder-decoder: as in transformers, ``max_new_tokens`` counts all but the
         start token."""
         sources = read_sources(
@@ -191,7 +193,7 @@ class Engine:
         )
         limit, first = 1 + options.max_new_tokens, options.first_prompt
         return [
-            Row(first + index, list(start), limit, source=source)
+            Sequence(first + index, list(start), limit, source=source)
             for index, source in enumerate(sources)
         ]
 
@@ -216,7 +218,7 @@ class Engine:
             self.store, Slots(slots), RunPolicy(method.rule, method.first_kept), method.mode, trace
         )
 
-    def to_output(self, rows: list[Row], stats: Stats, trace: Trace) -> Output:
+    def to_output(self, rows: list[Sequence], stats: Stats, trace: Trace) -> Output:
         with torch.inference_mode(False):  # tensors that a user may change or train on
             sequences = [torch.tensor(row.tokens) for row in rows]
         tokens, lengths = [row.tokens for row in rows], [row.num_prompt for row in rows]
@@ -243,10 +245,12 @@ class Engine:
         options = {"method": "cached", "eviction": "temporal", "eos_token_id": [], **languages}
         with self.start(prompts, max_new_tokens=max_new_tokens, **options) as run:
             run.output()
-            self.hotness = run.job.experts.totals
+            self.hotness = run.batch.experts.totals
         return self.hotness
 
-    def _hotness_for(self, options: GenerateOptions, rows: list[Row]) -> list[list[int]] | None:
+    def _hotness_for(
+        self, options: GenerateOptions, rows: list[Sequence]
+    ) -> list[list[int]] | None:
         """Calibrates on the job's first prompts when a method needs it and nobody has."""
         static = options.method == "cached" and options.eviction == "static"
         hot_global = options.method in ("specmoe", "auto") and options.draft_set == "hot_global"
@@ -273,11 +277,11 @@ class Engine:
         with held(self, method, Trace(enabled=False)) as experts:
             self.decoder.allocate(1, len(tokens) + 1)
             first = len(tokens) - 1 if source is None else 0
-            row = Row(0, tokens if source is None else tokens[:1], len(tokens), source=source)
+            row = Sequence(0, tokens if source is None else tokens[:1], len(tokens), source=source)
             with experts.prefilling():
                 self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
             with experts.verifying(None):
-                return self.decoder.step(torch.tensor([tokens[first:]]), torch.tensor([first]))[
+                return self.decoder.forward(torch.tensor([tokens[first:]]), torch.tensor([first]))[
                     0, -1
                 ]
 
@@ -331,7 +335,7 @@ class Engine:
         self.close()
 
 
-def _copies(rows: list[Row], options: GenerateOptions) -> list[Row]:
+def _copies(rows: list[Sequence], options: GenerateOptions) -> list[Sequence]:
     """``num_return_sequences`` rows for each, side by side, with noise of their own and one
     prefill."""
     number = options.num_return_sequences

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..speculate.loop import Job
+from ..speculate.loop import Batch
 from ..trace import Trace
 
 SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
@@ -129,15 +129,15 @@ class Output:
 def make_stats(
     method: str,
     batch_size: int,
-    job: Job,
+    batch: Batch,
     seconds: float,
     peak_bytes: int,
     *,
     kept_full: bool,
     seed: int | None = None,
 ) -> Stats:
-    """Sums over the rounds of ``job``; prefill's share of what its pool moved is taken off here."""
-    rounds, moved = job.rounds, job.experts.pool.counts.minus(job.prefill)
+    """Sums over the rounds of ``batch``, without what its prefills moved."""
+    rounds, moved = batch.rounds, batch.experts.pool.counts.minus(batch.prefill)
     num_new_tokens = sum(each.new_tokens for each in rounds)
     num_drafted = sum(sum(each.drafted) for each in rounds)
     num_accepted = sum(sum(each.accepted) for each in rounds)
@@ -163,8 +163,8 @@ def make_stats(
         wait_s=moved.wait_s,
         draft_s=sum(each.draft_s for each in rounds),
         verify_s=sum(each.verify_s for each in rounds),
-        prefill_s=job.prefill_s,
-        prefill_bytes=job.prefill.fetched_bytes,
+        prefill_s=batch.prefill_s,
+        prefill_bytes=batch.prefill.fetched_bytes,
         peak_fast_expert_bytes=peak_bytes,
         kept_full=kept_full,
         seed=seed,

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import OptionError
 from ..options import GenerateOptions
-from ..speculate.loop import Row
+from ..speculate.loop import Sequence
 
 
 class Watcher:
@@ -22,7 +22,7 @@ class Watcher:
             raise OptionError(
                 f"streamer shows one prompt, and {len(prompts)} were given: use progress=True"
             )
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, Sequence] = {}
         self._num_prompts = len(prompts)
         self._streamer = options.streamer
         self._callback = None
@@ -38,10 +38,10 @@ class Watcher:
             self._shown = len(prompts[0])
 
     @property
-    def finished(self) -> list[Row]:
+    def finished(self) -> list[Sequence]:
         return [self._rows[prompt] for prompt in sorted(self._rows)]
 
-    def see(self, rows: list[Row]) -> None:
+    def see(self, rows: list[Sequence]) -> None:
         """Rows in flight after a round."""
         done = {row.prompt: row for row in rows if row.finished}
         self._rows.update(done)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -21,7 +21,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..errors import OptionError
 from ..options import GenerateOptions
-from ..speculate.loop import Row
+from ..speculate.loop import Sequence
 from ..speculate.processors import RowRules
 from .settings import (
     CALLABLES,
@@ -77,7 +77,7 @@ class Rules:
     def eos(self) -> frozenset[int]:
         return end_tokens(self.config.eos_token_id)
 
-    def give_rules(self, rows: Sequence[Row]) -> bool:
+    def give_rules(self, rows: Iterable[Sequence]) -> bool:
         """Give ``rows`` their rules; False, and none given, where the sampler's own are enough."""
         if self._sets and len(self._sets) != len(rows):
             raise OptionError(
@@ -95,12 +95,12 @@ class Rules:
                 ) from refusal
         return True
 
-    def _is_plain(self, row: Row) -> bool:
+    def _is_plain(self, row: Sequence) -> bool:
         rules = self._rules(row, {})
         basic = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper")
         return not rules.criteria and all(type(each).__name__ in basic for each in rules.processors)
 
-    def _rules(self, row: Row, own: Mapping) -> RowRules:
+    def _rules(self, row: Sequence, own: Mapping) -> RowRules:
         config = copy.copy(self.config)
         _fill(config, own)
         check_effect(own, config.do_sample)

@@ -25,7 +25,7 @@ import torch
 from ..errors import SpecMoEError
 from ..offload.experts import RunExperts
 from ..options import GenerateOptions
-from ..speculate.loop import Job, Row, decode
+from ..speculate.loop import Batch, Sequence, decode
 from ..speculate.sampling import Sampler
 from ..trace import PoolCounts, Round, Trace
 from .methods import Method
@@ -120,7 +120,7 @@ def _ending(*ends: Callable[[], None]) -> Iterator[None]:
 class Plan:
     """A run before it begins: nothing is held yet."""
 
-    rows: list[Row]
+    rows: list[Sequence]
     options: GenerateOptions
     method: Method
     sampler: Sampler
@@ -132,7 +132,7 @@ class Run:
     """A run under way: ``with engine.start(...) as run: for round in run: ...; run.output()``.
 
     Iterating gives one frozen ``Round`` after the other; leaving ``with`` ends every read and frees
-    the KV cache, however the run ended. ``job`` holds its parts: decoder, experts, sampler,
+    the KV cache, however the run ended. ``batch`` holds its parts: decoder, experts, sampler,
     planner, queue, rows in flight.
     """
 
@@ -141,7 +141,7 @@ class Run:
         self.plan = plan
         self.trace = Trace(enabled=engine.options.trace)
         self.watcher: Watcher | None = None
-        self.job: Job | None = None
+        self.batch: Batch | None = None
         self.seconds = 0.0
         self._rounds: Iterator[Round] = iter(())
         self._stack = ExitStack()
@@ -156,7 +156,7 @@ class Run:
             eager = plan.options.substitute == "router"
             stack.enter_context(engine.decoder.passes.plainly() if eager else nullcontext())
             engine.decoder.allocate(plan.batch_size, max(row.limit for row in plan.rows))
-            self.job = Job(
+            self.batch = Batch(
                 engine.decoder,
                 experts,
                 plan.sampler,
@@ -167,7 +167,7 @@ class Run:
                 self.trace,
             )
             self.trace.restart()
-            self._rounds = decode(self.job)
+            self._rounds = decode(self.batch)
             self._stack = stack.pop_all()
         return self
 
@@ -182,7 +182,7 @@ class Run:
         began_s = time.perf_counter()
         try:
             done = next(self._rounds)
-            self.watcher.see(self.job.rows)
+            self.watcher.see(self.batch.rows)
             return done
         finally:
             self.seconds += time.perf_counter() - began_s
@@ -191,13 +191,13 @@ class Run:
         """Tokens, texts, stats and trace; rounds that are left run first."""
         for _ in self:
             pass
-        plan, job, engine = self.plan, self.job, self.engine
-        pool = job.experts.pool
+        plan, batch, engine = self.plan, self.batch, self.engine
+        pool = batch.experts.pool
         stats = make_stats(
             plan.options.method,
             plan.batch_size,
-            job,
-            self.seconds - job.prefill_s,
+            batch,
+            self.seconds - batch.prefill_s,
             pool.num_bytes + engine.memory.scratch_bytes,
             kept_full=len(plan.rows) > plan.batch_size,
             seed=plan.sampler.seed if plan.options.do_sample else None,

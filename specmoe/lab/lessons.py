@@ -250,35 +250,46 @@ def draw_plans(plans: dict[str, pd.DataFrame]):
 # ---- what one draft step does ----
 
 
+class _Profiled:
+    """A decoder that profiles draft step number ``step``."""
+
+    def __init__(self, decoder, trace, step: int):
+        self.decoder = decoder
+        self.trace = trace
+        self.step = step
+        self.seen = 0
+        self.profile = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.decoder, name)
+
+    def forward(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        self.seen += self.trace.phase == "draft"
+        if self.trace.phase != "draft" or self.seen != self.step:
+            return self.decoder.forward(tokens, starts)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            logits = self.decoder.forward(tokens, starts)
+        self.profile = profile
+        return logits
+
+
 def profile_draft_step(engine: Engine, prompts, step: int = 8, **options) -> pd.DataFrame:
     """torch.profiler over one draft step: a row per operator, calls, own milliseconds on the CPU,
     share of the step.
 
     ``step``: which one (the first ones warm up). ``options`` are those of ``Engine.generate``,
-    method specmoe. Raises ``OptionError`` if fewer steps were drafted. The engine is as before
-    afterwards.
+    method specmoe. Raises ``OptionError`` if fewer steps were drafted.
     """
-    decoder, plain, seen, profiles = engine.decoder, engine.decoder.draft_step, [0], []
-
-    def watched(*args):
-        seen[0] += 1
-        if seen[0] != step:
-            return plain(*args)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            logits = plain(*args)
-        profiles.append(profile)
-        return logits
-
-    decoder.draft_step = watched
-    try:
-        engine.generate(prompts, method="specmoe", **options)
-    finally:
-        del decoder.draft_step
-    if not profiles:
-        raise OptionError(f"step={step} was not reached: {seen[0]} draft steps ran")
+    with engine.start(prompts, method="specmoe", **options) as run:
+        run.batch.decoder = watched = _Profiled(run.batch.decoder, run.batch.trace, step)
+        for _ in run:
+            if watched.profile is not None:
+                break
+    if watched.profile is None:
+        raise OptionError(f"step={step} was not reached: {watched.seen} draft steps ran")
     rows = [
         (event.key, event.count, event.self_cpu_time_total / 1e3)
-        for event in profiles[0].key_averages()
+        for event in watched.profile.key_averages()
     ]
     table = pd.DataFrame(rows, columns=["operator", "calls", "own_ms"]).sort_values(
         "own_ms", ascending=False

@@ -120,7 +120,7 @@ def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torc
     pool, live = experts.pool, experts.live
     # some models hand in their pairs one by one
     rows = index.shape[0] if live is None else len(live)
-    ahead = {key.expert for key in pool.unclaimed if key.layer == layer}
+    ahead = {key.expert for key in pool.speculative if key.layer == layer}
     parts = (
         part.reshape(rows, -1).tolist()
         for part in (index, weights.float(), experts.computed(layer, index))

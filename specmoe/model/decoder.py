@@ -2,8 +2,8 @@
 
 Comes in: a model whose experts are offloaded, token blocks ``[B, T]`` and where they begin in each
 row. Goes out: logits ``[B, T, V]``. ``speculate.loop`` calls next; it does not know what kind of
-model it drives. ``seq2seq`` has the same verbs for an encoder-decoder: ``prefill``, ``enter``,
-``step``, ``leave``.
+model it drives. ``seq2seq`` has the same verbs for an encoder-decoder: ``prefill``, ``add_row``,
+``forward``, ``remove_row``.
 
     B rows, T tokens of a block, V vocabulary
 """
@@ -133,7 +133,7 @@ class CausalDecoder:
 
     def prefill(self, rows: list, set_live: Callable) -> list:
         """Run the prompts of ``rows`` (all but their last token, which the first round feeds) ->
-        one state per row for ``enter``. ``set_live(live)`` is told which tokens are real."""
+        one state per row for ``add_row``. ``set_live(live)`` is told which tokens are real."""
         tokens, live = pad([row.tokens[:-1] for row in rows])
         if tokens.shape[1] == 0:
             return [None] * len(rows)
@@ -152,31 +152,29 @@ class CausalDecoder:
             kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())
         ]
 
-    def enter(self, row: int, state) -> None:
+    def add_row(self, row: int, state) -> None:
         """A prefilled prompt becomes row ``row``."""
         if state is not None:
             self.kv_cache.put_row(row, state)
 
-    def leave(self, row: int, last: int) -> None:
+    def remove_row(self, row: int, last: int) -> None:
         """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
         together."""
         if row != last:
             self.kv_cache.move_row(last, row)
 
-    def step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T,
         V]``."""
         return self._forward(self.kv_cache, tokens, starts)
 
-    draft_step = step
-
-    def narrow(self, rows: torch.Tensor) -> None:
-        """Go on with ``rows`` only, until ``widen``; what they write is lost then."""
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Go on with ``rows`` only, until ``restore_rows``; what they write is lost then."""
         self._all_rows = self._all_rows or self.kv_cache
         self.kv_cache = self.kv_cache.select(rows)
 
-    def widen(self) -> None:
-        """All rows again, as they were before ``narrow``."""
+    def restore_rows(self) -> None:
+        """All rows again, as they were before ``select_rows``."""
         if self._all_rows is not None:
             self.kv_cache = self._all_rows
             self._all_rows = None

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +94,13 @@ class ExpertKernel:
     ):
         self.layout = layout
         self.dtype = dtype
-        widen = layout.dtype != dtype
+        upcast = layout.dtype != dtype
         self.scratch = (
             {
                 name: torch.empty(shape, dtype=dtype, device=device)
                 for name, shape in zip(layout.names, layout.shapes, strict=True)
             }
-            if widen
+            if upcast
             else None
         )
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
@@ -149,7 +151,7 @@ class ExpertKernel:
             self.scratch[name].copy_(weight)
         return self.scratch
 
-    def widened_copy(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
+    def upcast_copy(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record's weights in the model's dtype, in memory of their own (for records that never
         move)."""
         return {name: weight.to(self.dtype) for name, weight in self.layout.views(record).items()}
@@ -198,3 +200,38 @@ def compiler_works(device="cpu") -> bool:
         )
         return False
     return True
+
+
+# number -> OffloadedExperts: operators take no objects
+_installed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def number_of(experts) -> int:
+    """The number under which the operator finds ``experts`` as long as it lives."""
+    _installed[id(experts)] = experts
+    return id(experts)
+
+
+@cache
+def experts_operator():
+    """The experts function as one operator, so that ``torch.compile`` can trace a whole model
+    around it: which experts and which reads depends on data, and stays plain Python.
+    ``specmoe::experts(number, layer, hidden [T, D], index [T, K], weights [T, K]) -> [T, D]``,
+    registered once."""
+
+    def run(
+        number: int, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        return _installed[number].forward(layer, hidden, index, weights).contiguous()
+
+    run.__annotations__ = {
+        "number": int,
+        "layer": int,
+        "hidden": torch.Tensor,
+        "index": torch.Tensor,
+        "weights": torch.Tensor,
+        "return": torch.Tensor,
+    }
+    operator = torch.library.custom_op("specmoe::experts", run, mutates_args=())
+    operator.register_fake(lambda number, layer, hidden, index, weights: torch.empty_like(hidden))
+    return operator

@@ -182,14 +182,14 @@ class Seq2SeqDecoder:
             for row, (length, num) in enumerate(zip(lengths, real.sum(dim=1).tolist(), strict=True))
         ]
 
-    def enter(self, row: int, state) -> None:
+    def add_row(self, row: int, state) -> None:
         """A prefilled prompt becomes row ``row``."""
         self_states, cross_states = state
         self.kv_cache.put_row(row, self_states)
         self.cross.put_row(row, cross_states)
         self._view = None
 
-    def leave(self, row: int, last: int) -> None:
+    def remove_row(self, row: int, last: int) -> None:
         """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
         together."""
         if row != last:
@@ -197,7 +197,7 @@ class Seq2SeqDecoder:
             self.cross.move_row(last, row)
         self._view = None
 
-    def step(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T,
         V]``."""
         if self._view is None:
@@ -208,17 +208,15 @@ class Seq2SeqDecoder:
         )
         return self._forward(self.kv_cache, cross, real, tokens, starts, unused)
 
-    draft_step = step
-
-    def narrow(self, rows: torch.Tensor) -> None:
-        """Go on with ``rows`` only, until ``widen``; what they write is lost then."""
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Go on with ``rows`` only, until ``restore_rows``; what they write is lost then."""
         self._all_rows = self._all_rows or (self.kv_cache, self.cross)
         self.kv_cache = self.kv_cache.select(rows)
         self.cross = self.cross.select(rows)
         self._view = None
 
-    def widen(self) -> None:
-        """All rows again, as they were before ``narrow``."""
+    def restore_rows(self) -> None:
+        """All rows again, as they were before ``select_rows``."""
         if self._all_rows is not None:
             (self.kv_cache, self.cross), self._all_rows, self._view = self._all_rows, None, None
 

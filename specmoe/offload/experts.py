@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..errors import SpecMoEError, UnsupportedModelError
-from ..model.kernels import ExpertKernel
-from ..model.opaque import experts_operator, number_of
+from ..model.kernels import ExpertKernel, experts_operator, number_of
 from . import affinity
 from .dispatch import (
     Groups,
@@ -296,7 +295,7 @@ class RunExperts:
         if self.remembered is None:
             return kernel.target(module, record, x)
         if key not in self.remembered:
-            self.remembered[key] = kernel.widened_copy(record)
+            self.remembered[key] = kernel.upcast_copy(record)
         return kernel.run(module, self.remembered[key], x)
 
     def _count(self, layer: int, counts: list[int]) -> None:

@@ -5,9 +5,9 @@ router named and the set to keep (``offload.policies``, ``draft_sets``). Goes ou
 first, then misses as they arrive. ``experts`` calls next.
 
 A slot is free, being filled, or resident. A resident expert is *kept* (protected: chosen to stay),
-*needed* (protected until the layer has computed it), *prefetched and unclaimed* (it waits for its
-layer), or it *lingers*: nobody chose it, and it stays until somebody wants its slot. The pool never
-holds more bytes than its slots, whatever is asked of it.
+*in use* (protected until the layer has computed it), *speculative* (prefetched for a layer that has
+not asked yet), or *evictable*: it stays until its slot is wanted. The pool never holds more bytes
+than its slots, whatever is asked of it.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class PoolMode(Enum):
 class ResidentPool:
     """Fixed slots, one record each. ``policy.num_kept`` experts per layer may be protected at once;
     the slots beyond ``num_protected`` carry everything else through; layers before
-    ``policy.first_kept`` (an encoder's) keep none. Of those that linger the one of least priority
-    goes first, among equals the least recently used; for a read of less priority only
-    ``max_passing`` slots are taken at a time."""
+    ``policy.first_kept`` (an encoder's) keep none. Eviction order of the unprotected: lowest
+    priority, then least recently used. A read of lower priority than every evictable expert may
+    hold at most ``max_in_transit`` slots."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ResidentPool:
         self.store = store
         self.policy = policy
         self.mode = mode
-        self.linger = mode in (PoolMode.CACHED, PoolMode.RESIDENT)
+        self.evictable = mode in (PoolMode.CACHED, PoolMode.RESIDENT)
         self.synchronous = mode is PoolMode.ON_DEMAND
         num_kept, first_kept = policy.num_kept, policy.first_kept
         self.trace = Trace(enabled=False) if trace is None else trace  # an empty trace is false
@@ -91,7 +91,7 @@ class ResidentPool:
         # slots that prefetches never take
         self.num_reserved = min(2, num_slots - needed_slots + 1)
         # on demand at once, beyond what takes the place of something worth less
-        self.max_passing = store.num_readers + 2
+        self.max_in_transit = store.num_readers + 2
         self.counts = PoolCounts()
         self._empty()
 
@@ -100,10 +100,10 @@ class ResidentPool:
         self.resident: dict[ExpertKey, int] = {}
         self.loading: dict[ExpertKey, _Loading] = {}
         # prefetched (landed or loading), not yet asked for
-        self.unclaimed: set[ExpertKey] = set()
+        self.speculative: set[ExpertKey] = set()
         # asked for by the layer that is being computed, in the order of reads
-        self.needed: dict[ExpertKey, None] = {}
-        self.passing: set[ExpertKey] = set()  # read on demand and not yet computed
+        self.in_use: dict[ExpertKey, None] = {}
+        self.in_transit: set[ExpertKey] = set()  # read on demand and not yet computed
         # of later layers, to be read once nothing of this one waits for a slot
         self.next_later: ExpertKey | None = None
         self.kept: list[set[int]] = [set() for _ in range(self.num_layers)]
@@ -126,7 +126,7 @@ class ResidentPool:
     @property
     def prefetch_room(self) -> int:
         """How many more experts may be prefetched now."""
-        return self.num_slots - self.num_protected - self.num_reserved - len(self.unclaimed)
+        return self.num_slots - self.num_protected - self.num_reserved - len(self.speculative)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
@@ -141,11 +141,11 @@ class ResidentPool:
         assert not (self.resident.keys() & self.loading.keys()), (
             "an expert is both resident and loading"
         )
-        assert all(self.holds(key) for key in self.unclaimed), "an unclaimed prefetch is not there"
-        assert all(self.holds(key) for key in self.needed), "a needed expert has been lost"
+        assert all(self.holds(key) for key in self.speculative), "a prefetch is lost"
+        assert all(self.holds(key) for key in self.in_use), "an expert in use is lost"
         assert all(len(kept) <= self.num_kept for kept in self.kept), "more kept than allowed"
         assert not any(self.kept[: self.policy.first_kept]), "an encoder's layer keeps experts"
-        assert all(loading.prefetch or key in self.needed for key, loading in self.loading.items())
+        assert all(loading.prefetch or key in self.in_use for key, loading in self.loading.items())
 
     # ---- the target's request: every distinct expert once ----
 
@@ -156,7 +156,7 @@ class ResidentPool:
         record), hits first, then misses as they arrive. A record is valid until the next one is
         taken. From here on exactly ``keep`` is protected in ``layer``. ``later``: experts of later
         layers, to be prefetched as soon as nothing of this one waits for a slot. Changes:
-        residents, counts, trace; evicts whatever neither is kept nor needed."""
+        residents, counts, trace; evicts whatever is neither kept nor in use."""
         assert len(keep) <= self.num_kept, f"{len(keep)} experts to keep, {self.num_kept} allowed"
         self.kept[layer] = set(keep)
         self.later = iter(later)
@@ -165,10 +165,10 @@ class ResidentPool:
         if self.mode is PoolMode.RESIDENT and all(key in self.resident for key in keys):
             self._count_request(keys, [])  # there is no more to keep books of
             return ((key.expert, self.record(key)) for key in keys)
-        self._give_up_unclaimed(layer, keys)
-        hits = [key for key in keys if key in self.resident and key not in self.unclaimed]
+        self._give_up_speculative(layer, keys)
+        hits = [key for key in keys if key in self.resident and key not in self.speculative]
         misses = [key for key in keys if key not in set(hits)]
-        self.needed = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
+        self.in_use = dict.fromkeys(hits + [key for key in misses if self.holds(key)])
         self._count_request(hits, misses)
         ahead = [key for key in misses if self.holds(key)]
         absent = sorted(
@@ -178,7 +178,7 @@ class ResidentPool:
         queue = deque(absent)
         for key in ahead:
             if key in self.loading:
-                self.store.hasten(self.loading[key].read)
+                self.store.promote(self.loading[key].read)
         if not self.synchronous:
             self._start_reads(queue)
         return self._arrivals(hits, ahead, queue)
@@ -190,15 +190,15 @@ class ResidentPool:
             for key in hits + [key for key in ahead if key in self.resident]:
                 yield key.expert, self.record(key)
                 self._computed(key, queue)
-            while self.needed or queue:
+            while self.in_use or queue:
                 self._start_reads(queue)
-                assert self.needed, "no slot can be freed for a needed expert"
-                for key in self._land():
+                assert self.in_use, "no slot can be freed for a needed expert"
+                for key in self._next_arrivals():
                     yield key.expert, self.record(key)
                     self._computed(key, queue)
         finally:
-            self.needed.clear()
-            self.passing.clear()
+            self.in_use.clear()
+            self.in_transit.clear()
             self.next_later = None
 
     def _count_request(self, hits: list, misses: list) -> None:
@@ -207,13 +207,13 @@ class ResidentPool:
         for key in hits:
             self.trace.add("hit", key.layer, key.expert)
         for key in misses:
-            if key in self.unclaimed:
-                self.unclaimed.discard(key)
+            if key in self.speculative:
+                self.speculative.discard(key)
                 self.counts.prefetch_used += 1
 
     def _start_reads(self, queue: deque) -> None:
         """Start queued reads while slots can be had; synchronous pools start one wave at a time."""
-        if self.synchronous and any(key in self.needed for key in self.loading):
+        if self.synchronous and any(key in self.in_use for key in self.loading):
             return
         wave = self.store.num_readers if self.synchronous else len(queue)
         for _ in range(min(wave, len(queue))):
@@ -224,17 +224,17 @@ class ResidentPool:
         while self.next_later and (self.holds(self.next_later) or self.prefetch(self.next_later)):
             self.next_later = next(self.later, None)
 
-    def _land(self) -> list[ExpertKey]:
-        """The next needed experts that have arrived, in the order of their reads, so that a run
+    def _next_arrivals(self) -> list[ExpertKey]:
+        """The next experts in use that have arrived, in the order of their reads, so that a run
         repeats itself; waits for one (synchronous: for all of them) when none has."""
-        self.settle_landed()
-        arrived = list(takewhile(lambda key: key in self.resident, self.needed))
-        on_the_way = [key for key in self.needed if key in self.loading]
+        self.collect_finished()
+        arrived = list(takewhile(lambda key: key in self.resident, self.in_use))
+        on_the_way = [key for key in self.in_use if key in self.loading]
         if on_the_way and (self.synchronous or not arrived):
             awaited = on_the_way if self.synchronous else on_the_way[:1]
             began_s = time.perf_counter()
             for key in awaited:
-                self._settle(key)
+                self._finish_read(key)
             self._count_wait(awaited[0], time.perf_counter() - began_s)
             arrived += awaited
         return arrived
@@ -246,12 +246,12 @@ class ResidentPool:
     def _computed(self, key: ExpertKey, queue: deque) -> None:
         """``key`` has been used: it may go now unless it is kept. Its slot may carry the next
         miss."""
-        self.needed.pop(key, None)
-        self.passing.discard(key)
+        self.in_use.pop(key, None)
+        self.in_transit.discard(key)
         slot = self.resident.pop(key)
         self.slots.mark_used(slot)
         self.resident[key] = slot  # now the most recently used
-        if not self.linger and key.expert not in self.kept[key.layer]:
+        if not self.evictable and key.expert not in self.kept[key.layer]:
             self._evict(key)
         if not self.synchronous:
             self._start_reads(queue)
@@ -267,7 +267,7 @@ class ResidentPool:
         if slot is None:
             return False
         self._load(key, slot, PREFETCH)
-        self.unclaimed.add(key)
+        self.speculative.add(key)
         self.counts.num_prefetches += 1
         return True
 
@@ -286,12 +286,12 @@ class ResidentPool:
         ):
             pass
 
-    def _give_up_unclaimed(self, layer: int, wanted: list[ExpertKey]) -> None:
-        for key in [k for k in self.unclaimed if k.layer == layer and k not in wanted]:
+    def _give_up_speculative(self, layer: int, wanted: list[ExpertKey]) -> None:
+        for key in [k for k in self.speculative if k.layer == layer and k not in wanted]:
             loading = self.loading.get(key)
             if loading is None:
-                self.unclaimed.discard(key)
-                if not self.linger and key.expert not in self.kept[key.layer]:
+                self.speculative.discard(key)
+                if not self.evictable and key.expert not in self.kept[key.layer]:
                     self._evict(key)
             elif self.store.cancel(loading.read):
                 self._forget(key)
@@ -299,8 +299,8 @@ class ResidentPool:
     def _forget(self, key: ExpertKey) -> None:
         """A read that never happened: its slot is free again and its bytes were never moved."""
         self.slots.give_back(self.loading.pop(key).slot)
-        self.counts.num_prefetches -= key in self.unclaimed
-        self.unclaimed.discard(key)
+        self.counts.num_prefetches -= key in self.speculative
+        self.speculative.discard(key)
         self.counts.num_fetches -= 1
         self.counts.fetched_bytes -= self.store.record_bytes
 
@@ -310,12 +310,12 @@ class ResidentPool:
         read = self.store.submit(key, self.slots[slot], priority, after=self.slots.last_use[slot])
         self.loading[key] = _Loading(slot, read, priority == PREFETCH)
         if priority == DEMAND:
-            self.needed[key] = None
-            self.passing.add(key)
+            self.in_use[key] = None
+            self.in_transit.add(key)
         self.counts.num_fetches += 1
         self.counts.fetched_bytes += self.store.record_bytes
 
-    def _settle(self, key: ExpertKey) -> None:
+    def _finish_read(self, key: ExpertKey) -> None:
         """A read has landed: loading -> resident."""
         loading = self.loading[key]
         loading.read.wait()
@@ -329,63 +329,64 @@ class ResidentPool:
         about = {"size": self.store.record_bytes, "seconds": read.seconds, "ended_s": read.ended_s}
         self.trace.add(kind, key.layer, key.expert, **about)
 
-    def settle_landed(self) -> None:
+    def collect_finished(self) -> None:
         """Make resident what has arrived meanwhile."""
         for key in [key for key, loading in self.loading.items() if loading.read.done()]:
-            self._settle(key)
+            self._finish_read(key)
 
     def _take_slot(self, key: ExpertKey, for_prefetch: bool = False) -> int | None:
-        """A slot to read ``key`` into: a free one, that of the lingering expert worth least, or
-        (never for a prefetch) an unclaimed prefetch's."""
-        self.settle_landed()
+        """A slot to read ``key`` into: a free one, that of the least evictable expert, or
+        (never for a prefetch) a speculative one's."""
+        self.collect_finished()
         if self.slots.free:
             return self.slots.take()
         least = min(
-            (other for other in self.resident if self._lingers(other)),
+            (other for other in self.resident if self._is_evictable(other)),
             key=self.policy.priority,
             default=None,
         )
         if least is not None and self._may_replace(key, least, for_prefetch):
             self._evict(least)
-        elif least is None and not for_prefetch and not self.passing:
+        elif least is None and not for_prefetch and not self.in_transit:
             self._evict_prefetched()
         return self.slots.take()
 
-    def _may_replace(self, key: ExpertKey, lingering: ExpertKey, for_prefetch: bool) -> bool:
-        """At once when ``key`` will be worth more once computed: then ``lingering`` would go
+    def _may_replace(self, key: ExpertKey, victim: ExpertKey, for_prefetch: bool) -> bool:
+        """At once when ``key`` will be worth more once computed: then ``victim`` would go
         anyway. Else only a few slots carry such reads through, one after the other; the others keep
         what will be wanted again."""
-        few = not for_prefetch and len(self.passing) < self.max_passing
-        return few or self.policy.priority(key) >= self.policy.priority(lingering)
+        few = not for_prefetch and len(self.in_transit) < self.max_in_transit
+        return few or self.policy.priority(key) >= self.policy.priority(victim)
 
-    def _lingers(self, key: ExpertKey) -> bool:
+    def _is_evictable(self, key: ExpertKey) -> bool:
         return (
             key.expert not in self.kept[key.layer]
-            and key not in self.needed
-            and key not in self.unclaimed
+            and key not in self.in_use
+            and key not in self.speculative
         )
 
     def _evict_prefetched(self) -> None:
         """Demand goes before guesses: take back the newest queued prefetch, else wait for one and
         use its slot."""
-        unclaimed = [key for key in self.loading if key in self.unclaimed]
-        for key in reversed(unclaimed):
+        speculative = [key for key in self.loading if key in self.speculative]
+        for key in reversed(speculative):
             if self.store.cancel(self.loading[key].read):
                 return self._forget(key)
         landed = next(
-            (key for key in self.resident if key in self.unclaimed and key not in self.needed), None
+            (key for key in self.resident if key in self.speculative and key not in self.in_use),
+            None,
         )
-        key = landed or next(iter(unclaimed), None)
+        key = landed or next(iter(speculative), None)
         if key is None:
             return
         if landed is None:
             self.loading[key].read.wait()
-            self._settle(key)
+            self._finish_read(key)
         self._evict(key)
 
     def _evict(self, key: ExpertKey) -> None:
         slot = self.resident.pop(key)
-        self.unclaimed.discard(key)
+        self.speculative.discard(key)
         self.slots.give_back(slot, was_filled=True)
         self.trace.add("evict", key.layer, key.expert)
 
@@ -396,13 +397,13 @@ class ResidentPool:
             if self.store.cancel(loading.read):
                 self._forget(key)
                 continue
-            loading.read.settle()
+            loading.read.wait_released()
             self.slots.give_back(self.loading.pop(key).slot)
             if loading.read.error is None:
                 self._trace_read(key, loading)
-        self.unclaimed &= self.resident.keys()
-        self.needed.clear()
-        self.passing.clear()
+        self.speculative &= self.resident.keys()
+        self.in_use.clear()
+        self.in_transit.clear()
         self.next_later = None
 
     @property

@@ -104,7 +104,7 @@ class ReadQueue:
         for _, _, read in waiting:
             self.cancel(read)
         for read in under_way:
-            read.settle()
+            read.wait_released()
         with self._lock:
             self._refuse_while_stalled()
 

@@ -64,7 +64,7 @@ class ExpertStore:
         """Take back a read nobody started; True when it will not happen."""
         return self._queue.cancel(read)
 
-    def hasten(self, read: Read) -> None:
+    def promote(self, read: Read) -> None:
         """Compute waits for this prefetch now: move it before all other prefetches."""
         self._queue.promote(read)
 

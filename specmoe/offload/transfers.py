@@ -138,7 +138,7 @@ class Read:
         if self.error is not None:
             raise self.error
 
-    def settle(self) -> None:
+    def wait_released(self) -> None:
         """Block until the reader lets go of the buffer, whatever became of the read; give up on one
         that has stalled."""
         self.abandoned = not self._finished.wait(STALL_S)

@@ -58,7 +58,7 @@ def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) ->
 
 
 def _until_it_lives(job: dict, limit: str) -> dict:
-    """A run under its limit; where that kills it, what ``job[limit]`` says is raised, and the row
+    """A run under its limit; where that kills it, what ``batch[limit]`` says is raised, and the row
     holds the limit it had."""
     for _ in range(TRIES):
         try:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ...speculate.loop import Row
+from ...speculate.loop import Sequence
 from ...trace import Round
 
 COUNTED = (
@@ -39,11 +39,11 @@ class EndlessQueue(deque):
     """Prompts that come back: a row taken from the front is queued again at the end. ``first`` rows
     are taken once."""
 
-    def __init__(self, first: list[Row], rows: list[Row]):
+    def __init__(self, first: list[Sequence], rows: list[Sequence]):
         super().__init__([*first, *rows])
         self.num_first = len(first)
 
-    def popleft(self) -> Row:
+    def popleft(self) -> Sequence:
         row = super().popleft()
         if self.num_first:
             self.num_first -= 1
@@ -52,13 +52,15 @@ class EndlessQueue(deque):
         return fresh(row)
 
 
-def fresh(row: Row, more: tuple[int, ...] | list[int] = ()) -> Row:
+def fresh(row: Sequence, more: tuple[int, ...] | list[int] = ()) -> Sequence:
     """A copy of a row that nobody has decoded yet; ``more``: tokens that it already has beyond its
     prompt."""
     return replace(row, tokens=[*row.tokens, *more])
 
 
-def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) -> list[Row]:
+def staggered(
+    rows: list[Sequence], texts: list[list[int]], batch: int, seed: int
+) -> list[Sequence]:
     """The first ``batch`` rows, each somewhere in its own text; the places are spread evenly and
     dealt at random."""
     places = [(number + 0.5) / batch for number in range(batch)]
@@ -66,7 +68,7 @@ def staggered(rows: list[Row], texts: list[list[int]], batch: int, seed: int) ->
     return [_inside(rows[number % len(rows)], texts, place) for number, place in enumerate(places)]
 
 
-def _inside(row: Row, texts: list[list[int]], place: float) -> Row:
+def _inside(row: Sequence, texts: list[list[int]], place: float) -> Sequence:
     """``row`` as far into its own text as ``place`` (0 .. 1) says, at least one token before its
     end."""
     text = texts[row.prompt]
@@ -90,11 +92,11 @@ class Window:
 
     def measure(self, run) -> None:
         """Iterate ``run``, whose batch is kept full, until the window is over."""
-        job, settled = run.job, False
+        batch, settled = run.batch, False
         self._prepare(run)
-        mark = self._reading(job)
+        mark = self._reading(batch)
         for done in run:
-            now = self._reading(job)
+            now = self._reading(batch)
             change = {name: now[name] - mark[name] for name in now} | _sums_of(done)
             mark = now
             if settled:
@@ -103,7 +105,7 @@ class Window:
                 self.gammas.append(done.gamma)
             else:
                 _add(self.warm_up, change)
-                settled = self._has_settled(job)
+                settled = self._has_settled(batch)
             if (
                 self.sums.get("seconds", 0.0) >= self.seconds
                 and self.sums["num_rounds"] >= LEAST_ROUNDS
@@ -111,29 +113,29 @@ class Window:
                 break
 
     def _prepare(self, run) -> None:
-        job, rows = run.job, list(run.job.queue)
+        batch, rows = run.batch, list(run.batch.queue)
         turned = rows[self.start % len(rows) :] + rows[: self.start % len(rows)]
         first = staggered(turned, self.texts, self.batch, self.start)
         used = self.batch % len(turned)
-        job.queue = EndlessQueue(first, turned[used:] + turned[:used])
-        job.trace.enabled = self.trace
+        batch.queue = EndlessQueue(first, turned[used:] + turned[:used])
+        batch.trace.enabled = self.trace
         # A prefill is not measured, and a slow link would only make it long.
-        job.during_prefill = job.experts.pool.store.link.unthrottled
+        batch.during_prefill = batch.experts.pool.store.link.unthrottled
 
-    def _reading(self, job) -> dict:
+    def _reading(self, batch) -> dict:
         """All counters now, prefill's share taken off."""
-        counts = job.experts.pool.counts.minus(job.prefill)
+        counts = batch.experts.pool.counts.minus(batch.prefill)
         reading = {name: getattr(counts, name) for name in COUNTED}
         reading |= {name: counter() for name, counter in self.watch.items()}
-        return reading | {"seconds": time.perf_counter() - job.prefill_s}
+        return reading | {"seconds": time.perf_counter() - batch.prefill_s}
 
-    def _has_settled(self, job) -> bool:
+    def _has_settled(self, batch) -> bool:
         """Warm enough to measure: time and rounds have passed, and the planner no longer only tries
         things out."""
         passed = self.warm_up
         if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
             return False
-        return job.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(
+        return batch.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(
             self.seconds, self.warm_up_s
         )
 

@@ -16,7 +16,7 @@ import torch
 from ...offload.experts import Drafting, RunExperts
 from ...offload.policies import KeepPolicy
 from ...options import GenerateOptions
-from ...speculate.loop import Drafted, Job, Row, accept, draft, verify
+from ...speculate.loop import Batch, Drafted, Sequence, accept, draft, verify
 from ...speculate.planner import FixedGamma
 from ...speculate.sampling import Sampler
 from .probing import Prober
@@ -26,7 +26,7 @@ STEPS_PER_DRAFT = 3
 
 
 class BareExperts:
-    """The experts of a job whose passes shall run without any: the experts function gives zeros.
+    """The experts of a batch whose passes shall run without any: the experts function gives zeros.
     ``between`` runs before each draft step; its seconds are counted apart."""
 
     def __init__(self, experts: RunExperts, between):
@@ -58,31 +58,31 @@ class PassProber(Prober):
         found = []
         for rows, block, positions in ((r, b, p) for r in ROWS for b in BLOCKS for p in POSITIONS):
             drafted = Drafted(torch.ones(rows, block - 1, dtype=torch.long), [block - 1] * rows)
-            with self._job(rows, positions, block) as (job, batch):
+            with self._batch(rows, positions, block) as batch:
 
-                def work(job=job, batch=batch, drafted=drafted):
-                    accept(job, batch, drafted, verify(job, batch, drafted))
+                def work(batch=batch, drafted=drafted):
+                    accept(batch, drafted, verify(batch, drafted))
 
-                seconds = self.time(work, lambda b=batch, p=positions: _shorten(b, p))
+                seconds = self.time(work, lambda b=batch, p=positions: _shorten(b.rows, p))
             found.append([rows, block, positions, seconds])
         return found
 
     def steps(self) -> list[list[float]]:
         found = []
         for rows, positions in ((r, p) for r in ROWS for p in POSITIONS):
-            with self._job(rows, positions, STEPS_PER_DRAFT) as (job, batch):
+            with self._batch(rows, positions, STEPS_PER_DRAFT + 1) as batch:
 
-                def work(job=job, batch=batch):
-                    job.experts.between_s = 0.0
-                    draft(job, batch, STEPS_PER_DRAFT)
-                    return job.experts.between_s
+                def work(batch=batch):
+                    batch.experts.between_s = 0.0
+                    draft(batch)
+                    return batch.experts.between_s
 
                 found.append([rows, positions, self.time(work) / STEPS_PER_DRAFT])
         return found
 
     @contextmanager
-    def _job(self, rows: int, positions: int, block: int) -> Iterator[tuple[Job, list[Row]]]:
-        """A job with so many rows in flight, each of ``positions`` tokens."""
+    def _batch(self, rows: int, positions: int, block: int) -> Iterator[Batch]:
+        """A batch with so many rows in flight, each of ``positions`` tokens."""
         engine, state = self.engine, self.state
         rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
         with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (
@@ -91,19 +91,17 @@ class PassProber(Prober):
         ):
             engine.decoder.allocate(rows, positions + block + 1)
             for row in range(rows):
-                engine.decoder.enter(row, state)
-            yield (
-                Job(
-                    engine.decoder,
-                    BareExperts(experts, self.crowd),
-                    Sampler(GenerateOptions(seed=0)),
-                    FixedGamma(block - 1),
-                    deque(),
-                    rows,
-                    frozenset(),
-                    experts.pool.trace,
-                ),
-                [Row(row, [1] * positions, 1 << 30) for row in range(rows)],
+                engine.decoder.add_row(row, state)
+            yield Batch(
+                engine.decoder,
+                BareExperts(experts, self.crowd),
+                Sampler(GenerateOptions(seed=0)),
+                FixedGamma(block - 1),
+                deque(),
+                rows,
+                frozenset(),
+                experts.pool.trace,
+                rows=[Sequence(row, [1] * positions, 1 << 30) for row in range(rows)],
             )
 
     @cached_property
@@ -117,8 +115,8 @@ class PassProber(Prober):
             return engine.decoder.prefill([row], experts.set_live)[0]
 
 
-def _shorten(batch: list[Row], positions: int) -> None:
+def _shorten(rows: list[Sequence], positions: int) -> None:
     """Forget what a probe has committed."""
-    for row in batch:
+    for row in rows:
         del row.tokens[positions:]
         row.finished = False

@@ -1,4 +1,4 @@
-"""Widening: experts get zero FFN columns, so that small models cost what large ones do. Outputs
+"""Padding: experts get zero FFN columns, so that small models cost what large ones do. Outputs
 stay the same.
 
 Comes in: an experts module and the layout of its experts. Goes out: where each tensor has its FFN
@@ -49,7 +49,7 @@ def _is_concatenated(module: nn.Module) -> bool:
     return not module._apply_gate(torch.tensor([[0.0, torch.nan, 0.0, 0.0]]))[0, 0].isnan()
 
 
-def widen(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
+def pad_ffn(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
     """The layout with as many zero FFN columns as bring the payload to at least
     ``expert_bytes``."""
     shapes = dict(zip(native.names, native.shapes))
