@@ -1,8 +1,9 @@
 """Fewer pairs to compute while drafting: choices that share a stand-in, and top_k less than the
-model's."""
+model's. And what is read ahead: votes of the draft, guesses about the next layer."""
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from specmoe.offload.dispatch import keep_top_k, merge_duplicates
@@ -72,3 +73,50 @@ def test_two_votes_are_needed_where_there_is_more_than_one_token():
     several = Votes(2, 3)
     assert several.add(1, [1, 1, 0], 2) == []
     assert several.add(1, [0, 1, 2], 3) == [1, 2] and list(several.after(0)) == [(1, 1), (1, 2)]
+
+
+# ---- the guess about the next layer (overlapped)
+
+HIDDEN = torch.arange(8.0).view(4, 2)
+
+
+def guesses(layer=1, live=None, guess_next=True, hidden=HIDDEN):
+    """-> what the router of the next layer was asked, and what was read ahead for its answer."""
+    asked, read = [], []
+
+    def ask(layer, tokens, top_k):
+        asked.append((layer, tokens.tolist(), top_k))
+        return [2, 5]
+
+    experts = SimpleNamespace(
+        how=SimpleNamespace(guess_next=guess_next),
+        # an encoder's two layers before a decoder's two
+        installed=SimpleNamespace(
+            num_layers=4, draft_layers=range(2, 4), routers=SimpleNamespace(ask=ask)
+        ),
+        live=None if live is None else torch.tensor(live),
+        pool=SimpleNamespace(prefetch=lambda key: read.append(tuple(key))),
+    )
+    RunExperts._guess_next_layer(experts, layer, hidden, 3)
+    return asked, read
+
+
+def test_the_next_layers_router_is_asked_about_this_layers_input():
+    assert guesses(layer=2) == ([(3, HIDDEN.tolist(), 3)], [(3, 2), (3, 5)])
+    assert guesses(layer=0) == ([(1, HIDDEN.tolist(), 3)], [(1, 2), (1, 5)])
+
+
+def test_only_tokens_that_count_are_asked_about():
+    asked, _ = guesses(layer=2, live=[True, False, False, True])
+    assert asked == [(3, [[0, 1], [6, 7]], 3)]
+    # one word for two tokens, where the model repeats each
+    asked, _ = guesses(layer=2, live=[False, True])
+    assert asked == [(3, [[4, 5], [6, 7]], 3)]
+    assert guesses(layer=2, live=[False] * 4) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "case", [{"layer": 3}, {"layer": 1}, {"guess_next": False}], ids=["last", "border", "not asked"]
+)
+def test_there_is_no_guess_past_the_last_layer_or_from_encoder_to_decoder(case):
+    assert guesses(**case) == ([], [])

@@ -239,6 +239,18 @@ def test_prefetches_are_used_and_counted(open_engine):
     ).all() and without.stats.prefetch_precision == 0
 
 
+def test_overlapped_reads_the_next_layer_while_this_one_is_computed(open_engine):
+    output = run(open_engine("mixtral"), method="overlapped")
+    frame, stats = output.trace.to_frame(), output.stats
+    ahead = frame[(frame.kind == "prefetch") & (frame.phase == "verify")]
+    assert len(ahead) and set(ahead.layer) == {1}, "nothing is guessed about the first layer"
+    # the next router, asked a layer early, is mostly right
+    assert stats.prefetch_precision > 0.4 and stats.prefetch_recall > 0.1
+    for method in ("on_demand", "cached"):
+        plainly = run(open_engine("mixtral"), method=method)
+        assert (plainly.trace.to_frame().kind != "prefetch").all()
+
+
 def test_output_and_stats_show_themselves_without_the_network(open_engine):
     output = run(open_engine("mixtral"))
     for page in (output._repr_html_(), output.stats._repr_html_()):

@@ -72,6 +72,27 @@ def test_rows_move_and_carry_their_past():
     assert other.layers[0].keys[0, 0, :3].tolist() == [[8, 9], [10, 11], [0, 0]]
 
 
+def test_buffers_double_when_a_row_grows_out_of_them():
+    cache, capacities = RaggedKVCache(1, 1, 1500), []
+    for start in range(0, 1500, 50):
+        cache.place(torch.tensor([start]), 50)
+        cache.update(states(1.0, 1, 50), states(1.0, 1, 50), 0)
+        capacities.append(cache.layers[0].keys.shape[2] - 1)
+    assert sorted(set(capacities)) == [256, 512, 1024, 1500], "and no further than they may"
+
+
+def test_keys_of_an_indexer_have_layers_of_their_own_after_the_others():
+    cache = RaggedKVCache(4, 2, 8)
+    cache.place(torch.tensor([0, 2]), 2)
+    keys = torch.arange(12.0).view(2, 2, 3)  # [B, T, D]
+    for layer in range(2):
+        cache.update(states(7.0, 2, 2), states(7.0, 2, 2), layer)
+        seen = cache.update_indexer(keys + layer, layer)  # [B, L, D]
+        assert torch.equal(seen[0, :2], keys[0] + layer) and not seen[0, 2:].any()
+        assert torch.equal(seen[1, 2:], keys[1] + layer) and not seen[1, :2].any()
+    assert [tuple(layer.keys.shape[1::2]) for layer in cache.layers] == [(1, 2)] * 2 + [(1, 3)] * 2
+
+
 def test_positions_past_the_end_fold_onto_the_last():
     assert RaggedKVCache(1, 1, 4).place(torch.tensor([2]), 4).tolist() == [[2, 3, 3, 3]]
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -288,6 +289,19 @@ def test_output_runs_what_is_left(engine, plain):
     with engine.start(PROMPTS, **JOB) as run:
         next(run)
         assert tokens_of(run.output()) == plain("mixtral")
+
+
+def test_a_run_took_as_long_as_its_rounds_and_no_longer_than_the_clock_outside(engine):
+    began_s = time.perf_counter()
+    with engine.start(PROMPTS, **JOB) as run:
+        rounds = list(run)
+        time.sleep(0.5)  # whoever iterates takes his time: no second of the run
+        stats = run.output().stats
+    outside_s = time.perf_counter() - began_s - 0.5
+    within_s = sum(each.draft_s + each.verify_s for each in rounds)
+    assert 0 < within_s <= stats.seconds and 0 < stats.prefill_s
+    assert stats.seconds + stats.prefill_s <= outside_s
+    assert stats.tokens_per_second == pytest.approx(stats.num_new_tokens / stats.seconds)
 
 
 def test_a_run_that_is_left_early_frees_the_engine(engine, plain):

@@ -138,7 +138,7 @@ class FakeModel:
             self.log.append(("prefill", None, None, live.clone()))
 
 
-def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=None):
+def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=None, **options):
     """-> tokens per prompt, the job, the model."""
     model = model or FakeModel(set(wrong))
     rows = deque(
@@ -147,7 +147,7 @@ def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=N
     batch = Batch(
         model,
         model,
-        Sampler(GenerateOptions()),
+        Sampler(GenerateOptions(**options)),
         FixedGamma(gamma),
         rows,
         batch_size,
@@ -302,6 +302,17 @@ def test_prefill_leaves_out_the_last_token_and_masks_the_padding():
     kind, _, _, live = model.log[0]
     assert kind == "prefill"
     assert live.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+
+
+def test_draft_and_target_draw_the_same_token_of_the_same_probabilities():
+    """The fake draft is the target itself: coupled, it can only be rejected where the two draw for
+    different positions."""
+    prompts, sampled = [[1, 2, 3], [4], [5, 6]], {"do_sample": True, "seed": 5}
+    tokens, job, _ = run(prompts, gamma=4, new_tokens=15, **sampled)
+    assert all(done.accepted == done.drafted for done in job.rounds)
+    assert max(map(max, (done.drafted for done in job.rounds))) == 4
+    assert tokens == run(prompts, gamma=0, new_tokens=15, **sampled)[0]
+    assert tokens != run(prompts, gamma=0, new_tokens=15, do_sample=True, seed=6)[0]
 
 
 def test_nan_logits_stop_the_round_with_one_sentence():

@@ -171,6 +171,19 @@ def test_a_broken_sampler_fails_the_same_test(sampler, rule):
     assert first < 1e-12
 
 
+def test_without_sampling_the_likeliest_token_is_drafted_and_the_target_s_stands():
+    sampler = Sampler(GenerateOptions())
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]])  # [B, V]
+    tokens, q = sampler.draft(logits, [0, 1], [4, 4])
+    assert tokens.tolist() == [1, 0] and q is None
+    sure = torch.softmax(logits.double(), dim=-1).amax(dim=-1)
+    torch.testing.assert_close(sampler.confidence(logits), sure, rtol=1e-6, atol=0)
+    target = torch.stack([logits, logits.flip(-1)], dim=1)  # [B, G + 1, V]
+    drafted = torch.tensor([[1], [2]])
+    verdicts = sampler.verify(target, drafted, [1, 1], None, [0, 1], [4, 4])
+    assert [tuple(verdict) for verdict in verdicts] == [(1, 1), (0, 0)]
+
+
 def test_rejection_accepts_more_often_than_coupling():
     assert (
         two_positions(Sampler, accept_rule="rejection")[2]
