@@ -78,7 +78,7 @@ test-matrix: setup ## exactness, families and engine with the oldest allowed tra
 test-processors: setup ## the numerical tests and the exact notebooks under three instruction sets, with 1 and 2 threads
 	@$(BIN)/python tests/processors.py $(PROCESSORS_ARGS)
 
-mutate: setup ## plant deliberate bugs in the core and see whether a test notices; half an hour (MUTATE_ARGS="--only votes")
+mutate: setup ## plant deliberate bugs in the core and see whether a test notices; an hour, and goes on where it was ended (MUTATE_ARGS="--only votes")
 	@$(BIN)/python tests/mutate.py $(MUTATE_ARGS)
 
 browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_start_here: that one); pictures in reports/browser

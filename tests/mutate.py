@@ -1,87 +1,69 @@
 """Deliberate bugs in the core: does a test notice? ``make mutate``.
 
-Comes in: the files in ``TARGETS`` and the tests that guard each. Goes out: one row per bug in a
-JSON file: where it is, what was changed, "caught" or "survived". Bugs are drawn with a fixed seed
-from all places where one operator, number, condition or call can be changed. Each is planted in a
-copy of the tree, and judged in a fork of this process, which has imported torch and transformers
-before: most bugs cost a few seconds.
+Comes in: the files in ``TARGETS``. Goes out: one row per bug in a JSON file: where it is, what was
+changed, "caught" and by which test, or "survived". Bugs are drawn from all places where one
+operator, number, condition or call can be changed, the same on every machine. First the tests run
+once without a bug, to see which of them run which line (``guards``); then each bug is planted in a
+copy of the tree, and judged by tests that run its line, in a fork of this process, which has
+imported torch and transformers before: most bugs cost a few seconds.
+
+The tree is copied once, into ``--work``; what is found is written there as it is found, and a run
+that was ended goes on where it stopped. ``--renew`` copies the tree again: what was caught stands
+while its file is the same, what survived is judged again.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import fcntl
+import hashlib
 import importlib
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
+
+import guards
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("specmoe", "tests", "pyproject.toml", "README.md")
-# A bug that makes the tests hang is caught, too: after so long a test, or all of a bug's tests.
-TEST_S, BUG_S = 40, 200
+# A bug that makes its tests hang is caught, too: after so many times the seconds that they take
+# without it, and never sooner than this.
+PATIENCE, FEWEST_S = 6, 120
 IMPORTED = """
     torch pandas hypothesis transformers.generation.utils safetensors.torch pytest_timeout tokenizers
     transformers.models.mixtral.modeling_mixtral transformers.models.qwen2_moe.modeling_qwen2_moe
     transformers.models.gpt_oss.modeling_gpt_oss transformers.models.nllb_moe.modeling_nllb_moe
     transformers.models.deepseek_v3.modeling_deepseek_v3
 """.split()
-BOOKS = (
-    "bytes_of_the_trace or hits_and_misses or accept_and_round or routed_tokens or "
-    "prefetches_are_used"
-)
-EXACT = "mixtral and (every_method or no_option) or every_length or eos_at"
-ENDS = (
-    "left_behind or streamer or ending or calls_back or second_thread or forked or dropped or "
-    "left_early or rounds"
-)
-PACKS = (
-    "test_cache or altered_byte or changes_while or killed or second_pack or interrupted or "
-    "copy_that or verify"
-)
-# File -> its tests, the quickest first, and what of them runs (-k).
+# File -> the test files that are asked first.
 TARGETS = {
-    "offload/store": ("test_store test_faults test_identity", "test_store or in_time or record"),
-    "offload/read_queue": ("test_store test_life", f"test_store or {ENDS}"),
-    "offload/pool": ("test_pool test_engine", f"test_pool or {BOOKS}"),
-    "offload/experts": (
-        "test_draft_choices test_exactness test_engine",
-        f"draft_choices or {EXACT} or {BOOKS}",
-    ),
-    "offload/dispatch": ("test_draft_choices test_exactness", f"draft_choices or {EXACT}"),
-    "offload/votes": (
-        "test_draft_choices test_engine",
-        f"draft_choices or while_a_layer or {BOOKS}",
-    ),
-    "model/kv_cache": (
-        "test_kv_cache test_life test_exactness",
-        f"kv_cache or test_a_cache or memory or {EXACT}",
-    ),
-    "speculate/processors": (
-        "test_generation_settings",
-        "processor or own_settings or greedy_among or criteria or stop",
-    ),
-    "speculate/sampling": (
-        "test_sampling",
-        "not model and not end_to_end and not broken and not independently",
-    ),
-    "speculate/loop": ("test_round test_engine", f"test_round or {BOOKS}"),
-    "engine/run": ("test_life test_engine", f"{ENDS} or {BOOKS} or second_run or stats"),
-    "cli/jobs": ("test_jobs test_job_lines test_job_files", "not ten_thousand"),
-    "cli/job_lines": ("test_job_lines test_jobs", ""),
-    "cli/job_files": ("test_job_files test_jobs", "not ten_thousand"),
-    "checkpoint/packing": ("test_cache test_checkpoint test_identity", PACKS),
+    "offload/store": "test_store test_faults test_identity",
+    "offload/read_queue": "test_store test_life",
+    "offload/pool": "test_pool test_engine",
+    "offload/experts": "test_draft_choices test_engine test_exactness",
+    "offload/dispatch": "test_draft_choices test_exactness",
+    "offload/votes": "test_draft_choices test_engine",
+    "model/kv_cache": "test_kv_cache test_life",
+    "speculate/processors": "test_generation_settings",
+    "speculate/sampling": "test_sampling test_generation_settings",
+    "speculate/loop": "test_round test_engine",
+    "engine/run": "test_life test_engine",
+    "cli/jobs": "test_jobs test_job_lines test_job_files",
+    "cli/job_lines": "test_job_lines test_jobs",
+    "cli/job_files": "test_job_files test_jobs",
+    "checkpoint/packing": "test_cache test_checkpoint test_identity",
 }
+# Every test file that is asked, whichever the bug, when it runs the bug's line.
+ASKED = list(dict.fromkeys(" ".join(TARGETS.values()).split()))
 COMPARED = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -106,16 +88,32 @@ COMPUTED = {
 SEQUENCES = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp, ast.Dict)
 
 
+# What a reader sees only in an error: nothing has to notice when it is cut elsewhere.
+MESSAGES = ("Error", "Warning", "warn")
+
+
 @dataclass(frozen=True)
 class Bug:
-    """``old`` at ``[start, end)`` of the text of ``file`` becomes ``new``."""
+    """``old`` at ``[start, end)`` of the text of ``file`` becomes ``new``; ``lines``, the first and
+    the last of the statement. ``number`` tells equal changes of one function apart."""
 
     file: str
+    function: str
+    number: int
     line: int
+    lines: tuple[int, int]
     start: int
     end: int
     old: str
     new: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file} {self.function} {self.old} -> {self.new} {self.number}"
+
+    @property
+    def lot(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
 
     def plant(self, tree: Path) -> None:
         path = tree / self.file
@@ -134,28 +132,60 @@ def bugs_in(file: str, text: str) -> Iterator[Bug]:
         row = text[starts[line - 1] : starts[line]].encode()
         return starts[line - 1] + len(row[:column].decode())
 
-    for function in ast.walk(ast.parse(text)):
-        if not isinstance(function, ast.FunctionDef) or function.name.startswith(
-            ("__repr", "_repr")
-        ):
-            continue
-        for node in (inner for statement in function.body for inner in walk(statement)):
+    seen = Counter()
+    for function in functions_of(ast.parse(text)):
+        for node, statement in (pair for part in function.body for pair in walk(part)):
             for place, new in changes(node):
                 start = at(place.lineno, place.col_offset)
                 end = at(place.end_lineno, place.end_col_offset)
-                yield Bug(file, place.lineno, start, end, text[start:end], new)
+                what = (function.name, text[start:end], new)
+                yield Bug(
+                    file,
+                    what[0],
+                    seen[what],
+                    place.lineno,
+                    lines_of(statement),
+                    start,
+                    end,
+                    *what[1:],
+                )
+                seen[what] += 1
 
 
-def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Like ``ast.walk``, but not into messages, annotations and other functions."""
-    yield node
+def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Those that do not only make a message."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and "__repr" not in f"_{node.name}":
+            if not (node.returns and ast.unparse(node.returns).endswith(MESSAGES)):
+                yield node
+
+
+def walk(
+    node: ast.AST, statement: ast.stmt | None = None
+) -> Iterator[tuple[ast.AST, ast.stmt | None]]:
+    """Like ``ast.walk``, with the statement around each node, but not into messages, annotations
+    and other functions."""
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.FunctionDef) or makes_a_message(node):
+        return
+    statement = node if isinstance(node, ast.stmt) else statement
+    yield node, statement
     for name, value in ast.iter_fields(node):
         inner = value if isinstance(value, list) else [value]
         for child in inner if name not in ("annotation", "returns", "msg") else []:
-            if isinstance(child, ast.AST) and not isinstance(
-                child, ast.Raise | ast.JoinedStr | ast.FunctionDef
-            ):
-                yield from walk(child)
+            if isinstance(child, ast.AST):
+                yield from walk(child, statement)
+
+
+def makes_a_message(node: ast.AST) -> bool:
+    node = node.value if isinstance(node, ast.Expr) else node
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith(MESSAGES)
+
+
+def lines_of(statement: ast.stmt) -> tuple[int, int]:
+    """First and last; of a block, of what stands before its body."""
+    body = getattr(statement, "body", None)
+    last = body[0].lineno - 1 if body else statement.end_lineno
+    return statement.lineno, max(statement.lineno, last)
 
 
 def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
@@ -197,149 +227,191 @@ def is_sequence(node: ast.AST) -> bool:
     )
 
 
-def draw(per_file: int, only: str) -> list[Bug]:
-    """``per_file`` bugs of each target, the same on every machine."""
+def draw(per_file: int, only: str, root: Path = ROOT) -> list[Bug]:
+    """``per_file`` bugs of each target by lot: the same on every machine, and those of more are
+    those of fewer and others."""
     drawn = []
     for name in TARGETS:
         file = f"specmoe/{name}.py"
         if only in file:
-            text = (ROOT / file).read_text(encoding="utf-8")
-            found = sorted(set(bugs_in(file, text)), key=lambda bug: (bug.start, bug.end, bug.new))
-            drawn += sorted(
-                random.Random(file).sample(found, min(per_file, len(found))),
-                key=lambda bug: bug.start,
-            )
+            text = (root / file).read_text(encoding="utf-8")
+            found = sorted(bugs_in(file, text), key=lambda bug: bug.lot)[:per_file]
+            drawn += sorted(found, key=lambda bug: (bug.start, bug.end, bug.new))
     return drawn
 
 
-def copy_tree(place: Path) -> Path:
+class Workplace:
+    """``--work``: the copy of the tree, what its tests run, and the rows so far."""
+
+    def __init__(self, place: Path, renew: bool):
+        self.place = place
+        self.tree = place / "tree"
+        place.mkdir(parents=True, exist_ok=True)
+        self.lock = open(place / "lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another run works in {place}: give --work another folder")
+        if renew or not (place / "copied").exists():
+            shutil.rmtree(self.tree, ignore_errors=True)
+            copy_tree(ROOT, self.tree)
+            (place / "copied").touch()
+            self.keep(lambda row: row["verdict"] == "caught" and row["code"] == self.code(row))
+
+    def code(self, row: dict) -> str:
+        return digest(self.tree / row["file"])
+
+    def rows(self) -> dict[str, dict]:
+        """Name of a bug -> its row."""
+        path = self.place / "rows.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {row["name"]: row for row in map(json.loads, lines)}
+
+    def keep(self, which: Callable[[dict], bool]) -> None:
+        rows = [row for row in self.rows().values() if which(row)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.place / "rows.jsonl").write_text(text, encoding="utf-8")
+
+    def add(self, bug: Bug, verdict: str, by: str) -> None:
+        row = {"name": bug.name, **asdict(bug), "verdict": verdict, "by": by}
+        row["code"] = self.code(row)
+        with open(self.place / "rows.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def known(self) -> dict[str, dict]:
+        """What every asked test runs; recorded again where a test file or a target has changed."""
+        known = {}
+        (self.place / "known").mkdir(exist_ok=True)
+        for name in ASKED:
+            file, out = f"tests/{name}.py", self.place / "known" / f"{self.state(name)}.json"
+            if not out.exists():
+                began_s = time.monotonic()
+                in_a_fork(guards.record, self.tree, file, target_files(), out, limit_s=3600)
+                print(f"{file}: {time.monotonic() - began_s:.0f} s", flush=True)
+            known |= json.loads(out.read_text(encoding="utf-8"))
+        return known
+
+    def state(self, test: str) -> str:
+        files = [f"tests/{test}.py", "tests/conftest.py", *target_files()]
+        states = "".join(digest(self.tree / file) for file in files)
+        return f"{test}-{hashlib.sha256(states.encode()).hexdigest()[:12]}"
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def target_files() -> list[str]:
+    return [f"specmoe/{name}.py" for name in TARGETS]
+
+
+def copy_tree(source: Path, place: Path) -> None:
+    place.mkdir(parents=True)
+    ignored = shutil.ignore_patterns("__pycache__", "long", "browser")
     for name in COPIED:
-        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "long", "browser")
-        if source.is_dir():
-            shutil.copytree(source, place / name, ignore=ignored)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, place / name, ignore=ignored)
         else:
-            shutil.copy(source, place / name)
-    return place
+            shutil.copy(source / name, place / name)
 
 
-def run_tests(tree: Path, file: str) -> None:
-    """In a process of its own, which ends with pytest's exit status."""
-    import pytest
-
-    os.setsid()
-    silence = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(silence, stream)
-    os.chdir(tree)
-    sys.path[:0] = [str(tree), str(tree / "tests")]
-    os.environ.update(PYTHONPATH=str(tree), TMPDIR=str(tree))
-    tempfile.tempdir = None
-    tests, chosen = TARGETS[file.removeprefix("specmoe/").removesuffix(".py")]
-    named = [f"tests/{name}.py" for name in tests.split()]
-    quiet = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--timeout={TEST_S}",
-        f"--basetemp={tree / 'out'}",
-    ]
-    os._exit(int(pytest.main([*quiet, "-k", chosen, *named])))
+def in_a_fork(task: Callable, *args, limit_s: float) -> int | None:
+    """Exit status of ``task``; None when it had not ended in time, and was ended."""
+    process = multiprocessing.get_context("fork").Process(target=task, args=args)
+    process.start()
+    process.join(limit_s)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return None
+    return process.exitcode
 
 
-class Trial:
-    """A bug (or None) in a copy of the tree, and the process that runs the tests of ``file``."""
-
-    def __init__(self, file: str, bug: Bug | None):
-        self.bug = bug
-        self.file = file
-        self.place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        tree = copy_tree(Path(self.place.name))
-        if bug is not None:
-            bug.plant(tree)
-        self.process = multiprocessing.get_context("fork").Process(
-            target=run_tests, args=(tree, file)
-        )
-        self.began_s = time.monotonic()
-        self.process.start()
-
-    def is_over(self) -> bool:
-        if not self.process.is_alive():
-            return True
-        if self.seconds() < BUG_S:
-            return False
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.join()
-        return True
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.began_s
-
-    def verdict(self) -> str:
-        self.process.join()
-        self.place.cleanup()
-        return "survived" if self.process.exitcode == 0 else "caught"
+def judge(work: Workplace, bug: Bug, known: dict[str, dict]) -> tuple[str, str]:
+    """-> "caught" and by what, "survived" and of how many tests, or "not judged" and why."""
+    own = [f"tests/{test}.py" for test in TARGETS[bug.file[len("specmoe/") : -len(".py")]].split()]
+    asked = guards.choose(known, bug.file, range(bug.lines[0], bug.lines[1] + 1), own)
+    if not asked:
+        return "survived", "no test runs it"
+    limit_s = max(FEWEST_S, PATIENCE * sum(known[name]["seconds"] for name in asked))
+    status, first = try_out(work, bug, asked, limit_s)
+    if status == 0:
+        return "survived", f"{len(asked)} tests"
+    if status is not None and (first or status < 0):
+        return "caught", first or f"signal {-status}"
+    if status is not None:
+        return "not judged", f"pytest ended with {status}"
+    # A machine that is busy is no bug.
+    status, _ = try_out(work, None, asked, limit_s / 3)
+    return ("caught", "it hangs") if status == 0 else ("not judged", "the tests are slow today")
 
 
-def judge(trials: list[tuple[str, Bug | None]], workers: int) -> list[str]:
-    """-> "caught" or "survived" of each (file, bug)."""
-    waiting, under_way, verdicts = list(enumerate(trials)), {}, {}
-    while waiting or under_way:
-        while waiting and len(under_way) < workers:
-            index, trial = waiting.pop(0)
-            under_way[index] = Trial(*trial)
-        wait([trial.process.sentinel for trial in under_way.values()], timeout=1)
-        for index, trial in list(under_way.items()):
-            if trial.is_over():
-                verdicts[index] = under_way.pop(index).verdict()
-                say(trial, verdicts[index])
-    return [verdicts[index] for index in range(len(trials))]
+def try_out(
+    work: Workplace, bug: Bug | None, asked: list[str], limit_s: float
+) -> tuple[int | None, str]:
+    """Exit status of the tests with ``bug`` (None: out of time), and the first that failed."""
+    tree, heard = work.place / "trial", work.place / "heard"
+    shutil.rmtree(tree, ignore_errors=True)
+    heard.unlink(missing_ok=True)
+    copy_tree(work.tree, tree)
+    if bug is not None:
+        bug.plant(tree)
+    status = in_a_fork(guards.ask, tree, asked, heard, limit_s=limit_s)
+    first = heard.read_text(encoding="utf-8") if heard.exists() else ""
+    shutil.rmtree(tree, ignore_errors=True)
+    return status, first
 
 
-def say(trial: Trial, verdict: str) -> None:
-    bug = trial.bug
-    what = f":{bug.line}  {bug.old!r} -> {bug.new!r}" if bug else " without a bug"
-    print(f"{verdict:8} {trial.seconds():4.0f} s  {trial.file}{what}", flush=True)
+def say(bug: Bug, verdict: str, by: str, seconds: float) -> None:
+    what = f"{bug.file}:{bug.line}  {bug.old!r} -> {bug.new!r}"
+    print(f"{verdict:8} {seconds:4.0f} s  {what}  ({by})", flush=True)
 
 
-def row(bug: Bug, verdict: str) -> dict:
-    shown = {name: value for name, value in asdict(bug).items() if name not in ("start", "end")}
-    return {**shown, "verdict": verdict}
+def judge_all(work: Workplace, bugs: list[Bug]) -> None:
+    done = work.rows()
+    left = [bug for bug in bugs if bug.name not in done]
+    known = work.known() if left else {}
+    for bug in left:
+        began_s = time.monotonic()
+        verdict, by = judge(work, bug, known)
+        say(bug, verdict, by, time.monotonic() - began_s)
+        if verdict != "not judged":
+            work.add(bug, verdict, by)
+
+
+SHOWN = ("file", "function", "line", "old", "new", "verdict", "by")
+
+
+def write(out: Path, found: list[dict]) -> None:
+    """The rows of all bugs that are drawn."""
+    caught = sum(row["verdict"] == "caught" for row in found)
+    rows = [{name: row[name] for name in SHOWN} for row in found]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"bugs": len(rows), "caught": caught, "rows": rows}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(f"{caught} of {len(rows)} bugs caught; rows in {out.name}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-file", type=int, default=6)
-    parser.add_argument("--only", default="", help="part of a file's name")
+    parser.add_argument("--only", default="", help="part of a file's name; writes no results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/mutation.json")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=ROOT / "build/mutate")
+    parser.add_argument("--renew", action="store_true", help="copy the tree again")
     args = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     for name in IMPORTED:
         importlib.import_module(name)
-    bugs = draw(args.per_file, args.only)
-    files = list(dict.fromkeys(bug.file for bug in bugs))
-    broken = [
-        file
-        for file, verdict in zip(
-            files, judge([(file, None) for file in files], args.workers), strict=True
-        )
-        if verdict == "caught"
-    ]
-    if broken:
-        print(
-            f"the tests of {', '.join(broken)} fail without any bug: mend them first",
-            file=sys.stderr,
-        )
+    work = Workplace(args.work.resolve(), args.renew)
+    bugs = draw(args.per_file, args.only, work.tree)
+    judge_all(work, bugs)
+    rows = work.rows()
+    if missing := [bug.name for bug in bugs if bug.name not in rows]:
+        print("not judged, run it again:", *missing, sep="\n  ", file=sys.stderr)
         return 1
-    verdicts = judge([(bug.file, bug) for bug in bugs], args.workers)
-    rows = [row(*pair) for pair in zip(bugs, verdicts, strict=True)]
-    caught = verdicts.count("caught")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
-        json.dumps({"bugs": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n"
-    )
-    print(f"{caught} of {len(rows)} bugs caught; rows in {args.out.name}")
+    if not args.only:
+        write(args.out, [rows[bug.name] for bug in bugs])
     return 0
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import guards
 import mutate
 import pytest
 
@@ -81,11 +86,32 @@ def test_each_kind_of_bug_is_planted(statement, new):
 
 @pytest.mark.parametrize(
     "statement",
-    ["return [a] * b", "return f'{1 + 2}'", "a: Annotated[int, 3] = b"],
+    [
+        "return [a] * b",
+        "return f'{1 + 2}'",
+        "a: Annotated[int, 3] = b",
+        "raise StoreError(a + b[:120])",
+        "return StoreError(a + b[:120])",
+        "warnings.warn(a, stacklevel=2)",
+    ],
 )
 def test_nothing_is_planted_where_nobody_would_have_to_notice(statement):
     text = f"def f(a, b):\n    {statement}\n"
     assert not list(mutate.bugs_in("x.py", text))
+
+
+def test_what_makes_a_message_is_left_alone():
+    body = "(a):\n    a = str(a)[:120]\n    return a\n"
+    assert list(mutate.bugs_in("x.py", "def f" + body))
+    for name in ("def f(a) -> errors.StoreError:" + body[4:], "def __repr__" + body):
+        assert not list(mutate.bugs_in("x.py", name))
+
+
+def test_the_condition_of_an_error_is_planted():
+    text = "def f(a):\n    if a < 3:\n        raise ValueError(a + 1)\n"
+    bugs = list(mutate.bugs_in("x.py", text))
+    assert {bug.new for bug in bugs} == {"(a <= 3)", "4"}
+    assert {bug.lines for bug in bugs} == {(2, 2)}
 
 
 def test_a_planted_bug_is_the_only_change(tmp_path):
@@ -100,5 +126,129 @@ def test_a_planted_bug_is_the_only_change(tmp_path):
     assert len(bugs) == 4
 
 
-def test_the_same_bugs_are_drawn_everywhere():
-    assert mutate.draw(3, "votes") == mutate.draw(3, "votes") and len(mutate.draw(3, "votes")) == 3
+def test_the_same_bugs_are_drawn_everywhere_and_more_are_those_and_others():
+    few, more = mutate.draw(3, "votes"), mutate.draw(5, "votes")
+    assert few == mutate.draw(3, "votes") and len(few) == 3 and set(few) < set(more)
+    assert len({bug.name for bug in mutate.draw(10**6, "")}) == len(mutate.draw(10**6, ""))
+
+
+MODULE = """def half(a):
+    if a < 0:
+        return (
+            -half(-a)
+        )
+    return a // 2
+"""
+TESTS = """import time, threading, mod, pytest
+@pytest.fixture
+def three(): return mod.half(7)
+def test_fixture(three): assert three == 3
+def test_thread():
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(mod.half(-2)))
+    thread.start(); thread.join()
+    assert seen == [-1]
+def test_elsewhere(): pass
+def test_fails(): assert mod.half(2) == 3
+"""
+
+
+def test_what_each_test_runs_is_known(tmp_path):
+    (tmp_path / "mod.py").write_text(MODULE)
+    (tmp_path / "test_mod.py").write_text(TESTS)
+    call = "guards.record(Path('.').resolve(), 'test_mod.py', ['mod.py'], Path('out.json'))"
+    command = [sys.executable, "-c", f"from pathlib import Path; import guards; {call}"]
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run(command, cwd=tmp_path, env=path, check=True, timeout=120)
+    known = json.loads((tmp_path / "out.json").read_text())
+    ran = {name.split("::")[1]: row["lines"] for name, row in known.items()}
+    assert ran == {
+        "test_fixture": {"mod.py": [2, 6]},
+        "test_thread": {"mod.py": [2, 3, 4, 6]},
+        "test_elsewhere": {},
+    }
+
+
+def test_of_the_tests_that_run_a_line_the_files_own_are_asked_first_and_each_function_once():
+    def row(seconds, *lines):
+        return {"seconds": seconds, "lines": {"mod.py": list(lines)}}
+
+    known = {
+        "tests/a.py::test_one[1]": row(2, 5),
+        "tests/a.py::test_one[2]": row(1, 5),
+        "tests/a.py::test_slow": row(30, 6),
+        "tests/b.py::test_own": row(5, 5, 6),
+        "tests/b.py::test_elsewhere": row(1, 7),
+    }
+    order = ["b.py::test_own", "a.py::test_one[2]", "a.py::test_slow", "a.py::test_one[1]"]
+    chosen = guards.choose(known, "mod.py", range(5, 7), ["tests/b.py"])
+    assert chosen == [f"tests/{name}" for name in order]
+    known["tests/a.py::test_slow"]["seconds"] = guards.ASKED_S
+    chosen = guards.choose(known, "mod.py", range(5, 7), ["tests/b.py"])
+    assert chosen == [f"tests/{name}" for name in order if "slow" not in name]
+
+
+BUG = mutate.Bug("specmoe/x.py", "f", 0, 2, (2, 2), 20, 21, "a", "(not a)")
+
+
+@pytest.fixture
+def small_tree(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutate, "ROOT", tmp_path / "root")
+    for name in ("specmoe", "tests"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    for name in ("README.md", "pyproject.toml", "specmoe/x.py", "specmoe/y.py"):
+        (tmp_path / "root" / name).write_text(f"def f(a): return a  # {name}")
+    return tmp_path
+
+
+def workplace(small_tree, renew=False) -> mutate.Workplace:
+    return mutate.Workplace(small_tree / "work", renew)
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_renewed_one_judges_what_may_have_changed(small_tree):
+    def names() -> list[str]:
+        return [row["file"][-4:] + row["verdict"] for row in work.rows().values()]
+
+    work = workplace(small_tree)
+    work.add(BUG, "caught", "tests/a.py::test_one")
+    work.add(replace(BUG, number=1), "survived", "3 tests")
+    work.add(replace(BUG, file="specmoe/y.py"), "caught", "it hangs")
+    (small_tree / "root/specmoe/y.py").write_text("def f(a): return 2 * a")
+    with pytest.raises(SystemExit, match="another run"):
+        workplace(small_tree)
+    work.lock.close()
+    work = workplace(small_tree)
+    assert names() == ["x.pycaught", "x.pysurvived", "y.pycaught"]
+    work.lock.close()
+    work = workplace(small_tree, renew=True)
+    assert names() == ["x.pycaught"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ([(0, "")], "survived"),
+        ([(1, "test_x")], "caught"),
+        ([(-11, "")], "caught"),
+        ([(4, "")], "not judged"),
+        ([(None, ""), (0, "")], "caught"),
+        ([(None, ""), (None, "")], "not judged"),
+        ([(None, ""), (1, "test_x")], "not judged"),
+    ],
+    ids=["pass", "fail", "crash", "strange", "hang", "slow", "broken"],
+)
+def test_a_bug_whose_tests_do_not_end_is_caught_only_when_they_do_without_it(
+    ends, verdict, monkeypatch
+):
+    asked = []
+
+    def try_out(work, bug, tests, limit_s):
+        asked.append((bug is None, limit_s))
+        return ends[len(asked) - 1]
+
+    monkeypatch.setattr(mutate, "try_out", try_out)
+    bug = replace(BUG, file="specmoe/engine/run.py")
+    known = {"tests/a.py::test_one": {"seconds": 30, "lines": {"specmoe/engine/run.py": [2]}}}
+    assert mutate.judge(None, bug, known)[0] == verdict
+    assert asked == [(False, 180), (True, 60)][: len(ends)]
+    assert mutate.judge(None, bug, {}) == ("survived", "no test runs it")
