@@ -180,9 +180,10 @@ def test_while_a_layer_is_verified_what_the_draft_named_for_later_ones_is_read(
             "the next layer first, the surest first"
         )
         assert not any(
-            pool.policy.priority(ExpertKey(layer, e))[0] for e in range(pool.num_experts)
+            pool.policy.priority(ExpertKey(layer, e))[0]
+            for e in range(pool.tier.store.packed.num_experts)
         ), "its votes have been used"
-        asked.append((pool.trace.phase, layer, {key.layer for key in later}))
+        asked.append((pool.tier.trace.phase, layer, {key.layer for key in later}))
         return request(pool, layer, experts, keep, later)
 
     monkeypatch.setattr(ResidentPool, "request", listen)
@@ -216,7 +217,7 @@ def test_of_prefills_only_the_first_says_what_is_used(open_engine, monkeypatch):
     engine, observe, phases = open_engine("mixtral"), RecentUse.observe, []
 
     def listen(recent, layer, counts):
-        phases.append(engine.experts.run.pool.trace.phase)
+        phases.append(engine.experts.run.pool.tier.trace.phase)
         observe(recent, layer, counts)
 
     monkeypatch.setattr(RecentUse, "observe", listen)

@@ -139,7 +139,7 @@ class PoolMachine(RuleBasedStateMachine):
     def open(self, kept, spare, seed, readers, mode):
         slots = min_slots(LAYERS, kept) + spare
         self.pool = make_pool(slots, kept, seed, readers, mode=mode)
-        self.store = self.pool.store
+        self.store = self.pool.tier.store
         worth = random.Random(seed)
         values = {
             ExpertKey(layer, expert): worth.randrange(3)
@@ -150,11 +150,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(layer=layers, experts=expert_sets, keep=expert_sets, later=expert_sets, data=st.data())
     def request(self, layer, experts, keep, later, data):
-        keep = set(sorted(keep)[: self.pool.num_kept])
+        keep = set(sorted(keep)[: self.pool.policy.num_kept])
         resident = {
             e
             for e in self.pool.resident_experts(layer)
-            if ExpertKey(layer, e) not in self.pool.speculative
+            if ExpertKey(layer, e) not in self.pool.tier.speculative
         }
         before, num_reads = self.pool.counts.copy(), len(self.store.reads)
         requested = sorted(experts)
@@ -177,7 +177,7 @@ class PoolMachine(RuleBasedStateMachine):
             "each missing expert is read once at most"
         )
         assert keep & experts <= self.pool.resident_experts(layer), "what is kept stays"
-        if not self.pool.evictable:
+        if self.pool.mode in (PoolMode.ON_DEMAND, PoolMode.OVERLAPPED):
             assert self.pool.resident_experts(layer) & experts <= keep, (
                 "what was computed and is not kept is gone"
             )
@@ -193,18 +193,22 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(layer=layers, experts=expert_sets)
     def fetch(self, layer, experts):
-        experts = set(sorted(experts)[: self.pool.num_kept])
+        experts = set(sorted(experts)[: self.pool.policy.num_kept])
         self.pool.fetch(layer, experts)
         assert experts <= self.pool.resident_experts(layer) and experts <= self.pool.kept[layer]
 
     @rule(layer=layers, expert=st.integers(0, EXPERTS - 1))
     def prefetch(self, layer, expert):
-        key, room, protected = ExpertKey(layer, expert), self.pool.prefetch_room, self.protected()
-        was_held = self.pool.holds(key)
+        key, room, protected = (
+            ExpertKey(layer, expert),
+            self.pool.max_speculative - len(self.pool.tier.speculative),
+            self.protected(),
+        )
+        was_held = self.pool.tier.holds(key)
         started = self.pool.prefetch(key)
         assert not (started and (was_held or room <= 0)), "a prefetch without need or room"
-        assert self.pool.holds(key) == (was_held or started)
-        assert protected <= self.pool.resident.keys(), "a guess pushed a protected expert out"
+        assert self.pool.tier.holds(key) == (was_held or started)
+        assert protected <= self.pool.tier.resident.keys(), "a guess pushed a protected expert out"
 
     @precondition(lambda self: hasattr(self, "store") and self.store.under_way)
     @rule(data=st.data())
@@ -218,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def collect_finished(self):
-        self.pool.collect_finished()
+        self.pool.tier.collect_finished()
 
     @rule()
     def reset_reads(self):
@@ -226,7 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert not self.store.under_way
 
     def protected(self) -> set[ExpertKey]:
-        return {key for key in self.pool.resident if key.expert in self.pool.kept[key.layer]}
+        return {key for key in self.pool.tier.resident if key.expert in self.pool.kept[key.layer]}
 
     @invariant()
     def nothing_is_lost(self):
@@ -234,12 +238,14 @@ class PoolMachine(RuleBasedStateMachine):
             return
         pool = self.pool
         pool.check_integrity()
-        for key, slot in pool.resident.items():
-            assert pool.slots[slot].tolist() == record_of(key)
-        assert len(pool.resident) + len(pool.loading) <= pool.num_slots
-        assert pool.num_bytes == pool.num_slots * RECORD_BYTES == pool.slots.memory.nbytes
+        for key, slot in pool.tier.resident.items():
+            assert pool.tier.slots[slot].tolist() == record_of(key)
+        assert len(pool.tier.resident) + len(pool.tier.loading) <= len(pool.tier.slots)
+        assert pool.tier.slots.memory.nbytes == len(pool.tier.slots) * RECORD_BYTES
         assert all(
-            pool.slots[slot].eq(0xFF).all() for slot in pool.slots.free if slot not in self.dirty()
+            pool.tier.slots[slot].eq(0xFF).all()
+            for slot in pool.tier.slots.free
+            if slot not in self.dirty()
         ), "not poisoned"
         assert pool.counts.num_fetches == len(self.store.reads) - self.store.num_cancelled
         assert pool.counts.fetched_bytes == pool.counts.num_fetches * RECORD_BYTES
@@ -249,7 +255,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Slots given back by ``reset_reads`` in the middle of a read hold what the read left
         there."""
         return {
-            (read.buffer.data_ptr() - self.pool.slots.memory.data_ptr()) // RECORD_BYTES
+            (read.buffer.data_ptr() - self.pool.tier.slots.memory.data_ptr()) // RECORD_BYTES
             for read in self.store.reads
         }
 
@@ -298,8 +304,8 @@ def test_a_lingering_expert_is_a_hit_until_its_slot_is_wanted():
 def test_a_synchronous_pool_never_reads_while_computing():
     pool = make_pool(8, num_kept=0, num_readers=2, mode=PoolMode.ON_DEMAND)
     for _ in pool.request(0, range(5), set()):
-        assert not pool.store.under_way
-    assert [read.number for read in pool.store.reads] == list(range(5))
+        assert not pool.tier.store.under_way
+    assert [read.number for read in pool.tier.store.reads] == list(range(5))
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 8])
@@ -312,14 +318,14 @@ def test_what_is_computed_and_evicted_does_not_hang_on_the_order_of_arrival(num_
             consume(pool, layer, experts)
             for layer, experts in [(0, range(6)), (1, [1, 3, 5]), (0, [2, 4, 0])] * 3
         ]
-        histories.append((orders, sorted(pool.resident), pool.counts.num_hits))
+        histories.append((orders, sorted(pool.tier.resident), pool.counts.num_hits))
     assert histories == histories[:1] * 6
 
 
 def test_an_asynchronous_pool_reads_everything_it_has_slots_for_at_once():
     pool = make_pool(8, num_kept=0)
     arrivals = pool.request(0, range(5), set())
-    assert len(pool.store.under_way) == 5
+    assert len(pool.tier.store.under_way) == 5
     assert len(list(arrivals)) == 5
 
 
@@ -334,7 +340,7 @@ def test_a_claimed_prefetch_is_a_miss_that_moves_no_second_byte():
         1,
         1,
     )
-    assert pool.store.hastened == [ExpertKey(1, 3)], (
+    assert pool.tier.store.hastened == [ExpertKey(1, 3)], (
         "compute waits for it now: it goes before other prefetches"
     )
 
@@ -344,8 +350,8 @@ def test_a_prefetch_of_another_layer_stays_and_an_unwanted_one_is_taken_back():
     for key in (ExpertKey(0, 1), ExpertKey(0, 2), ExpertKey(1, 5)):
         assert pool.prefetch(key)
     consume(pool, 0, [2])
-    assert pool.store.num_cancelled == 1 and not pool.holds(ExpertKey(0, 1))
-    assert pool.holds(ExpertKey(1, 5))
+    assert pool.tier.store.num_cancelled == 1 and not pool.tier.holds(ExpertKey(0, 1))
+    assert pool.tier.holds(ExpertKey(1, 5))
     assert (pool.counts.num_prefetches, pool.counts.num_fetches) == (2, 2), (
         "what never moved is not counted"
     )
@@ -372,7 +378,7 @@ def test_a_read_worth_more_takes_the_place_of_a_lingering_expert_at_once_the_wor
     consume(pool, 1, range(6))
     valued(pool, b5=1, a0=1, a1=2, a2=2, a3=2, a4=2, a5=3)
     arrivals = pool.request(0, range(6), set())
-    assert [read.key.expert for read in pool.store.under_way] == [5, 1, 2, 3, 4, 0]
+    assert [read.key.expert for read in pool.tier.store.under_way] == [5, 1, 2, 3, 4, 0]
     assert len(list(arrivals)) == 6
 
 
@@ -387,11 +393,11 @@ def test_a_later_layer_is_read_ahead_once_this_one_waits_for_no_slot():
     pool = make_pool(5, num_kept=0, num_readers=1)
     later = [ExpertKey(1, 4), ExpertKey(1, 2), ExpertKey(1, 0)]
     arrivals = pool.request(0, [0, 1, 2], set(), later)
-    assert [read.key for read in pool.store.under_way] == [
+    assert [read.key for read in pool.tier.store.under_way] == [
         *map(ExpertKey, [0] * 3, range(3)),
         *later[:2],
     ]
-    assert len(list(arrivals)) == 3 and all(map(pool.holds, later))
+    assert len(list(arrivals)) == 3 and all(map(pool.tier.holds, later))
     pool.check_integrity()
     assert sorted(consume(pool, 1, [0, 2, 4, 5])) == [0, 2, 4, 5]
     assert pool.counts.prefetch_used == pool.counts.num_prefetches == 3
@@ -401,12 +407,14 @@ def test_a_layer_waits_for_its_own_reads_before_it_takes_the_slots_of_the_next_o
     pool = make_pool(5, num_kept=0)
     ahead = [ExpertKey(1, expert) for expert in range(3)]
     assert all(pool.prefetch(key) for key in ahead)
-    assert len(consume(pool, 0, range(6))) == 6 and all(map(pool.holds, ahead))
+    assert len(consume(pool, 0, range(6))) == 6 and all(map(pool.tier.holds, ahead))
 
 
 def test_prefetches_never_take_the_last_slots():
     pool = make_pool(min_slots(LAYERS, 2) + 1, num_kept=2)
-    assert pool.prefetch_room == 0 and not pool.prefetch(ExpertKey(0, 0))
+    assert pool.max_speculative - len(pool.tier.speculative) == 0 and not pool.prefetch(
+        ExpertKey(0, 0)
+    )
     pool = make_pool(min_slots(LAYERS, 2) + 3, num_kept=2)
     assert [pool.prefetch(ExpertKey(0, e)) for e in range(4)] == [True, True, False, False]
 
@@ -418,9 +426,9 @@ def test_demand_sacrifices_prefetches_in_any_state(state):
     consume(pool, 1, [0], keep={0})
     for expert in (1, 2):
         assert pool.prefetch(ExpertKey(1, expert))
-    for read in pool.store.under_way:
+    for read in pool.tier.store.under_way:
         if state == "landed":
-            pool.store.arrive(read)
+            pool.tier.store.arrive(read)
         read.started = state != "queued"
     assert sorted(consume(pool, 0, range(EXPERTS), keep={0})) == list(range(EXPERTS))
     assert pool.resident_experts(1) >= {0}
@@ -428,12 +436,12 @@ def test_demand_sacrifices_prefetches_in_any_state(state):
 
 def test_a_failed_read_is_raised_where_it_is_needed_and_the_pool_can_go_on():
     pool = make_pool(8, num_kept=1)
-    pool.store.failing = {ExpertKey(0, 3)}
+    pool.tier.store.failing = {ExpertKey(0, 3)}
     with pytest.raises(StoreError, match="expert 3 of MoE layer 0"):
         list(pool.request(0, range(EXPERTS), {1}))
     pool.reset_reads()
     pool.check_integrity()
-    pool.store.failing = set()
+    pool.tier.store.failing = set()
     assert sorted(consume(pool, 0, range(EXPERTS), keep={1})) == list(range(EXPERTS))
 
 
@@ -441,7 +449,7 @@ def test_freed_slots_hold_nan_in_every_format():
     pool = make_pool(3, num_kept=0, mode=PoolMode.OVERLAPPED)
     consume(pool, 0, [0, 1])
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert torch.isnan(pool.slots.memory.view(-1).view(dtype)).all()
+        assert torch.isnan(pool.tier.slots.memory.view(-1).view(dtype)).all()
 
 
 def test_the_trace_has_one_event_per_read_hit_and_eviction():
@@ -449,14 +457,14 @@ def test_the_trace_has_one_event_per_read_hit_and_eviction():
     consume(pool, 0, [0, 1, 2])
     consume(pool, 0, [1, 2, 3])
     consume(pool, 1, [0])
-    kinds = [event[3] for event in pool.trace.events]
+    kinds = [event[3] for event in pool.tier.trace.events]
     counts = pool.counts
     assert (
         (kinds.count("fetch"), kinds.count("hit"))
         == (counts.num_fetches, counts.num_hits)
         == (5, 2)
     )
-    assert kinds.count("evict") == 5 - len(pool.resident)
+    assert kinds.count("evict") == 5 - len(pool.tier.resident)
 
 
 def test_of_the_lingering_the_one_used_least_lately_goes_first():

@@ -103,8 +103,10 @@ def test_a_replay_misses_what_the_engine_missed(open_engine, monkeypatch, policy
 
     def strict(pool, layer, experts, keep, later):
         yield from request(pool, layer, experts, keep, later)
-        for key in [key for key in pool.resident if key.layer == layer and key.expert not in keep]:
-            pool._evict(key)
+        for key in [
+            key for key in pool.tier.resident if key.layer == layer and key.expert not in keep
+        ]:
+            pool.tier.evict(key)
 
     monkeypatch.setattr(ResidentPool, "request", strict)
     engine = open_engine("mixtral", draft_experts=2)

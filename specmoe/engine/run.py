@@ -93,7 +93,7 @@ def _preload(experts: RunExperts, method: Method) -> None:
     for layer, chosen in enumerate(method.preload or []):
         if layer >= method.first_kept:
             experts.pool.fetch(layer, chosen)
-    experts.pool.counts = PoolCounts()
+    experts.pool.tier.counts = PoolCounts()
 
 
 @contextmanager
@@ -198,7 +198,7 @@ class Run:
             plan.batch_size,
             batch,
             self.seconds - batch.prefill_s,
-            pool.num_bytes + engine.memory.scratch_bytes,
+            pool.tier.slots.memory.nbytes + engine.memory.scratch_bytes,
             kept_full=len(plan.rows) > plan.batch_size,
             seed=plan.sampler.seed if plan.options.do_sample else None,
         )

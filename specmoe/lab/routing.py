@@ -120,14 +120,14 @@ def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torc
     pool, live = experts.pool, experts.live
     # some models hand in their pairs one by one
     rows = index.shape[0] if live is None else len(live)
-    ahead = {key.expert for key in pool.speculative if key.layer == layer}
+    ahead = {key.expert for key in pool.tier.speculative if key.layer == layer}
     parts = (
         part.reshape(rows, -1).tolist()
         for part in (index, weights.float(), experts.computed(layer, index))
     )
     num_live = rows if live is None else int(live.sum())
     here = pool.resident_experts(layer) - ahead
-    return _Step(pool.trace.phase, pool.trace.round, layer, num_live, *parts, here, ahead)
+    return _Step(pool.tier.trace.phase, pool.tier.trace.round, layer, num_live, *parts, here, ahead)
 
 
 def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:

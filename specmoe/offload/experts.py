@@ -254,7 +254,9 @@ class RunExperts:
         mapped = self.computed(layer, index)
         mapped, weights = merge_duplicates(mapped, weights, self.installed.num_experts)
         groups = group_by_expert(mapped, self.installed.num_experts, self.live)
-        records = ((expert, self.pool.record(ExpertKey(layer, expert))) for expert in groups.slices)
+        records = (
+            (expert, self.pool.tier.record(ExpertKey(layer, expert))) for expert in groups.slices
+        )
         return self._compute(layer, hidden, weights, groups, records)
 
     def computed(self, layer: int, index: torch.Tensor) -> torch.Tensor:
@@ -304,7 +306,7 @@ class RunExperts:
         for expert, count in enumerate(counts):
             if count:
                 totals[expert] += count
-                self.pool.trace.add("route", layer, expert, count=count)
+                self.pool.tier.trace.add("route", layer, expert, count=count)
 
     # ---- reading ahead ----
 

@@ -120,7 +120,7 @@ class Window:
         batch.queue = EndlessQueue(first, turned[used:] + turned[:used])
         batch.trace.enabled = self.trace
         # A prefill is not measured, and a slow link would only make it long.
-        batch.during_prefill = batch.experts.pool.store.link.unthrottled
+        batch.during_prefill = batch.experts.pool.tier.store.link.unthrottled
 
     def _reading(self, batch) -> dict:
         """All counters now, prefill's share taken off."""

@@ -77,7 +77,11 @@ class LayerProber(Prober):
             pool = experts.pool
             for layer in self.layers:
                 pool.fetch(
-                    layer, [int(e) for e in self.some_experts(min(pool.num_kept, self.num_experts))]
+                    layer,
+                    [
+                        int(e)
+                        for e in self.some_experts(min(pool.policy.num_kept, self.num_experts))
+                    ],
                 )
             with experts.drafting():
                 for tokens in DRAFTING:

@@ -100,7 +100,7 @@ class PassProber(Prober):
                 deque(),
                 rows,
                 frozenset(),
-                experts.pool.trace,
+                experts.pool.tier.trace,
                 rows=[Sequence(row, [1] * positions, 1 << 30) for row in range(rows)],
             )
 
