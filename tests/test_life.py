@@ -259,7 +259,9 @@ def open_files() -> set[str]:
 
 def test_an_engine_that_fails_to_load_leaves_nothing(tiny, monkeypatch):
     before = len(readers())
-    monkeypatch.setattr(specmoe.offload.experts.OffloadedExperts, "install", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(
+        specmoe.offload.installed.OffloadedExperts, "install", lambda *_, **__: 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         specmoe.load(tiny("mixtral"), dtype=torch.float64, draft_experts=3)
     assert len(readers()) == before

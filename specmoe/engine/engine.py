@@ -24,7 +24,7 @@ from ..model.texts import load_tokenizer, new_texts, to_texts
 from ..model.translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 from ..offload.affinity import expert_distances
 from ..offload.budget import plan_memory
-from ..offload.experts import OffloadedExperts
+from ..offload.installed import OffloadedExperts
 from ..offload.policies import RunPolicy
 from ..offload.pool import ResidentPool
 from ..offload.slots import Slots

@@ -13,7 +13,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,37 +96,34 @@ def _slices(packed: PackedExperts, layer: int):
 
 def nearest_resident(distances: torch.Tensor, residents: Sequence[int]) -> torch.Tensor:
     """Stand-ins: ``distances`` [E, E] and the resident experts -> int64 ``[E + 1]``; residents
-    stand for themselves.
+    stand for themselves, also where two experts are equal.
 
     The last entry, E, means "no expert" and stays E; with no resident at all everything maps to it.
     """
-    num_experts = distances.shape[0]
-    table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
-    if len(residents):
-        columns = torch.as_tensor(sorted(residents))
-        table[:num_experts] = columns[distances[:, columns].argmin(dim=1)]
-        table[columns] = columns  # also where two experts are equal
-    return table
+    return _table(len(distances), residents, lambda r: r[distances[:, r].argmin(dim=1)])
 
 
 def random_resident(
     num_experts: int, residents: Sequence[int], generator: torch.Generator
 ) -> torch.Tensor:
     """The same kind of table with a random resident for every expert that is not resident."""
-    table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
-    if len(residents):
-        columns = torch.as_tensor(sorted(residents))
-        table[:num_experts] = columns[
-            torch.randint(len(columns), (num_experts,), generator=generator)
-        ]
-        table[columns] = columns
-    return table
+
+    def draw(r: torch.Tensor) -> torch.Tensor:
+        return r[torch.randint(len(r), (num_experts,), generator=generator)]
+
+    return _table(num_experts, residents, draw)
 
 
 def no_substitute(num_experts: int, residents: Sequence[int]) -> torch.Tensor:
     """The same kind of table where an expert that is not resident is left out."""
+    return _table(num_experts, residents, lambda r: num_experts)
+
+
+def _table(num_experts: int, residents: Sequence[int], stand_ins: Callable) -> torch.Tensor:
+    """int64 [E + 1]: residents as they are, the others as ``stand_ins`` of the residents says."""
     table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
     if len(residents):
         columns = torch.as_tensor(sorted(residents))
+        table[:num_experts] = stand_ins(columns)
         table[columns] = columns
     return table

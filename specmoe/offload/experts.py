@@ -11,20 +11,13 @@ computed, and a stand-in replaces what is not there. ``decoder`` runs the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..errors import SpecMoEError, UnsupportedModelError
-from ..model.kernels import ExpertKernel, experts_operator, number_of
-from . import affinity
 from .dispatch import (
     Groups,
     group_by_expert,
@@ -35,11 +28,11 @@ from .dispatch import (
 )
 from .policies import RunPolicy
 from .pool import PoolMode, ResidentPool
-from .routers import Routers
+from .stand_ins import StandIns
 from .transfers import ExpertKey
 
-# The name of our function in the registry, and so in config._experts_implementation.
-NAME = "specmoe"
+if TYPE_CHECKING:
+    from .installed import OffloadedExperts
 
 
 @dataclass(frozen=True)
@@ -53,98 +46,10 @@ class Drafting:
     top_k: int | str | None = None
 
 
-class OffloadedExperts:
-    """All MoE layers of one model: what lives as long as the engine. ``run`` is the run that
-    computes now, if any."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        modules: dict[str, nn.Module],
-        kernel: ExpertKernel,
-        distances: torch.Tensor | None = None,
-        num_encoder_layers: int = 0,
-    ):
-        self.model = model
-        self.modules = list(modules.values())
-        self.kernel = kernel
-        self.distances = distances  # [L, E, E]
-        self.num_layers = len(self.modules)
-        self.num_experts = self.modules[0].num_experts
-        # An encoder's layers, which come first, never draft.
-        self.draft_layers = range(num_encoder_layers, self.num_layers)
-        self.routers = Routers(model, modules, self.num_experts)
-        self.run: RunExperts | None = None
-        self.listeners: list[Callable] = []
-
-    def install(self, opaque: bool = False) -> None:
-        """Register the experts function and point this model at it; ``opaque``: as an operator, for
-        torch.compile."""
-        ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
-        forward = partial(experts_operator(), number_of(self)) if opaque else self.forward
-        for layer, module in enumerate(self.modules):
-            module._specmoe_forward = partial(forward, layer)
-        for module in self.model.modules():
-            if hasattr(module, "config"):
-                module.config._experts_implementation = NAME
-
-    def uninstall(self) -> None:
-        for module in self.modules:
-            del module._specmoe_forward
-        self.run = None
-
-    @contextmanager
-    def running(self, pool: ResidentPool, policy: RunPolicy, how: Drafting) -> Iterator[RunExperts]:
-        """The experts of one run; gone, with everything that they remember, when the block is
-        left."""
-        with ExitStack() as stack:
-            if how.substitute == "router" or how.guess_next:
-                self.routers.require(
-                    "substitute='router'" if how.substitute == "router" else "method='overlapped'"
-                )
-            if how.substitute == "router":
-                stack.enter_context(self.routers.listening())
-            self.run = RunExperts(self, pool, policy, how)
-            try:
-                yield self.run
-            finally:
-                self.run = None
-
-    def forward(
-        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """One MoE layer in the mode of the moment: [T, D], [T, K], [T, K] -> [T, D]."""
-        if weights.shape != index.shape:
-            raise UnsupportedModelError(
-                f"the router of {self.model.config.model_type} in transformers "
-                f"{transformers.__version__} gives weights"
-                f" {list(weights.shape)} for experts {list(index.shape)}: a newer transformers may "
-                "give one for each"
-            )
-        if self.run is None:
-            raise SpecMoEError(
-                "the model's experts are offloaded: they compute only while the engine generates"
-            )
-        for callback in self.listeners:
-            callback(self.run, layer, index, weights)
-        return self.run.forward(layer, hidden, index, weights).to(hidden.dtype)
-
-    @contextmanager
-    def watched_by(self, callback: Callable) -> Iterator[None]:
-        """Within, ``callback(run, layer, index, weights)`` sees the router's choices [T, K] of
-        every layer and pass, before anything is read for them."""
-        self.listeners.append(callback)
-        try:
-            yield
-        finally:
-            self.listeners.remove(callback)
-
-
 class RunExperts:
     """The experts of one run: complete when constructed, gone when the run ends.
 
-    State: the mode, the live tokens of the block, the residents that draft, tokens per expert of
-    the whole run.
+    State: the mode, the live tokens of the block, stand-ins, tokens per expert of the whole run.
     """
 
     def __init__(
@@ -154,14 +59,12 @@ class RunExperts:
         self.pool = pool
         self.policy = policy
         self.how = how
-        self.generator = torch.Generator().manual_seed(how.seed)
         # What a kernel made of records that never move: expert -> weights in the model's dtype.
         self.remembered: dict[ExpertKey, dict] | None = (
             {} if pool.mode is PoolMode.RESIDENT else None
         )
         self.totals = [[0] * installed.num_experts for _ in range(installed.num_layers)]
-        self.draft_residents: list[list[int]] = [[] for _ in range(installed.num_layers)]
-        self.stand_ins: dict[int, torch.Tensor] = {}
+        self.stand_ins = StandIns(installed, how.substitute, how.seed)
         self.live: torch.Tensor | None = None
         self.is_drafting = False
         self.started = False
@@ -207,24 +110,11 @@ class RunExperts:
         for layer in installed.draft_layers:
             if kept[layer] - self.pool.resident_experts(layer):
                 self.pool.fetch(layer, kept[layer])
-        self.draft_residents = [sorted(experts) for experts in kept]
-        if not all(self.draft_residents[layer] for layer in installed.draft_layers):
+        if not self.stand_ins.choose(kept):
             return False
-        self.stand_ins = {
-            layer: self._table(layer).to(installed.model.device) for layer in installed.draft_layers
-        }
         for layer in range(installed.num_layers):
             self.policy.votes.clear(layer)
         return True
-
-    def _table(self, layer: int) -> torch.Tensor:
-        """Expert -> its stand-in [E + 1]."""
-        residents, num_experts = self.draft_residents[layer], self.installed.num_experts
-        if self.how.substitute == "random":
-            return affinity.random_resident(num_experts, residents, self.generator)
-        if self.how.substitute == "affinity":
-            return affinity.nearest_resident(self.installed.distances[layer], residents)
-        return affinity.no_substitute(num_experts, residents)
 
     # ---- the experts function ----
 
@@ -251,7 +141,7 @@ class RunExperts:
         if self.how.substitute == "no_experts":
             return torch.zeros_like(hidden)
         index, weights = keep_top_k(index, weights, self.how.top_k)
-        mapped = self.computed(layer, index)
+        mapped = self.stand_ins.of(layer, index)
         mapped, weights = merge_duplicates(mapped, weights, self.installed.num_experts)
         groups = group_by_expert(mapped, self.installed.num_experts, self.live)
         records = (
@@ -261,14 +151,7 @@ class RunExperts:
 
     def computed(self, layer: int, index: torch.Tensor) -> torch.Tensor:
         """The expert that is computed for each choice of ``index`` [T, K]; E for none."""
-        if not self.is_drafting:
-            return index
-        if self.how.substitute == "no_experts":
-            return torch.full_like(index, self.installed.num_experts)
-        mapped = self.stand_ins[layer][index]
-        if self.how.substitute == "router":
-            mapped = self.installed.routers.among(self.draft_residents[layer], layer, index, mapped)
-        return mapped
+        return self.stand_ins.of(layer, index) if self.is_drafting else index
 
     def _compute(
         self,
@@ -333,13 +216,3 @@ class RunExperts:
         )
         for expert in self.installed.routers.ask(layer + 1, tokens, top_k) if len(tokens) else ():
             self.pool.prefetch(ExpertKey(layer + 1, expert))
-
-
-def _experts_forward(
-    module: nn.Module,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
-    """What transformers' registry calls: [T, D], [T, K], [T, K] -> [T, D]."""
-    return module._specmoe_forward(hidden_states, top_k_index, top_k_weights)
