@@ -279,7 +279,7 @@ class Engine:
             first = len(tokens) - 1 if source is None else 0
             row = Sequence(0, tokens if source is None else tokens[:1], len(tokens), source=source)
             with experts.prefilling():
-                self.decoder.enter(0, self.decoder.prefill([row], experts.set_live)[0])
+                self.decoder.add_row(0, self.decoder.prefill([row], experts.set_live)[0])
             with experts.verifying(None):
                 return self.decoder.forward(torch.tensor([tokens[first:]]), torch.tensor([first]))[
                     0, -1
