@@ -57,9 +57,16 @@ def door(what: str, remedy: str, kind: type[SpecMoEError] = CheckpointError) -> 
     except MemoryError as error:
         raise FastMemoryError(f"{what} (no memory left): free some, or {remedy}") from error
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise kind(f"{what} ({said}): {remedy}") from error
+        raise kind(f"{what} ({_said(error)}): {remedy}") from error
+
+
+def _said(error: BaseException) -> str:
+    """Name and first line of ``error``, or of its cause where that line only announces one (as
+    errors of a config's validation do)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":") and error.__cause__ is not None:
+        return _said(error.__cause__)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:

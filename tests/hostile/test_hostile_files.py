@@ -160,6 +160,26 @@ def test_each_setting_of_a_generation_config_may_hold_anything(value, good, tmp_
     assert wrong.keys() <= KNOWN, wrong
 
 
+CONTRADICTIONS = {
+    "`output_attentions` attribute is not supported .* flash_attention_2.* 'eager'": {
+        "output_attentions": True,
+        "_attn_implementation": "flash_attention_2",
+    },
+    "Field 'hidden_act' expected str, got int": {"hidden_act": 7},
+}
+
+
+@pytest.mark.parametrize("said", CONTRADICTIONS)
+@pytest.mark.parametrize("door", [run, checkpoint.pack, checkpoint.build_model])
+def test_a_config_that_transformers_refuses_is_refused_with_the_reason(said, door, copy):
+    file = copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **CONTRADICTIONS[said]}))
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=said) as caught:
+        door(copy)
+    assert is_sentence(caught.value) and "StrictDataclass" not in str(caught.value)
+    assert "correct config.json" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "name",
     ["a\0b", "x" * 5000, "~nobody-of-this-name/x", "a\nb", "", "/dev/zero", "\ud800"],
