@@ -8,6 +8,7 @@ the value and the way out.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable
@@ -52,9 +53,10 @@ def parse_bytes(option: str, value: int | float | str | None) -> int | None:
     match = re.fullmatch(
         r"\s*(\d+\.?\d*(?:e\+?\d{1,2})?|\.\d+)\s*([kmgt]?i?)b?\s*", str(value).lower()
     )
-    if not match or match[2] not in _UNITS:
+    size = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else math.inf
+    if math.isinf(size):
         raise OptionError(f"{option}={value!r} is not a size: write bytes or e.g. '2GiB', '500MB'")
-    num_bytes = int(float(match[1]) * _UNITS[match[2]])
+    num_bytes = int(size)
     if num_bytes <= 0:
         raise OptionError(f"{option}={value!r} must be more than zero bytes")
     return num_bytes

@@ -28,6 +28,7 @@ from specmoe.lab.bench import (
 from specmoe.lab.bench.settings import Cell, Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
+from specmoe.lab.writing import read_object
 from specmoe.speculate.loop import Sequence
 
 TINY = Length("tiny", 0.02, 1, 0.0, (4,), count_s=0.02, throttled=(4,))
@@ -162,7 +163,7 @@ def measured(tmp_path, part: str, place, length: Length = TINY) -> dict:
         cell = replace(cell, batch=4)
         if not file.has(cell):
             file.add(cell, parts.measure_cell(here, cell, file))
-    return results.read(tmp_path / f"{part}.json")
+    return read_object(tmp_path / f"{part}.json")
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, capsys, monkeypat
     assert run.main(arguments) == 0
     everything = [cell.key for cell in settings.cells("tracing", settings.QUICK)]
     assert first + asked == everything and len(first) == 2
-    assert list(results.read(tmp_path / "tracing.json")["rows"]) == everything
+    assert list(read_object(tmp_path / "tracing.json")["rows"]) == everything
 
 
 def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):

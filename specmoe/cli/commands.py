@@ -315,13 +315,10 @@ def doctor(args: Namespace) -> int:
     """Failed probes are findings, not failures; without torch nothing else here works."""
     from ..lab.machine import doctor as examiner
 
-    record_bytes = (
-        parse_bytes("record_bytes", getattr(args, "record_bytes", None)) or examiner.RECORD_BYTES
-    )
     found = examiner.examine(
         quick=not getattr(args, "thorough", False),
         directory=getattr(args, "directory", None),
-        record_bytes=record_bytes,
+        record_bytes=getattr(args, "record_bytes", None),
         hub=getattr(args, "hub", False),
     )
     _emit(args, found, lambda: examiner.to_table(found))

@@ -21,7 +21,9 @@ import torch
 from ..engine.engine import Engine, load
 from ..model.kernels import bucket, compiler_works, expert_forward
 from ..tiny.texts.data import held_out_prompts
+from .entry import leave
 from .machine.doctor import describe
+from .writing import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "compiling.json"
 # of the machine's description
@@ -137,10 +139,9 @@ def main() -> None:
         "machine": {name: machine.get(name) for name in KEPT},
         "rows": table.reset_index().to_dict("records"),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
     print(table.to_string())
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

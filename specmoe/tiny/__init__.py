@@ -86,6 +86,10 @@ def _moe_facts(config: dict, use: dict) -> dict:
 def train_shipped(name: str, out_dir: Path, **options) -> Path:
     """Follow the recipe of a shipped model: ``minutes``, ``steps`` and ``progress`` as in
     ``train.train``."""
+    from ..lab.writing import check_folder
+
+    # Before the minutes of training, not after them.
+    check_folder(out_dir)
     if name == "tiny-translate":
         from .making.translate_train import train_translator
 

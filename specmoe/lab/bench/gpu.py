@@ -40,6 +40,8 @@ import specmoe  # noqa: E402
 
 from ...tiny.texts.data import held_out_prompts  # noqa: E402
 from ...tiny.texts.translate_data import held_out_pairs  # noqa: E402
+from ..entry import leave  # noqa: E402
+from ..writing import check_folder, write_whole  # noqa: E402
 from . import floors  # noqa: E402
 from .gpu_numbers import beside_floors, compare, compute_rates, targets  # noqa: E402
 from .window import Window, measure  # noqa: E402
@@ -364,13 +366,12 @@ def draw(content: dict, folder: Path) -> list[str]:
         from .gpu_pictures import speed_figure
     except ImportError:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for model in ("tiny-translate", "tiny-balanced"):
         part = content.get(f"speed {model}")
         if part and part["rows"]:
             file = folder / f"gpu_{model}.png"
-            file.write_bytes(speed_figure(part, model, content["about"]["name"]))
+            write_whole(file, speed_figure(part, model, content["about"]["name"]))
             files.append(file.name)
     return files
 
@@ -417,14 +418,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     small = options.small or device.type == "cpu"
+    for folder in (options.out, options.figures):
+        check_folder(folder)
     content = run(
         SMALL if small else LARGE, device, options.minutes, None if small else roomy_folder()
     )
     content["figures"] = draw(content, options.figures)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(
-        json.dumps(content, indent=0, default=str) + "\n", encoding="utf-8"
-    )
+    write_whole(options.out / "gpu.json", json.dumps(content, indent=0, default=str) + "\n")
     for row in content["targets"]:
         print(f"{row['name']}: {row['measured']} (target {row['goal']}, met: {row['met']})")
     for sentence in content["failed"]:
@@ -433,4 +433,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -8,10 +8,11 @@ of the result files, so the page cannot drift from them; a test compares the two
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..entry import leave
+from ..writing import write_whole
 from . import pictures, results
 from .gpu_page import gpu_section
 from .settings import BATCHES, LINKS
@@ -284,12 +285,12 @@ def peer_table(files: dict[str, dict]) -> str:
 def main() -> int:
     files = results.read_all()
     for name, draw in FIGURES.items():
-        (IMAGES / name).write_bytes(pictures.png(draw(files)))
+        write_whole(IMAGES / name, pictures.png(draw(files)))
     remarks = REMARKS.read_text(encoding="utf-8") if REMARKS.exists() else ""
-    PAGE.write_text(document(files, remarks, results.read_elsewhere()), encoding="utf-8")
+    write_whole(PAGE, document(files, remarks, results.read_elsewhere()))
     print(PAGE)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import specmoe
 
 from ..machine import doctor
+from ..writing import read_object, write_whole
 from .methods import plain
 from .settings import Cell, Length
 
@@ -104,7 +104,7 @@ class ResultFile:
         self.length = length
         self.file = Path(folder) / f"{part}.json"
         self.code = code or code_digest()
-        found = read(self.file)
+        found = read_object(self.file)
         rows = found.get("rows", {})
         self.rows = {key: row for key, row in rows.items() if keep or self._fits(row)}
         self.models: dict[str, dict] = found.get("models", {}) if self.rows else {}
@@ -137,19 +137,12 @@ class ResultFile:
             "models": self.models,
             "rows": self.rows,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
-        os.replace(partial, self.file)
-
-
-def read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write_whole(self.file, json.dumps(content, indent=0) + "\n")
 
 
 def read_all(folder: Path = FOLDER) -> dict[str, dict]:
     """Part -> content of its file, for the parts that have one."""
-    return {file.stem: read(file) for file in sorted(Path(folder).glob("*.json"))}
+    return {file.stem: read_object(file) for file in sorted(Path(folder).glob("*.json"))}
 
 
 def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:

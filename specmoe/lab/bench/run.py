@@ -8,12 +8,13 @@ and started again, it goes on), and the table of targets beside what was measure
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from ..entry import leave
+from ..writing import check_folder
 from . import peers, results, settings, tables
 from .parts import Run, measure_cell
 from .settings import LENGTHS, PARTS, Cell, Length
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         flush=True,
     )
     if not options.estimate:
+        check_folder(options.out)
         measure(missing, expected_s, files, length, options)
     print(tables.text(results.read_all(options.out)))
     return 0
@@ -125,4 +127,4 @@ def brief(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

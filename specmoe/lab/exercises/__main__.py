@@ -8,10 +8,9 @@ exit code 1 if any does.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ...errors import SpecMoEError
+from ..entry import leave
 from .build import build, differences
 
 
@@ -25,17 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="beginnings of file names, such as 01; none: all")
     parser.add_argument("--no-run", action="store_true", help="leave the solutions without outputs")
     given = parser.parse_args(arguments)
-    try:
-        if given.command == "compare":
-            wrong = differences(given.folder)
-            print("\n".join(wrong) or "every notebook agrees with its source")
-            return int(bool(wrong))
-        print("\n".join(map(str, build(given.folder, not given.no_run, given.names))))
-    except SpecMoEError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return 2
+    if given.command == "compare":
+        wrong = differences(given.folder)
+        print("\n".join(wrong) or "every notebook agrees with its source")
+        return int(bool(wrong))
+    print("\n".join(map(str, build(given.folder, not given.no_run, given.names))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import OptionError
+from ..writing import write_whole
 
 KINDS = ("exercise", "solution")
 LEFT_OUT = {"exercise": "solution", "solution": "stub"}
@@ -111,10 +112,7 @@ def write(notebook, target: Path) -> None:
     import nbformat
 
     nbformat.validate(notebook)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(
-        nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_whole(target, nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def _executed(notebook, folder: Path):

@@ -21,6 +21,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from ...errors import one_line
+from ...options import parse_bytes
+from ..writing import path_of
 from . import probes
 
 RECORD_BYTES = 3 * 2**20
@@ -30,7 +33,7 @@ HUB_TIMEOUT_S = 3.0
 def examine(
     quick: bool = True,
     directory: str | os.PathLike | None = None,
-    record_bytes: int = RECORD_BYTES,
+    record_bytes: int | str | None = None,
     hub: bool = False,
 ) -> dict:
     """Everything: ``describe()`` and the measurements; a few seconds when ``quick``, some ten
@@ -41,9 +44,12 @@ def examine(
     """
     seconds = 0.3 if quick else 1.5
     file_bytes = 2**28 if quick else 2**30
-    folder = Path(directory) if directory is not None else cache_folder()
+    record_bytes = parse_bytes("record_bytes", record_bytes) or RECORD_BYTES
+    folder = None if directory is None else path_of(directory, "a folder")
     found = describe()
-    found["disk"] = _try(lambda: probes.disk_rates(folder, file_bytes, record_bytes, seconds))
+    found["disk"] = _try(
+        lambda: probes.disk_rates(folder or cache_folder(), file_bytes, record_bytes, seconds)
+    )
     found["compute"] = _try(lambda: probes.compute_rates(seconds))
     found["memory_copy"] = _try(lambda: probes.memory_copy_rate(seconds))
     if any(device["device"] != "cpu" for device in found["devices"]):
@@ -82,7 +88,7 @@ def _try(probe: Callable):
     try:
         return probe()
     except Exception as failure:  # any failure at all is a finding
-        return {"failed": f"{type(failure).__name__}: {failure}"}
+        return {"failed": one_line(f"{type(failure).__name__}: {failure}")}
 
 
 def cpu_model() -> str:
@@ -225,7 +231,7 @@ def readable(name: str, value) -> str:
     if value is None:
         return "none"
     if not isinstance(value, int | float):
-        return str(value)
+        return one_line(value)
     for ending, scale, unit in (
         ("flop_per_s", 1e9, "GFLOP/s"),
         ("flop_per_byte", 1, "FLOP/byte"),

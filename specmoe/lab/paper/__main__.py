@@ -7,9 +7,10 @@ some are.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from ..entry import leave
+from ..writing import write_whole
 from .document import FILE, document
 from .measure import measure
 from .numbers import RESULTS
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "record":
         record()
     else:
-        FILE.write_text(document(), encoding="utf-8")
+        write_whole(FILE, document())
         print(f"wrote {FILE.name}")
     return 0
 
@@ -52,4 +53,4 @@ def _measure(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

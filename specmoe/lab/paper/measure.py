@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from ...engine import engine
 from .. import metrics
 from ..bench import methods as bench
 from ..machine import doctor
+from ..writing import check_folder, read_object, write_whole
 from .settings import LINK, WIDENED, Run
 
 QUEUE, TOKENS, REPEATS, WARM_UP_TOKENS = 2, 64, 2, 8
@@ -52,6 +52,8 @@ def measure(
         for name in dict.fromkeys(r.model for r in runs)
     }
     missing = [run for run in runs if run.key not in files[run.model].rows]
+    if missing:
+        check_folder(folder)
     for (model, _), group in groupby(sorted(missing, key=_order(missing)), key=_machine_key):
         with ExitStack() as stack:
             engines: dict[tuple, engine.Engine] = {}
@@ -283,7 +285,7 @@ class ResultFile:
         self.file = Path(folder) / f"{Path(model).name}.json"
         self.path = path
         self.weights = weights_digest(path)
-        found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        found = read_object(self.file)
         kept = found if found.get("weights_sha256") == self.weights else {}
         self.rows: dict[str, dict] = kept.get("rows", {})
         self.models: dict = kept.get("model", {})
@@ -310,10 +312,7 @@ class ResultFile:
             "machine": self._machine,
             "rows": self.rows,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(bench.plain(content), indent=0) + "\n", encoding="utf-8")
-        os.replace(partial, self.file)
+        write_whole(self.file, json.dumps(bench.plain(content), indent=0) + "\n")
 
 
 def weights_digest(path: str) -> str:

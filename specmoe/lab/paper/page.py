@@ -14,6 +14,7 @@ import pandas as pd
 from ...engine import engine
 from ...errors import OptionError, check_choice
 from ..bench.methods import plain
+from ..writing import path_of, read_object, write_whole
 from .facts import FACTS, Number
 from .measure import measure
 from .measured import measured_numbers
@@ -106,10 +107,7 @@ def lines_at(results: Results, what: str) -> pd.DataFrame:
 def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
     """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not
     run."""
-    found = (
-        json.loads(Path(file).read_text(encoding="utf-8"))["rows"] if Path(file).exists() else []
-    )
-    return pd.DataFrame(found)
+    return pd.DataFrame(read_object(file).get("rows", []))
 
 
 def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:
@@ -127,6 +125,5 @@ def export(out_dir: str | Path | None, numbers: list[Number], results: dict[str,
         for name, found in results.items()
     }
     content = plain({"numbers": [number.to_dict() for number in numbers], "measured_on": about})
-    Path(out_dir, "metrics.json").write_text(
-        json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_whole(path_of(out_dir, "a folder") / "metrics.json", text + "\n")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import OptionError, SpecMoEError, door
 from ...options import spin_setting
+from ..writing import check_folder, path_of
 from .page import offline_html
 from .parameters import OUT_DIR, find_report, first_line, literal, need, one_line, typed_parameters
 
@@ -39,13 +40,14 @@ def run_report(
     source = find_report(name)
     values = typed_parameters(name, parameters or {})
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    folder = Path(out_dir) if out_dir is not None else Path("reports") / f"{name}-{stamp}"
+    folder = path_of(
+        Path("reports") / f"{name}-{stamp}" if out_dir is None else out_dir, "a folder"
+    )
     done, page, failed = (
         folder / f"{name}{suffix}" for suffix in (".ipynb", ".html", ".failed.ipynb")
     )
     _check_free(folder, [done, page, folder / "metrics.json"], overwrite)
-    with door(f"the folder {folder} could not be made", "choose another with --out", OptionError):
-        folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     if _declares_out_dir(source):
         values[OUT_DIR] = str(folder.resolve())
     notebook = _execute(
@@ -70,7 +72,8 @@ def _check_free(folder: Path, outputs: list[Path], overwrite: bool) -> None:
             f"{taken[0]} exists already: choose another folder, or say that it may be overwritten"
         )
     for path in taken:
-        path.unlink()
+        with door(f"{path} could not be replaced", "name another folder", OptionError):
+            path.unlink()
 
 
 def _declares_out_dir(source: Path) -> bool:

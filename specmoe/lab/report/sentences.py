@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..figures import as_table, show_bytes, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
+from ..writing import path_of, write_whole
 
 # speeds nearer than this are level, and so are those whose repeats reach each other's median
 LEVEL = 1.1
@@ -330,7 +331,7 @@ def save_metrics(out_dir: str | Path | None, numbers: Mapping[str, Any]) -> None
     if out_dir is None:
         return
     text = json.dumps(_plain(numbers), indent=1, allow_nan=False)
-    Path(out_dir, "metrics.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(path_of(out_dir, "a folder") / "metrics.json", text + "\n")
 
 
 def _plain(value: Any) -> Any:

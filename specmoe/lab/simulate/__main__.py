@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..entry import leave
 from ..machine import doctor
 from . import clock
 from .shipped import SHIPPED, record_shipped
@@ -52,4 +53,4 @@ def record(given) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

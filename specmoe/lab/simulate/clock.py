@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...engine.engine import Engine, load
+from ..writing import check_folder, path_of, read_object, write_whole
 from .hardware import Hardware
 from .machine import fit_machine, mean_probes
 from .probe import probe_machine
@@ -138,6 +139,7 @@ def compare_shipped(
 ) -> pd.DataFrame:
     """Compare one shipped model on one link of its disk and put the result into ``path``. Takes
     about two minutes."""
+    check_folder(path_of(path).parent)
     with load(
         model, draft_experts=4, store="disk", expert_bytes=EXPERT_BYTES, link_bytes_per_s=link
     ) as engine:
@@ -172,8 +174,7 @@ def write_results(frame: pd.DataFrame, info: dict, machine: dict, path=RESULTS) 
         "draft_experts",
         "cached_experts",
     )
-    path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record = read_object(path)
     frame = frame.assign(model=info["name"])
     new = set(zip(frame["model"], frame["link"]))
     runs = [
@@ -190,9 +191,7 @@ def write_results(frame: pd.DataFrame, info: dict, machine: dict, path=RESULTS) 
         "rows": _plain(cells(every)),
         "runs": runs,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:

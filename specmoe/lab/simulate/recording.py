@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import OptionError
 from ..metrics import _part
+from ..writing import write_whole
 
 FORMAT = 2
 _COUNTS = ("experts", "pairs", "hits", "fetches", "prefetches")  # [S, L]
@@ -138,10 +139,8 @@ def save_all(recordings: list[Recording], path) -> Path:
         name: array.astype(np.min_scalar_type(int(array.max(initial=0))))
         for name, array in arrays.items()
     }
-    np.savez_compressed(
-        path, told=np.array(json.dumps({"format": FORMAT, "runs": told}, default=str)), **small
-    )
-    return Path(path)
+    head = np.array(json.dumps({"format": FORMAT, "runs": told}, default=str))
+    return write_whole(path, lambda file: np.savez_compressed(file, told=head, **small))
 
 
 def load_all(path) -> list[Recording]:

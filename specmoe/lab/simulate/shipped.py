@@ -16,6 +16,7 @@ from ...engine.engine import Engine, load
 from ...errors import OptionError
 from ...tiny.texts.data import held_out_prompts
 from ...tiny.texts.translate_data import held_out_pairs
+from ..writing import check_folder
 from .recording import Recording, load_all, save_all
 
 FOLDER = Path(__file__).parent / "recordings"
@@ -79,9 +80,9 @@ def record_shipped(
     progress: Progress = print,
 ) -> Path:
     """Run every method at every batch and write ``folder/<model>-n<N>.npz``; takes minutes."""
+    check_folder(folder)
     with load(model, draft_experts=draft_experts, store="memory") as engine:
         runs = [run for batch in batches for run in _record_batch(engine, batch, progress)]
-    folder.mkdir(parents=True, exist_ok=True)
     return save_all(runs, folder / f"{model}-n{draft_experts}.npz")
 
 

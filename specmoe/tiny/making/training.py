@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import StoreError, door
+from ...lab.writing import REMEDY
 from .evaluate import gini
 from .recipe import Phase, Training
 
@@ -205,15 +207,16 @@ def made_with() -> dict:
 
 
 def save_whole(folder: Path, write: Callable[[Path], None]) -> Path:
-    """``write`` a checkpoint beside ``folder`` and then rename file by file: a reader never sees
-    half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write(staging)
-        for file in sorted(staging.iterdir()):
-            file.chmod(0o644)
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """``write`` a checkpoint into a folder of its own in ``folder`` and then rename file by file: a
+    reader never sees half a file."""
+    with door(f"the checkpoint could not be written into {folder}", REMEDY, StoreError):
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".specmoe-", dir=folder))
+        try:
+            write(staging)
+            for file in sorted(staging.iterdir()):
+                file.chmod(0o644)
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return folder

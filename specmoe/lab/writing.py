@@ -1,0 +1,79 @@
+"""Files that the lab writes: whole or not at all, and a failure is one sentence.
+
+Comes in: a path, and text or bytes. Goes out: the file, at the end of its path, or a
+``SpecMoEError``; nothing of ours is left beside it. ``report``, ``bench``, ``paper`` and
+``simulate`` call these.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import OptionError, StoreError, door
+
+REMEDY = "make room there, or name another place that may be written to"
+
+
+def path_of(name: Any, what: str = "a file") -> Path:
+    """``name`` as a path; ``OptionError`` where no system could have such a path."""
+    with door(f"{name!r} is no name of {what}", "give a path as text", OptionError):
+        path = Path(name)
+        # Not every name that Python can hold is one: half a surrogate pair, a null byte.
+        with suppress(OSError):
+            os.lstat(path)
+        return path
+
+
+def check_folder(name: Any) -> Path:
+    """The folder, made where it is missing, once a file could be written into it: asked before
+    minutes are spent on what could not be kept."""
+    folder = path_of(name, "a folder")
+    with door(f"nothing can be written into the folder {folder}", REMEDY, OptionError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"specmoe")
+    return folder
+
+
+def write_whole(name: Any, content: str | bytes | Callable[[BinaryIO], object]) -> Path:
+    """``content`` at ``name``, or, where that fails, what was there before. A function writes into
+    the file that it is given. The folder is made where it is missing."""
+    path = path_of(name)
+    with door(f"{path} could not be written", REMEDY, StoreError):
+        # A link stays one: what it leads to is what is replaced.
+        path = Path(os.path.realpath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the file, so that renaming it is one step; the name is nobody's but ours.
+        partial = path.with_name(f".specmoe-{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                _put(content, file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _put(content: str | bytes | Callable[[BinaryIO], object], file: BinaryIO) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def read_object(name: Any) -> dict:
+    """The JSON object in a file of results; an empty one where there is no file."""
+    path = path_of(name)
+    with door(f"{path} is no file of results", "take it away, or name another place", OptionError):
+        if not path.exists():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}, not an object")
+        return found
