@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_architectures import make_checkpoint
 
-from specmoe.checkpoint import cache, cache_folder, identity_of, pack, packing
+from specmoe.checkpoint import cache_folder, identity_of, pack, packing
+from specmoe.cli import copies
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, StoreError
 from specmoe.lab.machine import doctor, probes
@@ -91,7 +92,7 @@ def test_the_list_names_size_model_experts_use_and_path(mixtral, capsys):
     packed = pack(mixtral)
     os.utime(packed.directory, (0, 0))
     os.utime(packed.directory / "manifest.json", (0, 0))
-    [row] = cache.entries()
+    [row] = copies.entries()
     used = row.pop("last_used")
     assert used < "1970-01-03"
     assert row.pop("bytes") >= packed.data_bytes
@@ -104,7 +105,7 @@ def test_the_list_names_size_model_experts_use_and_path(mixtral, capsys):
         "path": str(packed.directory),
     }
     pack(mixtral)
-    assert cache.entries()[0]["last_used"] > "2001", "a load is a use"
+    assert copies.entries()[0]["last_used"] > "2001", "a load is a use"
     code, text = says(capsys, "cache")
     assert (
         code == 0 and packed.directory.name in text and says(capsys, "cache", "list") == (0, text)
@@ -128,7 +129,7 @@ def test_removing_by_name_leaves_the_others(mixtral, capsys):
     ]
     assert not one.directory.exists() and two.directory.exists()
     assert pack(mixtral).checksums == one.checksums
-    assert says(capsys, "cache", "remove", "--all")[0] == 0 and cache.entries() == []
+    assert says(capsys, "cache", "remove", "--all")[0] == 0 and copies.entries() == []
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def test_only_what_specmoe_wrote_is_listed_and_removed(mixtral, root, tmp_path):
     (root / "mine-0123456789ab" / "thesis.txt").write_text("mine")
     (root / "file-0123456789ab").write_text("mine")
     os.symlink(outside.directory, root / "link-0123456789ab")
-    assert [row["name"] for row in cache.entries()] == [packed.directory.name]
-    cache.remove()
+    assert [row["name"] for row in copies.entries()] == [packed.directory.name]
+    copies.remove()
     assert [path.name for path in packed.directory.iterdir()] == ["notes.txt"]
     assert sorted(path.name for path in outside.directory.iterdir()) == [
         "experts.bin",
@@ -176,10 +177,10 @@ def test_what_a_killed_run_left_is_listed_and_removed(mixtral, root):
 
     with pytest.raises(KeyboardInterrupt):
         pack(mixtral, progress=kill)
-    [row] = cache.entries()
+    [row] = copies.entries()
     assert row["state"] == "unfinished" and row["name"].endswith(".partial")
-    cache.remove([row["name"]])
-    assert cache.entries() == []
+    copies.remove([row["name"]])
+    assert copies.entries() == []
 
 
 def test_a_removal_killed_at_any_step_can_be_finished(mixtral, root, monkeypatch):
@@ -196,11 +197,11 @@ def test_a_removal_killed_at_any_step_can_be_finished(mixtral, root, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", deadly)
             with pytest.raises(KeyboardInterrupt):
-                cache.remove()
+                copies.remove()
         if step < 3:
-            assert len(cache.entries()) == 1
-        cache.remove()
-        assert cache.entries() == []
+            assert len(copies.entries()) == 1
+        copies.remove()
+        assert copies.entries() == []
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", "experts.bin"])
@@ -208,9 +209,9 @@ def test_a_damaged_copy_in_the_cache_is_packed_again(damage, mixtral):
     first = pack(mixtral)
     content = first.data_file.read_bytes()
     (first.directory / damage).write_bytes(b"")
-    assert cache.entries()[0]["state"] == "unusable"
+    assert copies.entries()[0]["state"] == "unusable"
     assert pack(mixtral).data_file.read_bytes() == content
-    assert [row["state"] for row in cache.entries()] == ["whole"]
+    assert [row["state"] for row in copies.entries()] == ["whole"]
 
 
 # ---- what is somebody's own ----
@@ -255,7 +256,7 @@ def test_a_disk_that_fails_is_one_sentence_and_the_next_run_finishes(
 ):
     expected = shutil.copytree(pack(mixtral).directory, cache_folder().parent / "expected")
     for at in range(1, 8):
-        cache.remove()
+        copies.remove()
         with monkeypatch.context() as patch:
             patch.setattr(packing, "SYNC_BYTES", 100_000)
             failing(patch, at, OSError(number, os.strerror(number)))
@@ -263,7 +264,7 @@ def test_a_disk_that_fails_is_one_sentence_and_the_next_run_finishes(
                 pack(mixtral)
         packed = pack(mixtral)
         assert packed.data_file.read_bytes() == (expected / "experts.bin").read_bytes()
-        assert [row["state"] for row in cache.entries()] == ["whole"]
+        assert [row["state"] for row in copies.entries()] == ["whole"]
 
 
 def failing(patch, at: int, error: OSError) -> None:

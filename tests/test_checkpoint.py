@@ -440,7 +440,7 @@ def test_space_running_out_while_packing_leaves_nothing_that_looks_complete(
         stream.flush()
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_force", full)
+        patch.setattr(packing, "force", full)
         with pytest.raises(
             StoreError, match="no space left while packing into .*packed.partial.*goes on where"
         ):

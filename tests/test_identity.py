@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
 
 import specmoe
-from specmoe.checkpoint import cache, files, identity, identity_of, open_packed, pack, packing
+from specmoe.checkpoint import files, identity, identity_of, open_packed, pack, packing
 from specmoe.checkpoint.plan import ExpertPlan
+from specmoe.cli.copies import entries
 from specmoe.errors import CheckpointError, OptionError, StoreError
 from specmoe.offload import store as expert_store
 from specmoe.offload.store import open_store
@@ -65,7 +66,7 @@ def flip(folder: Path, key: str = EXPERT) -> None:
 
 
 def copies() -> list[str]:
-    return [row["state"] for row in cache.entries()]
+    return [row["state"] for row in entries()]
 
 
 def assert_right(packed, folder: Path, tmp_path: Path) -> None:

@@ -1,34 +1,20 @@
-"""The cache folder: packed experts that are kept, listed and removed; only what specmoe wrote is
-ever touched.
-
-Comes in: the environment. Goes out: ``cache_folder`` for ``packing``, ``cached`` and ``remove`` for
-the command line.
-"""
+"""The folder of packed copies, and how files come and go in it: only what specmoe wrote is ever
+touched, and nothing is there half."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OptionError, SpecMoEError, StoreError, nearest
-from .layout import FORMAT, PackedExperts, open_packed
+from ..errors import StoreError
+from .layout import FORMAT
 
 # All that specmoe ever writes into a packed folder; nothing else in it is touched.
-OURS = {
-    "experts.bin",
-    "manifest.json",
-    "manifest.json.partial",
-    "affinity.npy",
-    "affinity.npy.partial",
-    "journal",
-    "journal.partial",
-    "lock",
-}
+OURS = {"experts.bin", "manifest.json", "affinity.npy", "journal", "lock"}
+OURS |= {"manifest.json.partial", "affinity.npy.partial", "journal.partial"}
 MAX_LINE = 2**26  # bytes of a manifest
 
 
@@ -44,20 +30,10 @@ def cache_folder() -> Path:
         ) from error
 
 
-def cached() -> list[PackedExperts]:
-    """Every packed copy in the cache that can be opened."""
-    found = []
-    for folder in _folders():
-        with suppress(SpecMoEError, OSError):
-            found.append(open_packed(folder))
-    return found
-
-
-def _folders() -> list[Path]:
+def our_folders() -> list[Path]:
     """The folders in the cache that specmoe wrote, finished or not."""
     root = cache_folder()
-    found = root.iterdir() if root.is_dir() else []
-    return sorted(folder for folder in found if is_ours(folder))
+    return sorted(filter(is_ours, root.iterdir())) if root.is_dir() else []
 
 
 def is_ours(folder: Path) -> bool:
@@ -81,48 +57,6 @@ def is_journal(file: Path) -> bool:
         return False
 
 
-def entries() -> list[dict]:
-    """One row for each packed copy: name, size, model, experts, last used, state, path."""
-    return [_entry(folder) for folder in _folders()]
-
-
-def _entry(folder: Path) -> dict:
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.name in OURS]
-    row = {"name": folder.name, "bytes": sum(sizes), "model": None, "layers": None, "experts": None}
-    try:
-        packed = open_packed(folder)
-        row |= {"model": packed.source["name"], "layers": len(packed.layers)}
-        row |= {"experts": packed.num_experts, "state": "whole"}
-    except (SpecMoEError, OSError):
-        row["state"] = "unfinished" if (folder / "journal").is_file() else "unusable"
-    newest = max(path.stat().st_mtime for path in [folder, *folder.glob("manifest.json")])
-    used = datetime.datetime.fromtimestamp(newest).isoformat(" ", "seconds")
-    return {**row, "last_used": used, "path": str(folder)}
-
-
-def remove(names: list[str] | None = None) -> list[dict]:
-    """Remove packed copies by name, None: all; returns their rows. An unknown name removes none."""
-    rows = {row["name"]: row for row in entries()}
-    for name in names or []:
-        if name not in rows:
-            hint = nearest(name, rows) if rows else "it is empty"
-            raise OptionError(f"{name!r} is no packed copy in {cache_folder()}: {hint}")
-    chosen = list(rows.values()) if names is None else [rows[name] for name in dict.fromkeys(names)]
-    for row in chosen:
-        try:
-            remove_packed(Path(row["path"]))
-        except OSError as error:
-            raise StoreError(f"cannot remove {row['path']} ({error})") from error
-    if names is None:
-        _forget_stamps()
-    return chosen
-
-
-def _forget_stamps() -> None:
-    for file in (cache_folder() / "stamps").glob("*.json*"):
-        file.unlink(missing_ok=True)
-
-
 def remove_packed(folder: Path) -> None:
     """Remove what specmoe wrote in ``folder``, and the folder if that is all there is.
 
@@ -131,31 +65,26 @@ def remove_packed(folder: Path) -> None:
     there = [path for path in folder.iterdir() if path.name in OURS]
     for path in sorted(there, key=lambda path: path.name in ("manifest.json", "journal")):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # somebody keeps files of his own in it
+    # where somebody keeps files of his own in it, it stays
+    with suppress(OSError):
         folder.rmdir()
 
 
-@contextmanager
-def free_of_readers(file: Path) -> Iterator[bool]:
-    """Whether no engine reads ``file`` (see ``hold``); as long as this lasts none begins to."""
-    with open(file, "rb") as stream:
-        yield _lock(stream.fileno(), "LOCK_EX")
+def lock(file: int, how: str, wait: bool = False) -> bool:
+    """Hold the file behind a descriptor while it is open: ``LOCK_SH`` or ``LOCK_EX``. False where
+    another process has it, without ``fcntl``, and on a file system without locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, getattr(fcntl, how) | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except (ImportError, OSError):
+        return False
 
 
 def hold(file: int) -> None:
     """Let nobody take over the packed copy behind this file descriptor as long as it is open."""
-    _lock(file, "LOCK_SH")
-
-
-def _lock(file: int, how: str) -> bool:
-    """No lock without ``fcntl``, nor on a file system without locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, getattr(fcntl, how) | fcntl.LOCK_NB)
-        return True
-    except (ImportError, OSError):
-        return False
+    lock(file, "LOCK_SH")
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -163,9 +92,14 @@ def write_whole(file: Path, content: bytes) -> None:
     partial = file.with_name(file.name + ".partial")
     with open(partial, "wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        force(stream)
     os.replace(partial, file)
+
+
+def force(stream) -> None:
+    """Force what was written to ``stream`` to the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def force_folder(folder: Path) -> None:

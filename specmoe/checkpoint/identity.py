@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,37 +23,26 @@ import transformers
 
 from ..errors import CheckpointError, SpecMoEError
 from .cache import cache_folder, write_whole
-from .files import Checkpoint, open_checkpoint, resolve
-from .layout import seal
+from .files import open_checkpoint, resolve
+from .layout import seal, unseal
 from .plan import ExpertPlan, plan_experts
 
 logger = logging.getLogger("specmoe")
 
 # What decides tokens and texts beside the weights. An index or a README does not.
-SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-)
+SETTINGS = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
+SETTINGS += ("added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+SETTINGS += ("chat_template*", "additional_chat_templates/*")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # A file changed twice within a tick of the clock has one time stamp for both: such a stamp proves
 # nothing.
 TICK_NS = 50_000_000
-
 NUM_READERS = 2  # one hashes while the other reads
 
 
 class Contents:
     """Digests of the weights that ``plan`` finds. ``records``: one for each expert, layer by layer,
-    or None while only reading can tell; ``before``: those of the last time. ``measure`` reads;
-    ``keep`` writes down what is known, for the next time."""
+    or None while only reading can tell; ``before``: those of the last time."""
 
     def __init__(self, plan: ExpertPlan):
         self.plan = plan
@@ -62,7 +50,7 @@ class Contents:
         self.rest: str | None = None
         self.before: list[str] | None = None
         self.began_ns = time.time_ns()
-        self.stamps = stamps_of(plan.checkpoint)
+        self.stamps = self._stamps()
         self.reload()
 
     def reload(self) -> None:
@@ -95,36 +83,29 @@ class Contents:
 
     def unchanged(self) -> bool:
         """Whether the shards are still those that were read."""
-        return stamps_of(self.plan.checkpoint) == self.stamps
+        return self._stamps() == self.stamps
 
     def keep(self) -> None:
-        """Write down what is known. Where nothing can be written, the next load reads everything
-        again."""
-        known = {
-            "checkpoint": str(self.plan.checkpoint.folder),
-            "transformers": transformers.__version__,
-            "stamps": self.stamps,
-            "began_ns": self.began_ns,
-            "records": self.records,
-            "rest": self.rest,
-        }
-        file = self._file()
+        """Write down what is known; where nothing can be written, the next load reads it again."""
+        folder, file = str(self.plan.checkpoint.folder), self._file()
+        known = {"checkpoint": folder, "transformers": transformers.__version__}
+        known |= {name: getattr(self, name) for name in ("stamps", "began_ns", "records", "rest")}
         if file is None or not self.unchanged() or read_kept(file) == known:
             return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, seal(known).encode())
         except OSError as error:
-            logger.info("time stamps of %s not kept (%s)", self.plan.checkpoint.folder, error)
+            logger.info("time stamps of %s not kept (%s)", folder, error)
 
     def others(self) -> list[list[str]]:
         """The records of every other checkpoint that is written down."""
         mine = self._file()
-        if mine is None or not mine.parent.is_dir():
-            return []
-        return [
-            read_kept(file).get("records") for file in mine.parent.glob("*.json") if file != mine
-        ]
+        files = mine.parent.glob("*.json") if mine is not None else ()
+        return [read_kept(file).get("records") for file in files if file != mine]
+
+    def _stamps(self) -> dict[str, list[int] | None]:
+        return {shard.name: _stamp(shard) for shard in self.plan.checkpoint.shards}
 
     def _file(self) -> Path | None:
         place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
@@ -134,14 +115,9 @@ class Contents:
             return None
 
 
-def stamps_of(checkpoint: Checkpoint) -> dict[str, list[int]]:
-    """Of each shard its size, when it was modified, when its inode was (no tool sets that back),
-    its inode."""
-    return {shard.name: _stamp(shard) for shard in checkpoint.shards}
-
-
 def _stamp(file: Path) -> list[int] | None:
-    """None where there is no such file."""
+    """Size, time of the last change, that of the inode (no tool sets it back), the inode; None
+    where there is no such file."""
     try:
         s = file.stat()
     except FileNotFoundError:
@@ -153,38 +129,30 @@ def _stamp(file: Path) -> list[int] | None:
 def unchanged(folder: Path) -> Iterator[None]:
     """Whatever is read within is of one checkpoint: ``CheckpointError`` where a file of it was
     replaced, altered or taken away meanwhile, to whatever other error that led."""
-    before = _stamps_of_all(folder)
+    before, cause = _stamps_of_all(folder), None
     try:
         yield
     except SpecMoEError as error:
-        _refuse_changed(folder, before, error)
-        raise
-    _refuse_changed(folder, before)
-
-
-def _refuse_changed(folder: Path, before: dict, cause: SpecMoEError | None = None) -> None:
+        cause = error
     now = _stamps_of_all(folder)
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
     if changed:
-        raise CheckpointError(
-            f"{folder} changed while it was read ({changed[0]}): load it again when nothing "
-            "writes to it"
-        ) from cause
+        what = f"{folder} changed while it was read ({changed[0]})"
+        raise CheckpointError(f"{what}: load it again when nothing writes to it") from cause
+    if cause is not None:
+        raise cause
 
 
 def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
     """Of each file whose content counts: weights, their index, settings, tokenizer."""
-    patterns = ("*.safetensors", "*.safetensors.index.json", *SETTINGS)
-    files = {file for pattern in patterns for file in folder.glob(pattern)}
+    files = {file for pattern in (*WEIGHTS, *SETTINGS) for file in folder.glob(pattern)}
     return {str(file.relative_to(folder)): _stamp(file) for file in files}
 
 
 def read_kept(file: Path | None) -> dict[str, Any]:
     """What ``Contents.keep`` wrote; empty where there is nothing, or nothing whole."""
     try:
-        known = json.loads(file.read_bytes()) if file is not None else {}
-        crc = known.pop("manifest_crc32")
-        return known if crc == zlib.crc32(json.dumps(known, sort_keys=True).encode()) else {}
+        return unseal(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return {}
 
@@ -203,11 +171,8 @@ def _rest(plan: ExpertPlan) -> str:
 
 def identity_of(path: str | Path, revision: str | None = None) -> str:
     """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
-    and with nothing else.
-
-    The first call for a checkpoint reads all of it; later ones only the small files, until a time
-    stamp of its shards changes.
-    """
+    and with nothing else. The first call for a checkpoint reads all of it; later ones only the
+    small files, until a time stamp of its shards changes."""
     folder = resolve(path, revision)
     digest = hashlib.sha256(Contents(plan_experts(open_checkpoint(folder))).weights().encode())
     files = {file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()}

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ import torch
 
 from ..errors import CheckpointError, StoreError, door
 
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-}
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 FORMAT, VERSION = "specmoe-experts", 2
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
 # called with bytes done and bytes in all; True: a bar
@@ -36,8 +35,7 @@ def align(num_bytes: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """One record: the tensors of one expert in ``dtype``, each 64-byte aligned; the same for all
-    experts."""
+    """One record, the same for all experts: the tensors of one, in ``dtype``, 64-byte aligned."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -49,25 +47,21 @@ class ExpertLayout:
     def of(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> ExpertLayout:
         sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
         record_bytes = align(sum(align(size, TENSOR_ALIGN) for size in sizes), RECORD_ALIGN)
-        return cls(
-            tuple(shapes), tuple(tuple(s) for s in shapes.values()), dtype, record_bytes, sum(sizes)
-        )
+        names, sides = tuple(shapes), tuple(map(tuple, shapes.values()))
+        return cls(names, sides, dtype, record_bytes, sum(sizes))
 
     def offsets(self) -> tuple[int, ...]:
         """First byte of each tensor in the record."""
-        ends = [0]
-        for shape in self.shapes:
-            ends.append(ends[-1] + align(math.prod(shape) * self.dtype.itemsize, TENSOR_ALIGN))
-        return tuple(ends[:-1])
+        sizes = [align(math.prod(s) * self.dtype.itemsize, TENSOR_ALIGN) for s in self.shapes]
+        return tuple(accumulate(sizes, initial=0))[:-1]
 
     def views(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors inside ``record`` (uint8 ``[record_bytes]``), by name; no copy."""
-        return {
-            name: record[start : start + math.prod(shape) * self.dtype.itemsize]
-            .view(self.dtype)
-            .view(shape)
-            for name, shape, start in zip(self.names, self.shapes, self.offsets())
-        }
+        made = {}
+        for name, shape, start in zip(self.names, self.shapes, self.offsets()):
+            num_bytes = math.prod(shape) * self.dtype.itemsize
+            made[name] = record[start : start + num_bytes].view(self.dtype).view(shape)
+        return made
 
 
 @dataclass(frozen=True)
@@ -126,57 +120,31 @@ class PackedExperts:
 
     @classmethod
     def from_manifest(cls, directory: Path, manifest: dict[str, Any]) -> PackedExperts:
-        check_manifest(manifest)
-        shapes = {name: tuple(shape) for name, shape in zip(manifest["names"], manifest["shapes"])}
-        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]])
-        if layout.record_bytes != manifest["record_bytes"]:
-            raise ValueError("record_bytes does not fit the shapes")
-        checksums = tuple(tuple(row) for row in manifest["checksums"])
-        layers, num_experts = tuple(manifest["layers"]), manifest["num_experts"]
-        if [len(row) for row in checksums] != [num_experts] * len(layers):
-            raise ValueError("a checksum is missing")
-        source, widened_from = manifest["source"], manifest["widened_from"]
-        if len(source["records"]) != len(layers) * num_experts:
-            raise ValueError("a digest is missing")
-        return cls(directory, layers, num_experts, layout, checksums, source, widened_from)
-
-
-def check_manifest(manifest: dict[str, Any]) -> None:
-    """``ValueError`` where a field has another type or range than ``PackedExperts.manifest`` gives
-    it."""
-    names, shapes, rows = (manifest[key] for key in ("names", "shapes", "checksums"))
-    widened = manifest["widened_from"]
-    good = {
-        "layers": _are_names(manifest["layers"]),
-        "num_experts": _are_whole([manifest["num_experts"]], 1),
-        "names and shapes": _are_names(names)
-        and type(shapes) is list
-        and len(names) == len(shapes),
-        "shapes": type(shapes) is list and all(_are_whole(shape, 1) for shape in shapes),
-        "dtype": type(manifest["dtype"]) is str and manifest["dtype"] in DTYPES,
-        "checksums": type(rows) is list
-        and all(_are_whole(row, 0) and max(row, default=0) < 2**32 for row in rows),
-        "source": type(manifest["source"]) is dict,
-        "widened_from": widened is None or _are_whole([widened], 1),
-    }
-    for field, is_good in good.items():
-        if not is_good:
-            raise ValueError(f"its {field} cannot be")
-
-
-def _are_names(values: object) -> bool:
-    return (
-        type(values) is list
-        and len(values) > 0
-        and all(type(v) is str for v in values)
-        and len({*values}) == len(values)
-    )
-
-
-def _are_whole(values: object, least: int) -> bool:
-    return type(values) is list and all(
-        type(value) is int and least <= value < 2**63 for value in values
-    )
+        """Raises whatever Python does, or ``ValueError``, where a field is not what ``manifest``
+        would have written."""
+        shapes, source = manifest["shapes"], manifest["source"]
+        named = dict(zip(manifest["names"], map(tuple, shapes)))
+        layout = ExpertLayout.of(named, DTYPES[manifest["dtype"]])
+        layers, checksums = tuple(manifest["layers"]), tuple(map(tuple, manifest["checksums"]))
+        num_experts, widened = manifest["num_experts"], manifest["widened_from"]
+        packed = cls(directory, layers, num_experts, layout, checksums, source, widened)
+        sums = [crc for row in checksums for crc in row]
+        at_least_1 = [num_experts, *(side for shape in shapes for side in shape)]
+        at_least_1 += [] if widened is None else [widened]
+        good = {
+            "its fields fit together": seal(packed.manifest()) == seal(manifest),
+            "its layers are names": layers and all(type(name) is str for name in layers),
+            "no layer stands there twice": len({*layers}) == len(layers),
+            "its numbers are whole": all(type(n) is int for n in (*at_least_1, *sums)),
+            "its sizes can be": all(1 <= n < 2**63 for n in at_least_1),
+            "its checksums can be": all(0 <= n < 2**32 for n in sums),
+            "each record has a checksum": list(map(len, checksums)) == [num_experts] * len(layers),
+            "each record has a digest": len(source["records"]) == len(sums),
+            "its source has a name": type(source["name"]) is str,
+        }
+        if not all(good.values()):
+            raise ValueError(f"not so: {next(said for said in good if not good[said])}")
+        return packed
 
 
 def seal(manifest: dict[str, Any]) -> str:
@@ -185,70 +153,62 @@ def seal(manifest: dict[str, Any]) -> str:
     return json.dumps({**manifest, "manifest_crc32": zlib.crc32(body.encode())}, sort_keys=True)
 
 
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """What ``seal`` was given; ``ValueError`` where it was given something else."""
+    content = json.loads(text)
+    crc = content.pop("manifest_crc32")
+    if crc != zlib.crc32(json.dumps(content, sort_keys=True).encode()):
+        raise ValueError("its checksum does not fit")
+    return content
+
+
 def open_packed(directory: str | Path) -> PackedExperts:
     """Open a packed folder: manifest and file size are checked, no weights are read."""
-    directory = Path(directory)
-    if not (directory / "manifest.json").is_file():
-        what = (
-            ("holds no packed experts (no manifest.json)") if directory.is_dir() else "is no folder"
-        )
-        raise CheckpointError(
-            f"{directory} {what}: make it with `specmoe pack CHECKPOINT {directory}`"
-        )
-    again = f"delete {directory} and pack the checkpoint again"
-    packed = _unseal(directory / "manifest.json", again)
+    file = Path(directory) / "manifest.json"
+    if not file.is_file():
+        there = file.parent.is_dir()
+        what = "holds no packed experts (no manifest.json)" if there else "is no folder"
+        make = f"make it with `specmoe pack CHECKPOINT {directory}`"
+        raise CheckpointError(f"{file.parent} {what}: {make}")
+    again = f"delete {file.parent} and pack the checkpoint again"
+    with door(f"{file} was altered or cut short", again):
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if (found["format"], found["version"]) != (FORMAT, VERSION):
+            is_of = f"{file} is of another version of specmoe ({found['version']})"
+            raise CheckpointError(f"{is_of}: {again}")
+        packed = PackedExperts.from_manifest(file.parent, unseal(text))
     size = packed.data_file.stat().st_size if packed.data_file.is_file() else 0
     if size != packed.data_bytes:
-        raise CheckpointError(
-            f"{packed.data_file} has {size} bytes instead of {packed.data_bytes}: {again}"
-        )
+        has = f"{packed.data_file} has {size} bytes instead of {packed.data_bytes}"
+        raise CheckpointError(f"{has}: {again}")
     return packed
-
-
-def _unseal(file: Path, again: str) -> PackedExperts:
-    with door(f"{file} was altered or cut short", again):
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        crc = manifest.pop("manifest_crc32")
-        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-            raise CheckpointError(
-                f"{file} is of another version of specmoe ({manifest['version']}): {again}"
-            )
-        if crc != zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):
-            raise ValueError("its checksum does not fit")
-        return PackedExperts.from_manifest(file.parent, manifest)
 
 
 def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tuple[int, int]]:
     """Read every record; returns the (layer, expert) of those whose checksum does not fit."""
-    bad = []
-    buffer = bytearray(packed.layout.record_bytes)
-    expected = [
-        (layer, expert)
-        for layer in range(len(packed.layers))
-        for expert in range(packed.num_experts)
-    ]
+    bad, buffer = [], bytearray(packed.layout.record_bytes)
     with (
         open(packed.data_file, "rb") as file,
         reporting(progress, packed.data_bytes, "verifying") as report,
     ):
-        for layer, expert in expected:
+        for number in range(len(packed.layers) * packed.num_experts):
+            layer, expert = divmod(number, packed.num_experts)
             with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
                 count = file.readinto(buffer)
             if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
                 bad.append((layer, expert))
-            report(packed.offset(layer, expert) + len(buffer))
+            report((number + 1) * len(buffer))
     return bad
 
 
 @contextmanager
 def reporting(progress: Progress, total: int, label: str) -> Iterator[Callable[[int], None]]:
     """A function that takes the bytes done so far and tells ``progress``, a tqdm bar, or nobody."""
-    if progress is True:
-        from tqdm.auto import tqdm
+    if progress is not True:
+        yield lambda done: progress and progress(done, total)
+        return
+    from tqdm.auto import tqdm
 
-        with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
-            yield lambda done: bar.update(done - bar.n)
-    elif callable(progress):
-        yield lambda done: progress(done, total)
-    else:
-        yield lambda done: None
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
+        yield lambda done: bar.update(done - bar.n)

@@ -24,17 +24,9 @@ from typing import BinaryIO, TextIO
 
 import torch
 
-from ..errors import CheckpointError, StoreError
-from .cache import (
-    OURS,
-    cache_folder,
-    cached,
-    force_folder,
-    free_of_readers,
-    is_journal,
-    remove_packed,
-    write_whole,
-)
+from ..errors import CheckpointError, SpecMoEError, StoreError
+from . import cache
+from .cache import force, lock, write_whole
 from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
 from .layout import PackedExperts, Progress, open_packed, reporting, seal
@@ -43,9 +35,8 @@ from .plan import ExpertPlan, plan_experts
 logger = logging.getLogger("specmoe")
 
 Done = dict[int, tuple[int, str]]  # index of a record -> its checksum, the digest of its source
-SYNC_BYTES = (
-    256 * 2**20
-)  # written at most before it is forced to the disk, the journal after the data
+# Written at most before it is forced to the disk, the journal after the data.
+SYNC_BYTES = 256 * 2**20
 
 
 def pack(
@@ -62,15 +53,16 @@ def pack(
     """
     plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
     contents = Contents(plan)
-    if directory is None:
-        root, name = cache_folder(), display_name(plan.checkpoint.folder)
-        folder, partial = None, root / f"{name}-{_place(plan)}.partial"
+    folder = None if directory is None else Path(directory).expanduser().absolute()
+    if folder is None:
+        # two checkpoints of one name never share what is half packed
+        source = plan.checkpoint.folder
+        digits = _twelve_digits(os.fsencode(f"{source.resolve()}\n{_shape_of(plan)}"))
+        partial = cache.cache_folder() / f"{display_name(source)}-{digits}.partial"
     else:
-        folder = Path(directory).expanduser().absolute()
         partial = folder.with_name(folder.name + ".partial")
     try:
-        found = _find(contents, folder)
-        packed = found or _pack_into(folder, partial, contents, progress)
+        packed = _find(contents, folder) or _pack_into(folder, partial, contents, progress)
         contents.keep()
         with suppress(OSError):
             os.utime(packed.directory / "manifest.json")  # when it was last used
@@ -82,7 +74,7 @@ def pack(
 def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
     """What is packed already: in the cache, or in ``folder``, which must be free or hold these."""
     if folder is not None:
-        if _is_free(folder):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return None
         packed = open_packed(folder)
         contents.measure()
@@ -95,21 +87,32 @@ def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
 
 def _alike(plan: ExpertPlan) -> list[PackedExperts]:
     """The packed copies in the cache whose experts have the names and the shapes of ``plan``."""
-    return [packed for packed in cached() if _shape_of(packed) == _shape_of(plan)]
+    found = []
+    for folder in cache.our_folders():
+        with suppress(SpecMoEError, OSError):
+            found.append(open_packed(folder))
+    return [packed for packed in found if _shape_of(packed) == _shape_of(plan)]
 
 
 def _shape_of(experts: PackedExperts | ExpertPlan) -> tuple:
     return experts.layers, experts.num_experts, experts.layout, experts.widened_from
 
 
+def _twelve_digits(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _pack_into(
     folder: Path | None, partial: Path, contents: Contents, progress: Progress
 ) -> PackedExperts:
-    """``folder`` None: the cache, where a copy is named after what turns out to be in it."""
+    """``folder`` None: into the cache, where a copy is named after what turns out to be in it."""
     _refuse_foreign(partial)
     _check_space(contents.plan, partial)
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
+    with open(partial / "lock", "w") as stream:
+        if not lock(stream.fileno(), "LOCK_EX"):
+            logger.info("another process may be packing into %s: waiting for it", partial)
+            lock(stream.fileno(), "LOCK_EX", wait=True)
         contents.reload()
         if found := _find(contents, folder):  # another process packed while this one waited
             shutil.rmtree(partial, ignore_errors=True)
@@ -118,29 +121,19 @@ def _pack_into(
             _take_over(contents, partial)
         packed = _write(contents, partial, progress)
         if folder is None:
-            digest = hashlib.sha256(json.dumps([packed.records, str(_shape_of(packed))]).encode())
-            name = display_name(contents.plan.checkpoint.folder)
-            folder = partial.with_name(f"{name}-{digest.hexdigest()[:12]}")
+            digits = _twelve_digits(json.dumps([packed.records, str(_shape_of(packed))]).encode())
+            folder = partial.with_name(f"{packed.source['name']}-{digits}")
         _publish(partial, folder)
     return open_packed(folder)
-
-
-def _place(plan: ExpertPlan) -> str:
-    """Twelve digits: two checkpoints of one name never share what is half packed."""
-    text = f"{plan.checkpoint.folder.resolve()}\n{_shape_of(plan)}"
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 def _refuse_foreign(partial: Path) -> None:
     """What an interrupted packing left has our journal; any other folder is somebody's own."""
     names = {path.name for path in partial.iterdir()} if partial.exists() else set()
-    if names - {"lock", "journal.partial"} and not (
-        names <= OURS and is_journal(partial / "journal")
-    ):
-        raise CheckpointError(
-            f"{partial} is not specmoe's, and packing needs that name: rename it or pack into"
-            " another folder"
-        )
+    ours = names <= cache.OURS and cache.is_journal(partial / "journal")
+    if names - {"lock", "journal.partial"} and not ours:
+        what = f"{partial} is not specmoe's, and packing needs that name"
+        raise CheckpointError(f"{what}: rename it or pack into another folder")
 
 
 def _take_over(contents: Contents, partial: Path) -> None:
@@ -154,50 +147,39 @@ def _take_over(contents: Contents, partial: Path) -> None:
     old = next((packed for packed in _alike(plan) if packed.records == before), None)
     if old is None or (partial / "experts.bin").exists() or before in contents.others():
         return
-    with free_of_readers(old.data_file) as is_free:
-        if not is_free:
-            return
-        checksums = [crc for row in old.checksums for crc in row]
-        write_whole(partial / "journal", _journal(old, zip(checksums, before)).encode())
-        os.replace(old.data_file, partial / "experts.bin")
-        remove_packed(old.directory)
-
-
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    # engines ``hold`` what they read, and while this lasts none begins to
+    with open(old.data_file, "rb") as stream:
+        if lock(stream.fileno(), "LOCK_EX"):
+            checksums = [crc for row in old.checksums for crc in row]
+            write_whole(partial / "journal", _journal(old, zip(checksums, before)).encode())
+            os.replace(old.data_file, partial / "experts.bin")
+            cache.remove_packed(old.directory)
 
 
 def _checked(packed: PackedExperts, contents: Contents) -> PackedExperts:
     """``packed``, if it holds what ``contents`` would give."""
     plan = contents.plan
+    have, want = packed.layout.payload_bytes, plan.layout.payload_bytes
     if (packed.layout, packed.widened_from) != (plan.layout, plan.widened_from):
-        raise CheckpointError(
-            f"{packed.directory} holds experts of {packed.layout.payload_bytes} bytes, but"
-            f" {plan.layout.payload_bytes} are asked for (expert_bytes): delete it or use another "
-            "folder"
-        )
-    if (packed.layers, packed.num_experts) != (plan.layers, plan.num_experts):
-        raise CheckpointError(
-            f"{packed.directory} was packed with another version of transformers (first layer"
-            f" {packed.layers[0]}, now {plan.layers[0]}): delete the folder"
-        )
-    if packed.records != contents.records:
-        raise CheckpointError(
-            f"{packed.directory} holds the experts of another checkpoint, or of this one before it "
-            "changed:"
-            " delete the folder or pack into another one"
-        )
-    return packed
+        what = f"holds experts of {have} bytes, but {want} are asked for (expert_bytes)"
+        remedy = "delete it or use another folder"
+    elif (packed.layers, packed.num_experts) != (plan.layers, plan.num_experts):
+        first = f"first layer {packed.layers[0]}, now {plan.layers[0]}"
+        what = f"was packed with another version of transformers ({first})"
+        remedy = "delete the folder"
+    elif packed.records != contents.records:
+        what = "holds the experts of another checkpoint, or of this one before it changed"
+        remedy = "delete the folder or pack into another one"
+    else:
+        return packed
+    raise CheckpointError(f"{packed.directory} {what}: {remedy}")
 
 
 def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExperts:
-    """Write all records and the manifest into ``partial``, but for the good records that are
-    there."""
-    plan = contents.plan
-    source = {"name": display_name(plan.checkpoint.folder), "records": []}
-    packed = PackedExperts(
-        partial, plan.layers, plan.num_experts, plan.layout, (), source, plan.widened_from
-    )
+    """Write all records and the manifest into ``partial``, but for the good records there."""
+    plan, name = contents.plan, display_name(contents.plan.checkpoint.folder)
+    layers, num_experts, layout, widened = _shape_of(plan)
+    packed = PackedExperts(partial, layers, num_experts, layout, (), {"name": name}, widened)
     done = _resume(packed, contents)
     logger.info("packing %d experts into %s, %d are there", plan.num_records, partial, len(done))
     with (
@@ -208,15 +190,12 @@ def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExper
     ):
         _write_records(plan, data, journal, done, report)
     if not contents.unchanged():
-        raise CheckpointError(
-            f"{plan.checkpoint.folder} changed while its experts were packed: run it again when"
-            " nothing writes to it"
-        )
-    lines = [done[index] for index in range(plan.num_records)]
-    contents.records = source["records"] = [digest for _, digest in lines]
-    checksums, width = [crc for crc, _ in lines], plan.num_experts
-    rows = tuple(tuple(checksums[i : i + width]) for i in range(0, len(checksums), width))
-    packed = dataclasses.replace(packed, checksums=rows)
+        what = f"{plan.checkpoint.folder} changed while its experts were packed"
+        raise CheckpointError(f"{what}: run it again when nothing writes to it")
+    sums, contents.records = map(list, zip(*(done[index] for index in sorted(done))))
+    rows = tuple(tuple(sums[i : i + num_experts]) for i in range(0, len(sums), num_experts))
+    source = {"name": name, "records": contents.records}
+    packed = dataclasses.replace(packed, checksums=rows, source=source)
     write_whole(partial / "manifest.json", seal(packed.manifest()).encode())
     return packed
 
@@ -224,11 +203,9 @@ def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExper
 def _write_records(
     plan: ExpertPlan, data: BinaryIO, journal: TextIO, done: Done, report: Callable[[int], None]
 ) -> None:
-    """Write the records missing in ``done``, which gets them. The journal never runs ahead of the
-    data."""
-    record = torch.zeros(
-        plan.layout.record_bytes, dtype=torch.uint8
-    )  # what no expert fills stays zero
+    """Write the records missing in ``done``, which gets them; the journal follows the data."""
+    # what no expert fills stays zero
+    record = torch.zeros(plan.layout.record_bytes, dtype=torch.uint8)
     content = memoryview(record.numpy())
     missing = [index for index in range(plan.num_records) if index not in done]
     num_good, waiting = len(done), {}
@@ -239,52 +216,45 @@ def _write_records(
         waiting[index] = zlib.crc32(content), digest
         report((num_good + number) * len(content))
         if number == len(missing) or len(waiting) * len(content) >= SYNC_BYTES:
-            _force(data)
+            force(data)
             journal.writelines(f"{i} {crc} {digest}\n" for i, (crc, digest) in waiting.items())
-            _force(journal)
+            force(journal)
             done |= waiting
             waiting = {}
 
 
 def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
-    """The journal of a packing that has written ``lines``: what is packed, then "index checksum
-    digest"."""
+    """The journal of a packing: what is packed, then "index checksum digest" for each line."""
     head = {**packed.manifest(), "source": None, "checksums": None}
     written = [f"{index} {crc} {digest}" for index, (crc, digest) in enumerate(lines)]
     return "\n".join([json.dumps(head, sort_keys=True), *written]) + "\n"
 
 
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
-    """Checksum and digest of the records that lie whole in the file and are still the
+    """The journal's lines of the records that lie whole in the file and are still the
     checkpoint's."""
     journal, plan = packed.directory / "journal", contents.plan
-    head, lines = _journal(packed, []), []
+    num_bytes = packed.layout.record_bytes
+    head, text = _journal(packed, []), ""
     if journal.is_file():
-        lines = journal.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    if lines[:1] != [head]:
+        text = journal.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith(head):
         write_whole(journal, head.encode())
-        lines = []
+        text = ""
     packed.data_file.touch()
-    found = dict(filter(None, map(_journal_line, lines[1:])))
+    # the last line of a killed packing may be torn
+    lines = re.findall(r"^([0-9]{1,18}) ([0-9]{1,18}) ([0-9a-f]+)\n", text, re.MULTILINE)
+    found = {int(index): (int(crc), digest) for index, crc, digest in lines}
     good: Done = {}
     with open(packed.data_file, "rb") as data:
-        for index, (crc, digest) in sorted(found.items()):
-            if index >= plan.num_records:
-                continue
-            data.seek(index * packed.layout.record_bytes)
+        for index in sorted(found.keys() & range(plan.num_records)):
+            crc, digest = found[index]
             now = contents.records[index] if contents.records else None
-            if now not in (None, digest):
-                continue
-            whole = zlib.crc32(data.read(packed.layout.record_bytes)) == crc
+            data.seek(index * num_bytes)
+            whole = now in (None, digest) and zlib.crc32(data.read(num_bytes)) == crc
             if whole and (now or plan.digest(*divmod(index, plan.num_experts))) == digest:
                 good[index] = crc, digest
     return good
-
-
-def _journal_line(line: str) -> tuple[int, tuple[int, str]] | None:
-    """What a line says; None for the torn one of a killed packing."""
-    match = re.fullmatch(r"(\d+) (\d+) ([0-9a-f]+)\n", line)
-    return (int(match[1]), (int(match[2]), match[3])) if match else None
 
 
 def _check_space(plan: ExpertPlan, partial: Path) -> None:
@@ -294,66 +264,37 @@ def _check_space(plan: ExpertPlan, partial: Path) -> None:
     place = next(folder for folder in partial.parents if folder.is_dir())
     available = shutil.disk_usage(place).free
     if needed > available:
-        raise StoreError(
-            f"no space to pack into {partial.parent}: {needed} bytes needed, {available} "
-            "available; free"
-            " some, or choose another place with `specmoe pack CHECKPOINT DIR` or $SPECMOE_CACHE"
-        )
+        how = f"{needed} bytes needed, {available} available"
+        where = "choose another place with `specmoe pack CHECKPOINT DIR` or $SPECMOE_CACHE"
+        raise StoreError(f"no space to pack into {partial.parent}: {how}; free some, or {where}")
 
 
 def _store_error(error: OSError, partial: Path) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
-            f"no space left while packing into {partial} ({error.strerror}): free some and run it "
-            "again (it"
-            " goes on where it stopped), or delete that folder and choose another place"
-        )
-    return StoreError(
-        f"could not pack into {partial} ({error}): choose another place or set $SPECMOE_CACHE"
-    )
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        what = f"could not pack into {partial} ({error})"
+        return StoreError(f"{what}: choose another place or set $SPECMOE_CACHE")
+    what = f"no space left while packing into {partial} ({error.strerror})"
+    again = "free some and run it again (it goes on where it stopped)"
+    return StoreError(f"{what}: {again}, or delete that folder and choose another place")
 
 
 def _publish(partial: Path, folder: Path) -> None:
     """Give the finished folder its name, in one step."""
     if folder.exists():  # an empty one, or in the cache one that cannot be opened
-        remove_packed(folder)
-    force_folder(partial)
+        cache.remove_packed(folder)
+    cache.force_folder(partial)
     os.replace(partial, folder)
     for name in ("journal", "lock"):
         (folder / name).unlink(missing_ok=True)
-    force_folder(folder.parent)
-
-
-def _force(stream) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+    cache.force_folder(folder.parent)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Packing is copying: more threads gain nothing, and on a busy machine they wait for each other
-    (2x slower)."""
+    """Packing is copying: more threads gain nothing, and on a busy machine wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold the folder against other processes; waits for the one that has it. No lock without
-    ``fcntl``."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(partial / "lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another process is packing into %s: waiting for it", partial)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

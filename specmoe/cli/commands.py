@@ -232,12 +232,13 @@ def cache(args: Namespace) -> int:
         raise OptionError("names and --all belong to `specmoe cache remove`")
     if args.action == "remove" and (not chosen or (names and "all" in args)):
         raise OptionError("`specmoe cache remove` needs the names of packed copies, or --all")
-    from ..checkpoint import cache as kept
+    from ..checkpoint import cache_folder
+    from . import copies
 
-    rows = kept.remove(names or None) if chosen else kept.entries()
+    rows = copies.remove(names or None) if chosen else copies.entries()
     key = "removed" if chosen else "copies"
     found = {
-        "folder": str(kept.cache_folder()),
+        "folder": str(cache_folder()),
         "bytes": sum(row["bytes"] for row in rows),
         key: rows,
     }
