@@ -117,10 +117,10 @@ class Contents:
 
 def _stamp(file: Path) -> list[int] | None:
     """Size, time of the last change, that of the inode (no tool sets it back), the inode; None
-    where there is no such file."""
+    where nothing can be reached: no file, or a circle of links."""
     try:
         s = file.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
