@@ -3,14 +3,19 @@ can be used again."""
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+import time
 
 import pytest
 import torch
 from conftest import tokens_of
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import specmoe
-from specmoe import FastMemoryError, StoreError
+from specmoe import FastMemoryError, SpecMoEError, StoreError
+from specmoe.offload import store as expert_store
 from specmoe.offload import transfers
 from specmoe.offload.transfers import ExpertKey
 
@@ -79,6 +84,68 @@ def test_a_read_that_ends_in_time_is_not_given_up():
     read = transfers.Read(ExpertKey(0, 1), torch.zeros(1, dtype=torch.uint8))
     read.finish()
     read.wait_released()
+    assert not read.abandoned
+
+
+# ---- closing while a disk hangs
+
+
+def files_open(path) -> int:
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sum(os.path.islink(link) and os.readlink(link) == str(path) for link in links)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_closing_while_a_disk_hangs_ends_in_time_and_what_the_read_holds_is_freed_when_it_returns(
+    kind, tiny, monkeypatch, impatient
+):
+    monkeypatch.setattr(expert_store, "CLOSE_S", 0.5)
+    engine = specmoe.load(tiny("mixtral"), dtype=torch.float64, draft_experts=2, store=kind)
+    store, threads = engine.store, engine.store._queue._threads
+    others = files_open(store.packed.data_file) - (kind == "disk")  # of other tests' engines
+    stalling = Stalling(store, monkeypatch, 3)
+    with pytest.raises(StoreError, match="has stalled for"):
+        engine.generate(PROMPTS, method="cached", **JOB)
+    slots = StorageWeakRef(engine._slots.untyped_storage())
+    key, began_s = stalling.key, time.monotonic()
+    with pytest.warns(
+        RuntimeWarning, match=f"expert {key.expert} of MoE layer {key.layer} .* has not ended in"
+    ):
+        engine.close()
+    # the read would be held for 120 s
+    assert time.monotonic() - began_s < 60
+    with pytest.raises(SpecMoEError, match="the engine is closed"):
+        engine.generate(PROMPTS, **JOB)
+    engine.close()
+    gc.collect()
+    assert sum(thread.is_alive() for thread in threads) == 1, "the others have ended"
+    assert files_open(store.packed.data_file) - others == (kind == "disk")
+    assert not slots.expired(), "the reader may still write there"
+    stalling.go.set()
+    for thread in threads:
+        thread.join(60)
+    gc.collect()
+    assert not any(thread.is_alive() for thread in threads)
+    assert files_open(store.packed.data_file) == others and slots.expired()
+    assert kind == "disk" or store._records is None
+
+
+def test_a_store_that_is_closed_in_time_warns_of_nothing(tiny, recwarn):
+    specmoe.load(tiny("mixtral"), dtype=torch.float64, draft_experts=2).close()
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+def test_a_read_once_given_up_is_not_waited_for_again(monkeypatch):
+    read = transfers.Read(ExpertKey(0, 1), torch.zeros(1, dtype=torch.uint8))
+    monkeypatch.setattr(transfers, "STALL_S", 0.01)
+    read.settle()
+    monkeypatch.setattr(transfers, "STALL_S", 20.0)
+    began_s = time.monotonic()
+    read.settle()
+    assert read.abandoned and time.monotonic() - began_s < 10
+    read.finish()
+    read.settle()
     assert not read.abandoned
 
 

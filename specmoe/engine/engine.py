@@ -318,15 +318,17 @@ class Engine:
 
     def close(self) -> None:
         """End every thread, close files, free buffers. Calling it twice is fine; while a call goes
-        on it is refused."""
+        on it is refused. Returns within ``offload.store.CLOSE_S`` even where a disk hangs: then a
+        ``RuntimeWarning`` names the read, whose buffers are freed when it comes back."""
         if self.turns.is_taken():
             raise SpecMoEError(
                 "the engine is in use: end the call that goes on before you close it"
             )
         if self.store is not None:
             self.experts.uninstall()
-            self.store.close()
-            self.store = self._slots = None
+            # First let go, so that nothing is held where closing is cut short.
+            store, self.store, self._slots = self.store, None, None
+            store.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -36,6 +37,8 @@ class ReadQueue:
         self._under_way: list[Read] = []
         self._is_closed = False
         self._threads: list[threading.Thread] = []
+        self._num_serving = 0
+        self._at_the_end: Callable[[], None] | None = None
 
     def start(
         self, serve: Callable[[Read, object], None], make_reader: Callable[[], object], number: int
@@ -43,6 +46,7 @@ class ReadQueue:
         """``number`` threads that call ``serve(read, reader)`` for every read, each with a reader
         of its own. Both are methods of a store, which is held only while it serves."""
         methods = weakref.WeakMethod(serve), weakref.WeakMethod(make_reader)
+        self._num_serving = number
         for index in range(number):
             thread = threading.Thread(
                 target=_serve_all,
@@ -126,10 +130,38 @@ class ReadQueue:
             if not read.started:
                 read.finish(StoreError("the expert store was closed"))
 
-    def join(self) -> None:
-        """Wait until every thread has ended; ``close`` first."""
-        for thread in self._threads:
-            thread.join()
+    def join(self, timeout_s: float) -> bool:
+        """Wait at most ``timeout_s`` until every thread has ended, ``close`` first; whether they
+        have. A forked child has none."""
+        until_s = time.monotonic() + timeout_s
+        for thread in self._threads if os.getpid() == self._process else ():
+            thread.join(max(0.0, until_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def at_the_end(self, free: Callable[[], None]) -> None:
+        """Call ``free`` once no thread serves any more: at once, or when the last one ends. A
+        forked child has none."""
+        if os.getpid() == self._process:
+            with self._lock:
+                if self._num_serving:
+                    self._at_the_end = free
+                    return
+        free()
+
+    def ended(self) -> None:
+        """A thread ends."""
+        with self._lock:
+            self._num_serving -= 1
+            if self._num_serving:
+                return
+            free, self._at_the_end = self._at_the_end, None
+        if free is not None:
+            free()
+
+    def first_under_way(self) -> Read | None:
+        """What a thread that has not ended reads; None where it lets go just now."""
+        with self._lock:
+            return next(iter(self._under_way), None)
 
     def take(self) -> Read | None:
         """The next read, for the thread that calls; waits for one. None when closed."""
@@ -155,13 +187,16 @@ class ReadQueue:
 def _serve_all(
     queue: ReadQueue, serve: weakref.WeakMethod, make_reader: weakref.WeakMethod
 ) -> None:
-    make = make_reader()
-    reader = make() if make is not None else None
-    del make
-    while (read := queue.take()) is not None:
-        work = serve()
-        if work is None:
-            queue.done(read, StoreError("the expert store was dropped"))
-            return
-        work(read, reader)
-        del work, read
+    try:
+        make = make_reader()
+        reader = make() if make is not None else None
+        del make
+        while (read := queue.take()) is not None:
+            work = serve()
+            if work is None:
+                queue.done(read, StoreError("the expert store was dropped"))
+                return
+            work(read, reader)
+            del work, read
+    finally:
+        queue.ended()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 import weakref
 import zlib
 
@@ -24,6 +25,8 @@ from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
 # A record altered this long before it is read again is noticed.
 STAMP_S = 0.001
+# A store that is closed waits no longer for the reads under way.
+CLOSE_S = 10.0
 
 
 class ExpertStore:
@@ -74,10 +77,23 @@ class ExpertStore:
         self._queue.drain()
 
     def close(self) -> None:
-        """End the reader threads and release files and memory. Calling it twice is fine."""
+        """End the reader threads and release files and memory. Calling it twice is fine.
+
+        Returns within ``CLOSE_S``: a reader that has not come back by then keeps its buffer and its
+        file, which are freed when it does, and a warning says so.
+        """
         self._queue.close()
-        self._queue.join()
-        self._release()
+        self._queue.at_the_end(self._release)
+        if self._queue.join(CLOSE_S):
+            return
+        read = self._queue.first_under_way()
+        what = f"expert {read.key.expert} of MoE layer {read.key.layer}" if read else "a record"
+        warnings.warn(
+            f"reading {what} from {self.packed.data_file} has not ended in the {CLOSE_S:.0f} s "
+            "that closing waits: its thread, file and buffers are freed when the disk answers",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def is_idle(self) -> bool:
         """No read waits or is under way."""

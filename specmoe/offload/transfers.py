@@ -141,4 +141,4 @@ class Read:
     def wait_released(self) -> None:
         """Block until the reader lets go of the buffer, whatever became of the read; give up on one
         that has stalled."""
-        self.abandoned = not self._finished.wait(STALL_S)
+        self.abandoned = not self._finished.wait(0 if self.abandoned else STALL_S)
