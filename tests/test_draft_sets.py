@@ -81,7 +81,7 @@ def test_only_draft_experts_draft(open_engine, monkeypatch):
     def spy(module, record, x):
         layer = engine.experts.modules.index(module)
         slot = [
-            engine.experts.run.pool.tier.slots[s].data_ptr() for s in range(len(engine._slots))
+            engine.experts.run.pool.tier.slots[s].data_ptr() for s in range(len(engine.slots))
         ].index(record.data_ptr())
         used.update(key for key, s in engine.experts.run.pool.tier.resident.items() if s == slot)
         assert all(

@@ -287,7 +287,7 @@ def test_experts_never_hold_more_than_the_fast_memory(dtype, spare, tiny):
         assert scratch_bytes == engine.memory.scratch_bytes
         for method in ("on_demand", "overlapped", "cached", "specmoe", "auto"):
             stats = run(engine, method=method).stats
-            assert engine._slots.nbytes + scratch_bytes == stats.peak_fast_expert_bytes <= budget
+            assert engine.slots.nbytes + scratch_bytes == stats.peak_fast_expert_bytes <= budget
         assert run(engine, method="resident").stats.peak_fast_expert_bytes > budget, (
             "the ceiling stands outside"
         )
@@ -435,7 +435,7 @@ def test_closing_leaves_no_thread_file_or_buffer(store, tiny, tmp_path, monkeypa
         run(engine, [[5, 6]])
         assert len(leftovers(str(tmp_path))[0]) == len(threads) + 4
     assert leftovers(str(tmp_path)) == (threads, [])
-    assert engine.store is None and engine._slots is None
+    assert engine.store is None and engine.slots is None
     engine.close()
     gc.collect()
     assert leftovers(str(tmp_path)) == (threads, [])

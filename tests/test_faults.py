@@ -107,7 +107,7 @@ def test_closing_while_a_disk_hangs_ends_in_time_and_what_the_read_holds_is_free
     stalling = Stalling(store, monkeypatch, 3)
     with pytest.raises(StoreError, match="has stalled for"):
         engine.generate(PROMPTS, method="cached", **JOB)
-    slots = StorageWeakRef(engine._slots.untyped_storage())
+    slots = StorageWeakRef(engine.slots.untyped_storage())
     key, began_s = stalling.key, time.monotonic()
     with pytest.warns(
         RuntimeWarning, match=f"expert {key.expert} of MoE layer {key.layer} .* has not ended in"
@@ -183,7 +183,7 @@ def test_an_engine_whose_resident_buffers_do_not_fit_can_decode_by_other_methods
 ):
     engine = open_engine("mixtral", draft_experts=2)
     with monkeypatch.context() as gpu:
-        gpu.setattr("specmoe.engine.engine.allocate_slots", no_room)
+        gpu.setattr("specmoe.engine.run.allocate_slots", no_room)
         with pytest.raises(FastMemoryError, match="do not fit on cuda"):
             # the one method that needs more slots than are there
             engine.generate(PROMPTS, method="resident", **JOB)

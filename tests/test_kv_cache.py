@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import specmoe
 from specmoe import UnsupportedModelError
+from specmoe.engine.run import held
 from specmoe.model.decoder import check_rollback
 from specmoe.model.kv_cache import RaggedKVCache, attention_windows
 
@@ -135,15 +136,13 @@ def test_a_block_after_a_rollback_has_the_logits_of_a_fresh_start(architecture, 
     engine, model = open_engine(architecture), reference_model(tiny(architecture))
     good, wrong = list(range(3, 25)), list(range(50, 60))
     options = specmoe.options.GenerateOptions(method="resident")
-    method = specmoe.engine.engine.make_method(options, engine.memory, engine.packed, None)
-    pool = engine.new_pool(method, specmoe.trace.Trace())
-    with torch.inference_mode(), engine.experts.running(pool, pool.policy, method.drafting):
+    method = specmoe.engine.methods.make_method(options, engine.memory, engine.packed, None)
+    with torch.inference_mode(), held(engine, method, specmoe.trace.Trace()):
         want = model(torch.tensor([good])).logits[0]
         engine.decoder.allocate(1, 40)
         engine.decoder.forward(torch.tensor([good[:12]]), torch.tensor([0]))
         engine.decoder.forward(torch.tensor([wrong]), torch.tensor([12]))  # all rejected
         got = engine.decoder.forward(torch.tensor([good[12:]]), torch.tensor([12]))[0]
-    engine.decoder.free()
     torch.testing.assert_close(got, want[12:], rtol=0, atol=1e-10)
 
 

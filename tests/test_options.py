@@ -201,16 +201,7 @@ def test_sizes_are_read_as_people_write_them(text, num_bytes):
 
 
 def plan(**options):
-    usual = dict(
-        record_bytes=100,
-        scratch_bytes=30,
-        num_layers=3,
-        num_experts=8,
-        draft_experts=None,
-        fast_memory=None,
-        num_readers=4,
-    )
-    return plan_memory(**{**usual, **options})
+    return plan_memory(100, 30, (3, 8), LoadOptions(**options))
 
 
 @pytest.mark.parametrize("draft_experts", [1, 2, 5, 8])

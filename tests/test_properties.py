@@ -132,7 +132,7 @@ def _strict_pools():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResidentPool, "request", lambda *a, **k: _begun(checked(*a, **k)))
-        patch.setattr("specmoe.engine.engine.Slots", partial(Slots, poison=True))
+        patch.setattr("specmoe.engine.run.Slots", partial(Slots, poison=True))
         yield
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..speculate.loop import Batch
-from ..trace import Trace
+from ..model.texts import new_texts, to_texts
+from ..speculate.loop import Batch, Sequence
+from ..trace import PoolCounts, Round, Trace
+from .prepare import Plan
 
 SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
 
@@ -126,46 +128,61 @@ class Output:
         )
 
 
-def make_stats(
-    method: str,
-    batch_size: int,
-    batch: Batch,
-    seconds: float,
-    peak_bytes: int,
-    *,
-    kept_full: bool,
-    seed: int | None = None,
-) -> Stats:
-    """Sums over the rounds of ``batch``, without what its prefills moved."""
-    rounds, moved = batch.rounds, batch.experts.pool.counts.minus(batch.prefill)
-    num_new_tokens = sum(each.new_tokens for each in rounds)
-    num_drafted = sum(sum(each.drafted) for each in rounds)
-    num_accepted = sum(sum(each.accepted) for each in rounds)
+def make_output(plan: Plan, batch: Batch, rows: list[Sequence], run: tuple, tokenizer) -> Output:
+    """``rows``: finished, in the order of the prompts. ``run``: its seconds and its bytes of fast
+    memory."""
+    with torch.inference_mode(False):  # tensors that a user may change or train on
+        sequences = [torch.tensor(row.tokens) for row in rows]
+    tokens, lengths = [row.tokens for row in rows], [row.num_prompt for row in rows]
+    texts = to_texts(tokenizer, tokens)
+    new = new_texts(tokenizer, tokens, lengths, texts)
+    sources = [row.source for row in rows]
+    stats = make_stats(plan, batch, *run)
+    return Output(sequences, texts, new, lengths, stats, batch.trace, sources, tokenizer)
+
+
+def make_stats(plan: Plan, batch: Batch, seconds: float, peak_bytes: int) -> Stats:
+    """``seconds`` of all rounds and prefills, ``peak_bytes`` of expert memory."""
+    options = plan.options
     return Stats(
-        method=method,
-        gamma=sum(each.gamma for each in rounds) / max(1, len(rounds)),
-        batch_size=batch_size,
-        num_new_tokens=num_new_tokens,
-        seconds=seconds,
-        tokens_per_second=num_new_tokens / seconds if seconds > 0 else float("nan"),
-        num_rounds=len(rounds),
-        num_plain_rounds=sum(not each.gamma for each in rounds),
-        tokens_per_round=num_new_tokens / max(1, sum(len(each.prompts) for each in rounds)),
-        acceptance_rate=num_accepted / num_drafted if num_drafted else 0.0,
-        fetched_bytes=moved.fetched_bytes,
-        num_fetches=moved.num_fetches,
-        num_hits=moved.num_hits,
-        num_misses=moved.num_misses,
-        prefetch_recall=moved.prefetch_used / moved.num_misses if moved.num_misses else 0.0,
-        prefetch_precision=moved.prefetch_used / moved.num_prefetches
-        if moved.num_prefetches
-        else 0.0,
-        wait_s=moved.wait_s,
-        draft_s=sum(each.draft_s for each in rounds),
-        verify_s=sum(each.verify_s for each in rounds),
+        method=options.method,
+        batch_size=plan.batch_size,
         prefill_s=batch.prefill_s,
         prefill_bytes=batch.prefill.fetched_bytes,
         peak_fast_expert_bytes=peak_bytes,
-        kept_full=kept_full,
-        seed=seed,
+        kept_full=len(plan.rows) > plan.batch_size,
+        seed=plan.sampler.seed if options.do_sample else None,
+        **_of_rounds(batch.rounds, seconds - batch.prefill_s),
+        **_of_reads(batch.experts.pool.counts.minus(batch.prefill)),
     )
+
+
+def _of_rounds(rounds: list[Round], seconds: float) -> dict:
+    num_new = sum(each.new_tokens for each in rounds)
+    num_drafted = sum(sum(each.drafted) for each in rounds)
+    num_accepted = sum(sum(each.accepted) for each in rounds)
+    return {
+        "gamma": sum(each.gamma for each in rounds) / max(1, len(rounds)),
+        "num_new_tokens": num_new,
+        "seconds": seconds,
+        "tokens_per_second": num_new / seconds if seconds > 0 else float("nan"),
+        "num_rounds": len(rounds),
+        "num_plain_rounds": sum(not each.gamma for each in rounds),
+        "tokens_per_round": num_new / max(1, sum(len(each.prompts) for each in rounds)),
+        "acceptance_rate": num_accepted / num_drafted if num_drafted else 0.0,
+        "draft_s": sum(each.draft_s for each in rounds),
+        "verify_s": sum(each.verify_s for each in rounds),
+    }
+
+
+def _of_reads(moved: PoolCounts) -> dict:
+    used, missed, guessed = moved.prefetch_used, moved.num_misses, moved.num_prefetches
+    return {
+        "fetched_bytes": moved.fetched_bytes,
+        "num_fetches": moved.num_fetches,
+        "num_hits": moved.num_hits,
+        "num_misses": missed,
+        "prefetch_recall": used / missed if missed else 0.0,
+        "prefetch_precision": used / guessed if guessed else 0.0,
+        "wait_s": moved.wait_s,
+    }

@@ -12,6 +12,8 @@ from ..errors import OptionError
 from ..options import GenerateOptions
 from ..speculate.loop import Sequence
 
+LONG_PACK_BYTES = 2**28
+
 
 class Watcher:
     """Collects finished rows; feeds ``streamer`` (transformers' protocol: put, end) and
@@ -25,6 +27,7 @@ class Watcher:
         self._rows: dict[int, Sequence] = {}
         self._num_prompts = len(prompts)
         self._streamer = options.streamer
+        self._shown = len(prompts[0]) if prompts else 0
         self._callback = None
         self._bar = None
         if options.progress is True:
@@ -35,7 +38,6 @@ class Watcher:
             self._callback = options.progress
         if self._streamer is not None:
             self._streamer.put(torch.tensor(prompts[0]))
-            self._shown = len(prompts[0])
 
     @property
     def finished(self) -> list[Sequence]:
@@ -58,3 +60,19 @@ class Watcher:
             self._streamer.end()
         if self._bar is not None:
             self._bar.close()
+
+
+class PackingBar:
+    """A progress bar for packing, but only where it takes long enough to wonder."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, bytes_done: int, bytes_total: int) -> None:
+        if bytes_total < LONG_PACK_BYTES:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=bytes_total, desc="packing experts", unit="B", unit_scale=True)
+        self._bar.update(bytes_done - self._bar.n)

@@ -18,18 +18,20 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 
 from ..errors import SpecMoEError
 from ..offload.experts import RunExperts
-from ..options import GenerateOptions
-from ..speculate.loop import Batch, Sequence, decode
-from ..speculate.sampling import Sampler
+from ..offload.policies import RunPolicy
+from ..offload.pool import ResidentPool
+from ..offload.slots import Slots
+from ..offload.transfers import allocate_slots
+from ..speculate.loop import Batch, decode
 from ..trace import PoolCounts, Round, Trace
 from .methods import Method
-from .output import Output, make_stats
+from .output import Output, make_output
+from .prepare import Plan
 from .progress import Watcher
 
 
@@ -81,11 +83,19 @@ def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
         engine.check_open()
         engine.store.drain()
         engine.decoder.free()
-        pool = engine.new_pool(method, trace)
+        pool = _new_pool(engine, method, trace)
         with _ending(pool.reset_reads, engine.decoder.free):
             with engine.experts.running(pool, pool.policy, method.drafting) as experts:
                 _preload(experts, method)
                 yield experts
+
+
+def _new_pool(engine, method: Method, trace: Trace) -> ResidentPool:
+    """An empty pool as ``method`` wants it, over the engine's slots."""
+    own = method.num_slots is not None
+    slots = allocate_slots(method.num_slots, engine.store) if own else engine.slots
+    policy = RunPolicy(method.rule, method.first_kept)
+    return ResidentPool(engine.store, Slots(slots), policy, method.mode, trace)
 
 
 def _preload(experts: RunExperts, method: Method) -> None:
@@ -114,18 +124,6 @@ def _ending(*ends: Callable[[], None]) -> Iterator[None]:
                 failures.append(failure)
         if failures:
             raise failures[0]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run before it begins: nothing is held yet."""
-
-    rows: list[Sequence]
-    options: GenerateOptions
-    method: Method
-    sampler: Sampler
-    batch_size: int
-    eos: frozenset[int]
 
 
 class Run:
@@ -191,15 +189,6 @@ class Run:
         """Tokens, texts, stats and trace; rounds that are left run first."""
         for _ in self:
             pass
-        plan, batch, engine = self.plan, self.batch, self.engine
-        pool = batch.experts.pool
-        stats = make_stats(
-            plan.options.method,
-            plan.batch_size,
-            batch,
-            self.seconds - batch.prefill_s,
-            pool.tier.slots.memory.nbytes + engine.memory.scratch_bytes,
-            kept_full=len(plan.rows) > plan.batch_size,
-            seed=plan.sampler.seed if plan.options.do_sample else None,
-        )
-        return engine.to_output(self.watcher.finished, stats, self.trace)
+        engine, slots = self.engine, self.batch.experts.pool.tier.slots
+        run = self.seconds, slots.memory.nbytes + engine.memory.scratch_bytes
+        return make_output(self.plan, self.batch, self.watcher.finished, run, engine.tokenizer)

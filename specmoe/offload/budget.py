@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import FastMemoryError, OptionError
+from ..options import LoadOptions
 from .pool import min_slots
 
 
@@ -41,43 +42,32 @@ class MemoryPlan:
 
 
 def plan_memory(
-    *,
-    record_bytes: int,
-    scratch_bytes: int,
-    num_layers: int,
-    num_experts: int,
-    draft_experts: int | None,
-    fast_memory: int | None,
-    num_readers: int,
+    record_bytes: int, scratch_bytes: int, shape: tuple[int, int], options: LoadOptions
 ) -> MemoryPlan:
-    """Slots and N from what the user gave; ``FastMemoryError`` says how much would be needed."""
-    if draft_experts is not None and draft_experts > num_experts:
+    """Slots and N from what the user gave, for ``shape`` (MoE layers that keep experts, experts of
+    each); ``FastMemoryError`` says how much would be needed."""
+    (num_layers, num_experts), num_readers = shape, options.num_readers
+    num_draft, fast_memory = options.draft_experts, options.fast_memory
+    if num_draft is not None and num_draft > num_experts:
         raise OptionError(
-            f"draft_experts={draft_experts} is more than the {num_experts} experts of a MoE layer"
+            f"draft_experts={num_draft} is more than the {num_experts} experts of a MoE layer"
         )
     if fast_memory is None:
-        num_draft = draft_experts or max(1, min(4, num_experts // 2))
+        num_draft = num_draft or max(1, min(4, num_experts // 2))
         num_slots = num_layers * num_draft + max(num_readers, num_layers * num_draft // 2)
     else:
         num_slots = max(0, (fast_memory - scratch_bytes) // record_bytes)
-        num_draft = draft_experts or max(1, min(num_experts // 2, num_slots // (2 * num_layers)))
+        num_draft = num_draft or max(1, min(num_experts // 2, num_slots // (2 * num_layers)))
     num_slots = min(num_slots, num_layers * num_experts + num_readers)
     needed = min_slots(num_layers, num_draft)
     if num_slots < needed:
         raise FastMemoryError(
             f"fast_memory={fast_memory} holds {num_slots} experts of {record_bytes} bytes beside "
-            f"{scratch_bytes} bytes of "
-            f"scratch; {num_draft} draft experts in each of {num_layers} MoE layers and one to "
-            "read into need at least "
+            f"{scratch_bytes} bytes of scratch; {num_draft} draft experts in each of {num_layers} "
+            f"MoE layers and one to read into need at least "
             f"{needed * record_bytes + scratch_bytes} bytes"
         )
-    used = num_slots * record_bytes + scratch_bytes
+    asked = fast_memory or num_slots * record_bytes + scratch_bytes
     return MemoryPlan(
-        fast_memory or used,
-        scratch_bytes,
-        record_bytes,
-        num_slots,
-        num_draft,
-        num_layers,
-        num_readers,
+        asked, scratch_bytes, record_bytes, num_slots, num_draft, num_layers, num_readers
     )

@@ -40,11 +40,13 @@ class OffloadedExperts:
         kernel: ExpertKernel,
         distances: torch.Tensor | None = None,
         num_encoder_layers: int = 0,
+        compiled: bool = False,
     ):
         self.model = model
         self.modules = list(modules.values())
         self.kernel = kernel
         self.distances = distances  # [L, E, E]
+        self.compiled = compiled
         self.num_layers = len(self.modules)
         self.num_experts = self.modules[0].num_experts
         # An encoder's layers, which come first, never draft.
@@ -53,11 +55,11 @@ class OffloadedExperts:
         self.run: RunExperts | None = None
         self.listeners: list[Callable] = []
 
-    def install(self, opaque: bool = False) -> None:
-        """Register the experts function and point this model at it; ``opaque``: as an operator, for
-        torch.compile."""
+    def install(self) -> None:
+        """Register the experts function and point this model at it: for torch.compile as one
+        operator."""
         ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)
-        forward = partial(experts_operator(), number_of(self)) if opaque else self.forward
+        forward = partial(experts_operator(), number_of(self)) if self.compiled else self.forward
         for layer, module in enumerate(self.modules):
             module._specmoe_forward = partial(forward, layer)
         for module in self.model.modules():

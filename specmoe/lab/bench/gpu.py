@@ -187,7 +187,7 @@ def store_rate(engine, times: int) -> float:
     once."""
     from ...offload.transfers import ExpertKey
 
-    store, slots = engine.store, engine._slots
+    store, slots = engine.store, engine.slots
     keys = [
         ExpertKey(n % len(engine.packed.layers), n % engine.packed.num_experts)
         for n in range(times)

@@ -110,7 +110,7 @@ class PassProber(Prober):
         engine = self.engine
         if not engine.is_translation:
             return None
-        row = engine._read([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
+        row = engine.reader.rows([self.prompt], None, GenerateOptions(max_new_tokens=8))[0]
         with self.run("on_demand") as (_, experts), experts.prefilling():
             return engine.decoder.prefill([row], experts.set_live)[0]
 
