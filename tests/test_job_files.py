@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,23 +68,37 @@ def test_the_lock_dies_with_its_process(tmp_path):
 
 def test_where_there_are_no_locks_a_warning_says_so_and_the_job_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(job_files, "fcntl", None)
-    with pytest.warns(UserWarning, match="cannot be locked"):
+    with pytest.warns(UserWarning, match=r"cannot be locked \(this system has no flock\)"):
         run(prompt_file(tmp_path), tmp_path / "out")
     assert len(records(tmp_path / "out")) == len(PROMPTS)
 
 
-def test_an_output_that_is_replaced_while_it_is_written_ends_the_job(tmp_path):
+def test_where_the_file_system_has_no_locks_the_warning_has_its_reason(tmp_path, monkeypatch):
+    def fail(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(job_files.fcntl, "flock", fail)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
+        run(prompt_file(tmp_path), tmp_path / "out")
+    assert len(records(tmp_path / "out")) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("put_there", [None, "somebody else's\n"])
+def test_an_output_that_is_removed_or_replaced_while_it_is_written_ends_the_job(
+    put_there, tmp_path
+):
     prompts, out = prompt_file(tmp_path), tmp_path / "out"
 
     class Replacing(FakeEngine):
         def generate(self, prompts, **options):
             out.unlink()
-            out.write_text("somebody else's\n")
+            if put_there is not None:
+                out.write_text(put_there)
             return super().generate(prompts, **options)
 
     with pytest.raises(StoreError, match="removed or replaced"):
         run(prompts, out, Replacing())
-    assert out.read_text() == "somebody else's\n"
+    assert (out.read_text() if out.exists() else None) == put_there
 
 
 # What is there stays until there is something to write
@@ -145,6 +160,106 @@ def test_the_prompts_under_another_name_are_never_overwritten(link, tmp_path):
     assert prompts.read_bytes() == before
 
 
+# Prompts that are no file on a disk, or not a finished one
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/full"])
+@pytest.mark.parametrize("way", ["path", "link", "stdin"])
+def test_a_device_that_never_ends_is_refused_at_once(device, way, tmp_path, monkeypatch):
+    path = device
+    if way == "link":
+        path = tmp_path / "link"
+        path.symlink_to(device)
+    with open(device) as stream:
+        if way == "stdin":
+            monkeypatch.setattr(sys, "stdin", stream)
+            path = "-"
+        for read in (lambda: run(path, tmp_path / "out"), lambda: jobs.read_prompts(path)):
+            with pytest.raises(OptionError, match="is a device, which .* give a file or a pipe"):
+                read()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["path", "stdin"])
+def test_the_null_device_holds_no_prompts(way, tmp_path, monkeypatch):
+    with open(os.devnull) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(OptionError, match="holds no prompts"):
+            run(os.devnull if way == "path" else "-", tmp_path / "out")
+
+
+def test_prompts_typed_at_a_terminal_are_taken(tmp_path, monkeypatch):
+    ours, theirs = os.openpty()
+    os.write(ours, b'{"prompt": "a"}\n\x04')
+    with open(theirs) as stream, open(ours, "rb"):
+        monkeypatch.setattr(sys, "stdin", stream)
+        run("-", tmp_path / "out")
+    assert len(records(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("name", ["folder", "null byte", "half a surrogate pair", "a list"])
+def test_prompts_that_cannot_be_opened_are_one_sentence(name, tmp_path):
+    path = {
+        "folder": tmp_path,
+        "null byte": "a\0b",
+        "half a surrogate pair": "\ud800",
+        "a list": ["a"],
+    }[name]
+    for read in (lambda: run(path, tmp_path / "out"), lambda: jobs.read_prompts(path)):
+        with pytest.raises(OptionError, match="cannot read prompts from") as refused:
+            read()
+        assert str(refused.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_named_pipe_gives_its_lines_and_a_job_resumes_from_it(tmp_path):
+    content = prompt_file(tmp_path).read_bytes()
+    run(prompt_file(tmp_path), tmp_path / "whole")
+    whole, out, pipe = (tmp_path / "whole").read_bytes(), tmp_path / "out", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for there in (b"", whole[: len(whole) // 2]):
+        out.write_bytes(there)
+        # Opening it waits for the other side, so each has a thread of its own.
+        writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+        writer.start()
+        run(pipe, out, resume=True)
+        writer.join()
+        assert out.read_bytes() == whole
+
+
+def test_lines_that_come_while_the_job_runs_are_decoded_too(tmp_path):
+    prompts = prompt_file(tmp_path, *[{"prompt": "a"}] * 8)
+    more = b'{"prompt": "b"}\n'
+
+    class Slow(FakeEngine):
+        def generate(self, asked, **options):
+            if not self.calls:
+                with open(prompts, "ab") as file:
+                    file.write(more)
+            return super().generate(asked, **options)
+
+    run(prompts, tmp_path / "out", Slow())
+    assert [record["prompt"] for record in records(tmp_path / "out")] == ["a"] * 8 + ["b"]
+    with open(prompts, "ab") as file:
+        file.write(more)
+    run(prompts, tmp_path / "out", resume=True)
+    assert len(records(tmp_path / "out")) == 10
+
+
+def test_half_a_line_at_the_end_is_an_error_and_resuming_does_not_take_it_for_the_whole(tmp_path):
+    prompts, out = prompt_file(tmp_path, *[{"prompt": "a"}] * 3), tmp_path / "out"
+    with open(prompts, "ab") as file:
+        file.write(b'{"prompt": ')
+    run(prompts, out)
+    assert "not JSON" in records(out)[3]["error"]
+    before = out.read_bytes()
+    with open(prompts, "ab") as file:
+        file.write(b'"b"}\n')
+    with pytest.raises(OptionError, match="out line 4 does not belong to line 4 of the prompts"):
+        run(prompts, out, resume=True)
+    assert out.read_bytes() == before
+
+
 # Faults of the disk
 
 
@@ -175,6 +290,26 @@ def test_a_full_or_failing_disk_leaves_whole_lines_and_the_job_goes_on_later(
     assert left == b"".join(whole.splitlines(keepends=True)[: at - 1])
     run(prompts, out, resume=True)
     assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+def test_an_interrupt_in_the_middle_of_a_line_leaves_whole_lines(at, tmp_path, monkeypatch):
+    prompts, out, real, count = prompt_file(tmp_path), tmp_path / "out", os.pwrite, [0]
+    run(prompts, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+
+    def interrupted(fd, data, offset):
+        count[0] += 1
+        if count[0] < at:
+            return real(fd, data, offset)
+        real(fd, data[:9], offset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(prompts, out)
+    left = out.read_bytes() if out.exists() else b""
+    assert left == b"".join(whole.splitlines(keepends=True)[: at - 1])
 
 
 def test_a_disk_that_will_not_sync_is_said(tmp_path, monkeypatch):

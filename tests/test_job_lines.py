@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 from test_jobs import OPTIONS, lines_of, prompt_file, records, run
 
 from specmoe.cli import jobs
-from specmoe.cli.job_lines import MAX_LINE_BYTES, read_items
+from specmoe.cli.job_lines import MAX_LINE_BYTES, read_items, read_lines
 from specmoe.errors import OptionError
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -124,6 +124,33 @@ def test_a_line_of_just_the_limit_is_read_with_and_without_its_line_break():
     assert [item.error for item in items_of(text + b"\n" + text)] == [None, None]
     longer = items_of(text + b" \n{}\n" + text + b" ")
     assert ["longer" in (item.error or "") for item in longer] == [True, False, True]
+
+
+class Growing(io.BytesIO):
+    """A file into which ``more`` is written, piece by piece, each time that its end is met."""
+
+    def __init__(self, content: bytes, *more: bytes):
+        super().__init__(content)
+        self.more = list(more)
+
+    def readline(self, size=-1):
+        found = super().readline(size)
+        if not found.endswith(b"\n") and self.more:
+            at = self.tell()
+            self.seek(0, io.SEEK_END)
+            self.write(self.more.pop(0))
+            self.seek(at)
+        return found
+
+
+def test_a_line_that_is_written_while_it_is_read_is_whole_and_never_two():
+    def lines(limit, *pieces):
+        return [raw for _, raw in read_lines(Growing(*pieces), "in", limit)]
+
+    assert lines(20, b"a\nb", b"c", b"d\ne\n") == [b"a\n", b"bcd\n", b"e\n"]
+    assert lines(3, b"a\nb", b"c", b"de\nf\n") == [b"a\n", None, b"f\n"]
+    # Its end was seen: what comes later is no line of its own.
+    assert lines(20, b"a\nb", b"", b"c\n") == [b"a\n", b"b"]
 
 
 def test_no_more_than_a_chunk_is_read_ahead_and_none_is_kept(tmp_path, monkeypatch):

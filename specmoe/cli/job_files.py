@@ -35,12 +35,34 @@ def open_input(path: str | os.PathLike) -> tuple[BinaryIO, str]:
         stream = getattr(sys.stdin, "buffer", None)
         if stream is None:
             raise OptionError("--prompts -: stdin is closed")
+        _check_ends(stream, "stdin")
         return stream, "stdin"
     try:
-        return open(path, "rb"), str(path)
-    except (OSError, ValueError) as failure:
+        stream = open(path, "rb")
+    except (OSError, ValueError, TypeError) as failure:
         reason = getattr(failure, "strerror", None) or failure
         raise OptionError(f"cannot read prompts from {path}: {reason}") from failure
+    try:
+        _check_ends(stream, str(path))
+    except BaseException:
+        stream.close()
+        raise
+    return stream, str(path)
+
+
+def _check_ends(stream: BinaryIO, name: str) -> None:
+    """Of the devices, a terminal and the null device end; /dev/zero never does, nor has it a
+    line."""
+    try:
+        mode, is_terminal = os.fstat(stream.fileno()), stream.isatty()
+    except (OSError, ValueError, AttributeError):
+        # No file at all: a test's stream.
+        return
+    is_device = stat.S_ISCHR(mode.st_mode) or stat.S_ISBLK(mode.st_mode)
+    if is_device and not is_terminal and not os.path.samestat(mode, os.stat(os.devnull)):
+        raise OptionError(
+            f"{name} is a device, which has no lines and may never end: give a file or a pipe"
+        )
 
 
 def encode(record: dict) -> bytes:

@@ -77,17 +77,19 @@ class Item:
 
 def read_lines(file: BinaryIO, name: str, limit: int) -> Iterator[tuple[int, bytes | None]]:
     """(number from 1, bytes with their line break) of every line; None for one of more than
-    ``limit`` bytes."""
-    number = 0
+    ``limit`` bytes. A line without a break is the last one, whatever is written behind it later: a
+    file may grow while it is read."""
+    number, raw = 0, b"\n"
     try:
-        while raw := file.readline(limit + 1):
+        while raw.endswith(b"\n") and (raw := file.readline(limit + 1)):
             number += 1
-            is_whole = len(raw) <= limit or raw.endswith(b"\n")
-            rest = raw
-            while rest and not rest.endswith(b"\n"):
-                rest = file.readline(2**16)
-                is_whole = is_whole and not rest
-            yield number, raw if is_whole else None
+            first, num_bytes = raw, len(raw)
+            # The end of the file was in the middle of a line, and more may be there by now.
+            while not raw.endswith(b"\n") and (rest := file.readline(2**16)):
+                num_bytes += len(rest)
+                first, raw = (first + rest if num_bytes <= limit + 1 else b""), rest
+            is_whole = num_bytes <= limit + raw.endswith(b"\n")
+            yield number, first if is_whole else None
     except OSError as failure:
         reason = failure.strerror or failure
         raise StoreError(f"{name} cannot be read after line {number}: {reason}") from failure
