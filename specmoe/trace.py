@@ -11,7 +11,7 @@ column      meaning
 ==========  ========================================================================================
 time_s      seconds since the run began (when the event ended)
 round       number of the round, from 0; -1 during prefill
-phase       "prefill" | "draft" | "verify" | "accept" | "replace" | "idle"
+phase       "prefill" | "draft" | "verify" | "accept" | "idle"
 kind        "fetch" (slow -> fast copy the router asked for), "prefetch" (the same before it asked),
             "hit" (needed and resident), "evict", "wait" (compute stood still for a read), "route"
             (tokens of one expert in one layer), "draft" | "verify" | "prefill" | "accept" (one step
@@ -52,7 +52,7 @@ KINDS = (
     "accept",
     "round",
 )
-PHASES = ("idle", "prefill", "draft", "verify", "accept", "replace")
+PHASES = ("idle", "prefill", "draft", "verify", "accept")
 
 
 @dataclass

@@ -35,11 +35,6 @@ NEAREST = {
 }
 
 
-def most_used(counts, resident, memory, num_kept):
-    here = {e for e, c in enumerate(counts) if c} | resident
-    return set(sorted(here, key=lambda e: -counts[e])[:num_kept])
-
-
 def least_used(counts, resident, memory, num_kept):
     here = {e for e, c in enumerate(counts) if c} | resident
     return set(sorted(here, key=lambda e: counts[e])[:num_kept])

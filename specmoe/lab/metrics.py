@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import OptionError, check_choice
-from ..trace import COLUMNS
+from ..trace import COLUMNS, PHASES
 
 NAN = float("nan")
 READS = ("fetch", "prefetch")
@@ -35,9 +35,7 @@ def _part(frame: pd.DataFrame, phase: str | None, *kinds: str) -> pd.DataFrame:
     if phase == "decode":
         chosen &= frame["phase"] != "prefill"
     elif phase is not None:
-        check_choice(
-            "phase", phase, ["decode", "prefill", "draft", "verify", "accept", "replace", "idle"]
-        )
+        check_choice("phase", phase, ["decode", *PHASES])
         chosen &= frame["phase"] == phase
     return frame[chosen]
 

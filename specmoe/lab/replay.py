@@ -19,7 +19,6 @@ from ..offload.policies import Belady, KeepPolicy, make_policy
 from ..trace import COLUMNS, Block
 
 REPLAYED = ("lru", "lfu", "temporal", "belady")
-KINDS_OF_TOKEN = ("accepted", "recovered", "bonus", "plain")
 
 
 def as_frame(source) -> pd.DataFrame:

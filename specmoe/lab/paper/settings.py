@@ -18,7 +18,6 @@ from .facts import BATCHES
 MAIN, LOW_SKEW = "tiny-translate", ("tiny-balanced", "tiny-skewed")
 RERUNS = ("none", "quick", "full")
 LINK = 2.5e8  # bytes per second of the throttled store
-TIMED = ("throttled", "disk")
 # of timed runs: an expert costs what a larger one would
 WIDENED = {"throttled": "256KiB", "disk": "3MiB"}
 FEW = (1, 16, 64)  # batches of "quick", and of the models with less skew

@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
 
-DOTS_PER_INCH = 96
 WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
 NAMED = {"description_width": "9.5rem"}
 MOST_BUTTONS = 96
