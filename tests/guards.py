@@ -6,27 +6,32 @@ while it did, fixtures included. ``mutate`` calls next, and asks about a bug tho
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
+import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from _pytest.main import pytest_runtestloop as run_all
 
 # A bug is asked about for so long at most, by the seconds of the tests without a bug.
-ASKED_S = 40
+ASKED_S = 30
 # Too slow to be asked about any bug.
 LEFT_OUT = "not ten_thousand and not gigabytes and not interrupts_anywhere"
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """A plugin of pytest: the lines of ``files`` (absolute names) that each test runs."""
 
@@ -75,31 +80,53 @@ def by_file(lines: set[tuple[str, int]]) -> dict[str, list[int]]:
     return {name: sorted(line for file, line in lines if file == name) for name in files}
 
 
-@dataclass
-class Asked:
-    """A plugin of pytest: of the tests that are collected only ``names`` run, and ``first`` is the
-    first of them that failed."""
+@dataclass(eq=False)
+class Trials:
+    """A plugin of pytest: the tests are collected once, and not run. Instead ``task(trials)`` is
+    called, and may try them out, each time in a fork."""
 
-    names: frozenset[str]
+    task: Callable[[Trials], None]
     heard: Path
+    session: pytest.Session | None = None
 
-    def pytest_collection_modifyitems(self, items):
-        items[:] = [item for item in items if item.nodeid in self.names]
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        self.session = session
+        if not session.testsfailed:
+            self.task(self)
+        return True
+
+    def try_out(
+        self, plant: Callable[[], None], names: list[str], limit_s: float
+    ) -> tuple[int | None, str]:
+        """What becomes of the tests ``names`` after ``plant``: exit status (None: out of time), and
+        the first that failed."""
+        self.heard.unlink(missing_ok=True)
+        status = in_a_fork(self._run, plant, names, limit_s=limit_s)
+        return status, self.heard.read_text(encoding="utf-8") if self.heard.exists() else ""
+
+    def _run(self, plant: Callable[[], None], names: list[str]) -> None:
+        os.setsid()
+        plant()
+        # modules together, as each has fixtures of its own
+        modules = list(dict.fromkeys(name.split("::")[0] for name in names))
+        wanted = {item.nodeid: item for item in self.session.items}
+        order = sorted(names, key=lambda name: modules.index(name.split("::")[0]))
+        self.session.items = [wanted[name] for name in order]
+        try:
+            run_all(self.session)
+        except self.session.Failed:  # -x
+            pass
+        os._exit(min(1, self.session.testsfailed))
 
     def pytest_runtest_logreport(self, report):
-        self.hear(report)
-
-    def pytest_collectreport(self, report):
-        self.hear(report)
-
-    def hear(self, report) -> None:
         if report.outcome == "failed" and not self.heard.exists():
             self.heard.write_text(report.nodeid, encoding="utf-8")
 
 
-def choose(known: dict[str, dict], file: str, lines: range, own: list[str]) -> list[str]:
-    """The tests that run any of ``lines`` of ``file``: those of the ``own`` test files first, each
-    function once before one is asked a second time, the quickest first."""
+def choose(known: dict[str, dict], file: str, lines: range) -> list[str]:
+    """The tests that run any of ``lines`` of ``file``, for ``ASKED_S`` seconds: each function once
+    before one is asked a second time, the quickest first."""
     running = [
         (name, row["seconds"])
         for name, row in known.items()
@@ -108,10 +135,10 @@ def choose(known: dict[str, dict], file: str, lines: range, own: list[str]) -> l
     seen, ranked = Counter(), []
     for name, seconds in sorted(running, key=lambda pair: pair[1]):
         function = name.split("[")[0]
-        ranked.append((function.split("::")[0] not in own, seen[function], seconds, name))
+        ranked.append((seen[function], seconds, name))
         seen[function] += 1
     chosen, total_s = [], 0.0
-    for _, _, seconds, name in sorted(ranked):
+    for _, seconds, name in sorted(ranked):
         if not chosen or total_s + seconds <= ASKED_S:
             chosen.append(name)
             total_s += seconds
@@ -132,7 +159,9 @@ def in_a_tree(tree: Path) -> None:
 
 
 def arguments(tree: Path) -> list[str]:
-    return ["-q", "-p", "no:cacheprovider", "--timeout=0", f"--basetemp={tree / 'out'}"]
+    # nbval imports a JSON schema library for seconds
+    left_out = ["-p", "no:cacheprovider", "-p", "no:nbval"]
+    return ["-q", *left_out, "--timeout=0", f"--basetemp={tree / 'out'}"]
 
 
 def record(tree: Path, test_file: str, files: list[str], out: Path) -> None:
@@ -149,9 +178,42 @@ def record(tree: Path, test_file: str, files: list[str], out: Path) -> None:
     os._exit(0)
 
 
-def ask(tree: Path, names: list[str], heard: Path) -> None:
-    """In a process of its own, which ends with pytest's exit status."""
+def collect(tree: Path, tests: str, trials: Trials) -> None:
+    """In a process of its own: collect the test files ``tests``, and hand them to ``trials``."""
     in_a_tree(tree)
-    files = list(dict.fromkeys(name.split("::")[0] for name in names))
-    plugins = [Asked(frozenset(names), heard)]
-    os._exit(int(pytest.main(["-x", *arguments(tree), *files], plugins=plugins)))
+    files = [f"tests/{name}.py" for name in tests.split()]
+    os._exit(int(pytest.main(["-x", *arguments(tree), "-k", LEFT_OUT, *files], plugins=[trials])))
+
+
+def in_a_fork(task: Callable, *args, limit_s: float | None = None) -> int | None:
+    """Exit status of ``task``; None when it had not ended in time, and was ended."""
+    process = multiprocessing.get_context("fork").Process(target=task, args=args)
+    process.start()
+    process.join(limit_s)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return None
+    return process.exitcode
+
+
+def swap(file: Path, old: str, new: str) -> None:
+    """Every function of ``file``, whose text was ``old``, does from now on what it does in ``new``.
+    Objects, classes and decorators stay as they are."""
+    before, after = (codes_by_name(compile(text, str(file), "exec")) for text in (old, new))
+    for function in [one for one in gc.get_objects() if type(one) is types.FunctionType]:
+        code = function.__code__
+        if code.co_filename == str(file):
+            same = before[code.co_qualname]
+            place = [one.co_firstlineno for one in same].index(code.co_firstlineno)
+            function.__code__ = after[code.co_qualname][place]
+
+
+def codes_by_name(code: types.CodeType) -> dict[str, list[types.CodeType]]:
+    found = {}
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            found.setdefault(inner.co_qualname, []).append(inner)
+            for name, codes in codes_by_name(inner).items():
+                found.setdefault(name, []).extend(codes)
+    return found

@@ -4,8 +4,8 @@ Comes in: the files in ``TARGETS``. Goes out: one row per bug in a JSON file: wh
 changed, "caught" and by which test, or "survived". Bugs are drawn from all places where one
 operator, number, condition or call can be changed, the same on every machine. First the tests run
 once without a bug, to see which of them run which line (``guards``); then each bug is planted in a
-copy of the tree, and judged by tests that run its line, in a fork of this process, which has
-imported torch and transformers before: most bugs cost a few seconds.
+copy of the tree, and judged by tests that run its line, in a fork of a process that has imported
+everything and collected the tests before: most bugs cost a second or two.
 
 The tree is copied once, into ``--work``; what is found is written there as it is found, and a run
 that was ended goes on where it stopped. ``--renew`` copies the tree again: what was caught stands
@@ -20,15 +20,15 @@ import fcntl
 import hashlib
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import guards
@@ -37,33 +37,31 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("specmoe", "tests", "pyproject.toml", "README.md")
 # A bug that makes its tests hang is caught, too: after so many times the seconds that they take
 # without it, and never sooner than this.
-PATIENCE, FEWEST_S = 6, 120
+PATIENCE, FEWEST_S = 6, 180
 IMPORTED = """
     torch pandas hypothesis transformers.generation.utils safetensors.torch pytest_timeout tokenizers
     transformers.models.mixtral.modeling_mixtral transformers.models.qwen2_moe.modeling_qwen2_moe
     transformers.models.gpt_oss.modeling_gpt_oss transformers.models.nllb_moe.modeling_nllb_moe
     transformers.models.deepseek_v3.modeling_deepseek_v3
 """.split()
-# File -> the test files that are asked first.
+# File -> the test files that are asked about its bugs, those that know most about it first.
 TARGETS = {
     "offload/store": "test_store test_faults test_identity",
     "offload/read_queue": "test_store test_life",
     "offload/pool": "test_pool test_engine",
-    "offload/experts": "test_draft_choices test_engine test_exactness",
-    "offload/dispatch": "test_draft_choices test_exactness",
     "offload/votes": "test_draft_choices test_engine",
-    "model/kv_cache": "test_kv_cache test_life",
-    "speculate/processors": "test_generation_settings",
-    "speculate/sampling": "test_sampling test_generation_settings",
-    "speculate/loop": "test_round test_engine",
     "engine/run": "test_life test_engine",
+    "offload/experts": "test_draft_choices test_engine",
+    "offload/dispatch": "test_draft_choices test_engine",
+    "speculate/loop": "test_round test_engine",
     "cli/jobs": "test_jobs test_job_lines test_job_files",
-    "cli/job_lines": "test_job_lines test_jobs",
+    "cli/job_lines": "test_job_lines test_jobs test_job_files",
     "cli/job_files": "test_job_files test_jobs",
-    "checkpoint/packing": "test_cache test_checkpoint test_identity",
+    "model/kv_cache": "test_kv_cache test_life test_engine",
+    "speculate/sampling": "test_sampling test_round",
+    "speculate/processors": "test_generation_settings",
+    "checkpoint/packing": "test_cache test_identity test_checkpoint",
 }
-# Every test file that is asked, whichever the bug, when it runs the bug's line.
-ASKED = list(dict.fromkeys(" ".join(TARGETS.values()).split()))
 COMPARED = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -115,11 +113,9 @@ class Bug:
     def lot(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()
 
-    def plant(self, tree: Path) -> None:
-        path = tree / self.file
-        text = path.read_text(encoding="utf-8")
+    def planted(self, text: str) -> str:
         assert text[self.start : self.end] == self.old
-        path.write_text(text[: self.start] + self.new + text[self.end :], encoding="utf-8")
+        return text[: self.start] + self.new + text[self.end :]
 
 
 def bugs_in(file: str, text: str) -> Iterator[Bug]:
@@ -255,8 +251,13 @@ class Workplace:
         if renew or not (place / "copied").exists():
             shutil.rmtree(self.tree, ignore_errors=True)
             copy_tree(ROOT, self.tree)
+            shutil.rmtree(place / "targets", ignore_errors=True)
+            shutil.copytree(self.tree / "specmoe", place / "targets", ignore=not_python)
             (place / "copied").touch()
             self.keep(lambda row: row["verdict"] == "caught" and row["code"] == self.code(row))
+
+        # A run that was ended may have left a bug.
+        shutil.copytree(place / "targets", self.tree / "specmoe", dirs_exist_ok=True)
 
     def code(self, row: dict) -> str:
         return digest(self.tree / row["file"])
@@ -278,21 +279,34 @@ class Workplace:
         with open(self.place / "rows.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
-    def known(self) -> dict[str, dict]:
-        """What every asked test runs; recorded again where a test file or a target has changed."""
+    @contextmanager
+    def planted(self, bug: Bug) -> Iterator[Callable[[], None]]:
+        """Within, ``bug`` is in the tree's file, for processes that tests start; what is yielded
+        puts it into the process that calls."""
+        path = self.tree / bug.file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(bug.planted(text), encoding="utf-8")
+        try:
+            yield partial(guards.swap, path, text, bug.planted(text))
+        finally:
+            path.write_text(text, encoding="utf-8")
+
+    def known(self, tests: str) -> dict[str, dict]:
+        """What each test of the files ``tests`` runs; recorded again where such a file or a target
+        has changed."""
         known = {}
         (self.place / "known").mkdir(exist_ok=True)
-        for name in ASKED:
+        for name in tests.split():
             file, out = f"tests/{name}.py", self.place / "known" / f"{self.state(name)}.json"
             if not out.exists():
                 began_s = time.monotonic()
-                in_a_fork(guards.record, self.tree, file, target_files(), out, limit_s=3600)
+                guards.in_a_fork(guards.record, self.tree, file, target_files(), out)
                 print(f"{file}: {time.monotonic() - began_s:.0f} s", flush=True)
             known |= json.loads(out.read_text(encoding="utf-8"))
         return known
 
     def state(self, test: str) -> str:
-        files = [f"tests/{test}.py", "tests/conftest.py", *target_files()]
+        files = [f"tests/{test}.py", "tests/conftest.py", *sorted(target_files())]
         states = "".join(digest(self.tree / file) for file in files)
         return f"{test}-{hashlib.sha256(states.encode()).hexdigest()[:12]}"
 
@@ -305,6 +319,10 @@ def target_files() -> list[str]:
     return [f"specmoe/{name}.py" for name in TARGETS]
 
 
+def not_python(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not (Path(folder, name).is_dir() or name.endswith(".py"))]
+
+
 def copy_tree(source: Path, place: Path) -> None:
     place.mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__", "long", "browser")
@@ -315,26 +333,40 @@ def copy_tree(source: Path, place: Path) -> None:
             shutil.copy(source / name, place / name)
 
 
-def in_a_fork(task: Callable, *args, limit_s: float) -> int | None:
-    """Exit status of ``task``; None when it had not ended in time, and was ended."""
-    process = multiprocessing.get_context("fork").Process(target=task, args=args)
-    process.start()
-    process.join(limit_s)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        return None
-    return process.exitcode
+def judge_all(work: Workplace, bugs: list[Bug]) -> None:
+    """Those that have no row yet, target by target: a target's tests are collected once."""
+    done = work.rows()
+    for name, tests in TARGETS.items():
+        left = [bug for bug in bugs if bug.file == f"specmoe/{name}.py" and bug.name not in done]
+        if left:
+            trials = guards.Trials(
+                partial(judge_some, work, left, work.known(tests), os.dup(1)), work.place / "heard"
+            )
+            guards.in_a_fork(guards.collect, work.tree, tests, trials)
 
 
-def judge(work: Workplace, bug: Bug, known: dict[str, dict]) -> tuple[str, str]:
+def judge_some(
+    work: Workplace, bugs: list[Bug], known: dict[str, dict], shown: int, trials: guards.Trials
+) -> None:
+    for bug in bugs:
+        began_s = time.monotonic()
+        with work.planted(bug) as plant:
+            verdict, by = judge(trials, bug, plant, known)
+        if verdict != "not judged":
+            work.add(bug, verdict, by)
+        what = f"{bug.file}:{bug.line}  {bug.old!r} -> {bug.new!r}  ({by})"
+        os.write(shown, f"{verdict:8} {time.monotonic() - began_s:4.0f} s  {what}\n".encode())
+
+
+def judge(
+    trials: guards.Trials, bug: Bug, plant: Callable[[], None], known: dict[str, dict]
+) -> tuple[str, str]:
     """-> "caught" and by what, "survived" and of how many tests, or "not judged" and why."""
-    own = [f"tests/{test}.py" for test in TARGETS[bug.file[len("specmoe/") : -len(".py")]].split()]
-    asked = guards.choose(known, bug.file, range(bug.lines[0], bug.lines[1] + 1), own)
+    asked = guards.choose(known, bug.file, range(bug.lines[0], bug.lines[1] + 1))
     if not asked:
         return "survived", "no test runs it"
     limit_s = max(FEWEST_S, PATIENCE * sum(known[name]["seconds"] for name in asked))
-    status, first = try_out(work, bug, asked, limit_s)
+    status, first = trials.try_out(plant, asked, limit_s)
     if status == 0:
         return "survived", f"{len(asked)} tests"
     if status is not None and (first or status < 0):
@@ -342,41 +374,8 @@ def judge(work: Workplace, bug: Bug, known: dict[str, dict]) -> tuple[str, str]:
     if status is not None:
         return "not judged", f"pytest ended with {status}"
     # A machine that is busy is no bug.
-    status, _ = try_out(work, None, asked, limit_s / 3)
+    status, _ = trials.try_out(lambda: None, asked, limit_s / 3)
     return ("caught", "it hangs") if status == 0 else ("not judged", "the tests are slow today")
-
-
-def try_out(
-    work: Workplace, bug: Bug | None, asked: list[str], limit_s: float
-) -> tuple[int | None, str]:
-    """Exit status of the tests with ``bug`` (None: out of time), and the first that failed."""
-    tree, heard = work.place / "trial", work.place / "heard"
-    shutil.rmtree(tree, ignore_errors=True)
-    heard.unlink(missing_ok=True)
-    copy_tree(work.tree, tree)
-    if bug is not None:
-        bug.plant(tree)
-    status = in_a_fork(guards.ask, tree, asked, heard, limit_s=limit_s)
-    first = heard.read_text(encoding="utf-8") if heard.exists() else ""
-    shutil.rmtree(tree, ignore_errors=True)
-    return status, first
-
-
-def say(bug: Bug, verdict: str, by: str, seconds: float) -> None:
-    what = f"{bug.file}:{bug.line}  {bug.old!r} -> {bug.new!r}"
-    print(f"{verdict:8} {seconds:4.0f} s  {what}  ({by})", flush=True)
-
-
-def judge_all(work: Workplace, bugs: list[Bug]) -> None:
-    done = work.rows()
-    left = [bug for bug in bugs if bug.name not in done]
-    known = work.known() if left else {}
-    for bug in left:
-        began_s = time.monotonic()
-        verdict, by = judge(work, bug, known)
-        say(bug, verdict, by, time.monotonic() - began_s)
-        if verdict != "not judged":
-            work.add(bug, verdict, by)
 
 
 SHOWN = ("file", "function", "line", "old", "new", "verdict", "by")

@@ -13,6 +13,7 @@ import torch
 
 from specmoe.checkpoint import open_packed, pack
 from specmoe.errors import OptionError, StoreError
+from specmoe.offload import store as store_module
 from specmoe.offload import transfers
 from specmoe.offload.read_queue import DEMAND, PREFETCH
 from specmoe.offload.store import open_store
@@ -185,6 +186,16 @@ def alter(packed, layer: int, expert: int) -> None:
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("often_s", [10**6, 0], ids=["seldom", "always"])
+def test_the_file_is_asked_for_its_stamp_only_once_in_a_while(often_s, opened, monkeypatch):
+    asked, stamp_of = [], store_module._stamp_of
+    monkeypatch.setattr(store_module, "_stamp_of", lambda file: asked.append(1) or stamp_of(file))
+    monkeypatch.setattr(store_module, "STAMP_S", often_s)
+    store = opened("disk", num_readers=1)
+    read_all(store, all_keys(store)[:3])
+    assert len(asked) == (1 if often_s else 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

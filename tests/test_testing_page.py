@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import guards
 import mutate
@@ -114,13 +115,11 @@ def test_the_condition_of_an_error_is_planted():
     assert {bug.lines for bug in bugs} == {(2, 2)}
 
 
-def test_a_planted_bug_is_the_only_change(tmp_path):
+def test_a_planted_bug_is_the_only_change():
     text = "def f(ä, b):\n    return ä < b or b == 1\n"
     bugs = list(mutate.bugs_in("x.py", text))
     for bug in bugs:
-        (tmp_path / "x.py").write_text(text, encoding="utf-8")
-        bug.plant(tmp_path)
-        changed = (tmp_path / "x.py").read_text(encoding="utf-8")
+        changed = bug.planted(text)
         assert changed == text[: bug.start] + bug.new + text[bug.end :] != text
         compile(changed, "x.py", "exec")
     assert len(bugs) == 4
@@ -153,13 +152,17 @@ def test_fails(): assert mod.half(2) == 3
 """
 
 
+def in_a_process(folder: Path, lines: str) -> int:
+    begin = "from pathlib import Path; import guards; here = Path('.').resolve()\n"
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-c", begin + lines]
+    return subprocess.run(command, cwd=folder, env=path, timeout=300).returncode
+
+
 def test_what_each_test_runs_is_known(tmp_path):
     (tmp_path / "mod.py").write_text(MODULE)
     (tmp_path / "test_mod.py").write_text(TESTS)
-    call = "guards.record(Path('.').resolve(), 'test_mod.py', ['mod.py'], Path('out.json'))"
-    command = [sys.executable, "-c", f"from pathlib import Path; import guards; {call}"]
-    path = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    subprocess.run(command, cwd=tmp_path, env=path, check=True, timeout=120)
+    in_a_process(tmp_path, "guards.record(here, 'test_mod.py', ['mod.py'], Path('out.json'))")
     known = json.loads((tmp_path / "out.json").read_text())
     ran = {name.split("::")[1]: row["lines"] for name, row in known.items()}
     assert ran == {
@@ -169,23 +172,55 @@ def test_what_each_test_runs_is_known(tmp_path):
     }
 
 
-def test_of_the_tests_that_run_a_line_the_files_own_are_asked_first_and_each_function_once():
+TRY_OUT = """
+old = (here / 'mod.py').read_text()
+def task(trials):
+    def ask(new, *names):
+        plant = lambda: guards.swap(here / 'mod.py', old, new)
+        status, first = trials.try_out(plant, [f'tests/test_mod.py::test_{n}' for n in names], 60)
+        with open('out', 'a') as out:
+            print(status, first, file=out)
+    ask(old.replace('//', '/'), 'elsewhere', 'fixture', 'fails')
+    ask(old, 'fixture', 'thread')
+    ask(old.replace('-half', 'half'), 'fixture', 'elsewhere')
+    ask(old.replace('-half', 'half'), 'fixture', 'thread')
+    ask(old.replace('if a < 0', 'while a == 7'), 'fixture')
+guards.collect(here, 'test_mod', guards.Trials(task, here / 'heard'))
+"""
+
+
+def test_bugs_are_tried_out_one_after_the_other_on_those_who_are_asked(tmp_path):
+    (tmp_path / "mod.py").write_text(MODULE)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/conftest.py").write_text("")
+    (tmp_path / "tests/test_mod.py").write_text(TESTS)
+    assert in_a_process(tmp_path, TRY_OUT) == 0
+    assert (tmp_path / "out").read_text().splitlines() == [
+        "1 tests/test_mod.py::test_fixture",
+        "0 ",
+        "0 ",
+        "1 tests/test_mod.py::test_thread",
+        "1 tests/test_mod.py::test_fixture",
+    ]
+
+
+def test_of_the_tests_that_run_a_line_each_function_is_asked_once_before_one_is_asked_again():
     def row(seconds, *lines):
         return {"seconds": seconds, "lines": {"mod.py": list(lines)}}
 
     known = {
-        "tests/a.py::test_one[1]": row(2, 5),
-        "tests/a.py::test_one[2]": row(1, 5),
-        "tests/a.py::test_slow": row(30, 6),
-        "tests/b.py::test_own": row(5, 5, 6),
-        "tests/b.py::test_elsewhere": row(1, 7),
+        "a.py::test_one[1]": row(2, 5),
+        "a.py::test_one[2]": row(1, 5),
+        "a.py::test_slow": row(20, 6),
+        "b.py::test_both": row(5, 5, 6),
+        "b.py::test_elsewhere": row(1, 7),
     }
-    order = ["b.py::test_own", "a.py::test_one[2]", "a.py::test_slow", "a.py::test_one[1]"]
-    chosen = guards.choose(known, "mod.py", range(5, 7), ["tests/b.py"])
-    assert chosen == [f"tests/{name}" for name in order]
-    known["tests/a.py::test_slow"]["seconds"] = guards.ASKED_S
-    chosen = guards.choose(known, "mod.py", range(5, 7), ["tests/b.py"])
-    assert chosen == [f"tests/{name}" for name in order if "slow" not in name]
+    order = ["a.py::test_one[2]", "b.py::test_both", "a.py::test_slow", "a.py::test_one[1]"]
+    assert guards.choose(known, "mod.py", range(5, 7)) == order
+    known["a.py::test_slow"]["seconds"] = guards.ASKED_S
+    order.remove("a.py::test_slow")
+    assert guards.choose(known, "mod.py", range(5, 7)) == order
+    assert guards.choose({"a.py::test_slow": row(10**6, 5)}, "mod.py", range(5, 7)), "never none"
 
 
 BUG = mutate.Bug("specmoe/x.py", "f", 0, 2, (2, 2), 20, 21, "a", "(not a)")
@@ -224,6 +259,19 @@ def test_a_run_goes_on_where_it_stopped_and_a_renewed_one_judges_what_may_have_c
     assert names() == ["x.pycaught"]
 
 
+def test_a_run_that_was_ended_leaves_no_bug_in_the_tree(small_tree):
+    work = workplace(small_tree)
+    path = work.tree / BUG.file
+    text = path.read_text()
+    bug = replace(BUG, start=text.index("a  #"), end=text.index("  #"))
+    with work.planted(bug):
+        assert path.read_text() == "def f(a): return (not a)  # specmoe/x.py"
+    assert path.read_text() == text
+    path.write_text("a bug is left")
+    work.lock.close()
+    assert (workplace(small_tree).tree / BUG.file).read_text() == text
+
+
 @pytest.mark.parametrize(
     ("ends", "verdict"),
     [
@@ -237,18 +285,16 @@ def test_a_run_goes_on_where_it_stopped_and_a_renewed_one_judges_what_may_have_c
     ],
     ids=["pass", "fail", "crash", "strange", "hang", "slow", "broken"],
 )
-def test_a_bug_whose_tests_do_not_end_is_caught_only_when_they_do_without_it(
-    ends, verdict, monkeypatch
-):
+def test_a_bug_whose_tests_do_not_end_is_caught_only_when_they_do_without_it(ends, verdict):
     asked = []
 
-    def try_out(work, bug, tests, limit_s):
-        asked.append((bug is None, limit_s))
+    def try_out(plant, tests, limit_s):
+        asked.append((plant is not planted, limit_s))
         return ends[len(asked) - 1]
 
-    monkeypatch.setattr(mutate, "try_out", try_out)
+    trials, planted = SimpleNamespace(try_out=try_out), object()
     bug = replace(BUG, file="specmoe/engine/run.py")
-    known = {"tests/a.py::test_one": {"seconds": 30, "lines": {"specmoe/engine/run.py": [2]}}}
-    assert mutate.judge(None, bug, known)[0] == verdict
-    assert asked == [(False, 180), (True, 60)][: len(ends)]
-    assert mutate.judge(None, bug, {}) == ("survived", "no test runs it")
+    known = {"tests/a.py::test_one": {"seconds": 40, "lines": {"specmoe/engine/run.py": [2]}}}
+    assert mutate.judge(trials, bug, planted, known)[0] == verdict
+    assert asked == [(False, 240), (True, 80)][: len(ends)]
+    assert mutate.judge(trials, bug, planted, {}) == ("survived", "no test runs it")
