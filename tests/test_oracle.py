@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import PROMPTS
 from safetensors.torch import load_file, save_file
 
 import specmoe
+from specmoe.checkpoint import expert_modules
 from specmoe.engine import exactness
 from specmoe.engine.exactness import (
     Divergence,
@@ -22,6 +24,7 @@ from specmoe.engine.exactness import (
     choose_reference,
     is_tie,
 )
+from specmoe.engine.ties import close_choices
 
 RUN = {"max_new_tokens": 12, "eos_token_id": [], "methods": ("on_demand", "specmoe")}
 
@@ -92,6 +95,113 @@ def test_a_tie_is_two_ulp_of_a_sixteen_bit_logit_and_nothing_else():
     assert not is_tie(5.0, 5.0, torch.float32) and not is_tie(
         float("nan"), float("nan"), torch.bfloat16
     )
+
+
+# ---- ties of routers, in bfloat16 ----
+
+PROMPT = [5, 6, 7]
+
+
+def with_weights(folder: Path, change) -> exactness.TransformersReference:
+    """transformers' model in bfloat16, of the checkpoint whose tensors ``change(name, tensor)``
+    gives."""
+    shard = next(folder.glob("*.safetensors"))
+    tensors = {name: change(name, tensor) for name, tensor in load_file(shard).items()}
+    save_file(tensors, shard, metadata={"format": "pt"})
+    return exactness.TransformersReference(
+        SimpleNamespace(
+            is_translation=False,
+            model=SimpleNamespace(name_or_path=folder, dtype=torch.bfloat16),
+            tokenizer=None,
+            options=SimpleNamespace(device="cpu"),
+        ),
+        eos_token_id=[],
+    )
+
+
+def other_choice(reference, prompt: list[int]) -> tuple[int, int]:
+    """The reference's next token, and the one that it gives when the last token's second expert of
+    the last layer is another: of all experts that which changes most."""
+    experts = list(expert_modules(reference.model).values())[-1]
+    own = reference.logits(prompt, len(prompt))
+    forced = []
+    for expert in range(experts.num_experts):
+
+        def send(_, args, expert=expert):
+            index = args[1].clone()
+            index[-1, 1] = expert
+            return args[0], index, args[2]
+
+        hook = experts.register_forward_pre_hook(send)
+        forced.append(reference.logits(prompt, len(prompt)).argmax())
+        hook.remove()
+    first = int(own.argmax())
+    second = int(min(forced, key=lambda token: float(own[token])))
+    assert not is_tie(float(own[first]), float(own[second]), torch.bfloat16)
+    return first, second
+
+
+def loud(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Experts that decide the token."""
+    return tensor * 8 if ".experts." in name and "w2" in name else tensor
+
+
+def undecided(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """... and a router of the last layer to which all experts are the same."""
+    return tensor * 0 if ".1." in name and ".gate." in name else loud(name, tensor)
+
+
+def judged(reference, first: int, second: int) -> Divergence:
+    at = "specmoe", 0, len(PROMPT), None
+    return exactness.first_divergence(reference, at, [*PROMPT, first], [*PROMPT, second])
+
+
+def test_a_token_that_hangs_on_a_tie_of_a_router_is_proved_and_the_line_names_the_layer(folder):
+    reference = with_weights(folder, undecided)
+    found = judged(reference, *other_choice(reference, PROMPT))
+    assert found.is_tie and found.why == "router tie in layer 1"
+    report = ExactReport(1, 1, ("specmoe",), (found,))
+    assert report.verdict == "exact up to proved ties"
+    assert str(report).endswith(", router tie in layer 1")
+
+
+def test_another_expert_than_a_decided_router_chose_is_an_error(folder):
+    reference = with_weights(folder, loud)
+    found = judged(reference, *other_choice(reference, PROMPT))
+    assert not found.is_tie and not found.why
+
+
+def test_a_token_that_no_choice_gives_is_an_error_however_many_routers_tie(folder):
+    reference = with_weights(folder, undecided)
+    logits = reference.logits(PROMPT, len(PROMPT))
+    found = judged(reference, int(logits.argmax()), int(logits.argmin()))
+    assert not found.is_tie and not found.why
+
+
+def test_two_wrong_tokens_are_no_tie_however_close_they_are(folder):
+    reference = with_weights(folder, loud)
+    order = reference.logits(PROMPT, len(PROMPT)).sort()
+    gaps = order.values[:-1].diff()
+    worse = int(gaps[: len(gaps) // 2].argmin())
+    first, second = (int(order.indices[worse + i]) for i in (1, 0))
+    found = judged(reference, first, second)
+    assert is_tie(*found.logits, torch.bfloat16) and not found.is_tie
+
+
+def test_a_broken_expert_differs_in_bfloat16_too(folder):
+    with load(folder, dtype=torch.bfloat16) as engine:
+        with_weights(folder, lambda name, t: t * -3 if ".experts.0." in name else t)
+        report = engine.check_exact(PROMPTS, **RUN)
+    assert report.verdict == "differs", str(report)
+    assert "router tie" not in str(report)
+
+
+def test_a_router_gives_its_close_choices_and_one_with_groups_gives_none():
+    logits = torch.tensor([[4.0, 1.0, 0.984375, -1.0], [4.0, 2.0, 1.0, 0.0]])
+    index = torch.tensor([[0, 1], [1, 0]])
+    found = list(close_choices(3, logits, index, torch.bfloat16))
+    assert [choice[1:] for choice in found] == [(3, 0, 1, 2)]
+    assert not list(close_choices(3, logits, torch.tensor([[0, 3], [0, 2]]), torch.bfloat16))
 
 
 def test_the_report_tells_exact_from_ties_from_differs():

@@ -9,6 +9,7 @@ specmoe ignores show as a difference.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import html
 import math
 import os
@@ -17,8 +18,9 @@ from functools import partial
 
 import torch
 
+from .ties import is_tie, tie_before
+
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
-TIE_ULPS = 2
 # NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than
 # were routed to.
 NO_REFERENCE = {"nllb-moe": "transformers runs other experts of nllb-moe than it routes to"}
@@ -30,7 +32,8 @@ class Divergence:
     """The first token where a method left the reference, and the reference's logits of its own
     token and of the method's.
 
-    ``is_tie``: in bfloat16 or float16 the two logits are within 2 ulp, so rounding alone decides.
+    ``is_tie``: in bfloat16 or float16 rounding alone decides, since the two logits are within 2
+    ulp, or for what ``why`` says.
     """
 
     method: str
@@ -40,6 +43,7 @@ class Divergence:
     token: int | None
     logits: tuple[float, float]
     is_tie: bool = False
+    why: str = ""
 
     @property
     def logit_gap(self) -> float:
@@ -49,7 +53,7 @@ class Divergence:
         return (
             f"{self.method}: prompt {self.prompt}, position {self.position}: token {self.token} "
             f"(logit {self.logits[1]:.6g}) instead of {self.plain_token} (logit "
-            f"{self.logits[0]:.6g})"
+            f"{self.logits[0]:.6g})" + (f", {self.why}" if self.why else "")
         )
 
 
@@ -81,7 +85,8 @@ class ExactReport:
         )
         if self:
             return line
-        worst = next((d for d in self.divergences if not d.is_tie), self.divergences[0])
+        # what is not proved, else what took the longest proof
+        worst = min(self.divergences, key=lambda d: (d.is_tie, not d.why))
         return f"{line}; {len(self.divergences)} divergences, first {worst}"
 
     def _repr_html_(self) -> str:
@@ -143,6 +148,16 @@ class TransformersReference:
         if own.sequences[0, : len(tokens)].tolist() != tokens:
             own, steps = self._run(tokens, source, 1), 0
         return own.scores[steps][0]
+
+    def why_not(self, tokens: list[int], pair: dict[int, float]) -> str:
+        """Why the token of ``pair`` with the smaller logit may stand after ``tokens`` all the same,
+        "" if nothing proves it."""
+        return tie_before(
+            self.model,
+            lambda: self._run(tokens, None, 1).scores[0][0],
+            min(pair, key=pair.get),
+            self.dtype,
+        )
 
 
 class PlainReference:
@@ -226,19 +241,10 @@ def first_divergence(reference, at: tuple, expected: list[int], got: list[int]) 
         return Divergence(method, prompt, position, *tokens, (math.nan, math.nan))
     logits = reference.logits(expected[:position], num_prompt, source)
     pair = tuple(float(logits[token]) for token in tokens)
-    return Divergence(method, prompt, position, *tokens, pair, is_tie(*pair, reference.dtype))
-
-
-def is_tie(first: float, second: float, dtype: torch.dtype) -> bool:
-    """Whether two logits of a 16-bit model lie within 2 ulp, the steps of ``dtype`` at their
-    size."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return False
-    size = max(abs(first), abs(second))
-    return math.isfinite(size) and abs(first - second) <= TIE_ULPS * ulp(size, dtype)
-
-
-def ulp(value: float, dtype: torch.dtype) -> float:
-    """The step between neighbouring numbers of ``dtype`` at ``value``."""
-    info = torch.finfo(dtype)
-    return 2.0 ** math.floor(math.log2(max(value, info.tiny))) * info.eps
+    # Two wrong tokens may be as good as each other.
+    ties = [is_tie(max(pair), other, reference.dtype) for other in (*pair, float(logits.max()))]
+    found = Divergence(method, prompt, position, *tokens, pair, all(ties))
+    if found.is_tie or source is not None or not isinstance(reference, TransformersReference):
+        return found
+    why = reference.why_not(expected[:position], dict(zip(tokens, pair, strict=True)))
+    return dataclasses.replace(found, is_tie=bool(why), why=why)

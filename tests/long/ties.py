@@ -116,6 +116,7 @@ def run_chunk(engine, reference, prompts: list) -> dict:
                 "tokens": [d.plain_token, d.token],
                 "logits": d.logits,
                 "is_tie": d.is_tie,
+                "why": d.why,
             }
             for d in found
         ],
