@@ -133,7 +133,7 @@ def test_prefill_is_not_throttled_and_decoding_is(place, monkeypatch):
     monkeypatch.setattr(
         engine.decoder, "prefill", lambda *given: note("prefill") or prefill(*given)
     )
-    monkeypatch.setattr(engine.decoder, "step", lambda *given: note("step") or step(*given))
+    monkeypatch.setattr(engine.decoder, "forward", lambda *given: note("step") or step(*given))
     measure(engine, place.prompts("tiny-skewed"), Window(2, 0.01, 0.0, texts), method="on_demand")
     assert set(link) == {("prefill", None), ("step", 1e9)}
     assert engine.store.link.bytes_per_s == 1e9

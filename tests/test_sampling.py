@@ -108,16 +108,9 @@ class UnwarpedQ(Sampler):
 class NoResidual(Sampler):
     """Broken: after a rejection it draws from p instead of the residual max(0, p - q)."""
 
-    def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions):
-        verdicts = super()._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
-        noise = [
-            self._noise([prompt], [position + v.accepted], p, "residual")[0]
-            for prompt, position, v in zip(prompts, positions, verdicts)
-        ]
-        return [
-            Verdict(v.accepted, int((p[row, v.accepted] / noise[row]).argmax()))
-            for row, v in enumerate(verdicts)
-        ]
+    def reject(self, p, drafted, q, uniform):
+        accepted, _ = super().reject(p, drafted, q, uniform)
+        return accepted, p[accepted]
 
 
 BROKEN = [

@@ -20,7 +20,7 @@ import torch
 
 from ..errors import OptionError, check_choice
 from ..speculate.planner import CANDIDATES, CostPlanner
-from ..speculate.sampling import Sampler, Verdict
+from ..speculate.sampling import Sampler
 from ..trace import Round
 from .figures.base import COLORS, styled
 
@@ -43,17 +43,9 @@ class NoResidual(Sampler):
     """Wrong on purpose: after a rejection it draws from p, not from the residual max(0, p - q), so
     tokens that the draft favours come out too often."""
 
-    def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions):
-        verdicts = super()._accept_by_rejection(p, drafted, num_drafted, q, prompts, positions)
-        wrong = []
-        for row, verdict in enumerate(verdicts):
-            noise = self._noise([prompts[row]], [positions[row] + verdict.accepted], p, "residual")[
-                0
-            ]
-            wrong.append(
-                Verdict(verdict.accepted, int((p[row, verdict.accepted] / noise).argmax()))
-            )
-        return wrong
+    def reject(self, p, drafted, q, uniform):
+        accepted, _ = super().reject(p, drafted, q, uniform)
+        return accepted, p[accepted]
 
 
 def sample_first(

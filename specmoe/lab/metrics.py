@@ -23,7 +23,7 @@ PARTS = ("draft", "verify", "wait", "rest")
 _EXPERT = ["round", "layer", "expert"]
 
 
-def _part(frame: pd.DataFrame, phase: str | None, *kinds: str) -> pd.DataFrame:
+def events(frame: pd.DataFrame, phase: str | None, *kinds: str) -> pd.DataFrame:
     """Events of ``kinds`` in ``phase``: "decode" (all but prefill), a phase of the trace, or None
     (all)."""
     missing = [name for name in COLUMNS if name not in frame.columns]
@@ -60,7 +60,7 @@ def expert_use(
     for their zeros. While speculating, rejected tokens count too; a plain method's trace counts
     each token of the text once.
     """
-    routes = _part(frame, phase, "route")
+    routes = events(frame, phase, "route")
     use = routes.pivot_table(
         index="layer", columns="expert", values="count", aggfunc="sum", fill_value=0, observed=True
     )
@@ -110,13 +110,13 @@ def top_share(counts: pd.DataFrame, num: int) -> float:
 
 def new_tokens(frame: pd.DataFrame) -> int:
     """Tokens committed: the sum of ``count`` over "round" events."""
-    return int(_part(frame, None, "round")["count"].sum())
+    return int(events(frame, None, "round")["count"].sum())
 
 
 def fetched_bytes(frame: pd.DataFrame, phase: str | None = "decode") -> int:
     """Bytes read from the slow tier in ``phase``, prefetched ones included: the sum of ``size`` of
     reads."""
-    return int(_part(frame, phase, *READS)["size"].sum())
+    return int(events(frame, phase, *READS)["size"].sum())
 
 
 def bytes_per_token(frame: pd.DataFrame) -> float:
@@ -127,7 +127,7 @@ def bytes_per_token(frame: pd.DataFrame) -> float:
 def hit_rate(frame: pd.DataFrame) -> float:
     """Of the distinct experts that each layer of each verification needed, the share already
     resident."""
-    return _ratio(len(_part(frame, "verify", "hit")), len(_part(frame, "verify", "route")))
+    return _ratio(len(events(frame, "verify", "hit")), len(events(frame, "verify", "route")))
 
 
 # ---- what is accepted ----
@@ -136,13 +136,13 @@ def hit_rate(frame: pd.DataFrame) -> float:
 def tokens_per_round(frame: pd.DataFrame) -> float:
     """Tokens a row gains per round, accepted + 1: sum of ``count`` / sum of ``size`` of the "round"
     events."""
-    rounds = _part(frame, None, "round")
+    rounds = events(frame, None, "round")
     return _ratio(rounds["count"].sum(), rounds["size"].sum())
 
 
 def acceptance_rate(frame: pd.DataFrame) -> float:
     """Accepted over drafted tokens (0 .. 1)."""
-    verdicts = _part(frame, None, "accept")
+    verdicts = events(frame, None, "accept")
     return _ratio(verdicts["count"].sum(), verdicts["size"].sum())
 
 
@@ -153,7 +153,7 @@ def acceptance_by_position(frame: pd.DataFrame) -> pd.DataFrame:
     Acceptance stops at the first wrong token: where every row drafts equally many, the ratio can
     only fall.
     """
-    verdicts = _part(frame, None, "accept")
+    verdicts = events(frame, None, "accept")
     longest = int(verdicts["size"].max()) if len(verdicts) else 0
     rows = []
     for position in range(1, longest + 1):
@@ -168,7 +168,7 @@ def acceptance_by_position(frame: pd.DataFrame) -> pd.DataFrame:
 
 def decode_seconds(frame: pd.DataFrame) -> float:
     """Wall-clock seconds of all rounds (prefill stands apart)."""
-    return float(_part(frame, None, "round")["seconds"].sum())
+    return float(events(frame, None, "round")["seconds"].sum())
 
 
 def time_shares(frame: pd.DataFrame) -> dict[str, float]:
@@ -180,9 +180,9 @@ def time_shares(frame: pd.DataFrame) -> dict[str, float]:
     """
     seconds = {}
     for step in ("draft", "verify"):
-        waits = _part(frame, step, "wait")["seconds"].sum()
-        seconds[step] = max(0.0, float(_part(frame, step, step)["seconds"].sum() - waits))
-    seconds["wait"] = float(_part(frame, "decode", "wait")["seconds"].sum())
+        waits = events(frame, step, "wait")["seconds"].sum()
+        seconds[step] = max(0.0, float(events(frame, step, step)["seconds"].sum() - waits))
+    seconds["wait"] = float(events(frame, "decode", "wait")["seconds"].sum())
     whole = decode_seconds(frame)
     seconds["rest"] = max(0.0, whole - sum(seconds.values()))
     return {part: _ratio(seconds[part], whole) for part in PARTS}
@@ -196,8 +196,8 @@ def oracle_overlap_seconds(frame: pd.DataFrame) -> float:
     at work together count once); compute = the step's seconds - its waits. Measured parts, computed
     sum: no run was this fast.
     """
-    steps = _part(frame, "verify", "verify").groupby("round")["seconds"].sum()
-    waits = _part(frame, "verify", "wait").groupby("round")["seconds"].sum()
+    steps = events(frame, "verify", "verify").groupby("round")["seconds"].sum()
+    waits = events(frame, "verify", "wait").groupby("round")["seconds"].sum()
     compute = (steps - waits.reindex(steps.index, fill_value=0.0)).clip(lower=0)
     spans = {number: _covered(reads) for number, reads in _needed(frame, *READS).groupby("round")}
     load = pd.Series(spans, dtype=float).reindex(steps.index, fill_value=0.0)
@@ -220,8 +220,8 @@ def _covered(reads: pd.DataFrame) -> float:
 
 def _needed(frame: pd.DataFrame, *kinds: str) -> pd.DataFrame:
     """Decoding reads of experts that the verification of the same round sent tokens to."""
-    routed = _part(frame, "verify", "route")[_EXPERT].drop_duplicates()
-    return _part(frame, "decode", *kinds).merge(routed, on=_EXPERT)
+    routed = events(frame, "verify", "route")[_EXPERT].drop_duplicates()
+    return events(frame, "decode", *kinds).merge(routed, on=_EXPERT)
 
 
 def prefetch_recall(frame: pd.DataFrame) -> float:
@@ -233,7 +233,7 @@ def prefetch_recall(frame: pd.DataFrame) -> float:
 
 def prefetch_precision(frame: pd.DataFrame) -> float:
     """Of the experts read ahead, the share that the same round's verification needed."""
-    return _ratio(len(_needed(frame, "prefetch")), len(_part(frame, "decode", "prefetch")))
+    return _ratio(len(_needed(frame, "prefetch")), len(events(frame, "decode", "prefetch")))
 
 
 def summary(frame: pd.DataFrame) -> dict[str, float]:

@@ -56,6 +56,8 @@ class RunExperts:
         self, installed: OffloadedExperts, pool: ResidentPool, policy: RunPolicy, how: Drafting
     ):
         self.installed = installed
+        # may be replaced before the first round: a clock around it, for one
+        self.kernel = installed.kernel
         self.pool = pool
         self.policy = policy
         self.how = how
@@ -174,7 +176,7 @@ class RunExperts:
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
 
     def _one_expert(self, key: ExpertKey, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        kernel, module = self.installed.kernel, self.installed.modules[key.layer]
+        kernel, module = self.kernel, self.installed.modules[key.layer]
         if self.is_drafting:
             return kernel.draft(module, record, x)
         if self.remembered is None:

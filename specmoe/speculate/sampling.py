@@ -110,12 +110,16 @@ class Sampler:
             tokens.append((p[:, offset] / noise).argmax(dim=-1))
         return torch.stack(tokens, dim=1)
 
+    def reject(self, p, drafted, q, uniform: Sequence[float]) -> tuple[int, torch.Tensor]:
+        """One row by the rule "rejection". What a variant of the rule overrides."""
+        return accept_by_rejection(p, drafted, q, uniform)
+
     def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions) -> list[Verdict]:
         verdicts = []
         for row, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
             uniform = [self._uniform(prompt, position + i) for i in range(num_drafted[row])]
             q_row = None if q is None else q[row]
-            accepted, residual = accept_by_rejection(p[row], drafted[row], q_row, uniform)
+            accepted, residual = self.reject(p[row], drafted[row], q_row, uniform)
             noise = self._noise([prompt], [position + accepted], residual, "residual")[0]
             verdicts.append(Verdict(accepted, int((residual / noise).argmax())))
         return verdicts

@@ -38,12 +38,11 @@ if __package__ in (None, ""):  # run as a file
 
 import specmoe  # noqa: E402
 
-from ...tiny.texts.data import held_out_prompts  # noqa: E402
-from ...tiny.texts.translate_data import held_out_pairs  # noqa: E402
 from ..entry import leave  # noqa: E402
 from ..writing import check_folder, write_whole  # noqa: E402
 from . import floors  # noqa: E402
 from .gpu_numbers import beside_floors, compare, compute_rates, targets  # noqa: E402
+from .prompts import held_out  # noqa: E402
 from .window import Window, measure  # noqa: E402
 
 TOKENS, SEED, MIB = 64, 2026, 2**20
@@ -121,9 +120,7 @@ class Found:
 
 
 def prompts_of(model: str, num: int) -> list[str]:
-    if model == "tiny-translate":
-        return [pair.english for pair in held_out_pairs(num, SEED)]
-    return held_out_prompts(num, SEED)
+    return held_out(num, SEED, translates=model == "tiny-translate")
 
 
 def tokens_of(output) -> list[list[int]]:

@@ -9,7 +9,6 @@ is used here: nothing is simulated.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -22,6 +21,7 @@ from ...errors import OptionError
 from ...options import EVICTIONS, METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
 from .. import metrics
 from ..machine import doctor
+from .prompts import prompts_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,47 +264,25 @@ def _engine_of(model, load_options: dict) -> Iterator:
         yield loaded
 
 
+@dataclass(frozen=True)
 class _Prompts:
-    """As many prompts as a batch asks for: the user's, repeated where they are too few, or held-out
-    texts of the shipped models (English sentences for an encoder-decoder)."""
+    """As many prompts as a batch asks for."""
 
-    def __init__(self, engine, given: Sequence | None, num: int | None, seed: int):
-        if given is not None and len(given) == 0:
+    engine: Any
+    given: Sequence | None
+    num: int | None
+    seed: int
+
+    def __post_init__(self):
+        if self.given is not None and len(self.given) == 0:
             raise OptionError("prompts is empty: pass at least one prompt")
-        if num is not None:
-            _counts("num_prompts", num)
-        self.engine = engine
-        self.given = given
-        self.num = num
-        self.seed = seed
+        if self.num is not None:
+            _counts("num_prompts", self.num)
 
     def of(self, batch: int) -> list:
         translates = getattr(self.engine, "is_translation", False)
-        num = self.num or max(
-            (QUEUE_BATCHES_TRANSLATION if translates else QUEUE_BATCHES) * batch, 4
-        )
-        if self.given is not None:
-            return list(itertools.islice(itertools.cycle(self.given), num))
-        texts = (
-            _held_out_sentences(num, self.seed) if translates else _held_out_texts(num, self.seed)
-        )
-        if getattr(self.engine, "tokenizer", "") is not None:
-            return texts
-        # no tokenizer: the texts' bytes serve as token ids
-        vocab_size = self.engine.decoder.vocab_size
-        return [[byte % vocab_size for byte in text.encode()[:32]] for text in texts]
-
-
-def _held_out_texts(num: int, seed: int) -> list[str]:
-    from ...tiny.texts.data import held_out_prompts
-
-    return held_out_prompts(num, seed)
-
-
-def _held_out_sentences(num: int, seed: int) -> list[str]:
-    from ...tiny.texts.translate_data import held_out_pairs
-
-    return [pair.english for pair in held_out_pairs(num, seed)]
+        deep = QUEUE_BATCHES_TRANSLATION if translates else QUEUE_BATCHES
+        return prompts_for(self.engine, self.num or max(deep * batch, 4), self.seed, self.given)
 
 
 def _measure_all(engine, plan: _Plan, prompts: _Prompts) -> BenchResult:

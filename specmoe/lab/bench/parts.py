@@ -48,16 +48,15 @@ def window(
     seconds: float,
     load: dict | None = None,
     trace: bool = False,
-    watch: dict | None = None,
+    clock: DraftClock | None = None,
     **options,
 ) -> dict:
-    """A steady-state window of ``options["method"]`` on the engine that ``load`` asks for;
-    ``watch``: counters to read too."""
+    """A steady-state window of ``options["method"]`` on the engine that ``load`` asks for."""
     texts = run.place.texts(cell.model)
     engine = run.place.engine(cell.model, cell.link, **(load or {}))
     warm_up_s = run.length.warm_up_s if cell.link != "count" else 0.1
     here = Window(
-        cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, trace=trace, watch=watch or {}
+        cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, trace=trace, clock=clock
     )
     found = measure(engine, run.place.prompts(cell.model), here, max_new_tokens=TOKENS, **options)
     tokens = max(1, found["num_new_tokens"])
@@ -101,46 +100,31 @@ def tracing(run: Run, cell: Cell) -> dict:
 def drafting(run: Run, cell: Cell) -> dict:
     """specmoe once more, with a clock around the experts' arithmetic of its draft steps: what the
     rest of drafting is."""
-    run.place.texts(cell.model)
-    experts = run.place.engine(cell.model, cell.link).experts
-    clock = DraftClock(experts)
-    with clock:
-        found = window(
-            run, cell, run.length.slice_s, watch={"draft_expert_s": clock.seconds}, method="specmoe"
-        )
-    return found | {"clock": clock.how}
+    clock = DraftClock()
+    found = window(run, cell, run.length.slice_s, clock=clock, method="specmoe")
+    return found | {"clock": "a clock around the kernel"}
 
 
 class DraftClock:
-    """Seconds inside the experts' arithmetic while drafting: the engine's own counter, else a clock
-    around its kernel."""
+    """Seconds inside the experts' arithmetic while drafting: a kernel around a run's own."""
 
-    def __init__(self, experts):
-        self.experts = experts
-        self.spent_s = 0.0
-        self.how = (
-            ("the engine's counter")
-            if hasattr(experts, "draft_expert_s")
-            else ("a clock around the kernel")
-        )
+    def __init__(self):
+        self.kernel = None
+        self.seconds = 0.0
 
-    def seconds(self) -> float:
-        return getattr(self.experts, "draft_expert_s", self.spent_s)
+    def wind(self, run) -> None:
+        """From now on ``run`` computes its experts through this clock."""
+        self.kernel = run.batch.experts.kernel
+        run.batch.experts.kernel = self
 
-    def __enter__(self) -> DraftClock:
-        self._kernel = self.experts.kernel.draft
-        if not hasattr(self.experts, "draft_expert_s"):
-            self.experts.kernel.draft = self._timed
-        return self
+    def __getattr__(self, name: str):
+        return getattr(self.kernel, name)
 
-    def _timed(self, *args, **kwargs):
+    def draft(self, *arguments):
         began_s = time.perf_counter()
-        result = self._kernel(*args, **kwargs)
-        self.spent_s += time.perf_counter() - began_s
+        result = self.kernel.draft(*arguments)
+        self.seconds += time.perf_counter() - began_s
         return result
-
-    def __exit__(self, *exception) -> None:
-        vars(self.experts.kernel).pop("draft", None)
 
 
 # ---- counts ----

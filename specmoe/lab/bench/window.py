@@ -13,8 +13,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ...speculate.loop import Sequence
 from ...trace import Round
@@ -85,7 +85,7 @@ class Window:
     texts: list[list[int]]  # per prompt: the tokens that follow it
     start: int = 0  # the prompt to begin with
     trace: bool = False
-    watch: dict[str, Callable[[], float]] = field(default_factory=dict)  # more counters, by name
+    clock: Any = None  # ``parts.DraftClock``: its seconds are one counter more
     sums: dict = field(default_factory=dict)
     warm_up: dict = field(default_factory=dict)
     gammas: list[int] = field(default_factory=list)
@@ -119,6 +119,8 @@ class Window:
         used = self.batch % len(turned)
         batch.queue = EndlessQueue(first, turned[used:] + turned[:used])
         batch.trace.enabled = self.trace
+        if self.clock:
+            self.clock.wind(run)
         # A prefill is not measured, and a slow link would only make it long.
         batch.during_prefill = batch.experts.pool.tier.store.link.unthrottled
 
@@ -126,7 +128,7 @@ class Window:
         """All counters now, prefill's share taken off."""
         counts = batch.experts.pool.counts.minus(batch.prefill)
         reading = {name: getattr(counts, name) for name in COUNTED}
-        reading |= {name: counter() for name, counter in self.watch.items()}
+        reading |= {"draft_expert_s": self.clock.seconds} if self.clock else {}
         return reading | {"seconds": time.perf_counter() - batch.prefill_s}
 
     def _has_settled(self, batch) -> bool:

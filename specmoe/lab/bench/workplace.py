@@ -12,8 +12,7 @@ from pathlib import Path
 import specmoe
 
 from ... import checkpoint
-from ...tiny.texts.data import held_out_prompts
-from ...tiny.texts.translate_data import held_out_pairs
+from .prompts import held_out
 from .settings import EXPERT_BYTES, LINKS, MODELS, TOKENS, Model
 
 NUM_PROMPTS = 512
@@ -66,9 +65,7 @@ class Workplace:
 
     def prompts(self, model: str) -> list[str]:
         """Held-out prompts, the same for every method."""
-        if model == "tiny-translate":
-            return [pair.english for pair in held_out_pairs(self.num_prompts, SEED)]
-        return held_out_prompts(self.num_prompts, SEED)
+        return held_out(self.num_prompts, SEED, translates=model == "tiny-translate")
 
     def texts(self, model: str) -> list[list[int]]:
         """For every prompt the tokens that the model continues it with (greedy, experts as they

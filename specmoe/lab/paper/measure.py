@@ -25,6 +25,7 @@ from ...checkpoint import resolve
 from ...engine import engine
 from .. import metrics
 from ..bench import methods as bench
+from ..bench.prompts import prompts_for
 from ..machine import doctor
 from ..writing import check_folder, read_object, write_whole
 from .settings import LINK, WIDENED, Run
@@ -135,9 +136,7 @@ def _measure_unit(loaded: list, unit: list[Run]) -> list[dict]:
 
 def _count(loaded, run: Run) -> dict:
     """Tokens per round and bytes per token over the full rounds of one run."""
-    prompts = bench._Prompts(loaded, None, max(QUEUE * run.batch, 12), 100 + run.prompt_set).of(
-        run.batch
-    )
+    prompts = prompts_for(loaded, max(QUEUE * run.batch, 12), 100 + run.prompt_set)
     options = {"gamma": run.gamma} if run.method == "specmoe" else {}
     output = loaded.generate(
         prompts,
@@ -220,7 +219,7 @@ def queue_of(loaded, run: Run, longer: float | None = None) -> list:
     """A queue that keeps the batch full for a while: seconds are read only as long as it is."""
     longer = longer or (2.0 if run.batch < 64 else 1.5)
     queue = max(int(longer * run.batch), 8)
-    return bench._Prompts(loaded, None, queue, 100 + run.prompt_set).of(run.batch)
+    return prompts_for(loaded, queue, 100 + run.prompt_set)
 
 
 def generate(loaded, run: Run, prompts: list, tokens: int | None = None, prefetch: bool = True):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import OptionError
-from ..metrics import _part
+from ..metrics import events
 from ..writing import write_whole
 
 FORMAT = 2
@@ -56,7 +56,7 @@ class Recording:
             raise OptionError("the run kept no trace to record: load the engine with trace=True")
         decode = frame[frame["phase"] != "prefill"]
         _check_events(decode, info)
-        counts, rounds = _sums(decode), _part(frame, None, "round").set_index("round")
+        counts, rounds = _sums(decode), events(frame, None, "round").set_index("round")
         verify = decode[decode["kind"] == "verify"].groupby("round")["count"].sum()
         drafting = _drafting(decode, len(rounds))
         return cls(
