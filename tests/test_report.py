@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -151,6 +152,20 @@ def test_a_type_that_papermill_cannot_read_is_named(folder):
     write(folder, "odd", new_markdown_cell("# Odd"), cell, tag=False)
     with pytest.raises(OptionError, match="parameter x is declared as 'dict'"):
         report.report_parameters("odd")
+
+
+def test_a_report_is_read_and_inspected_once_and_the_others_not_at_all(
+    folder, tmp_path, monkeypatch
+):
+    (folder / "broken.ipynb").write_text("{")
+    inspect, seen = papermill.inspect_notebook, []
+    monkeypatch.setattr(
+        papermill, "inspect_notebook", lambda path: seen.append(path) or inspect(path)
+    )
+    monkeypatch.setattr(report.run, "_execute", lambda source, failed, *_: failed.write_text("{}"))
+    monkeypatch.setattr(report.run, "offline_html", lambda notebook: "page")
+    report.run_report("small", {"gamma": "3"}, tmp_path / "out")
+    assert len(seen) == 1
 
 
 def test_a_missing_folder_and_a_broken_notebook_are_named(folder, monkeypatch):

@@ -18,8 +18,14 @@ from typing import Any
 from ...errors import OptionError, SpecMoEError, nearest
 
 OUT_DIR = "out_dir"  # the parameter that ``run_report`` fills in itself
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+# base type -> the type, its name in a sentence, a list of it as one writes it
+_TYPES = {
+    "int": (int, "a whole number", "1,16,64"),
+    "float": (float, "a number", "0.5,1"),
+    "str": (str, "a text", "on_demand,specmoe"),
+    "bool": (bool, "true or false", "true,false"),
+}
 
 
 def notebooks_dir() -> Path:
@@ -37,166 +43,166 @@ def notebooks_dir() -> Path:
 
 def list_reports() -> list[dict[str, str]]:
     """``name``, ``title`` and ``path`` of every notebook with a parameters cell."""
-    found = []
-    for path in sorted(notebooks_dir().glob("*.ipynb")):
-        cells = _read(path)["cells"]
-        if any("parameters" in cell["metadata"].get("tags", []) for cell in cells):
-            found.append(
-                {"name": path.stem, "title": _title(cells) or path.stem, "path": str(path)}
-            )
-    return found
+    read = [(path, _cells(path)) for path in sorted(notebooks_dir().glob("*.ipynb"))]
+    return [
+        {"name": path.stem, "title": _title(cells) or path.stem, "path": str(path)}
+        for path, cells in read
+        if _has_parameters(cells)
+    ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _cells(path: Path) -> list[dict[str, Any]]:
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
+        return nbformat.read(path, as_version=4)["cells"]
     except Exception as failure:  # nbformat raises many kinds, JSON's among them
         raise OptionError(f"{path} is not a notebook: {one_line(failure)}") from None
 
 
+def _has_parameters(cells: list[dict]) -> bool:
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+
+
 def _title(cells: list[dict]) -> str | None:
-    headings = (
-        re.search(r"^#\s+(.+)$", cell["source"], re.M)
-        for cell in cells
-        if cell["cell_type"] == "markdown"
-    )
-    return next((heading[1].strip() for heading in headings if heading), None)
-
-
-def find_report(name: str) -> Path:
-    paths = {report["name"]: Path(report["path"]) for report in list_reports()}
-    if name not in paths:
-        raise OptionError(f"report {name!r} is unknown: {nearest(name, paths)}")
-    return paths[name]
+    prose = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    heading = re.search(r"^#\s+(.+)$", prose, re.M)
+    return heading and heading[1].strip()
 
 
 @dataclass(frozen=True)
-class _Type:
-    """A parameter's declared type: ``base``, a list of it, or null too."""
+class Parameter:
+    """One parameter of a report. Its type is ``base``, a list of it, or null too."""
 
     base: str
-    many: bool = False
-    optional: bool = False
+    many: bool
+    optional: bool
+    default: Any
+    help: str
 
-    def __str__(self) -> str:
+    @classmethod
+    def declared(cls, name: str, found: Mapping[str, Any]) -> Parameter:
+        """Of the type in the notebook's annotation; without one, of that of the default."""
+        annotation, default = found["inferred_type_name"], ast.literal_eval(found["default"])
+        if annotation == "None":
+            many = isinstance(default, list)
+            sample = default[0] if many and default else default
+            base = "str" if sample is None or sample == [] else type(sample).__name__
+            return cls(base, many, sample is None, default, found["help"])
+        match = re.fullmatch(
+            r"(Optional\[)?([Ll]ist\[)?(int|float|str|bool)\]*", annotation.replace(" ", "")
+        )
+        if not match or annotation.count("[") != annotation.count("]"):
+            raise OptionError(
+                f"parameter {name} is declared as {annotation!r}: write int, float, str, bool, "
+                "List[...] or Optional[...]"
+            )
+        return cls(match[3], bool(match[2]), bool(match[1]), default, found["help"])
+
+    @property
+    def type(self) -> str:
         name = f"List[{self.base}]" if self.many else self.base
         return f"Optional[{name}]" if self.optional else name
 
-
-def _declared(name: str, annotation: str, default: Any) -> _Type:
-    """The type in the notebook's annotation; without one, that of the default."""
-    if annotation == "None":
-        many = isinstance(default, list)
-        sample = default[0] if many and default else default
-        return _Type(
-            "str" if sample is None or sample == [] else type(sample).__name__, many, sample is None
-        )
-    match = re.fullmatch(
-        r"(Optional\[)?([Ll]ist\[)?(int|float|str|bool)\]*", annotation.replace(" ", "")
-    )
-    if not match or annotation.count("[") != annotation.count("]"):
-        raise OptionError(
-            f"parameter {name} is declared as {annotation!r}: write int, float, str, bool, "
-            "List[...] or Optional[...]"
-        )
-    return _Type(match[3], many=bool(match[2]), optional=bool(match[1]))
-
-
-def report_parameters(name: str) -> dict[str, dict[str, Any]]:
-    """``type``, ``default`` and ``help`` of each parameter of a report, in its order."""
-    papermill = need("papermill")
-    parameters = {}
-    for found in papermill.inspect_notebook(literal(find_report(name))).values():
-        default = ast.literal_eval(found["default"])
-        declared = _declared(found["name"], found["inferred_type_name"], default)
-        if found["name"] != OUT_DIR:
-            parameters[found["name"]] = {
-                "type": str(declared),
-                "default": default,
-                "help": found["help"],
-            }
-    return parameters
-
-
-def typed_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` in the declared types; strings are read ("7e10", "1,16,64", "null"). Nothing
-    unknown gets through."""
-    known = report_parameters(name)
-    typed = {}
-    for key, value in given.items():
-        if key == OUT_DIR:
-            raise OptionError(
-                f"{OUT_DIR} is no parameter to set: name the folder with --out (out_dir=...)"
-            )
-        if key not in known:
-            raise OptionError(f"report {name!r} has no parameter {key!r}: {nearest(key, known)}")
-        declared = _declared(key, known[key]["type"], None)
+    def read(self, name: str, value: Any) -> Any:
+        """``value`` in the declared type; a wrong one is named with what is wanted."""
         try:
-            typed[key] = _typed(declared, value)
-        except (ValueError, TypeError, SyntaxError):
-            raise OptionError(f"parameter {key}={value!r} is not {_article(declared)}") from None
-    return typed
+            return self._typed(value)
+        except (ValueError, TypeError, SyntaxError, KeyError):
+            _, words, example = _TYPES[self.base]
+            words = f"a list such as {example}" if self.many else words
+            words += " (or null)" if self.optional else ""
+            raise OptionError(
+                f"parameter {name}={value!r} is not {words}; its type is {self.type}"
+            ) from None
 
-
-def _typed(declared: _Type, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none")):
-        if declared.optional:
+    def _typed(self, value: Any) -> Any:
+        null = value is None or str(value).strip().lower() in ("null", "none")
+        if null and self.optional:
             return None
-        raise ValueError
-    if not declared.many:
-        return _scalar(declared.base, value)
-    if isinstance(value, str):
-        text = value.strip()
-        value = ast.literal_eval(text) if text.startswith("[") else text.split(",")
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError
-    return [_scalar(declared.base, item) for item in value]
+        if null or not self.many:
+            return _scalar(self.base, None if null else value)
+        if isinstance(value, str):
+            text = value.strip()
+            value = ast.literal_eval(text) if text.startswith("[") else text.split(",")
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError
+        return [_scalar(self.base, item) for item in value]
 
 
 def _scalar(base: str, value: Any) -> Any:
     """``value`` as ``base``: strings are read, an int may stand for a float, nothing else changes
     its type."""
     if isinstance(value, str):
-        return _from_text(base, value.strip())
-    if base == "float" and type(value) is int:
+        value = _from_text(base, value.strip())
+    elif base == "float" and type(value) is int:
         value = float(value)
-    if type(value) is not _TYPES[base] or (base == "float" and not math.isfinite(value)):
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if type(value) is not _TYPES[base][0] or value == "" or endless:
         raise TypeError
     return value
 
 
 def _from_text(base: str, text: str) -> Any:
-    if base == "bool":
-        if text.lower() not in _BOOLS:
-            raise ValueError
-        return _BOOLS[text.lower()]
     if base == "str":
-        if not text:
-            raise ValueError
         return text
+    if base == "bool":
+        return _BOOLS[text.lower()]
     number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    if not math.isfinite(number) or (base == "int" and number != int(number)):
-        raise ValueError
-    return _TYPES[base](number)
+    if base == "int":
+        # 1e3 is a whole number, 2.5 and nan stay what they are
+        return int(number) if float(number).is_integer() else number
+    return float(number)
 
 
-def _article(declared: _Type) -> str:
-    words = {
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a text",
-        "bool": "true or false",
-    }[declared.base]
-    example = {
-        "int": "1,16,64",
-        "float": "0.5,1",
-        "str": "on_demand,specmoe",
-        "bool": "true,false",
-    }[declared.base]
-    words = f"a list such as {example}" if declared.many else words
-    return f"{words}{' (or null)' if declared.optional else ''}; its type is {declared}"
+@dataclass(frozen=True)
+class Report:
+    """A notebook that takes parameters, read and inspected once."""
+
+    name: str
+    path: Path
+    parameters: dict[str, Parameter]
+    takes_out_dir: bool
+
+    @classmethod
+    def find(cls, name: str) -> Report:
+        """The report called ``name``; the other notebooks are read only to name the nearest."""
+        path = notebooks_dir() / f"{name}.ipynb"
+        here = os.path.basename(name) == name and path.is_file()
+        if not here or not _has_parameters(_cells(path)):
+            known = [report["name"] for report in list_reports()]
+            raise OptionError(f"report {name!r} is unknown: {nearest(name, known)}")
+        inspected = need("papermill").inspect_notebook(literal(path))
+        takes_out_dir = inspected.pop(OUT_DIR, None) is not None
+        parameters = {key: Parameter.declared(key, found) for key, found in inspected.items()}
+        return cls(name, path, parameters, takes_out_dir)
+
+    def typed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``given`` in the declared types; strings are read ("7e10", "1,16,64", "null"). Nothing
+        unknown gets through."""
+        return {key: self._known(key).read(key, value) for key, value in given.items()}
+
+    def _known(self, key: str) -> Parameter:
+        if key == OUT_DIR:
+            raise OptionError(
+                f"{OUT_DIR} is no parameter to set: name the folder with --out (out_dir=...)"
+            )
+        if key not in self.parameters:
+            close = nearest(key, self.parameters)
+            raise OptionError(f"report {self.name!r} has no parameter {key!r}: {close}")
+        return self.parameters[key]
+
+
+def report_parameters(name: str) -> dict[str, dict[str, Any]]:
+    """``type``, ``default`` and ``help`` of each parameter of a report, in its order."""
+    return {
+        key: {"type": found.type, "default": found.default, "help": found.help}
+        for key, found in Report.find(name).parameters.items()
+    }
+
+
+def typed_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    return Report.find(name).typed(given)
 
 
 def need(module: str):

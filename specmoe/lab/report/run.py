@@ -19,7 +19,7 @@ from ...errors import OptionError, SpecMoEError, door
 from ...options import spin_setting
 from ..writing import check_folder, path_of
 from .page import offline_html
-from .parameters import OUT_DIR, find_report, first_line, literal, need, one_line, typed_parameters
+from .parameters import OUT_DIR, Report, first_line, literal, need, one_line
 
 
 def run_report(
@@ -37,8 +37,8 @@ def run_report(
     ``<name>.failed.ipynb``, and there is no HTML. ``progress``: a bar over the cells; None: on a
     terminal only.
     """
-    source = find_report(name)
-    values = typed_parameters(name, parameters or {})
+    report = Report.find(name)
+    values = report.typed(parameters or {})
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     folder = path_of(
         Path("reports") / f"{name}-{stamp}" if out_dir is None else out_dir, "a folder"
@@ -48,10 +48,10 @@ def run_report(
     )
     _check_free(folder, [done, page, folder / "metrics.json"], overwrite)
     check_folder(folder)
-    if _declares_out_dir(source):
+    if report.takes_out_dir:
         values[OUT_DIR] = str(folder.resolve())
     notebook = _execute(
-        source, failed, values, sys.stderr.isatty() if progress is None else progress
+        report.path, failed, values, sys.stderr.isatty() if progress is None else progress
     )
     with door(
         f"the report could not be written (its notebook is kept as {failed})",
@@ -74,10 +74,6 @@ def _check_free(folder: Path, outputs: list[Path], overwrite: bool) -> None:
     for path in taken:
         with door(f"{path} could not be replaced", "name another folder", OptionError):
             path.unlink()
-
-
-def _declares_out_dir(source: Path) -> bool:
-    return OUT_DIR in need("papermill").inspect_notebook(literal(source))
 
 
 def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool) -> dict[str, Any]:
