@@ -114,8 +114,8 @@ class Block(NamedTuple):
 
 
 class Trace:
-    """Events of one run, in order. ``add`` appends one row, ``add_block`` one verdict; they change
-    nothing else.
+    """Events of one run, in order. ``add`` and ``add_read`` append one row, ``add_block`` a row and
+    a verdict; they change nothing else.
 
     ``phase`` and ``round`` are set by the round and stamped on every event. ``enabled=False`` keeps
     nothing; the totals in ``stats`` do not depend on it.
@@ -135,27 +135,32 @@ class Trace:
         kind: str,
         layer: int = -1,
         expert: int = -1,
-        row: int = -1,
         count: int = 0,
         size: int = 0,
         seconds: float = 0.0,
-        ended_s: float | None = None,
     ) -> None:
-        """``ended_s``: when the event ended on this trace's clock; None: now."""
+        """One event that ends now."""
         if self.enabled:
-            time_s = (self.clock() if ended_s is None else ended_s) - self.began_s
-            self.events.append(
-                (time_s, self.round, self.phase, kind, layer, expert, row, count, size, seconds)
-            )
+            self._append(kind, self.clock(), (layer, expert, -1), (count, size, seconds))
+
+    def add_read(self, kind: str, key: tuple[int, int], read: tuple[int, float, float]) -> None:
+        """``read``: its bytes, its own seconds, and when it ended on this trace's clock."""
+        if self.enabled:
+            size, seconds, ended_s = read
+            self._append(kind, ended_s, (*key, -1), (0, size, seconds))
 
     def add_block(
         self, row: int, start: int, drafted: list[int], accepted: int, committed: list[int]
     ) -> None:
-        """What ``row`` drafted in this round and what it gained."""
+        """What ``row`` drafted in this round and what it gained: an event "accept", too."""
         if self.enabled:
+            self._append("accept", self.clock(), (-1, -1, row), (accepted, len(drafted), 0.0))
             self.blocks.append(
                 Block(self.round, row, start, tuple(drafted), accepted, tuple(committed))
             )
+
+    def _append(self, kind: str, ended_s: float, where: tuple, what: tuple) -> None:
+        self.events.append((ended_s - self.began_s, self.round, self.phase, kind, *where, *what))
 
     def restart(self) -> None:
         """The run begins now: earlier events (preloading) are dropped, the clock starts at zero."""

@@ -68,14 +68,14 @@ def test_it_drafts_where_drafting_pays_and_not_where_it_does_not():
 
 def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
     close, far = settled(), settled()
-    close.seconds_per_token = {True: 1.0, False: 1.1}
-    far.seconds_per_token = {True: 1.0, False: 3.0}
+    close.spent = {True: (1.0, 1), False: (1.1, 1)}
+    far.spent = {True: (1.0, 1), False: (3.0, 1)}
     assert close._patience() < far._patience()
 
 
 def test_a_trial_of_the_other_way_lasts_some_rounds_and_comes_back():
     planner = settled()
-    planner.seconds_per_token = {True: 1.0, False: 1.5}
+    planner.spent = {True: (1.0, 1), False: (1.5, 1)}
     chosen = [planner.next_gamma() > 0 for _ in range(LOOK_AGAIN + TRIAL + 2)]
     tried = chosen.index(False)
     assert chosen == [True] * tried + [False] * TRIAL + [True] * (len(chosen) - tried - TRIAL)

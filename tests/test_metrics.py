@@ -49,14 +49,14 @@ def frame() -> pd.DataFrame:
     trace.at(2.3).add("wait", 0, 2, seconds=0.4)
     trace.at(2.4).add("fetch", 0, 2, size=100, seconds=0.6)  # 1.8 .. 2.4
     trace.at(2.7).add("verify", count=8, size=2, seconds=1.2)
-    trace.at(2.8, "accept").add("accept", row=0, count=3, size=3)
-    trace.add("accept", row=1, count=1, size=3)
+    trace.at(2.8, "accept").add_block(0, 0, [1] * 3, 3, [])
+    trace.add_block(1, 0, [1] * 3, 1, [])
     trace.at(3.0).add("round", count=6, size=2, seconds=2.0)
     trace.at(3.1, "verify", 1).add("route", 0, 0, count=2)
     trace.add("hit", 0, 0)
     trace.at(3.9).add("verify", count=2, size=2, seconds=0.8)
-    trace.at(3.9, "accept").add("accept", row=0, count=0, size=1)
-    trace.add("accept", row=1, count=0, size=0)
+    trace.at(3.9, "accept").add_block(0, 0, [1] * 1, 0, [])
+    trace.add_block(1, 0, [1] * 0, 0, [])
     trace.at(4.0).add("round", count=2, size=2, seconds=1.0)
     return trace.to_frame()
 

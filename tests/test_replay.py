@@ -24,26 +24,31 @@ def requests_of(*needed: set[int], num_experts: int = 4) -> list[Request]:
 def small_trace() -> Trace:
     """Prefill, then one round: a prefetch while drafting, a fetch and a wait while verifying;
     seconds by hand."""
-    trace = Trace(clock=lambda: 0.0)
+    now = [0.0]
+    trace = Trace(clock=lambda: now[0])
+
+    def add(at_s: float, *what, **values) -> None:
+        now[0] = at_s
+        trace.add(*what, **values)
+
     trace.phase = "prefill"
-    trace.add("route", 0, 1, count=3, ended_s=0.1)
-    trace.add("prefill", count=3, size=1, seconds=1.0, ended_s=1.0)
+    add(0.1, "route", 0, 1, count=3)
+    add(1.0, "prefill", count=3, size=1, seconds=1.0)
     trace.phase = "draft"
     trace.round = 0
-    trace.add("prefetch", 0, 2, size=100, seconds=0.5, ended_s=1.8)
-    trace.add("draft", count=1, size=1, seconds=1.0, ended_s=2.0)
+    add(1.8, "prefetch", 0, 2, size=100, seconds=0.5)
+    add(2.0, "draft", count=1, size=1, seconds=1.0)
     trace.phase = "verify"
-    trace.add("route", 0, 1, count=1, ended_s=2.25)
-    trace.add("route", 0, 2, count=1, ended_s=2.25)
-    trace.add("hit", 0, 1, ended_s=2.25)
-    trace.add("route", 1, 0, count=2, ended_s=2.5)
-    trace.add("fetch", 1, 0, size=100, seconds=0.25, ended_s=2.75)
-    trace.add("wait", 1, 0, seconds=0.25, ended_s=2.75)
-    trace.add("verify", count=2, size=1, seconds=1.0, ended_s=3.0)
+    add(2.25, "route", 0, 1, count=1)
+    add(2.25, "route", 0, 2, count=1)
+    add(2.25, "hit", 0, 1)
+    add(2.5, "route", 1, 0, count=2)
+    add(2.75, "fetch", 1, 0, size=100, seconds=0.25)
+    add(2.75, "wait", 1, 0, seconds=0.25)
+    add(3.0, "verify", count=2, size=1, seconds=1.0)
     trace.phase = "accept"
-    trace.add("accept", row=0, count=1, size=1, ended_s=3.0)
     trace.add_block(0, 4, [7], 1, [7, 8])
-    trace.add("round", count=2, size=1, seconds=2.5, ended_s=3.5)
+    add(3.5, "round", count=2, size=1, seconds=2.5)
     return trace
 
 

@@ -60,19 +60,14 @@ class Engine:
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
             self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-            self.packed = checkpoint.pack(
-                path, expert_bytes=options.expert_bytes, progress=PackingBar()
-            )
+            self.packed = checkpoint.pack(path, None, options.expert_bytes, PackingBar())
             tokenizer = load_tokenizer(path)
         is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if is_translation else CausalDecoder)(self.model)
         self.reader = Reader(self.model, self.decoder, tokenizer)
         self.experts = _experts(self.model, self.packed, options)
         self.memory = _memory(self.experts, self.packed, options)
-        link, readers = options.link_bytes_per_s, options.num_readers
-        self.store: ExpertStore | None = open_store(
-            options.store, self.packed, options.device, link, readers
-        )
+        self.store: ExpertStore | None = _store(self.packed, options)
         try:
             self.slots: torch.Tensor | None = allocate_slots(self.memory.num_slots, self.store)
             self.experts.kernel.calibrate(
@@ -235,3 +230,8 @@ def _memory(
     scratch_bytes = ExpertKernel.scratch_bytes(packed.layout, experts.model.dtype)
     shape = len(experts.draft_layers), packed.num_experts
     return plan_memory(packed.layout.record_bytes, scratch_bytes, shape, options)
+
+
+def _store(packed: checkpoint.PackedExperts, options: LoadOptions) -> ExpertStore:
+    link, num_readers = options.link_bytes_per_s, options.num_readers
+    return open_store(options.store, packed, options.device, link, num_readers)

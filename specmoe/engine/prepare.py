@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, OptionError
-from ..model.decoder import CausalDecoder
+from ..model.decoder import Decoder
 from ..model.inputs import check_lengths, read_prompts
 from ..model.seq2seq import Seq2SeqDecoder
 from ..model.translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
@@ -45,7 +45,7 @@ class Reader:
     """Prompts of one model as rows. ``found``: its tokenizer; None, or an error, where it has
     none."""
 
-    def __init__(self, model: PreTrainedModel, decoder: CausalDecoder | Seq2SeqDecoder, found):
+    def __init__(self, model: PreTrainedModel, decoder: Decoder, found):
         self.model = model
         self.decoder = decoder
         self.found = found

@@ -116,23 +116,14 @@ class Rules:
             config.min_length = None
         if row.source and row.num_prompt > 1:
             config.forced_bos_token_id = row.tokens[1]
-        config._eos_token_tensor = (
-            torch.tensor(sorted(eos), device=self.model.device) if eos else None
+        device, is_greedy = self.model.device, self.samples and not config.do_sample
+        config._eos_token_tensor = torch.tensor(sorted(eos), device=device) if eos else None
+        custom, more = (
+            self.callables[name] if own.get(name) is None else own[name] for name in CALLABLES
         )
-        calls = {
-            name: own[name] if own.get(name) is not None else self.callables[name]
-            for name in CALLABLES
-        }
-        processors = self._processors(
-            config, start, row.source or row.tokens, calls["logits_processor"]
-        )
-        criteria = [
-            *self._stops(config.stop_strings),
-            *as_list("stopping_criteria", calls["stopping_criteria"]),
-        ]
-        return RowRules(
-            tuple(processors), tuple(criteria), eos, self.samples and not config.do_sample
-        )
+        processors = self._processors(config, start, row.source or row.tokens, custom)
+        criteria = *self._stops(config.stop_strings), *as_list("stopping_criteria", more)
+        return RowRules(tuple(processors), criteria, eos, is_greedy)
 
     def _processors(self, config: GenerationConfig, start: int, read: list[int], custom) -> list:
         """transformers' own list, in its order, for a row alone."""

@@ -71,35 +71,25 @@ def _no_shape_alike():
     )
 
 
-class CausalDecoder:
-    """A decoder-only model. State: the KV cache of the rows in flight (rows 0 .. B-1)."""
+class Decoder:
+    """What decoder-only and encoder-decoder models share: the KV cache of the rows in flight (rows
+    0 .. B-1), and forward passes that know each row's own positions."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, config, num_layers: int):
         check_rollback(model)
         self.model = model
-        self.config = model.config.get_text_config(decoder=True)
-        self.windows = attention_windows(self.config)
-        self.eager = self.config._attn_implementation == "eager"
-        # an indexer's keys are kept in layers of their own
-        self.num_layers = self.config.num_hidden_layers * (
-            2 if "indexed_attention" in self.windows else 1
-        )
+        self.config = config
+        self.num_layers = num_layers
         self.positioned = position_modules(model)
         self.kv_argument = kv_argument(model)
+        self.passes = Passes(model)
         self.kv_cache: RaggedKVCache | None = None
         self._all_rows: RaggedKVCache | None = None
-        self.passes = Passes(model)
 
     @property
     def max_positions(self) -> int | None:
-        positions = getattr(self.config, "max_position_embeddings", None)
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        # dynamic frequencies begin where the others end
-        return (
-            int(positions * rope["factor"])
-            if positions and rope.get("rope_type") == "dynamic"
-            else positions
-        )
+        """None: no limit."""
+        return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def vocab_size(self) -> int:
@@ -113,8 +103,43 @@ class CausalDecoder:
     def free(self) -> None:
         self.kv_cache = self._all_rows = None
 
+    def remove_row(self, row: int, last: int) -> None:
+        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
+        together."""
+        if row != last:
+            self.kv_cache.move_row(last, row)
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Go on with ``rows`` only, until ``restore_rows``; what they write is lost then."""
+        self._all_rows = self._all_rows or self.kv_cache
+        self.kv_cache = self.kv_cache.select(rows)
+
+    def restore_rows(self) -> None:
+        """All rows again, as they were before ``select_rows``."""
+        self.kv_cache, self._all_rows = self._all_rows or self.kv_cache, None
+
     def largest_block(self, num_rows: int) -> int | None:
         """Tokens of a row that may run at once; None: any number."""
+
+
+class CausalDecoder(Decoder):
+    """A decoder-only model."""
+
+    def __init__(self, model: PreTrainedModel):
+        config = model.config.get_text_config(decoder=True)
+        super().__init__(model, config, config.num_hidden_layers)
+        self.windows = attention_windows(config)
+        self.eager = config._attn_implementation == "eager"
+        if "indexed_attention" in self.windows:  # an indexer's keys are in layers of their own
+            self.num_layers *= 2
+
+    @property
+    def max_positions(self) -> int | None:
+        positions = getattr(self.config, "max_position_embeddings", None)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        # dynamic frequencies begin where the others end
+        is_dynamic = positions and rope.get("rope_type") == "dynamic"
+        return int(positions * rope["factor"]) if is_dynamic else positions
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
         """Blocks of any size are fine: no router of a decoder-only model has a capacity. Raises
@@ -157,27 +182,10 @@ class CausalDecoder:
         if state is not None:
             self.kv_cache.put_row(row, state)
 
-    def remove_row(self, row: int, last: int) -> None:
-        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
-        together."""
-        if row != last:
-            self.kv_cache.move_row(last, row)
-
     def forward(self, tokens: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
         """``tokens`` [B, T] at positions ``starts`` [B] .. starts + T - 1 -> logits float ``[B, T,
         V]``."""
         return self._forward(self.kv_cache, tokens, starts)
-
-    def select_rows(self, rows: torch.Tensor) -> None:
-        """Go on with ``rows`` only, until ``restore_rows``; what they write is lost then."""
-        self._all_rows = self._all_rows or self.kv_cache
-        self.kv_cache = self.kv_cache.select(rows)
-
-    def restore_rows(self) -> None:
-        """All rows again, as they were before ``select_rows``."""
-        if self._all_rows is not None:
-            self.kv_cache = self._all_rows
-            self._all_rows = None
 
     def _forward(
         self,

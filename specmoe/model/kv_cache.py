@@ -51,6 +51,9 @@ class RaggedLayer(CacheLayerMixin):
     def __init__(self, places: Places):
         super().__init__()
         self.places = places
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.is_initialized = False
 
     def lazy_initialization(self, key_states, value_states):
         self.keys = self._buffer(key_states)

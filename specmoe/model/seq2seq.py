@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutput
 
-from ..checkpoint.adapters import check_blocks, largest_block, position_modules
+from ..checkpoint.adapters import check_blocks, largest_block
 from ..errors import UnsupportedModelError
-from .decoder import Passes, as_bias, check_rollback, pad, tell_positions
-from .kv_cache import RaggedKVCache, kv_argument
+from .decoder import Decoder, as_bias, pad, tell_positions
+from .kv_cache import RaggedKVCache
 
 
 class CrossKV:
@@ -86,33 +86,20 @@ def _filled(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
     return layer
 
 
-class Seq2SeqDecoder:
-    """An encoder-decoder model. State: KV cache and cross-attention keys and values of the rows in
-    flight."""
+class Seq2SeqDecoder(Decoder):
+    """An encoder-decoder model. State: beside the KV cache the cross-attention's keys and values of
+    the rows in flight."""
 
     def __init__(self, model: PreTrainedModel):
-        check_rollback(model)
-        self.model = model
-        self.config = model.config
-        if self.config._attn_implementation != "eager":
+        config = model.config
+        num_layers = getattr(config, "decoder_layers", None) or config.num_decoder_layers
+        super().__init__(model, config, num_layers)
+        if config._attn_implementation != "eager":
             # the one whose masks and biases are given here, row by row
             model.set_attn_implementation("eager")
-        self.positioned = position_modules(model)
-        self.num_layers = (
-            getattr(self.config, "decoder_layers", None) or self.config.num_decoder_layers
-        )
-        self.kv_argument = kv_argument(model)
-        self.free()
-        self.passes = Passes(model)
-
-    @property
-    def max_positions(self) -> int | None:
-        """Of the source and of the decoder's tokens alike; None: no limit (relative positions)."""
-        return getattr(self.config, "max_position_embeddings", None)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.get_input_embeddings().num_embeddings
+        self.cross: CrossKV | None = None
+        self._all_cross: CrossKV | None = None
+        self._view: tuple[DynamicCache, torch.Tensor] | None = None
 
     @property
     def start_token(self) -> int:
@@ -125,16 +112,14 @@ class Seq2SeqDecoder:
         )
 
     def allocate(self, num_rows: int, num_positions: int) -> None:
-        """Make room for ``num_rows`` rows of ``num_positions`` decoder tokens."""
-        self.free()
-        self.kv_cache = RaggedKVCache(self.num_layers, num_rows, num_positions, self.model.device)
+        super().allocate(num_rows, num_positions)
         self.cross = CrossKV(self.num_layers, num_rows)
 
     def free(self) -> None:
-        self.kv_cache = self.cross = self._view = self._all_rows = None
+        super().free()
+        self.cross = self._all_cross = self._view = None
 
     def largest_block(self, num_rows: int) -> int | None:
-        """Tokens of a row that may run at once; None: any number."""
         return largest_block(self.config, num_rows)
 
     def check_blocks(self, rows: list, num_rows: int, gamma: int) -> None:
@@ -148,12 +133,9 @@ class Seq2SeqDecoder:
 
     def prefill(self, rows: list, set_live: Callable) -> list:
         """Encode the sources of ``rows`` and run their decoder prompts (all but the last token) ->
-        one state per row.
-
-        ``set_live(live)`` is told which tokens are real before each pass. A decoder prompt of one
-        token has nothing to run; it is run for the sake of the cross-attention's keys and values,
-        with no token live.
-        """
+        one state per row. ``set_live(live)`` is told which tokens are real before each pass. A
+        prompt of one token has nothing to run: it runs, with no token live, for its cross-attention
+        alone."""
         source, real = pad([row.source for row in rows], pad_id=self.config.pad_token_id or 0)
         set_live(real)
         device = self.model.device
@@ -163,23 +145,20 @@ class Seq2SeqDecoder:
         tokens, live = pad([row.tokens[:-1] for row in rows])
         lengths = live.sum(dim=1).tolist()
         if tokens.shape[1] == 0:
-            tokens, live = (
-                torch.tensor([row.tokens for row in rows]),
-                torch.zeros(len(rows), 1, dtype=torch.bool),
-            )
+            tokens = torch.tensor([row.tokens for row in rows])
+            live = torch.zeros(len(rows), 1, dtype=torch.bool)
         set_live(live)
-        self_kv, cross = RaggedKVCache(self.num_layers, *tokens.shape, device), DynamicCache()
-        starts = torch.zeros(len(rows), dtype=torch.long)
+        written = RaggedKVCache(self.num_layers, *tokens.shape, device)
+        view, starts = (DynamicCache(), real[:, None, None, :]), torch.zeros(len(rows)).long()
         with self.passes.plainly():
-            self._forward(
-                self_kv, cross, real[:, None, None, :], tokens, starts, encoded.last_hidden_state
-            )
+            self._forward(written, view, tokens, starts, encoded.last_hidden_state)
+        read, layers = real.sum(dim=1).tolist(), view[0].layers
         return [
             (
-                self_kv.take_row(row, length),
-                [(x.keys[row, :, :num], x.values[row, :, :num]) for x in cross.layers],
+                written.take_row(row, lengths[row]),
+                [(x.keys[row, :, : read[row]], x.values[row, :, : read[row]]) for x in layers],
             )
-            for row, (length, num) in enumerate(zip(lengths, real.sum(dim=1).tolist(), strict=True))
+            for row in range(len(rows))
         ]
 
     def add_row(self, row: int, state) -> None:
@@ -190,10 +169,8 @@ class Seq2SeqDecoder:
         self._view = None
 
     def remove_row(self, row: int, last: int) -> None:
-        """Row ``row`` has finished; row ``last`` takes its place, so that the rows in use stay
-        together."""
+        super().remove_row(row, last)
         if row != last:
-            self.kv_cache.move_row(last, row)
             self.cross.move_row(last, row)
         self._view = None
 
@@ -202,35 +179,32 @@ class Seq2SeqDecoder:
         V]``."""
         if self._view is None:
             self._view = self.cross.view(len(tokens))
-        cross, real = self._view
-        unused = torch.empty(
-            len(tokens), 1, self.config.d_model, dtype=self.model.dtype, device=self.model.device
-        )
-        return self._forward(self.kv_cache, cross, real, tokens, starts, unused)
+        shape, model = (len(tokens), 1, self.config.d_model), self.model
+        unused = torch.empty(shape, dtype=model.dtype, device=model.device)
+        return self._forward(self.kv_cache, self._view, tokens, starts, unused)
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Go on with ``rows`` only, until ``restore_rows``; what they write is lost then."""
-        self._all_rows = self._all_rows or (self.kv_cache, self.cross)
-        self.kv_cache = self.kv_cache.select(rows)
+        super().select_rows(rows)
+        self._all_cross = self._all_cross or self.cross
         self.cross = self.cross.select(rows)
         self._view = None
 
     def restore_rows(self) -> None:
-        """All rows again, as they were before ``select_rows``."""
-        if self._all_rows is not None:
-            (self.kv_cache, self.cross), self._all_rows, self._view = self._all_rows, None, None
+        super().restore_rows()
+        if self._all_cross is not None:
+            self.cross, self._all_cross, self._view = self._all_cross, None, None
 
     def _forward(
         self,
         self_kv: RaggedKVCache,
-        cross: DynamicCache,
-        real: torch.Tensor,
+        view: tuple[DynamicCache, torch.Tensor],
         tokens: torch.Tensor,
         starts: torch.Tensor,
         encoded: torch.Tensor,
     ) -> torch.Tensor:
-        """The decoder over a block; ``encoded`` [B, S, d_model] is read only while ``cross`` is
-        empty."""
+        """The decoder over a block. ``view``: the cross-attention's cache, and which of its keys
+        are real; ``encoded`` [B, S, d_model] is read only while that cache is empty."""
+        cross, real = view
         positions = self_kv.place(starts, tokens.shape[1])
         tell_positions(self.positioned, positions)
         output = self.passes(

@@ -113,8 +113,7 @@ class FastTier:
     def _note(self, key: ExpertKey, loading: Loading) -> None:
         read, kind = loading.read, "prefetch" if loading.is_prefetch else "fetch"
         self.counts.read_s += read.seconds
-        about = {"size": self.store.record_bytes, "seconds": read.seconds, "ended_s": read.ended_s}
-        self.trace.add(kind, key.layer, key.expert, **about)
+        self.trace.add_read(kind, key, (self.store.record_bytes, read.seconds, read.ended_s))
 
     def check(self) -> None:
         """``AssertionError`` if a slot is lost or used twice."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -114,9 +114,7 @@ class Read:
     cancelled: bool = False
     # nobody waits for it any more, but its reader may still write into the buffer
     abandoned: bool = False
-
-    def __post_init__(self):
-        self._finished = threading.Event()
+    _finished: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def done(self) -> bool:
         return self._finished.is_set()

@@ -79,10 +79,8 @@ class ConfidencePlanner(Planner):
         self.may_not_draft = may_not_draft
         # seconds over tokens of a block; over rows of a draft step
         self.verify, self.step = Line(0.9), Line(0.97)
-        # drafting or not -> of recent rounds together
-        self.seconds_per_token: dict[bool, float] = {}
-        # seconds and tokens of those rounds, the newest weighing most
-        self._spent = {True: (0.0, 0.0), False: (0.0, 0.0)}
+        # drafting or not -> seconds and tokens of recent rounds, the newest weighing most
+        self.spent: dict[bool, tuple[float, float]] = {}
         self.calibration = 1.0  # rejections per rejection that the draft expects
         self.agreement = 0.9  # the chance that one more token agrees
         self._warmed_up = False
@@ -94,6 +92,11 @@ class ConfidencePlanner(Planner):
     @property
     def settled(self) -> bool:
         return not self._probes
+
+    @property
+    def seconds_per_token(self) -> dict[bool, float]:
+        """Drafting or not -> of recent rounds together."""
+        return {drafts: seconds / tokens for drafts, (seconds, tokens) in self.spent.items()}
 
     def next_gamma(self) -> int:
         self._is_planned = not self._probes
@@ -171,9 +174,8 @@ class ConfidencePlanner(Planner):
             return
         drafted, drafts = sum(done.drafted), bool(done.steps)
         if done.new_tokens:
-            seconds, tokens = (x * KEEP for x in self._spent[drafts])
-            self._spent[drafts] = seconds + done.draft_s + done.verify_s, tokens + done.new_tokens
-            self.seconds_per_token[drafts] = self._spent[drafts][0] / self._spent[drafts][1]
+            seconds, tokens = (x * KEEP for x in self.spent.get(drafts, (0.0, 0.0)))
+            self.spent[drafts] = seconds + done.draft_s + done.verify_s, tokens + done.new_tokens
         # the first token of each row asks for the most experts: it says nothing about what one more
         # costs
         if drafts:

@@ -22,8 +22,7 @@ from itertools import groupby
 
 import torch
 
-from ..model.decoder import CausalDecoder, check_finite
-from ..model.seq2seq import Seq2SeqDecoder
+from ..model.decoder import Decoder, check_finite
 from ..offload.experts import RunExperts
 from ..trace import PoolCounts, Round, Trace
 from .block import Drafted, Drafting
@@ -82,7 +81,7 @@ class Batch:
     in flight, ``waiting`` are prefilled and not yet. A part may be replaced before the first
     round."""
 
-    decoder: CausalDecoder | Seq2SeqDecoder
+    decoder: Decoder
     experts: RunExperts
     sampler: Sampler
     planner: Planner
@@ -196,7 +195,6 @@ def accept(batch: Batch, drafted: Drafted, logits: torch.Tensor) -> tuple[list[i
                 break
         new, accepted = row.tokens[before:], verdict.accepted
         num_new += len(new)
-        batch.trace.add("accept", row=row.prompt, count=accepted, size=num)
         batch.trace.add_block(row.prompt, before, drafts[:num], accepted, new)
     return [verdict.accepted for verdict in verdicts], num_new
 
