@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import tokens_of
 from models_table import architectures, decoded, plain, reference, write_tiny
-from tiny_architectures import ARCHITECTURES, make_checkpoint
+from tiny_architectures import ARCHITECTURES, make_checkpoint, randomise_
+from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import specmoe
@@ -29,7 +30,9 @@ QUICK = (
     "laguna",
     "lfm2_moe",
     "mimo_v2_flash",
+    "mistral_large4",
     "qwen3_next",
+    "qwen3_vl_moe",
 )
 
 
@@ -378,3 +381,45 @@ def test_dynamic_rope_is_refused_on_a_transformers_where_it_was_not_found_exact(
         match="dynamic rope, whose rows are exact from transformers 5.24.0 on",
     ):
         load(folder, draft_experts=2)
+
+
+# ---- indexers of sparse attention ----
+
+
+@torch.no_grad()
+def indexed(folder, heads: int, mirrored: bool = False):
+    """DeepSeek V3.2 with ``heads`` heads of its indexer; mirrored, the second half has the queries
+    of the first with the other sign, so that no score is cut to zero by all of them."""
+    config = models_table.tiny_config("deepseek_v32", index_n_heads=heads)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomise_(model, torch.Generator().manual_seed(1))
+    for name, queries in model.named_parameters():
+        if mirrored and name.endswith("indexer.wq_b.weight"):
+            queries[len(queries) // 2 :] = -queries[: len(queries) // 2]
+    model.to(torch.float64).save_pretrained(folder)
+    return folder
+
+
+has_indexers = pytest.mark.skipif(
+    "deepseek_v32" not in architectures(), reason="this transformers has no deepseek_v32"
+)
+
+
+@has_indexers
+def test_an_indexer_of_few_heads_without_ties_is_exact(monkeypatch, tmp_path):
+    monkeypatch.setattr("specmoe.model.decoder.FEWEST_INDEX_HEADS", 1)
+    same_as_transformers(indexed(tmp_path, heads=2, mirrored=True))
+
+
+@has_indexers
+def test_an_indexer_of_the_fewest_heads_is_exact_and_of_fewer_is_refused(tmp_path):
+    same_as_transformers(indexed(tmp_path / "8", heads=8))
+    with pytest.raises(specmoe.UnsupportedModelError, match="index_n_heads=7, whose scores tie"):
+        specmoe.load(indexed(tmp_path / "7", heads=7), draft_experts=3)
+
+
+def test_the_page_of_models_says_from_which_version_dynamic_rope_is_exact():
+    from specmoe.checkpoint.adapters.rotary import DYNAMIC_SINCE
+
+    page = models_table.PAGE.read_text("utf-8")
+    assert re.search(rf"`dynamic`\) are refused below\s+transformers {DYNAMIC_SINCE} ", page)

@@ -139,6 +139,7 @@ def test_what_a_tokenizer_returns_can_be_passed_on(kind, talking):
         ({}, "given as none: give them once"),
         ({"prompts": PLAIN, "input_ids": PLAIN}, "given as prompts and input_ids: give them once"),
         ({"prompts": {"attention_mask": MASK}}, "a dict without input_ids"),
+        ({"prompts": {"input_ids": PLAIN, "pixel_values": MASK}}, "hold pixel_values, and specmoe"),
         ({"prompts": pd.DataFrame({"a": ["x"], "b": ["y"]})}, "pass one column"),
         ({"prompts": b"bytes"}, "prompts is a bytes"),
         ({"prompts": 5}, "prompts is a int"),

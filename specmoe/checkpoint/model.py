@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
     PreTrainedConfig,
@@ -31,6 +32,9 @@ from .leftovers import without_leftovers
 from .recipes import recipes
 
 logger = logging.getLogger("specmoe")
+
+# transformers makes these with its class for images and texts alone; their texts were found exact.
+WITH_IMAGES = ("glm4v_moe", "hy_v4_vl", "mistral4", "mistral_large4", "qwen3_vl_moe")
 
 
 def build_model(
@@ -78,15 +82,23 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of ``config`` with all tensors on ``meta``: shapes and names, no memory."""
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = auto.from_config(without_leftovers(config), dtype=dtype)
+            model = auto_class(config).from_config(without_leftovers(config), dtype=dtype)
     except ValueError as error:
         raise UnsupportedModelError(
             f"model_type {config.model_type!r} generates no text: {error}"
         ) from error
     return adapters.adapt(model)
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """transformers' class that makes the model of ``config``."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if config.model_type in WITH_IMAGES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def expert_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -98,9 +98,9 @@ class TransformersReference:
     checkpoint's settings."""
 
     def __init__(self, engine, **options):
-        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from ..checkpoint.model import auto_class
 
-        auto = AutoModelForSeq2SeqLM if engine.is_translation else AutoModelForCausalLM
+        auto = auto_class(engine.model.config)
         path, dtype = engine.model.name_or_path, engine.model.dtype
         self.name = f"transformers' generate ({str(dtype).removeprefix('torch.')})"
         self.tokenizer = engine.tokenizer

@@ -8,6 +8,7 @@ column, or a tokenizer's output. Goes out: one list of ids per prompt, padding r
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ def read_prompts(prompts, attention_mask, tokenizer, vocab_size: int) -> list[li
                 "prompts is a dict without input_ids: pass what a tokenizer returns, "
                 "or a list of prompts"
             )
+        _refuse_media(prompts)
         attention_mask = prompts.get("attention_mask", attention_mask)
         prompts = prompts["input_ids"]
     prompts = _as_rows(prompts)
@@ -51,6 +53,17 @@ def read_prompts(prompts, attention_mask, tokenizer, vocab_size: int) -> list[li
     for index, row in enumerate(rows):
         _check_ids(index, row, vocab_size)
     return rows
+
+
+def _refuse_media(prompts: Mapping) -> None:
+    """What a processor adds for pictures and sound would be dropped, and the text means another."""
+    given = [str(name) for name, value in prompts.items() if value is not None]
+    media = [name for name in given if re.search("pixel|image|video|audio", name)]
+    if media:
+        raise OptionError(
+            f"prompts hold {', '.join(media)}, and specmoe decodes texts only: leave images, "
+            "videos and sound out"
+        )
 
 
 def _as_rows(prompts) -> Sequence:
