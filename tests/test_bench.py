@@ -11,6 +11,7 @@ from fake_engine import FakeEngine
 from specmoe.errors import OptionError
 from specmoe.lab.bench import methods as bench
 from specmoe.lab.bench.methods import run_bench
+from specmoe.lab.writing import plain
 
 EXAMINE = bench.doctor.examine
 TIMED = 20  # new tokens of a timed run; a warm-up has fewer
@@ -23,13 +24,10 @@ def quick_doctor(monkeypatch):
 
 
 def run(engine=None, **options):
-    options = {
-        "batch": [2],
-        "methods": ["on_demand", "cached", "specmoe"],
-        "new_tokens": TIMED,
-        **options,
-    }
-    return run_bench(engine or FakeEngine(), **options)
+    """Options of ``run_bench`` under their names, all others those of ``generate``."""
+    own = {"batch": [2], "methods": ["on_demand", "cached", "specmoe"]}
+    own |= {name: options.pop(name) for name in (*own, "repeats", "load") if name in options}
+    return run_bench(engine or FakeEngine(), **own, generate={"max_new_tokens": TIMED, **options})
 
 
 def timed(engine) -> list[str]:
@@ -206,19 +204,24 @@ def test_only_resident_is_outside_the_budget():
     [
         ({"methods": ["specmo"]}, "did you mean 'specmoe'"),
         ({"methods": []}, "methods is empty"),
-        ({"eviction": "lur"}, "did you mean 'lru'"),
+        ({"generate": {"eviction": "lur"}}, "did you mean 'lru'"),
         ({"batch": [0]}, "batch=0"),
         ({"batch": []}, "batch"),
         ({"repeats": 0}, "repeats=0"),
-        ({"new_tokens": 0}, "max_new_tokens=0"),
-        ({"gamma": -1}, "gamma=-1"),
-        ({"temperature": -0.5}, "temperature=-0.5"),
-        ({"draft_set": "hot"}, "draft_set='hot'"),
-        ({"substitute": "nearest"}, "substitute='nearest'"),
-        ({"fast_memory": "2 parsec"}, "fast_memory"),
-        ({"link_bytes_per_s": 0}, "link_bytes_per_s=0"),
-        ({"store": "tape"}, "store='tape'"),
-        ({"readers": 3}, "did you mean 'num_readers'"),
+        ({"generate": {"max_new_tokens": 0}}, "max_new_tokens=0"),
+        ({"generate": {"gamma": -1}}, "gamma=-1"),
+        ({"generate": {"gamma": -1}, "methods": ["cached"]}, "gamma=-1"),
+        ({"generate": {"temperature": -0.5}}, "temperature=-0.5"),
+        ({"generate": {"draft_set": "hot"}}, "draft_set='hot'"),
+        ({"generate": {"substitute": "nearest"}}, "substitute='nearest'"),
+        ({"generate": {"new_tokens": 8}}, "did you mean 'max_new_tokens'"),
+        ({"generate": {"batch_size": 8}}, "batch_size is not said in generate: batch names it"),
+        ({"generate": ["gamma"]}, "must be a dict"),
+        ({"load": {"fast_memory": "2 parsec"}}, "fast_memory"),
+        ({"load": {"link_bytes_per_s": 0}}, "link_bytes_per_s=0"),
+        ({"load": {"store": "tape"}}, "store='tape'"),
+        ({"load": {"readers": 3}}, "did you mean 'num_readers'"),
+        ({"load": "disk"}, "must be a dict"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(options, said, monkeypatch):
@@ -243,7 +246,7 @@ def test_a_loaded_engine_is_used_and_left_open():
     run(engine)
     assert engine.num_closed == 0
     with pytest.raises(OptionError, match="draft_experts"):
-        run(engine, draft_experts=2)
+        run(engine, load={"draft_experts": 2})
 
 
 def test_an_engine_loaded_by_name_is_loaded_once_and_closed_even_after_a_failure(monkeypatch):
@@ -255,7 +258,7 @@ def test_an_engine_loaded_by_name_is_loaded_once_and_closed_even_after_a_failure
 
     monkeypatch.setattr("specmoe.engine.engine.load", load)
     run_bench(
-        "some-model", methods=["on_demand", "specmoe"], batch=[1, 2], repeats=1, fast_memory="1MiB"
+        "some-model", ["on_demand", "specmoe"], [1, 2], load={"fast_memory": "1MiB"}, repeats=1
     )
     assert loads == [("some-model", {"fast_memory": "1MiB"})]
     assert engine.num_closed == 1
@@ -303,7 +306,7 @@ def test_plain_turns_numpy_and_torch_scalars_into_numbers():
         "d": (1, None, True),
         "e": {1},
     }
-    assert bench.plain(value) == {"a": 0.5, "b": 3, "c": None, "d": [1, None, True], "e": "{1}"}
+    assert plain(value) == {"a": 0.5, "b": 3, "c": None, "d": [1, None, True], "e": "{1}"}
 
 
 def test_the_trace_of_the_last_repeat_is_kept():
@@ -330,7 +333,11 @@ def test_the_real_bench_gives_the_same_tokens_from_every_method(tmp_path, monkey
     monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path))
     monkeypatch.setattr(bench.doctor, "examine", EXAMINE)
     result = run_bench(
-        "tiny-balanced", batch=[2], repeats=1, new_tokens=5, gamma=3, draft_experts=3, num_prompts=3
+        "tiny-balanced",
+        batch=[2],
+        load={"draft_experts": 3},
+        generate={"max_new_tokens": 5, "gamma": 3, "num_prompts": 3},
+        repeats=1,
     )
     rows = {row["method"]: row for row in result.rows}
     assert list(rows) == list(bench.ALL_METHODS)

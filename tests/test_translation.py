@@ -185,17 +185,10 @@ def test_a_bench_translates_held_out_sentences_and_every_method_agrees(checkpoin
             return real(prompts, **options)
 
         monkeypatch.setattr(engine, "generate", generate)
-        options = {
-            "batch": [2],
-            "repeats": 1,
-            "new_tokens": 12,
-            "gamma": 3,
-            "seed": 5,
-            "target_lang": FRENCH,
-        }
-        result = run_bench(
-            engine, ["on_demand", "specmoe", "cached", "auto"], eviction="static", **options
-        )
+        options = {"max_new_tokens": 12, "gamma": 3, "seed": 5, "target_lang": FRENCH}
+        options["eviction"] = "static"
+        methods = ["on_demand", "specmoe", "cached", "auto"]
+        result = run_bench(engine, methods, [2], generate=options, repeats=1)
     english = [pair.english for pair in held_out_pairs(6, 5)]
     timed = [prompts for prompts, _ in asked if len(prompts) > 2 and "auto" not in prompts]
     assert timed.count(english) == 4, (

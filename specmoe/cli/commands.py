@@ -17,6 +17,8 @@ from pathlib import Path
 from ..errors import CheckpointError, OptionError
 from ..options import GenerateOptions, LoadOptions, from_kwargs, parse_bytes
 
+# Words of ``bench`` that are arguments of their own; the others are options of load or generate.
+BENCH = ("methods", "batch", "repeats")
 TABLE = (
     "method",
     "eviction",
@@ -139,31 +141,16 @@ def _run_job(args: Namespace, job, load: dict, decode: dict, name: Callable[[], 
 def bench(args: Namespace) -> int:
     from ..lab.bench.methods import run_bench
 
-    given = dict(vars(args))
-    names = (
-        "methods",
-        "batch",
-        "repeats",
-        "new_tokens",
-        "num_prompts",
-        "eviction",
-        "seed",
-        "gamma",
-        "draft_set",
-        "substitute",
-        "prefetch",
-        "temperature",
-        "source_lang",
-        "target_lang",
-    )
-    options = {name: given[name] for name in names if name in given}
-    if "prompts" in given:
+    generate = _options(args, GenerateOptions) | {"progress": _progress("runs")}
+    for word, name in (("new_tokens", "max_new_tokens"), ("num_prompts", "num_prompts")):
+        if hasattr(args, word):
+            generate[name] = getattr(args, word)
+    if hasattr(args, "prompts"):
         from .jobs import read_prompts
 
-        options["prompts"] = read_prompts(args.prompts)
-    result = run_bench(
-        args.model, **options, **_options(args, LoadOptions), progress=_progress("runs")
-    )
+        generate["prompts"] = read_prompts(args.prompts)
+    said = {name: getattr(args, name) for name in BENCH if hasattr(args, name)}
+    result = run_bench(args.model, **said, load=_options(args, LoadOptions), generate=generate)
     found = result.to_json()
     _emit(args, found, lambda: _bench_text(found))
     if any(row["same_tokens_as_plain"] is False for row in found["rows"]):
@@ -357,7 +344,7 @@ def _sampling(given: dict) -> dict:
 
 
 def _emit(args: Namespace, found: dict, text: Callable[[], str]) -> None:
-    from ..lab.bench.methods import plain
+    from ..lab.writing import plain
 
     print(json.dumps(plain(found)) if args.json else text())
 

@@ -8,6 +8,7 @@ Comes in: a path, and text or bytes. Goes out: the file, at the end of its path,
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -77,3 +78,17 @@ def read_object(name: Any) -> dict:
         if not isinstance(found, dict):
             raise TypeError(f"it holds a {type(found).__name__}, not an object")
         return found
+
+
+def plain(value):
+    """``value`` as JSON can hold it: numpy and torch scalars become numbers, what is not finite
+    becomes None."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -18,8 +18,7 @@ from pathlib import Path
 import specmoe
 
 from ..machine import doctor
-from ..writing import read_object, write_whole
-from .methods import plain
+from ..writing import plain, read_object, write_whole
 from .settings import Cell, Length
 
 FOLDER = Path(__file__).parent / "results"

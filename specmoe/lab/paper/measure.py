@@ -24,10 +24,9 @@ import pandas as pd
 from ...checkpoint import resolve
 from ...engine import engine
 from .. import metrics
-from ..bench import methods as bench
 from ..bench.prompts import prompts_for
 from ..machine import doctor
-from ..writing import check_folder, read_object, write_whole
+from ..writing import check_folder, plain, read_object, write_whole
 from .settings import LINK, WIDENED, Run
 
 QUEUE, TOKENS, REPEATS, WARM_UP_TOKENS = 2, 64, 2, 8
@@ -311,7 +310,7 @@ class ResultFile:
             "machine": self._machine,
             "rows": self.rows,
         }
-        write_whole(self.file, json.dumps(bench.plain(content), indent=0) + "\n")
+        write_whole(self.file, json.dumps(plain(content), indent=0) + "\n")
 
 
 def weights_digest(path: str) -> str:

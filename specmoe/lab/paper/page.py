@@ -13,8 +13,7 @@ import pandas as pd
 
 from ...engine import engine
 from ...errors import OptionError, check_choice
-from ..bench.methods import plain
-from ..writing import path_of, read_object, write_whole
+from ..writing import path_of, plain, read_object, write_whole
 from .facts import FACTS, Number
 from .measure import measure
 from .measured import measured_numbers

@@ -1,0 +1,149 @@
+"""The rows of a bench: medians over the repeats of one method at one batch.
+
+Comes in: outputs of runs. Goes out: plain dicts, and a ``BenchResult`` that holds them with the
+machine, the model and the traces. ``methods`` calls this.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...options import GenerateOptions
+from .. import metrics
+from ..writing import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DRAFTING = ("specmoe", "auto")
+# Figures of ``stats`` that a row carries as their median over repeats, beside the ratios made in
+# ``_figures``.
+MEDIANS = (
+    "tokens_per_second",
+    "seconds",
+    "gamma",
+    "tokens_per_round",
+    "acceptance_rate",
+    "prefetch_recall",
+    "prefetch_precision",
+    "num_new_tokens",
+    "prefill_s",
+    "prefill_bytes",
+    "peak_fast_expert_bytes",
+)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured. ``traces[(label, batch)]`` is the last repeat's; labels are
+    ``Variant.label``."""
+
+    machine: dict
+    model: dict
+    rows: list[dict]
+    traces: dict[tuple[str, int], pd.DataFrame] = field(repr=False)
+
+    def to_json(self) -> dict:
+        """``{"machine", "model", "rows"}`` of plain JSON values: no NaN, no numpy, no torch."""
+        return plain({"machine": self.machine, "model": self.model, "rows": self.rows})
+
+    def to_frame(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One method as it is measured; ``cached`` once per eviction policy."""
+
+    method: str
+    eviction: str | None = None
+    label: str = ""
+
+
+@dataclass
+class Runs:
+    """What is kept of a variant's repeats at one batch."""
+
+    warm_up_s: float = 0.0
+    stats: list = field(default_factory=list)
+    tokens: list[list[list[int]]] = field(default_factory=list)  # [repeat][prompt][token]
+    trace: Any = None
+
+    def add(self, output) -> None:
+        self.stats.append(output.stats)
+        self.tokens.append([list(map(int, sequence)) for sequence in output.sequences])
+        self.trace = output.trace
+
+
+def row_of(engine, variant: Variant, options: GenerateOptions, runs: Runs, plain_tokens) -> dict:
+    """One row of the result, but for what it takes the other methods to say."""
+    drafts, info = variant.method in DRAFTING, engine.info
+    by_chance = drafts and options.do_sample and options.accept_rule == "rejection"
+    return {
+        "method": variant.method,
+        "batch": options.batch_size,
+        "draft_experts": info.get("draft_experts"),
+        **_figures(runs),
+        **_reach(runs),
+        "kept_full": all(each(runs, "kept_full")),
+        "eviction": variant.eviction,
+        "draft_set": name_of(options.draft_set) if drafts else None,
+        "substitute": options.substitute if drafts else None,
+        "prefetch": options.prefetch if drafts else None,
+        "link_bytes_per_s": engine.store_info.get("link_bytes_per_s"),
+        "expert_bytes": info.get("expert_bytes"),
+        # everything in memory is outside the budget
+        "fast_memory_bytes": None
+        if variant.method == "resident"
+        else info.get("fast_memory_bytes"),
+        "repeats": len(runs.stats),
+        "warm_up_s": runs.warm_up_s,
+        "temperature": options.temperature or 0.0 if options.do_sample else 0.0,
+        "same_tokens_as_plain": None
+        if by_chance
+        else all(tokens == plain_tokens for tokens in runs.tokens),
+        "oracle_tokens_per_second": _oracle(runs) if variant.method == "overlapped" else None,
+    }
+
+
+def name_of(draft_set) -> str:
+    if isinstance(draft_set, str):
+        return draft_set
+    return getattr(draft_set, "__name__", type(draft_set).__name__)
+
+
+def each(runs: Runs, name: str) -> list:
+    return [getattr(stats, name) for stats in runs.stats]
+
+
+def _figures(runs: Runs) -> dict:
+    """Medians over the repeats: figures of ``stats`` as they are, and the ratios made from them run
+    by run."""
+    figures = {name: statistics.median(each(runs, name)) for name in MEDIANS}
+    ratios = {
+        "fetched_bytes_per_token": [s.fetched_bytes / max(1, s.num_new_tokens) for s in runs.stats],
+        "wait_share": [s.wait_s / s.seconds for s in runs.stats],
+        "draft_share": [s.draft_s / s.seconds for s in runs.stats],
+        "verify_share": [s.verify_s / s.seconds for s in runs.stats],
+    }
+    return figures | {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def _reach(runs: Runs) -> dict:
+    """The slowest and the fastest of the repeats."""
+    reach = {}
+    for name in ("tokens_per_second", "seconds"):
+        values = each(runs, name)
+        reach |= {f"{name}_min": min(values), f"{name}_max": max(values)}
+    return reach
+
+
+def _oracle(runs: Runs) -> float | None:
+    """Tokens/s if the last repeat's reads and computing had overlapped perfectly (measured parts,
+    computed sum)."""
+    seconds = metrics.oracle_overlap_seconds(runs.trace.to_frame()) if runs.trace else 0.0
+    return runs.stats[-1].num_new_tokens / seconds if seconds > 0 else None
