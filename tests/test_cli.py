@@ -587,7 +587,8 @@ def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_p
     ]
 
 
-def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["tiny-skewed", "tiny-translate"])
+def test_train_hands_over_to_the_recipe(name, specmoe_says, monkeypatch, tmp_path):
     import specmoe.tiny.making.train
 
     asked = []
@@ -597,15 +598,10 @@ def test_train_hands_over_to_the_recipe(specmoe_says, monkeypatch, tmp_path):
         return out_dir
 
     monkeypatch.setattr(specmoe.tiny.making.train, "train", train)
-    code, out, _ = specmoe_says(
-        "train", "tiny-skewed", "--out", tmp_path / "t", "--steps", "3", "--json"
-    )
-    assert code == 0 and json.loads(out) == {
-        "name": "tiny-skewed",
-        "checkpoint": str(tmp_path / "t"),
-    }
-    assert asked == [("tiny-skewed", tmp_path / "t", {"progress": None, "steps": 3})]
-    assert specmoe_says("train", "tiny-skewed")[0] == 2, "--out is required"
+    code, out, _ = specmoe_says("train", name, "--out", tmp_path / "t", "--steps", "3", "--json")
+    assert code == 0 and json.loads(out) == {"name": name, "checkpoint": str(tmp_path / "t")}
+    assert asked == [(name, tmp_path / "t", {"progress": None, "steps": 3})]
+    assert specmoe_says("train", name)[0] == 2, "--out is required"
 
 
 @pytest.mark.parametrize("threads, code", [(2, 0), ({"failed": "no torch"}, 1)])

@@ -9,6 +9,8 @@ import random
 import pytest
 import torch
 
+from specmoe.tiny.making.model import upcycle
+from specmoe.tiny.making.recipe import TRANSLATE, TranslationShape
 from specmoe.tiny.making.translate_model import (
     SortedMoe,
     live_tokens,
@@ -17,10 +19,8 @@ from specmoe.tiny.making.translate_model import (
     published_state,
     sparse_layers,
     translation_config,
-    upcycle_translator,
     use_sorted_experts,
 )
-from specmoe.tiny.making.translate_recipe import TRANSLATE, TranslationShape
 from specmoe.tiny.texts import translate_grammar as grammar
 from specmoe.tiny.texts.translate_data import held_out_pairs, sentence, sentence_pairs
 from specmoe.tiny.texts.translate_lexicon import (
@@ -207,7 +207,7 @@ def test_upcycling_without_noise_keeps_the_dense_models_output():
     torch.manual_seed(0)
     recipe = dataclasses.replace(TRANSLATE, shape=SMALL, expert_noise=0.0)
     dense = new_translator(SMALL, sparse=False).eval()
-    sparse = upcycle_translator(dense, recipe).eval()
+    sparse = upcycle(dense, new_translator(SMALL, sparse=True), recipe).eval()
     inputs = {
         "input_ids": torch.randint(7, 400, (2, 6)),
         "decoder_input_ids": torch.randint(7, 400, (2, 5)),

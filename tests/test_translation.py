@@ -15,10 +15,10 @@ from specmoe.cli import parser as cli
 from specmoe.errors import OptionError
 from specmoe.lab.bench import methods as bench
 from specmoe.lab.bench.methods import run_bench
-from specmoe.tiny.making.translate_card import translation_card
-from specmoe.tiny.making.translate_model import new_translation_tokenizer, new_translator
-from specmoe.tiny.making.translate_recipe import TranslationRecipe, TranslationShape
-from specmoe.tiny.making.translate_train import TRANSLATE, finish, train_translator
+from specmoe.tiny.making.recipe import TRANSLATE, TranslationRecipe, TranslationShape
+from specmoe.tiny.making.train import finish, train
+from specmoe.tiny.making.translate import Translations
+from specmoe.tiny.making.translate_model import new_translation_tokenizer
 from specmoe.tiny.texts.translate_data import held_out_pairs, sentence_pairs
 
 SHAPE = TranslationShape(
@@ -41,14 +41,8 @@ def checkpoint(tmp_path_factory):
     )
     run = {"steps": 1, "target_tokens": 9, "seconds": 1.0, "loss_curve": [[1, 6.0]]}
     folder = tmp_path_factory.mktemp("translator") / "m"
-    return finish(
-        recipe(),
-        new_translator(SHAPE, sparse=True),
-        tokenizer,
-        {"dense": run, "upcycled": run},
-        folder,
-        2,
-    )
+    family = Translations(recipe(), tokenizer)
+    return finish(family, family.sparse(), {"dense": run, "upcycled": run}, folder, 2)
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +214,10 @@ def test_the_list_of_models_counts_the_decoder_and_leaves_out_what_is_not_there(
     assert row["mean_gini"] == use["mean_gini_decoder"] and "English to French" in row["summary"]
 
 
-def test_the_shipped_record_is_of_the_recipe_and_its_card_agrees():
+def test_the_shipped_record_is_of_the_recipe():
     folder = tiny.shipped_path("tiny-translate")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert record["recipe"] == json.loads(json.dumps(dataclasses.asdict(TRANSLATE)))
-    assert (folder / "README.md").read_text(encoding="utf-8") == translation_card(record)
     assert (
         record["exact_match"]["share"] >= 0.95 and record["expert_use"]["mean_gini_decoder"] > 0.7
     )
@@ -256,12 +249,8 @@ def test_the_shipped_model_translates_drafts_well_and_every_method_agrees():
 
 def test_training_leaves_a_checkpoint_that_translates(tmp_path):
     small, heard = recipe(), []
-    folder = train_translator(
-        tmp_path / "out",
-        steps=4,
-        progress=lambda *x: heard.append(x[0]),
-        num_eval_pairs=2,
-        recipe=small,
+    folder = train(
+        small, tmp_path / "out", steps=4, progress=lambda *x: heard.append(x[0]), num_eval=2
     )
     record = json.loads((folder / "training.json").read_text())
     assert [run["steps"] for run in record["phases"].values()] == [1, 4] and heard == [
@@ -283,20 +272,11 @@ def test_the_target_turns_the_balancing_of_a_translator_round(tmp_path):
             TRANSLATE.upcycled, balance=5.0, peak_learning_rate=0.02, target_gini=target
         )
         small = dataclasses.replace(recipe(), upcycled=phase)
-        folder = train_translator(tmp_path / str(target), steps=20, num_eval_pairs=8, recipe=small)
+        folder = train(small, tmp_path / str(target), steps=20, num_eval=8)
         ginis[target] = json.loads((folder / "training.json").read_text())["expert_use"][
             "mean_gini"
         ]
     assert ginis[1.0] > ginis[None]
-
-
-def test_the_command_trains_tiny_translate(specmoe_says, monkeypatch, tmp_path):
-    asked = {}
-    train = lambda out, **options: asked.update(options, out=out) or out  # noqa: E731
-    monkeypatch.setattr("specmoe.tiny.making.translate_train.train_translator", train)
-    code, out, _ = specmoe_says("train", "tiny-translate", "--out", tmp_path / "o", "--steps", "4")
-    assert code == 0 and out.strip() == str(tmp_path / "o")
-    assert asked == {"out": tmp_path / "o", "steps": 4, "progress": None}
 
 
 def test_an_encoders_experts_pass_through_a_pool_that_keeps_all_of_the_decoders():

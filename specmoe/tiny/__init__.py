@@ -90,10 +90,6 @@ def train_shipped(name: str, out_dir: Path, **options) -> Path:
 
     # Before the minutes of training, not after them.
     check_folder(out_dir)
-    if name == "tiny-translate":
-        from .making.translate_train import train_translator
-
-        return train_translator(out_dir, **options)
     from .making.train import train
 
     return train(name, out_dir, **options)

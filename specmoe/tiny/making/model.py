@@ -1,11 +1,13 @@
 """Building, upcycling and wiring a shipped model: config, tokenizer, training kernel.
+``translate_model`` builds the one that translates.
 
-Comes in: a ``Recipe``. Goes out: ``MixtralForCausalLM`` models whose experts run by sorted
-dispatch, and the BPE tokenizer with single digits.
+Comes in: a ``Shape``. Goes out: ``MixtralForCausalLM`` models whose experts run by sorted dispatch,
+and the BPE tokenizer with single digits.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -14,26 +16,35 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from .recipe import Recipe, Shape
+from .recipe import Shape, Training
 
 SORTED_DISPATCH = "specmoe_sorted_dispatch"
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
-def sorted_dispatch(experts, hidden, top_k_index, top_k_weights):
-    """Experts of [T, D] tokens by [T, K] picks: sort the picks by expert, one matmul per used
-    expert."""
-    order = top_k_index.reshape(-1).argsort(stable=True)  # [T*K]
-    counts = torch.bincount(top_k_index.reshape(-1), minlength=experts.num_experts).tolist()
-    token = order // top_k_index.shape[-1]
-    outputs = []
-    gate_up, down = experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0)
-    for expert, rows in enumerate(hidden[token].split(counts)):
-        if counts[expert]:
-            gate, up = (rows @ gate_up[expert].T).chunk(2, dim=-1)
-            outputs.append((experts.act_fn(gate) * up) @ down[expert].T)
-    weighted = torch.cat(outputs) * top_k_weights.reshape(-1)[order, None]
+def run_sorted(
+    hidden: torch.Tensor, picks: torch.Tensor, weights: torch.Tensor, num_experts: int, run
+) -> torch.Tensor:
+    """Experts of [T, D] tokens by [T, K] picks: sort the picks by expert, ``run(expert, rows)``
+    once per used expert."""
+    order = picks.reshape(-1).argsort(stable=True)  # [T*K]
+    counts = torch.bincount(picks.reshape(-1), minlength=num_experts).tolist()
+    token = order // picks.shape[-1]
+    parts = enumerate(hidden[token].split(counts))
+    outputs = [run(expert, rows) for expert, rows in parts if len(rows)]
+    weighted = torch.cat(outputs) * weights.reshape(-1)[order, None]
     return torch.zeros_like(hidden).index_add(0, token, weighted)
+
+
+def sorted_dispatch(experts, hidden, top_k_index, top_k_weights):
+    """Mixtral's experts, as transformers calls them, one matmul per used expert."""
+    gate_up, down = experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0)
+
+    def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
+        gate, up = (rows @ gate_up[expert].T).chunk(2, dim=-1)
+        return (experts.act_fn(gate) * up) @ down[expert].T
+
+    return run_sorted(hidden, top_k_index, top_k_weights, experts.num_experts, run)
 
 
 def use_sorted_dispatch(model: nn.Module) -> nn.Module:
@@ -44,11 +55,6 @@ def use_sorted_dispatch(model: nn.Module) -> nn.Module:
         if hasattr(module, "config"):
             module.config._experts_implementation = SORTED_DISPATCH
     return model
-
-
-def routers(model: nn.Module) -> list[nn.Module]:
-    """The routers, one per layer; each returns (logits [T, E], weights [T, K], indices [T, K])."""
-    return [layer.mlp.gate for layer in model.model.layers]
 
 
 def new_model(shape: Shape, num_experts: int) -> MixtralForCausalLM:
@@ -75,20 +81,24 @@ def new_model(shape: Shape, num_experts: int) -> MixtralForCausalLM:
     return use_sorted_dispatch(MixtralForCausalLM(config))
 
 
+_ROUTER = re.compile(r"(mlp\.gate|classifier)\.weight$")
+_STACKED = re.compile(r"(fc[12])_(weight|bias)$")  # NLLB's experts, whose dense FFN has a dot
+
+
 @torch.no_grad()
-def upcycle(dense: MixtralForCausalLM, recipe: Recipe) -> MixtralForCausalLM:
-    """Copy the dense FFN into every expert with a little noise; the routers start random."""
-    sparse = new_model(recipe.shape, recipe.shape.num_experts)
+def upcycle(dense: nn.Module, sparse: nn.Module, recipe: Training) -> nn.Module:
+    """Fill ``sparse`` from ``dense``: its FFN goes into every expert with a little noise; the
+    routers start random."""
     source, noise = dense.state_dict(), torch.Generator().manual_seed(recipe.seed)
     for name, target in sparse.state_dict().items():
-        value = source[name]
-        if ".experts." in name:
-            spread = recipe.expert_noise * value.std()
-            target.copy_(value + spread * torch.randn(target.shape, generator=noise))
-        elif name.endswith("mlp.gate.weight"):
+        if _ROUTER.search(name):
             target.copy_(recipe.router_std * torch.randn(target.shape, generator=noise))
-        else:
-            target.copy_(value)
+            continue
+        value = source[_STACKED.sub(r"\1.\2", name)]
+        if ".experts." in name or _STACKED.search(name):
+            spread = recipe.expert_noise * value.std()
+            value = value + spread * torch.randn(target.shape, generator=noise)
+        target.copy_(value)
     return sparse
 
 

@@ -1,9 +1,9 @@
 """The training loop that every recipe shares: one phase, its clock and learning rate, load
 balancing, a whole checkpoint.
 
-Comes in: a model, a ``Task`` (how a batch becomes a loss), a phase as data, an endless stream of
-batches. Goes out: the trained model and what the phase took. ``train`` and ``translate_train`` call
-this; what a batch is, only they know.
+Comes in: a ``Family`` (how a batch becomes a loss), a model, a phase as data. Goes out: the trained
+model and what the phase took. ``train`` calls this; what a batch is, only ``text`` and
+``translate`` know.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import platform
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -52,15 +51,52 @@ class Clock:
         return (time.perf_counter() - self.start) / self.seconds
 
 
-@dataclass(frozen=True)
-class Task:
-    """What differs between models. ``routers`` return (logits [T, E], weights [T, K], picks [T,
-    K])."""
+class Family(ABC):
+    """What differs between the shipped models: their data, how they are built, what is measured."""
 
-    loss_of: Callable[[nn.Module, Any], torch.Tensor]  # model, batch -> mean loss
-    count_tokens: Callable[[Any], int]  # of a batch, those that have a loss
-    routers: Callable[[nn.Module], list[nn.Module]]
-    counted: str = "tokens"  # the name of their number in the record
+    counted = "tokens"  # the name in the record of how many had a loss
+    num_eval = 64  # held-out prompts or sentences, unless told otherwise
+
+    def __init__(self, recipe: Training, tokenizer=None):
+        self.recipe = recipe
+        self.tokenizer = self.new_tokenizer() if tokenizer is None else tokenizer
+
+    @abstractmethod
+    def new_tokenizer(self):
+        """The tokenizer, trained on the recipe's own texts."""
+
+    @abstractmethod
+    def dense(self) -> nn.Module:
+        """A fresh model for the first phase."""
+
+    @abstractmethod
+    def sparse(self) -> nn.Module:
+        """A fresh model with all its experts, which ``upcycle`` fills."""
+
+    @abstractmethod
+    def batches(self, phase: str, seed: int) -> Iterator:
+        """Endless batches of one phase, all of them fresh."""
+
+    @abstractmethod
+    def loss_of(self, model: nn.Module, batch) -> torch.Tensor:
+        """The batch's mean loss."""
+
+    @abstractmethod
+    def count_tokens(self, batch) -> int:
+        """Of a batch, the tokens that have a loss."""
+
+    @abstractmethod
+    def routers(self, model: nn.Module) -> dict[str, nn.Module]:
+        """By name; each returns (logits [T, E], weights [T, K], picks [T, K]). A dense model may
+        have none."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, num: int) -> dict:
+        """What the record says of the model on ``num`` held-out texts."""
+
+    @abstractmethod
+    def published(self, model: nn.Module) -> nn.Module:
+        """The model in bf16 under published names, with its generation settings."""
 
 
 def learning_rate(phase: Phase, done: float, step: int = 0) -> float:
@@ -109,12 +145,12 @@ def routing_loss(phase: Phase, routed: list[tuple]) -> torch.Tensor | float:
 
 
 def train_step(
-    model, task: Task, optimizer, batch, routed: list[tuple], phase: Phase, clip_norm: float
+    model, loss_of: Callable, optimizer, batch, routed: list[tuple], phase: Phase, clip_norm: float
 ) -> float:
     """One optimizer step; ``routed`` is filled by hooks with (logits, picks) per layer. Returns the
-    task's loss."""
+    batch's loss."""
     routed.clear()
-    loss = task.loss_of(model, batch)
+    loss = loss_of(model, batch)
     total = loss + routing_loss(phase, routed)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -124,16 +160,16 @@ def train_step(
 
 
 def run_phase(
-    model,
-    task: Task,
-    recipe: Training,
-    phase: Phase,
-    data: Iterator,
+    family: Family,
+    model: nn.Module,
+    name: str,
     clock: Clock,
-    tell: Callable[[float, float], None],
+    tell: Callable[[float, float], None] = say_nothing,
 ) -> dict:
-    """Train until the clock is done -> steps, tokens, seconds, loss curve. ``tell`` hears (share
-    done, loss)."""
+    """Train until the clock is done -> steps, tokens, seconds, loss curve. The phase's texts are
+    new ones; ``tell`` hears (share done, loss)."""
+    recipe, phase = family.recipe, family.recipe.phases[name]
+    data = family.batches(name, recipe.seed + 1 + list(recipe.phases).index(name))
     betas = (0.9, recipe.beta2)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=betas, weight_decay=recipe.weight_decay, fused=True
@@ -141,7 +177,7 @@ def run_phase(
     routed: list[tuple] = []
     hooks = [
         r.register_forward_hook(lambda _m, _i, out: routed.append((out[0], out[2])))
-        for r in task.routers(model)
+        for r in family.routers(model).values()
     ]
     curve, num_tokens, recent, start = [], 0, [], time.perf_counter()
     model.train()
@@ -149,9 +185,11 @@ def run_phase(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(phase, clock.done(), clock.step)
         batch = next(data)
-        recent.append(train_step(model, task, optimizer, batch, routed, phase, recipe.clip_norm))
+        recent.append(
+            train_step(model, family.loss_of, optimizer, batch, routed, phase, recipe.clip_norm)
+        )
         clock.step += 1
-        num_tokens += task.count_tokens(batch)
+        num_tokens += family.count_tokens(batch)
         if len(recent) == CURVE_STEPS or clock.done() >= 1:
             curve.append([clock.step, round(sum(recent) / len(recent), 5)])
             recent.clear()
@@ -159,7 +197,12 @@ def run_phase(
     for hook in hooks:
         hook.remove()
     seconds = round(time.perf_counter() - start, 1)
-    return {"steps": clock.step, task.counted: num_tokens, "seconds": seconds, "loss_curve": curve}
+    return {
+        "steps": clock.step,
+        family.counted: num_tokens,
+        "seconds": seconds,
+        "loss_curve": curve,
+    }
 
 
 def run_phases(

@@ -1,4 +1,4 @@
-"""Building, upcycling and saving the translation model: config, tokenizer, correct and
+"""Building and saving the translation model: config, tokenizer, correct and
 differentiable top-2 routing.
 
 Comes in: a ``TranslationShape`` or a loaded checkpoint. Goes out:
@@ -17,7 +17,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import NllbMoeConfig, NllbMoeForConditionalGeneration, NllbTokenizer
 
-from .translate_recipe import SOURCE, TARGET, TranslationRecipe, TranslationShape
+from .model import run_sorted
+from .recipe import SOURCE, TARGET, TranslationShape
 
 BOS, PAD, EOS = 0, 1, 2
 _SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", SOURCE, TARGET, "<mask>"]
@@ -106,28 +107,21 @@ class SortedMoe(nn.Module):
         rows = torch.arange(len(flat)) if live is None else live.nonzero()[:, 0]
         routed = flat[rows]
         _, gates, picks = self.router(routed)
-        mixed = self.experts(routed, self.substituted(picks), gates)
+        mixed = self.experts(routed, picks, gates)
         return torch.zeros_like(flat).index_copy(0, rows, mixed).view_as(hidden)
-
-    def substituted(self, picks: torch.Tensor) -> torch.Tensor:
-        """The experts that really run: the picks themselves; a draft replaces them."""
-        return picks
 
     def experts(
         self, hidden: torch.Tensor, picks: torch.Tensor, gates: torch.Tensor
     ) -> torch.Tensor:
         """[T, D] of tokens by their [T, 2] picks: gate 1 times the first's output plus gate 2 times
         the second's."""
-        order = picks.reshape(-1).argsort(stable=True)  # [2T]
-        counts = torch.bincount(picks.reshape(-1), minlength=len(self.fc1_weight)).tolist()
-        token, outputs = order // 2, []
-        stacks = (self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        weights = zip(*(stack.unbind(0) for stack in stacks), strict=True)
-        for rows, (w1, b1, w2, b2) in zip(hidden[token].split(counts), weights, strict=True):
-            if len(rows):
-                outputs.append(torch.addmm(b2, torch.addmm(b1, rows, w1.T).relu(), w2.T))
-        weighted = torch.cat(outputs) * gates.reshape(-1)[order, None]
-        return torch.zeros_like(hidden).index_add(0, token, weighted)
+        w1, b1 = self.fc1_weight.unbind(0), self.fc1_bias.unbind(0)
+        w2, b2 = self.fc2_weight.unbind(0), self.fc2_bias.unbind(0)
+
+        def run(e: int, rows: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(b2[e], torch.addmm(b1[e], rows, w1[e].T).relu(), w2[e].T)
+
+        return run_sorted(hidden, picks, gates, len(w1), run)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -140,15 +134,11 @@ def sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def use_sorted_experts(
-    model: NllbMoeForConditionalGeneration, shape: TranslationShape, layer_class=SortedMoe
-):
+def use_sorted_experts(model: NllbMoeForConditionalGeneration, shape: TranslationShape):
     """Replace the sparse FFNs of a real model by ``SortedMoe`` with the same weights."""
     for name, old in sparse_layers(model).items():
-        new, experts = (
-            layer_class(shape),
-            [old.experts[f"expert_{e}"] for e in range(shape.num_experts)],
-        )
+        new = SortedMoe(shape)
+        experts = [old.experts[f"expert_{e}"] for e in range(shape.num_experts)]
         with torch.no_grad():
             new.router.classifier.weight.copy_(old.router.classifier.weight)
             for part in ("fc1", "fc2"):
@@ -164,24 +154,6 @@ def new_translator(shape: TranslationShape, sparse: bool) -> NllbMoeForCondition
     config = translation_config(shape, sparse)
     config._attn_implementation = "eager"
     return use_sorted_experts(NllbMoeForConditionalGeneration(config), shape)
-
-
-@torch.no_grad()
-def upcycle_translator(dense: NllbMoeForConditionalGeneration, recipe: TranslationRecipe):
-    """Copy the dense FFNs into every expert with a little noise; the routers start random."""
-    sparse, source = new_translator(recipe.shape, True), dense.state_dict()
-    noise = torch.Generator().manual_seed(recipe.seed)
-    for name, target in sparse.state_dict().items():
-        if name in source:
-            target.copy_(source[name])
-        elif name.endswith("classifier.weight"):
-            target.copy_(recipe.router_std * torch.randn(target.shape, generator=noise))
-        else:
-            stem, _, kind = name.rpartition("_")
-            value = source[f"{stem}.{kind}"]
-            spread = recipe.expert_noise * value.std()
-            target.copy_(value + spread * torch.randn(target.shape, generator=noise))
-    return sparse
 
 
 def published_state(model: nn.Module) -> dict[str, torch.Tensor]:

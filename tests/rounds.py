@@ -1,25 +1,19 @@
 """Tokens per round by the plainest means: every step recomputes the whole text, no pool, no
 kv_cache.
 
-Comes in: a model, prompts, gamma and N. Goes out: tokens per round, over all and by domain. The
-model cards were measured with it, and it is an independent check of the engine. A drafted token
-sees the target's own past: only the positions from the last accepted token on go through the draft
+Comes in: a model, prompts, gamma and N. Goes out: the new tokens of each round. The model cards were
+measured with it, and it is an independent check of the engine. A drafted token sees the target's own past: only the positions from the last accepted token on go through the draft
 experts, as they would with a KV cache.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..texts.data import DOMAINS, held_out_prompts
-from .card import write_record
-from .model import sorted_dispatch
+from specmoe.tiny.making.model import sorted_dispatch
 
 DRAFTING = "specmoe_reference_drafting"
 
@@ -152,36 +146,3 @@ def tokens_per_round(
                 done[row.index] = row.rounds
         rows = [row for row in rows if row.index not in done]
     return [done[index] for index in range(len(prompts))]
-
-
-def _mean(rounds: list[list[int]]) -> float:
-    return round(sum(map(sum, rounds)) / sum(map(len, rounds)), 3)
-
-
-def measure(
-    folder: str | Path, draft_experts: tuple[int, ...], per_domain: int = 16, seed: int = 0
-) -> dict:
-    """Measure a saved checkpoint on mixed held-out prompts and write the result into its record and
-    card."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = held_out_prompts(per_domain * len(DOMAINS), seed)  # the domains take turns
-    ids = [tokenizer(text)["input_ids"] for text in texts]
-    found = {
-        "how": f"gamma 5, batch 16 kept full, {len(texts)} held-out prompts (seed {seed}), the "
-        "domains mixed in one "
-        "batch, at most 64 new tokens each, greedy; the draft experts of a layer are the N most "
-        "used of the last "
-        "verification (HotTemporal), other picks go to the nearest of them by L2 distance of the "
-        "weights; new tokens "
-        "per row and round, rounds cut short by the end of a text included "
-        "(`specmoe.tiny.making.rounds`).",
-        "by_draft_experts": {},
-    }
-    for num_draft in draft_experts:
-        rounds = tokens_per_round(model, ids, num_draft, eos=tokenizer.eos_token_id)
-        by_domain = {domain: _mean(rounds[i :: len(DOMAINS)]) for i, domain in enumerate(DOMAINS)}
-        found["by_draft_experts"][str(num_draft)] = {"mean": _mean(rounds), **by_domain}
-    record = json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))
-    write_record(Path(folder), record | {"tokens_per_round": found})
-    return found
