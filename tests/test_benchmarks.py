@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from specmoe import checkpoint
+from specmoe.lab import report
 from specmoe.lab.bench import (
     floors,
     gpu,
@@ -20,6 +21,7 @@ from specmoe.lab.bench import (
     offload,
     page,
     parts,
+    pictures,
     results,
     run,
     settings,
@@ -28,6 +30,7 @@ from specmoe.lab.bench import (
 from specmoe.lab.bench.settings import Cell, Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
+from specmoe.lab.markdown import DOCS, page_of, pictures_of
 from specmoe.lab.writing import read_object
 from specmoe.speculate.loop import Sequence
 
@@ -374,7 +377,8 @@ def test_shares_and_what_was_not_measured():
     assert outcome(files, "translate, native: waiting").measured == pytest.approx(0.02)
     assert outcome(files, "translate, native: drafting").measured == pytest.approx(0.15)
     missing = outcome(files, "tracing on / off")
-    assert missing.measured is None and tables.target_cells(missing)[2] == "not measured"
+    assert missing.measured is None
+    assert list(tables.target_frame([missing])["measured"]) == ["not measured"]
     assert "not measured" in tables.text(files) and "not measured" in tables.text({})
 
 
@@ -394,36 +398,56 @@ def test_best_cached_is_the_eviction_that_fetches_least():
 # ---- the page
 
 
-def test_the_performance_page_agrees_with_the_results():
-    remarks = page.REMARKS.read_text(encoding="utf-8") if page.REMARKS.exists() else ""
-    written = page.PAGE.read_text(encoding="utf-8")
-    assert written == page.document(results.read_all(), remarks, results.read_elsewhere()), (
-        "run: python -m specmoe.lab.bench.page"
-    )
-    assert all((page.IMAGES / name).exists() for name in page.FIGURES)
+@pytest.fixture(scope="module")
+def performance(tmp_path_factory) -> dict:
+    """The notebook as `specmoe report run performance` executes it on the committed results."""
+    folder = tmp_path_factory.mktemp("performance") / "out"
+    html = report.run_report("performance", out_dir=folder)
+    assert report.external_loads(html.read_text(encoding="utf-8")) == []
+    return json.loads((folder / "performance.ipynb").read_text(encoding="utf-8"))
+
+
+def test_the_performance_page_is_the_notebook_and_the_notebook_agrees_with_the_results(performance):
+    committed = json.loads((report.notebooks_dir() / "performance.ipynb").read_text("utf-8"))
+    written = (DOCS / "performance.md").read_text(encoding="utf-8")
+    say = "run: python -m specmoe.lab.bench.page"
+    assert written == page_of(committed) == page_of(performance), say
+    for name, picture in pictures_of(committed).items():
+        assert (DOCS / "images" / name).read_bytes() == picture, say
+
+
+def test_the_page_opens_with_five_numbers_and_keeps_every_target():
+    written = (DOCS / "performance.md").read_text(encoding="utf-8")
+    first, second = written.split("## Targets")[0], written.split("## Targets")[1].split("##")[0]
+    rows = [line for line in first.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 5 and {row.split(" | ")[3].strip(" |") for row in rows} == {"yes", "no"}
+    names = [outcome.name for outcome in tables.targets(results.read_all())]
+    assert len(names) == 33 and all(f"| {name} |" in second for name in names)
 
 
 def test_a_number_that_changes_in_the_results_changes_the_page():
     files = files_of(
         row("on_demand", 256, 100.0), row("specmoe", 256, 605.0), row("probe", 256, 0.0, **PROBE)
     )
-    assert "6.05×" in page.target_table(tables.targets(files))
+    name = "translate, native: specmoe / on-demand, B = 256"
+
+    def shown() -> list:
+        frame = tables.target_frame(tables.targets(files))
+        return frame[frame["what"] == name][["measured", "met"]].values.tolist()
+
+    assert shown() == [["6.05×", "yes"]]
     files["translate-native"]["rows"]["tiny-translate/256/specmoe/0"]["tokens_per_second"] = 300.0
-    assert "6.05×" not in page.target_table(tables.targets(files))
-    assert "3.00× instead of ≥ 5.00×" in page.missed(tables.targets(files))[0]
+    assert shown() == [["3.00×", "no"]]
 
 
-def test_another_machine_stands_on_the_page_with_its_own_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "machine_words", lambda files: "two cores")
-    there = files_of(
-        row("on_demand", 256, 100.0), row("specmoe", 256, 404.0), row("probe", 256, 0.0, **PROBE)
-    )
-    part = there["translate-native"] | {"machine": {"cpu": "Another"}}
+def test_another_machine_has_its_own_numbers(tmp_path):
+    there = files_of(row("on_demand", 256, 100.0), row("specmoe", 256, 404.0))
     (tmp_path / "another").mkdir()
-    (tmp_path / "another" / "translate-native.json").write_text(json.dumps(part), encoding="utf-8")
+    (tmp_path / "another" / "translate-native.json").write_text(
+        json.dumps(there["translate-native"]), encoding="utf-8"
+    )
     [files] = results.read_elsewhere(tmp_path)
-    head, machine, targets = page.elsewhere_sections(files)
-    assert head.endswith("Another") and machine == "two cores" and "4.04×" in targets
+    assert "4.04×" in list(tables.target_frame(tables.targets(files))["measured"])
 
 
 def test_the_page_says_how_far_slices_of_one_method_lie_apart():
@@ -436,14 +460,15 @@ def test_the_page_says_how_far_slices_of_one_method_lie_apart():
 
 
 def test_the_page_says_that_no_gpu_has_run_until_one_has():
-    assert "proven on CPU only" in page.gpu_section(None)
-    assert "proven on CPU only" in page.gpu_section({"about": {"device": "cpu"}, "targets": []})
+    written = (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert ("proven on CPU only" in written) == ("gpu" not in results.read_all())
+    assert page.gpu_frames({}) == {} == page.gpu_frames({"about": {"device": "cpu"}})
 
 
 def test_figures_are_drawn_for_what_is_there():
     files = files_of(row("on_demand", 4, 10), row("specmoe", 4, 30), row("probe", 4, 0.0, **PROBE))
-    for draw in page.FIGURES.values():
-        assert page.pictures.png(draw(files)).startswith(b"\x89PNG")
+    for draw in (pictures.speedups, pictures.over_floor):
+        assert pictures.png(draw(files)).startswith(b"\x89PNG")
 
 
 def test_results_files_are_small_and_name_no_folder_of_a_machine():
@@ -477,7 +502,9 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
             and part["copies"]["pageable_bytes_per_s"] > 0
         )
         assert (tmp_path / f"gpu_{model}.png").exists()
-    assert "proven on CPU only" in page.gpu_section(found)
+    shown = page.gpu_frames({**found, "about": {"device": "cuda", "name": "this one"}})
+    assert len(shown["targets, this one"]) == len(found["targets"])
+    assert list(shown["speed tiny-balanced"]["method"]) == sorted(gpu.METHODS)
 
 
 def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 
 from specmoe import tiny as shipped_models
 from specmoe.errors import OptionError, SpecMoEError, StoreError
-from specmoe.lab import compiling, report, writing
+from specmoe.lab import compiling, markdown, report, writing
 from specmoe.lab.bench import gpu, page, results, run, settings
 from specmoe.lab.exercises import build
 from specmoe.lab.machine import doctor
@@ -324,10 +324,9 @@ def test_the_pages_and_the_tables_of_compiling_are_written_through_the_same_door
     tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("precious")
-    monkeypatch.setattr(page, "IMAGES", tmp_path / "file")
-    monkeypatch.setattr(page, "FIGURES", {"a.png": lambda files: None})
-    monkeypatch.setattr(page.pictures, "png", lambda figure: b"png")
-    with pytest.raises(StoreError, match="a.png could not be written"):
+    monkeypatch.setattr(markdown, "DOCS", tmp_path / "file")
+    monkeypatch.setattr(markdown, "need", lambda module: pytest.fail("executed"))
+    with pytest.raises(OptionError, match="nothing can be written into the folder .*file"):
         page.main()
     monkeypatch.setattr(compiling, "RESULTS", tmp_path / "file" / "compiling.json")
     monkeypatch.setattr(compiling, "describe", dict)

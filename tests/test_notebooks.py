@@ -21,7 +21,8 @@ from specmoe.lab.report.run import widget_errors
 FOLDER = Path(__file__).parent.parent / "notebooks"
 ELSEWHERE = {
     "report": "executed by tests/test_report.py",
-    "paper": "a reproduction of many minutes, its parts are tested with the report's",
+    "paper": "executed by tests/test_reproduction.py",
+    "performance": "executed by tests/test_benchmarks.py",
 }
 EXACT = [
     "02_experts_in_slow_memory",

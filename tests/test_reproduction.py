@@ -1,5 +1,5 @@
-"""The paper's numbers and ours: kinds kept apart, tables join, sentences follow the numbers, the
-document is up to date."""
+"""The paper's numbers and ours: kinds kept apart, tables join, claims follow the numbers, the page is
+the executed notebook."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from specmoe.errors import OptionError
 from specmoe.lab import paper, report
 from specmoe.lab.figures import paper as draw
-from specmoe.lab.paper import sentences, settings
-from specmoe.lab.paper.document import FILE
+from specmoe.lab.markdown import DOCS, page_of, pictures_of
+from specmoe.lab.paper import settings
 from specmoe.lab.paper.measure import weights_digest
 from specmoe.lab.paper.numbers import RESULTS
 from specmoe.tiny import shipped_path
@@ -43,8 +43,20 @@ def page(tmp_path_factory) -> Path:
 def test_the_report_renders_from_committed_results_without_network(page):
     html = page.read_text(encoding="utf-8")
     assert report.external_loads(html) == []
-    for title in paper.TITLES.values():
-        assert title in html
+    committed = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", committed, re.M)
+    assert len(titles) == 14 and all(
+        title.replace("'", "&#39;") in html or title in html for title in titles
+    )
+
+
+def test_the_committed_page_is_the_notebook_and_the_notebook_agrees_with_the_results(page):
+    committed = json.loads((report.notebooks_dir() / "paper.ipynb").read_text(encoding="utf-8"))
+    executed = json.loads((page.parent / "paper.ipynb").read_text(encoding="utf-8"))
+    written = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+    say = "run: python -m specmoe.lab.paper document"
+    assert written == page_of(committed) == page_of(executed), say
+    assert (DOCS / "images/winners.png").read_bytes() == pictures_of(committed)["winners.png"], say
 
 
 def test_every_number_has_a_kind_and_the_papers_are_all_there(page):
@@ -56,9 +68,8 @@ def test_every_number_has_a_kind_and_the_papers_are_all_there(page):
         if r["kind"] == "paper"
     }
     assert kept == {(f.table, f.label, f.measure, f.value) for f in paper.FACTS}
-    assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= set(
-        paper.TITLES
-    )
+    tables = {fact.table for fact in paper.FACTS}
+    assert {row["table"] for row in found["numbers"] if row["kind"] == "measured"} <= tables
     assert {row["kind"] for row in found["numbers"]} == set(paper.KINDS)
 
 
@@ -111,12 +122,16 @@ def test_unknown_parameters_are_refused():
     ],
 )
 def test_the_papers_numbers(table, label, measure, value, batch):
-    fact = sentences.value_of(list(paper.FACTS), table, label, measure, "paper", batch)
+    fact = paper.value_of(list(paper.FACTS), table, label, measure, "paper", batch)
     assert fact.value == value and fact.note.startswith("arXiv 2604.10152")
 
 
-def test_no_number_stands_twice():
-    numbers = paper.all_numbers(paper.load_results())
+@pytest.fixture(scope="module")
+def numbers() -> list[paper.Number]:
+    return paper.all_numbers(paper.load_results())
+
+
+def test_no_number_stands_twice(numbers):
     keys = [(n.table, n.label, n.measure, n.kind, n.batch) for n in numbers]
     assert len(keys) == len(set(keys))
 
@@ -142,28 +157,6 @@ def test_greedy_runs_of_the_same_prompts_gave_the_same_tokens():
         if len(timed)
         else True
     )
-
-
-def test_the_document_is_up_to_date():
-    assert FILE.read_text(encoding="utf-8") == paper.document(), "run python -m specmoe.lab.paper"
-
-
-def test_the_numbers_of_the_readme_are_those_of_the_results():
-    readme = (FILE.parents[1] / "README.md").read_text(encoding="utf-8")
-    numbers = paper.all_numbers(paper.load_results())
-    change = sentences.value_of(
-        numbers, "bytes", "specmoe", "change against on_demand, best batch"
-    ).value
-    growth = [
-        sentences.value_of(numbers, "growth", label, GROWTH).value
-        for label in ("specmoe", "on_demand")
-    ]
-    speed = sentences.value_of(
-        numbers, "throughput", "specmoe", "speed-up, best batch", "simulated"
-    ).value
-    grown = f"{growth[0]:.1f}x, {growth[1]:.1f}x (measured)"
-    for words in (f"{change:.1f} % (measured)", grown, f"{speed:.1f}x (simulated"):
-        assert words in readme
 
 
 def test_results_are_small():
@@ -208,65 +201,98 @@ def test_numbers_of_a_batch_stand_in_columns_each_kind_in_a_table_of_its_own():
     assert not len(paper.compare(made, "ssd"))
 
 
-def test_the_claims_follow_the_numbers():
+def judged(numbers: list[paper.Number], words: str) -> list[paper.Claim]:
+    return [claim for claim in paper.claims(numbers) if words in claim.name]
+
+
+def test_a_claim_is_a_boolean_with_the_numbers_it_stands_on():
     growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
-    claims = paper.claims([*paper.FACTS, *growth]).set_index("the paper's claim")
-    assert claims.loc["bytes grow slowest with the batch", "here"] == "holds"
-    claims = paper.claims([*paper.FACTS, growth[0], replace(growth[1], value=9.0)]).set_index(
-        "the paper's claim"
+    [claim] = judged(growth, "grow less than half")
+    assert claim.holds is True and list(claim.numbers) == growth and claim.kind == "measured"
+    [claim] = judged([growth[0], replace(growth[1], value=17.0)], "grow less than half")
+    assert claim.holds is False
+    assert paper.claims([]) == [] == judged(growth, "on an SSD")
+
+
+def test_the_frame_of_claims_says_the_papers_number_and_ours():
+    growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
+    [row] = paper.claims_frame(paper.claims(growth)).to_dict("records")
+    assert (row["paper"], row["holds"], row["kind"]) == ("11 times; 45.3 times", "yes", "measured")
+    assert row["ours"].startswith("`specmoe` 9") and "`on_demand` 45" in row["ours"]
+
+
+def test_an_order_holds_only_where_one_is_ahead_on_every_set():
+    def holds(**other) -> bool:
+        about = {"batch": 256, "num": 5, "low": 1.0, "high": 5.0} | other
+        pair = number("substitution", "affinity", f"{TOKENS} against random", 3.0, **about)
+        smaller = replace(pair, batch=64, low=-9.0)  # the larger batch decides
+        [claim] = judged([smaller, pair], "affinity is ahead")
+        assert claim.numbers == (pair,)
+        return claim.holds
+
+    assert holds() and not holds(low=-1.0)
+    [alone] = judged(
+        [number("substitution", "affinity", f"{TOKENS} against random", 3.0, batch=256)], "affinity"
     )
-    assert claims.loc["bytes grow slowest with the batch", "here"] == "does not"
-    assert claims.loc["faster on an SSD", "here"] == "not measured"
+    assert not alone.holds, "one set of prompts settles nothing"
 
 
-def test_sentences_change_when_the_numbers_do():
-    growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 45.0)]
-    assert "as the mechanism says" in sentences.say_growth(growth)
-    assert "not less than half" in sentences.say_growth([growth[0], replace(growth[1], value=10.0)])
-    assert "not measured" in sentences.say_growth([])
+def test_the_best_number_of_draft_experts_is_found():
+    def claim(*speeds) -> paper.Claim:
+        found = [
+            number("draft_experts", f"N = {n}", "speed", value, batch=256)
+            for n, value in zip((2, 4, 8, 16), speeds)
+        ]
+        return judged(found, "N = 4 is the fastest")[0]
+
+    assert claim(1, 4, 3, 2).holds and [n.label for n in claim(1, 4, 3, 2).numbers] == ["N = 4"]
+    assert not claim(1, 2, 3, 4).holds
+    assert [n.label for n in claim(1, 2, 3, 4).numbers] == ["N = 4", "N = 16"]
 
 
-def test_an_order_is_claimed_only_where_it_holds_on_every_set():
-    about = {"batch": 256, "num": 5, "unit": "%"}
-    tokens = [
-        number("substitution", name, TOKENS, 7.0, batch=256) for name in ("affinity", "random")
+@pytest.mark.parametrize(("ours", "cached", "holds"), [(2.0, 1.5, True), (2.0, 2.5, False)])
+def test_who_is_fastest_is_judged_at_the_best_batch(ours, cached, holds):
+    best = [
+        number("ssd", label, "speed-up, best batch", value)
+        for label, value in (("specmoe", ours), ("cached", cached), ("resident", 9.0))
     ]
-    pair = number(
-        "substitution", "affinity", f"{TOKENS} against random", 3.0, low=1.0, high=5.0, **about
-    )
-    order = ("affinity", "random")
-    assert ("ahead on every set, as in the paper") in sentences.say_order(
-        [*tokens, pair], "substitution", order
-    )
-    open_pair = replace(pair, low=-1.0)
-    assert ("not settled (from -1.0") in sentences.say_order(
-        [*tokens, open_pair], "substitution", order
-    )
-    behind = replace(pair, value=-2.0, low=-3.0, high=-1.0)
-    assert ("other than in the paper") in sentences.say_order(
-        [*tokens, behind], "substitution", order
-    )
-    alone = replace(pair, low=None, high=None, num=1)
-    assert ("one set of prompts settles nothing") in sentences.say_order(
-        [*tokens, alone], "substitution", order
-    )
+    [claim] = judged(best, "on an SSD")
+    assert claim.holds == holds and [n.label for n in claim.numbers] == ["specmoe", "cached"]
 
 
-def test_the_best_number_is_computed():
-    def numbers(*speeds):
-        about = {"batch": 256}
+def test_a_model_leads_only_where_it_does_at_every_batch_above_4():
+    def rows(ours: dict) -> list[paper.Number]:
         return [
-            number("draft_experts", f"N = {n}", "speed", v, **about)
-            for n, v in zip((2, 4, 8, 16), speeds)
+            number("low_skew", f"tiny-skewed: {method}", "speed-up", value, batch=batch)
+            for batch, value in ours.items()
+            for method, value in (("specmoe", value), ("cached", 1.5))
         ]
 
-    assert "measured, is N = 4, in the middle" in sentences.say_best_number(numbers(1, 4, 3, 2))
-    assert "measured, is N = 16, at the end" in sentences.say_best_number(numbers(1, 2, 3, 4))
-    close = [replace(n, low=n.value - 0.6, high=n.value + 0.6) for n in numbers(1, 4, 3, 2)]
-    assert "though the repeats of N = 8 reach as far as its own" in sentences.say_best_number(close)
+    assert judged(rows({1: 1.0, 16: 2.0, 64: 1.6}), "tiny-skewed")[0].holds
+    behind = judged(rows({1: 1.0, 16: 2.0, 64: 1.4}), "tiny-skewed")[0]
+    assert not behind.holds and {n.batch for n in behind.numbers} == {64}
 
 
-def test_the_committed_results_reach_what_the_translation_model_was_made_for():
+def test_near_is_within_a_quarter_of_the_papers():
+    def holds(value: float) -> bool:
+        measure = "change against on_demand, best batch"
+        return judged([number("bytes", "specmoe", measure, value)], "fewer bytes")[0].holds
+
+    assert holds(-80.0) and holds(-60.0) and not holds(-50.0)
+
+
+def test_batch_one_and_the_control_are_judged():
+    cached = number("throughput", "cached", "speed", 100.0, batch=1)
+    for speed, holds in ((80.0, True), (130.0, False)):
+        ours = number("throughput", "specmoe", "speed", speed, batch=1)
+        assert judged([cached, ours], "at batch 1")[0].holds == holds
+    for tokens, holds in ((2.0, True), (5.0, False)):
+        found = [number("substitution", "affinity", TOKENS, 7.0, batch=256)]
+        found.append(number("substitution", "no_experts", TOKENS, tokens, batch=256))
+        assert judged(found, "without any expert")[0].holds == holds
+
+
+def test_the_committed_results_reach_what_the_translation_model_was_made_for(numbers):
     results = paper.load_results()
     rows = results[settings.MAIN]["rows"].values()
     large = [
@@ -284,9 +310,7 @@ def test_the_committed_results_reach_what_the_translation_model_was_made_for():
     theirs = next(r for r in large if r["method"] == "on_demand")
     assert ours["tokens_per_round"] >= 7.0
     assert ours["fetched_bytes_per_token"] / theirs["fetched_bytes_per_token"] <= 1 - 0.7673
-    assert (
-        sentences.value_of(paper.all_numbers(results), "growth", "specmoe", GROWTH).value <= 10.96
-    )
+    assert paper.value_of(numbers, "growth", "specmoe", GROWTH).value <= 10.96
 
 
 def test_the_committed_clock_keeps_the_simulators_targets():
@@ -296,20 +320,11 @@ def test_the_committed_clock_keeps_the_simulators_targets():
     assert set(cells["0.25 GB/s"].reset_index()["batch"]) == {1, 16, 64}
 
 
-def test_batch_one_is_said_as_it_is():
-    cached = number("throughput", "cached", "speed", 100.0, batch=1)
-    slower, faster = (
-        number("throughput", "specmoe", "speed", value, batch=1) for value in (80.0, 130.0)
-    )
-    assert "slower than" in sentences.say_batch_one([cached, slower])
-    assert "other than in the paper" in sentences.say_batch_one([cached, faster])
-
-
 # ---- figures ----
 
 
 def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
-    frame = sentences.frame_of(
+    frame = paper.frame_of(
         [
             number("growth", "a", GROWTH, 1.0, "paper"),
             number("growth", "a", GROWTH, 2.0, low=1.5, high=3),
@@ -322,8 +337,9 @@ def test_a_figure_shows_each_kind_and_refuses_an_unknown_measure():
 
 
 def test_the_clock_is_said_and_drawn_from_its_rows():
-    assert "nothing is claimed" in sentences.say_clock(pd.DataFrame())
+    assert not len(paper.clock_errors(pd.DataFrame()))
     row = {
+        "model": "tiny-skewed",
         "method": "specmoe",
         "batch": 16,
         "link": "native",
@@ -331,7 +347,9 @@ def test_the_clock_is_said_and_drawn_from_its_rows():
         "predicted": 110.0,
         "error": 0.1,
     }
-    assert "median error 10 %" in sentences.say_clock(pd.DataFrame([row]))
+    errors = paper.clock_errors(pd.DataFrame([row, row | {"batch": 64, "error": -0.3}]))
+    [[model, link, median, worst, at]] = errors.values.tolist()
+    assert (median, worst, at) == ("20%", "30%", "specmoe at batch 64")
     ax = draw.clock_scatter(pd.DataFrame([row]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["native", "specmoe"]
 

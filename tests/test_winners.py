@@ -12,7 +12,7 @@ import pytest
 from specmoe.errors import OptionError
 from specmoe.lab import paper
 from specmoe.lab.figures.winners import map_of_winners
-from specmoe.lab.paper import sentences, settings, simulated
+from specmoe.lab.paper import settings, simulated
 from specmoe.lab.paper.record import own_recordings, record_model
 from specmoe.lab.simulate import PRESETS, recordings, simulate
 
@@ -70,7 +70,7 @@ def test_cells_name_the_fastest_at_equal_memory(cells):
 def test_the_machine_that_the_papers_numbers_imply_gives_its_on_demand():
     """By construction, if our model needs as many distinct experts: 28 GB are 70 of 128."""
     numbers = simulated.simulated_numbers()
-    ours = sentences.value_of(numbers, "implied", "on_demand", "speed at batch 256", "simulated")
+    ours = paper.value_of(numbers, "implied", "on_demand", "speed at batch 256", "simulated")
     assert ours.value == pytest.approx(28.6, rel=0.05)
     shares = simulated.replayed(
         simulated.IMPLIED, lambda each: each.migration_share, ("on_demand",)

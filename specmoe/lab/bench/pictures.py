@@ -1,8 +1,8 @@
 """Figures of the performance page: speed over on-demand by batch, and how far each method is from
 its floor.
 
-Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. ``page``
-writes them to ``docs/images``."""
+Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. The
+notebook ``performance`` shows them."""
 
 from __future__ import annotations
 

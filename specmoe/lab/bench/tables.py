@@ -1,8 +1,8 @@
 """The tables: every target beside what was measured and the floor; every cell beside its own floor.
 
-Comes in: the contents of the result files. Goes out: rows of plain values, and their text. ``run``
-prints them, ``page`` writes them. Pure functions: nothing is measured here. A missing measurement
-is ``None``, shown as "not measured"."""
+Comes in: the contents of the result files. Goes out: outcomes, rows of plain values, and a frame of
+words. ``run`` prints it, the notebook ``performance`` shows all. Pure functions: nothing is
+measured here. A missing measurement is ``None``, shown as "not measured"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
 from . import floors
-from .settings import BATCHES, LINKS
+from .settings import BATCHES, LINKS, PEER_BATCHES
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
@@ -45,13 +47,15 @@ class Outcome:
     floor: str = ""
     note: str = ""
     unit: str = "×"
-    why: str = ""  # what forbids it, in numbers, where the floor does
 
     @property
     def met(self) -> bool | None:
         if self.measured is None:
             return None
         return self.measured >= self.goal if self.at_least else self.measured <= self.goal
+
+    def words(self, value: float) -> str:
+        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.1%}"
 
 
 class Measured:
@@ -130,20 +134,47 @@ def divide(part: float | None, whole: float | None) -> float | None:
 
 
 def among(function: Callable, values: Iterable[float | None]) -> float | None:
-    """``function`` of the values that are there (``_listed`` says which), None without any."""
+    """``function`` of the values that are there, None without any."""
     known = [value for value in values if value is not None]
     return function(known) if known else None
 
 
 # ---- the targets ----
 
+SHORT = {TRANSLATE: "translate", SKEWED: "skewed"}
+LINK_NAMES = {"native": "native", "throttled": "0.25 GB/s"}
+OTHERS = {"on_demand": "on-demand", "cached": "best cached"}
+Values = dict[int, float | None]  # by batch
+# specmoe over another method: the goal, where, over what, at which batches, what is taken of them
+SPEED_UPS = (
+    (6.0, TRANSLATE, "native", "on_demand", BATCHES, max, "best batch"),
+    (5.0, TRANSLATE, "native", "on_demand", (256,), min, "B = 256"),
+    (3.5, TRANSLATE, "native", "on_demand", BATCHES, statistics.mean, "mean over B"),
+    (7.0, TRANSLATE, "throttled", "on_demand", (256,), min, "B = 256"),
+    (3.0, SKEWED, "native", "on_demand", (64, 128), min, "B = 64 and 128"),
+    (6.0, SKEWED, "throttled", "on_demand", (64,), min, "B = 64"),
+    (1.0, TRANSLATE, "native", "cached", (1,), min, "B = 1"),
+    (1.0, TRANSLATE, "throttled", "cached", (1,), min, "B = 1"),
+    (3.0, TRANSLATE, "native", "cached", BATCHES[2:], min, "B >= 16"),
+    (1.2, SKEWED, "native", "cached", BATCHES[2:], min, "B >= 16"),
+    (4.0, TRANSLATE, "throttled", "cached", BATCHES[3:], min, "B >= 64"),
+    (2.5, SKEWED, "throttled", "cached", BATCHES[3:], min, "B >= 64"),
+)
+# What the page opens with: two ratios to be glad of, two that are not reached, one of bytes.
+HEADLINES = (
+    "translate, native: specmoe / on-demand, best batch",
+    "translate, 0.25 GB/s: specmoe / on-demand, B = 256",
+    "translate: bytes per token, specmoe / on-demand, B = 256",
+    "translate, native: specmoe / best cached, B >= 16",
+    "skewed: resident / transformers generate, B = 64",
+)
+
 
 def targets(files: dict[str, dict]) -> list[Outcome]:
     """Every target, in the order in which they were set."""
     found = Measured(files)
     return [
-        *_over_on_demand(found),
-        *_over_cached(found),
+        *(_speed_up(found, *target) for target in SPEED_UPS),
         *_auto(found),
         *_bytes(found),
         *_shares(found),
@@ -151,100 +182,49 @@ def targets(files: dict[str, dict]) -> list[Outcome]:
     ]
 
 
-def _speedup(
-    found: Measured,
+def target_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """Target, measured, whether it was met, the floor, and the single values behind it, in
+    words."""
+    rows = [
+        {
+            "what": one.name,
+            "target": f"{'≥' if one.at_least else '≤'} {one.words(one.goal)}",
+            "measured": "not measured" if one.measured is None else one.words(one.measured),
+            "met": {None: "", True: "yes", False: "no"}[one.met],
+            "what the floor would allow": one.floor,
+            "by batch": one.note,
+        }
+        for one in outcomes
+    ]
+    return pd.DataFrame(rows)
+
+
+def text(files: dict[str, dict]) -> str:
+    """The targets for a terminal."""
+    return target_frame(targets(files)).to_string(index=False, justify="left")
+
+
+def _of_batches(
     name: str,
     goal: float,
-    model: str,
-    link: str,
-    batches: Iterable[int],
-    over: str,
-    function: Callable = min,
+    at_least: bool,
+    values: Values,
+    take: Callable,
+    floor: str = "",
+    unit: str = "×",
 ) -> Outcome:
-    """specmoe over another method; ``function`` of the batches (the least of them, unless the
-    target says otherwise)."""
-    batches = list(batches)
-    ratios = [found.ratio(model, link, batch, "specmoe", over) for batch in batches]
-    bounds = [found.ratio_at_floor(model, link, batch, over) for batch in batches]
-    bound = among(function, bounds)
+    """``take`` of the batches that were measured; the note says which, where there are several."""
+    known = [f"{batch}: {value:.2f}" for batch, value in values.items() if value is not None]
+    note = f"B = {', '.join(known)}" if len(values) > 1 and known else ""
+    return Outcome(name, goal, at_least, among(take, values.values()), floor, note, unit)
+
+
+def _speed_up(found: Measured, goal, model, link, over, batches, take, which: str) -> Outcome:
+    ratios = {batch: found.ratio(model, link, batch, "specmoe", over) for batch in batches}
+    bound = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in batches])
     floor = f"{bound:.1f}× at specmoe's floor" if bound is not None else ""
-    return Outcome(name, goal, True, among(function, ratios), floor, _listed(batches, ratios))
-
-
-def _listed(batches: list[int], values: list[float | None], scale: str = ".2f") -> str:
-    """ "B = 1: 1.20, 4: 1.55"; nothing where a single batch was asked for."""
-    known = [
-        f"{batch}: {value:{scale}}" for batch, value in zip(batches, values) if value is not None
-    ]
-    return f"B = {', '.join(known)}" if len(batches) > 1 and known else ""
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _over_on_demand(found: Measured) -> list[Outcome]:
-    def row(name, goal, model, link, batches, function=min):
-        return _speedup(found, name, goal, model, link, batches, "on_demand", function)
-
-    return [
-        row(
-            "translate, native: specmoe / on-demand, best batch",
-            6.0,
-            TRANSLATE,
-            "native",
-            BATCHES,
-            max,
-        ),
-        row("translate, native: specmoe / on-demand, B = 256", 5.0, TRANSLATE, "native", [256]),
-        row(
-            "translate, native: specmoe / on-demand, mean over B",
-            3.5,
-            TRANSLATE,
-            "native",
-            BATCHES,
-            _mean,
-        ),
-        row(
-            "translate, 0.25 GB/s: specmoe / on-demand, B = 256", 7.0, TRANSLATE, "throttled", [256]
-        ),
-        row(
-            "skewed, native: specmoe / on-demand, B = 64 and 128", 3.0, SKEWED, "native", [64, 128]
-        ),
-        row("skewed, 0.25 GB/s: specmoe / on-demand, B = 64", 6.0, SKEWED, "throttled", [64]),
-    ]
-
-
-def _over_cached(found: Measured) -> list[Outcome]:
-    def row(name, goal, model, link, batches):
-        return _speedup(found, name, goal, model, link, batches, "cached")
-
-    return [
-        row("translate, native: specmoe / best cached, B = 1", 1.0, TRANSLATE, "native", [1]),
-        row("translate, 0.25 GB/s: specmoe / best cached, B = 1", 1.0, TRANSLATE, "throttled", [1]),
-        row(
-            "translate, native: specmoe / best cached, B >= 16",
-            3.0,
-            TRANSLATE,
-            "native",
-            BATCHES[2:],
-        ),
-        row("skewed, native: specmoe / best cached, B >= 16", 1.2, SKEWED, "native", BATCHES[2:]),
-        row(
-            "translate, 0.25 GB/s: specmoe / best cached, B >= 64",
-            4.0,
-            TRANSLATE,
-            "throttled",
-            BATCHES[3:],
-        ),
-        row(
-            "skewed, 0.25 GB/s: specmoe / best cached, B >= 64",
-            2.5,
-            SKEWED,
-            "throttled",
-            BATCHES[3:],
-        ),
-    ]
+    name = f"{SHORT[model]}, {LINK_NAMES[link]}: specmoe / {OTHERS[over]}, {which}"
+    return _of_batches(name, goal, True, ratios, take, floor)
 
 
 def auto_over_best(found: Measured, model: str, link: str, batch: int) -> float | None:
@@ -258,39 +238,23 @@ def auto_over_best(found: Measured, model: str, link: str, batch: int) -> float 
 def _auto(found: Measured) -> list[Outcome]:
     rows = []
     for model in (TRANSLATE, SKEWED):
-        for link, words in (("native", "native"), ("throttled", "0.25 GB/s")):
-            ratios = [auto_over_best(found, model, link, batch) for batch in BATCHES]
-            name = f"{model.removeprefix('tiny-')}, {words}: auto / best single method, every B"
-            rows.append(
-                Outcome(name, 0.97, True, among(min, ratios), note=_listed(list(BATCHES), ratios))
-            )
+        for link, words in LINK_NAMES.items():
+            ratios = {batch: auto_over_best(found, model, link, batch) for batch in BATCHES}
+            name = f"{SHORT[model]}, {words}: auto / best single method, every B"
+            rows.append(_of_batches(name, 0.97, True, ratios, min))
     return rows
 
 
 def _bytes(found: Measured) -> list[Outcome]:
-    native, throttled = (_bytes_ratio(found, link) for link in ("native", "throttled"))
-    other = (
-        (f"native; at 0.25 GB/s, where the planner drafts further, {throttled:.2f}")
-        if throttled
-        else ""
-    )
-    grown = {what: bytes_growth(found, what) for what in ("specmoe", "on_demand")}
-    note = f"on-demand grows {grown['on_demand']:.1f}×" if grown["on_demand"] else ""
+    native, throttled = (_bytes_ratio(found, link) for link in LINK_NAMES)
+    further = f"native; at 0.25 GB/s, where the planner drafts further, {throttled or 0:.2f}"
+    ours, theirs = (bytes_growth(found, what) for what in ("specmoe", "on_demand"))
+    moved = "translate: bytes per token, specmoe / on-demand, B = 256"
+    grown = "translate: growth of bytes, B = 1 to 256, gamma 10, N = 4"
+    beside = f"on-demand grows {theirs:.1f}×" if theirs else ""
     return [
-        Outcome(
-            "translate: bytes per token, specmoe / on-demand, B = 256",
-            0.15,
-            False,
-            native,
-            note=other,
-        ),
-        Outcome(
-            "translate: growth of bytes, B = 1 to 256, gamma 10, N = 4",
-            9.0,
-            False,
-            grown["specmoe"],
-            note=note,
-        ),
+        Outcome(moved, 0.15, False, native, note=further if throttled else ""),
+        Outcome(grown, 9.0, False, ours, note=beside),
     ]
 
 
@@ -328,90 +292,57 @@ def achieved(found: Measured, model: str, link: str, batch: int, what: str) -> f
     return sums["fetched_bytes"] / sums["seconds"] / floors.link_rate(LINKS[link], probe)
 
 
+OF_ALL = "share of specmoe's time, every B"
+NOT_EXPERTS = "what is not expert arithmetic, B = 64 and 256"
+
+
 def _shares(found: Measured) -> list[Outcome]:
     rows = []
     for model in (TRANSLATE, SKEWED):
-        short = model.removeprefix("tiny-")
-        waits = [
-            share(found.sums(model, "native", batch, "specmoe"), "wait_s") for batch in BATCHES
-        ]
-        drafts = [
-            share(found.sums(model, "native", batch, "specmoe"), "draft_s") for batch in BATCHES
-        ]
-        rates = [achieved(found, model, "throttled", batch, "specmoe") for batch in BATCHES]
+        sums = {batch: found.sums(model, "native", batch, "specmoe") for batch in BATCHES}
+        waits, drafts = (
+            {batch: share(each, name) for batch, each in sums.items()}
+            for name in ("wait_s", "draft_s")
+        )
+        rates = {b: achieved(found, model, "throttled", b, "specmoe") for b in BATCHES}
+        other = {batch: _not_arithmetic(found, model, batch) for batch in (64, 256)}
+        at_disk, at_link = f"{SHORT[model]}, native: ", f"{SHORT[model]}, 0.25 GB/s: "
         rows += [
-            Outcome(
-                f"{short}, native: waiting for the link, share of specmoe's time, every B",
-                0.05,
-                False,
-                among(max, waits),
-                note=_listed(list(BATCHES), waits),
-                unit="",
-            ),
-            Outcome(
-                f"{short}, 0.25 GB/s: rate of specmoe's reads over the raw rate, best B",
-                0.90,
-                True,
-                among(max, rates),
-                note=_listed(list(BATCHES), rates),
-                unit="",
-            ),
-            Outcome(
-                f"{short}, native: drafting, share of specmoe's time, every B",
-                0.40,
-                False,
-                among(max, drafts),
-                note=_listed(list(BATCHES), drafts),
-                unit="",
-            ),
-            _not_arithmetic(found, model),
+            _of_batches(name, goal, at_least, values, max, unit="")
+            for name, goal, at_least, values in (
+                (f"{at_disk}waiting for the link, {OF_ALL}", 0.05, False, waits),
+                (f"{at_link}rate of specmoe's reads over the raw rate, best B", 0.90, True, rates),
+                (f"{at_disk}drafting, {OF_ALL}", 0.40, False, drafts),
+                (f"{at_disk}of drafting, {NOT_EXPERTS}", 0.40, False, other),
+            )
         ]
     return rows
 
 
-def _not_arithmetic(found: Measured, model: str) -> Outcome:
-    shares = []
-    for batch in (64, 256):
-        rows = found.rows(model, "native", batch, "specmoe", "drafting")
-        shares.append(
-            1 - rows[0]["draft_expert_s"] / rows[0]["draft_s"]
-            if rows and rows[0]["draft_s"]
-            else None
-        )
-    name = (
-        f"{model.removeprefix('tiny-')}, native: of drafting, what is not expert arithmetic, B "
-        "= 64 and 256"
-    )
-    return Outcome(name, 0.40, False, among(max, shares), note=_listed([64, 256], shares), unit="")
+def _not_arithmetic(found: Measured, model: str, batch: int) -> float | None:
+    rows = found.rows(model, "native", batch, "specmoe", "drafting")
+    known = rows and rows[0]["draft_s"]
+    return 1 - rows[0]["draft_expert_s"] / rows[0]["draft_s"] if known else None
 
 
 def _peers(found: Measured) -> list[Outcome]:
+    def speeds(part: str, link: str, batch: int, *methods: str) -> list[float | None]:
+        return [found.speed(SKEWED, link, batch, what, part) for what in methods]
+
     rows = []
-    for batch in (1, 16, 64):
-        speeds = [
-            found.speed(SKEWED, "memory", batch, what, "resident")
-            for what in ("resident", "transformers")
-        ]
-        rows.append(
-            Outcome(
-                f"skewed: resident / transformers generate, B = {batch}", 1.0, True, divide(*speeds)
-            )
-        )
-    for batch, goal in ((1, 20.0), (16, 10.0), (64, 6.0)):
-        ours, peer, uncached = (
-            found.speed(SKEWED, "native", batch, what, "offload")
-            for what in ("specmoe", "accelerate", "accelerate_uncached")
-        )
-        name, ratio = (
-            (f"skewed: specmoe / transformers + accelerate on disk, B = {batch}"),
-            divide(ours, uncached),
-        )
-        note = f"{ratio:.2f}× where the peer's page cache is dropped every step" if ratio else ""
+    for batch in PEER_BATCHES:
+        ratio = divide(*speeds("resident", "memory", batch, "resident", "transformers"))
+        name = f"skewed: resident / transformers generate, B = {batch}"
+        rows.append(Outcome(name, 1.0, True, ratio))
+    for batch, goal in zip(PEER_BATCHES, (20.0, 10.0, 6.0)):
+        peers = ("specmoe", "accelerate", "accelerate_uncached")
+        ours, peer, uncached = speeds("offload", "native", batch, *peers)
+        bare = divide(ours, uncached)
+        note = f"{bare:.2f}× where the peer's page cache is dropped every step" if bare else ""
+        name = f"skewed: specmoe / transformers + accelerate on disk, B = {batch}"
         rows.append(Outcome(name, goal, True, divide(ours, peer), note=note))
-    traced = [
-        found.speed(SKEWED, "native", 16, what, "tracing") for what in ("trace_on", "trace_off")
-    ]
-    return [*rows, Outcome("tracing on / off", 0.97, True, divide(*traced))]
+    traced = divide(*speeds("tracing", "native", 16, "trace_on", "trace_off"))
+    return [*rows, Outcome("tracing on / off", 0.97, True, traced)]
 
 
 # ---- every cell beside its floor ----
@@ -447,37 +378,3 @@ def cell_rows(files: dict[str, dict], model: str, link: str) -> list[dict]:
                 }
             )
     return rows
-
-
-# ---- text ----
-
-
-def number(outcome: Outcome, value: float) -> str:
-    return f"{value:.2f}{outcome.unit}" if outcome.unit else f"{value:.1%}"
-
-
-def target_cells(outcome: Outcome) -> tuple[str, ...]:
-    """A target as words: name, goal, measured, met, floor and note."""
-    sign = "≥" if outcome.at_least else "≤"
-    measured = "not measured" if outcome.measured is None else number(outcome, outcome.measured)
-    met = {None: "", True: "yes", False: "no"}[outcome.met]
-    return (
-        outcome.name,
-        (f"{sign} {number(outcome, outcome.goal)}"),
-        measured,
-        met,
-        outcome.floor,
-        outcome.note,
-    )
-
-
-def text(files: dict[str, dict]) -> str:
-    """The tables for a terminal."""
-    lines = [
-        ("what", "target", "measured", "met", "floor", ""),
-        *[target_cells(outcome) for outcome in targets(files)],
-    ]
-    widths = [max(len(line[place]) for line in lines) for place in range(6)]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip() for line in lines
-    )

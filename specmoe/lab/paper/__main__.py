@@ -1,5 +1,6 @@
 """``python -m specmoe.lab.paper``: measure, record, write ``docs/reproduction.md``.
 
+``document`` executes the notebook ``paper`` in place and exports it: the page is the notebook.
 ``measure`` takes up where it stopped and says how many runs are missing; its exit code is 3 while
 some are.
 """
@@ -10,8 +11,7 @@ import argparse
 from pathlib import Path
 
 from ..entry import leave
-from ..writing import write_whole
-from .document import FILE, document
+from ..markdown import write_page
 from .measure import measure
 from .numbers import RESULTS
 from .record import record
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "record":
         record()
     else:
-        write_whole(FILE, document())
-        print(f"wrote {FILE.name}")
+        print(f"wrote {write_page('paper', 'reproduction.md').name}")
     return 0
 
 

@@ -8,7 +8,10 @@ nothing was read off a plot.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+
+import pandas as pd
 
 SOURCE = "arXiv 2604.10152, from reading notes"
 KINDS = ("paper", "measured", "simulated")
@@ -21,7 +24,7 @@ class Number:
     """One number of a table. ``low`` and ``high``: smallest and largest of the prompt sets or
     repeats, where there are."""
 
-    table: str  # key of ``TITLES`` in ``numbers``
+    table: str  # a section of the notebook
     label: str  # row: a method, a draft set, N, ...
     measure: str
     value: float
@@ -35,6 +38,34 @@ class Number:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+def frame_of(numbers: Iterable[Number]) -> pd.DataFrame:
+    return pd.DataFrame([number.to_dict() for number in numbers])
+
+
+def value_of(
+    numbers: Iterable[Number],
+    table: str,
+    label: str,
+    measure: str,
+    kind: str = "measured",
+    batch: int | None = None,
+) -> Number | None:
+    """The one number of this name, if there is one."""
+    return labelled(numbers, table, measure, kind, batch).get(label)
+
+
+def labelled(
+    numbers: Iterable[Number],
+    table: str,
+    measure: str,
+    kind: str = "measured",
+    batch: int | None = None,
+) -> dict[str, Number]:
+    """Label -> number."""
+    wanted = (table, measure, kind, batch)
+    return {n.label: n for n in numbers if (n.table, n.measure, n.kind, n.batch) == wanted}
 
 
 def _paper(

@@ -14,7 +14,7 @@ import pandas as pd
 from ...engine import engine
 from ...errors import OptionError, check_choice
 from ..writing import path_of, plain, read_object, write_whole
-from .facts import FACTS, Number
+from .facts import FACTS, PAPER_MODELS, Number, frame_of
 from .measure import measure
 from .measured import measured_numbers
 from .numbers import (
@@ -28,7 +28,6 @@ from .numbers import (
     timed_rows,
 )
 from .record import own_recordings, record_model
-from .sentences import frame_of
 from .settings import MAIN, RERUNS, plan, plan_low_skew
 from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
 
@@ -107,6 +106,36 @@ def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
     """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not
     run."""
     return pd.DataFrame(read_object(file).get("rows", []))
+
+
+def clock_errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """How far the simulator is from our clock, by model and link: median and worst of the runs."""
+    found = []
+    for (model, link), part in rows.groupby(["model", "link"]) if len(rows) else ():
+        size = part.groupby(["method", "batch"])["error"].median().abs()
+        worst = " at batch ".join(map(str, size.idxmax()))
+        errors = {"median error": f"{size.median():.0%}", "worst": f"{size.max():.0%}"}
+        found.append({"model": model, "link": link, **errors, "of": worst})
+    return pd.DataFrame(found)
+
+
+def setup(results: Results) -> str:
+    """Model, machine, versions and dates of what was measured."""
+    name = main_model(results)
+    machine, model = results[name]["machine"], results[name]["model"]
+    rows = rows_of(results, name)
+    skewness = rows["skewness"].dropna() if "skewness" in rows else pd.Series(dtype=float)
+    known = [key for key in ("specmoe", "torch", "transformers", "python") if key in machine]
+    gini = f"{skewness.iloc[-1]:.2f}" if len(skewness) else "not measured"
+    return (
+        f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts "
+        f"top-{model['top_k']}) on {machine['cpu']}, {machine['cores']} cores, no GPU; "
+        f"{', '.join(f'{key} {machine[key]}' for key in known)}; "
+        f"{', '.join(sorted(set(rows['measured'].str[:10])))}; "
+        f"{sum(len(each['rows']) for each in results.values())} runs. Mean Gini of expert use "
+        f"(our definition of skewness; the paper's is not known): {gini}, the paper says "
+        f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE."
+    )
 
 
 def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:

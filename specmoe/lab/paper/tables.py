@@ -2,7 +2,7 @@
 pivoted by batch.
 
 Comes in: the list of ``Number``s. Goes out: frames and Markdown; no column mixes two kinds.
-``document`` and the notebook call these.
+The notebook calls these.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..markdown import markdown_table
 from .facts import KINDS, Number
 
 OF_A_PIVOT = (
@@ -111,21 +112,10 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def markdown_table(frame: pd.DataFrame, index: bool = False) -> str:
-    """A frame as Markdown, its index as the first column where asked."""
-    if not len(frame):
-        return "Nothing measured and nothing in the paper."
-    shown = frame.reset_index(names="batch") if index else frame
-    head = "| " + " | ".join(map(str, shown.columns)) + " |\n|" + "---|" * len(shown.columns)
-    return head + "".join(
-        "\n| " + " | ".join(str(cell) for cell in row) + " |"
-        for row in shown.itertuples(index=False)
-    )
-
-
 def markdown(numbers: list[Number], key: str) -> str:
     """Both sorts of tables of one key."""
-    parts = [markdown_table(compare(numbers, key))]
+    compared = compare(numbers, key)
+    parts = [markdown_table(compared)] if len(compared) else []
     for each in pivots(numbers, key):
-        parts += [each.caption, markdown_table(each.frame, index=True)]
-    return "\n\n".join(parts)
+        parts += [each.caption, markdown_table(each.frame, index="batch")]
+    return "\n\n".join(parts) or "Nothing measured and nothing in the paper."

@@ -116,6 +116,31 @@ def _on(machine: Hardware, chosen: list[Recording]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def leads(cells: pd.DataFrame, balance: float) -> pd.DataFrame:
+    """Who wins at the simulated cells nearest to ``balance`` (FLOP per byte), and how many times
+    the next it is: a row for each model and N, a column for each batch."""
+    away = (cells["balance"] / balance - 1).abs()
+    nearest = cells[away == away.groupby([cells["model"], cells["draft_experts"]]).transform("min")]
+    said = nearest["winner"] + nearest["margin"].map(" {:.2f}".format)
+    rows = nearest.assign(said=said, N=nearest["draft_experts"].map("{:g}".format))
+    order = rows[["model", "N"]].drop_duplicates().itertuples(index=False, name=None)
+    table = rows.pivot(index=["model", "N"], columns="batch", values="said")
+    return table.reindex(list(order)).reset_index()
+
+
+def agreement(cells: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """Does the map, drawn with one machine's link and memory, name the winners that other machines'
+    own rates give? The share of a machine's points (model, N, batch) at which it does."""
+    found = []
+    for name, part in own.groupby("machine", sort=False):
+        away = (np.log(cells["balance"]) - np.log(part["balance"].iloc[0])).abs()
+        at = cells[away == away.min()]
+        both = part.merge(at, on=["model", "draft_experts", "batch"], suffixes=("", "_map"))
+        same = (both["winner"] == both["winner_map"]).mean()
+        found.append({"machine": name, "same winner": f"{same:.0%}"})
+    return pd.DataFrame(found)
+
+
 def machines() -> dict[str, float]:
     """Names to write on the map -> balance."""
     return {label: PRESETS[name].balance for name, label in MACHINES.items()}
