@@ -20,6 +20,7 @@ import pytest
 
 from specmoe.checkpoint.files import MAX_JSON_BYTES
 from specmoe.cli.job_lines import MAX_LINE_BYTES
+from specmoe.engine.ties import TIE_ULPS
 from specmoe.lab import paper
 from specmoe.lab.bench import offload, results, tables
 from specmoe.lab.bench import settings as bench
@@ -44,7 +45,7 @@ PAGES = sorted(
 )
 UNITS = (
     "tokens/s|tokens per second|tokens per round|times|%|KiB|MiB|GiB|KB|MB|GB/s|GB|ms|s|seconds|"
-    "minutes|hours|lines/s|[GMT]FLOP/s|FLOP per byte"
+    "minutes|hours|lines/s|ulp|[GMT]FLOP/s|FLOP per byte"
 )
 VALUE = r"[-+]?\d[\d,]*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.])(?:{VALUE} to )?{VALUE}(?: ?(?:{UNITS})(?![\w/])|[x×](?!\w))")
@@ -133,6 +134,7 @@ SOURCES = {
         "5.0x": lambda: f"{simulated_speed_up():.1f}x",
         "2 to 7 times": lambda: speed_ups("native"),
         "4 to 15 times": lambda: speed_ups("throttled"),
+        "2 ulp": lambda: f"{TIE_ULPS} ulp",
         "90 minutes": "a plan's length: the title of tutorials/README.md",
     },
     "SECURITY.md": {
@@ -312,3 +314,12 @@ def test_what_the_performance_page_says_of_its_table_is_in_the_table():
     for number in filter(None, (part for pair in said for part in pair)):
         digits = len(number.partition(".")[2])
         assert any(f"{one:.{digits}f}" == number for one in found), number
+
+
+def test_counts_in_words_are_right():
+    readme = " ".join(text_of("README.md").split())
+    words = {7: "seven", 11: "eleven", 12: "twelve", 13: "thirteen"}
+    steps = len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
+    exercises = len(list((ROOT / "tutorials/source").glob("[0-9]*.py")))
+    assert f"takes the method apart in {words[steps]} steps" in readme
+    assert f"has {words[exercises]} exercises with checks" in readme
