@@ -184,39 +184,11 @@ def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
     )
 
 
-def say_bytes(rows) -> str:
-    """How much less specmoe moves than each other method, and how the bytes grow with the batch."""
-    table = as_table(rows)
-    table = table[table["method"] != "resident"]
-    column = "fetched_bytes_per_token"
-    lines = []
-    for batch, part in table.groupby("batch"):
-        ours = _of(part, "specmoe", column)
-        others = part[(part["label"] != "specmoe") & (part["label"] != "auto")]
-        if math.isnan(ours) or not len(others):
-            continue
-        against = [
-            _change(ours, value, label) for label, value in zip(others["label"], others[column])
-        ]
-        lines.append(
-            f"batch {batch}: `specmoe` reads {show_bytes(ours)} per token, {', '.join(against)}."
-        )
-    growth = _growth(table, column)
-    return _bullets(lines + ([growth] if growth else []))
-
-
-def _change(ours: float, other: float, label: str) -> str:
-    if not other:
-        return f"`{label}` nothing" if ours else f"as little as `{label}`"
-    return (
-        f"{abs(100 * (ours / other - 1)):.0f} % {'less' if ours <= other else 'more'} than "
-        f"`{label}`"
-    )
-
-
-def _growth(table: pd.DataFrame, column: str) -> str:
+def say_growth(rows) -> str:
     """Bytes for one new token of every row: the paper's measure of how traffic grows with the
     batch."""
+    table, column = as_table(rows), "fetched_bytes_per_token"
+    table = table[table["method"] != "resident"]
     small, large = table["batch"].min(), table["batch"].max()
     if small == large:
         return ""
@@ -228,24 +200,6 @@ def _growth(table: pd.DataFrame, column: str) -> str:
         f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio)
     )
     return f"From batch {small} to {large} the bytes for one token of every row grow: {said}."
-
-
-def say_rounds(rows) -> str:
-    """What a round of drafting and verifying brings."""
-    table = as_table(rows)
-    lines = []
-    for _, row in table[table["method"].isin(["specmoe", "auto"])].iterrows():
-        line = (
-            f"`{row['label']}` at batch {row['batch']}: {row['tokens_per_round']:.2f} tokens "
-            "per row and round"
-        )
-        if row.get("gamma", 0) > 0 and not math.isnan(row.get("acceptance_rate") or math.nan):
-            line += (
-                f" (gamma {row['gamma']:.3g}, {100 * row['acceptance_rate']:.0f} % of the "
-                "drafted tokens accepted)"
-            )
-        lines.append(line + ".")
-    return _bullets(lines)
 
 
 def say_time(shares) -> str:
