@@ -19,7 +19,6 @@ from specmoe.lab.simulate import (
     Hardware,
     ModelSize,
     Recording,
-    floor_seconds,
     preset,
     simulate,
     winners,
@@ -112,6 +111,22 @@ def runs():
         for method in ("on_demand", "cached", "overlapped", "specmoe", "resident"):
             found[method] = engine.generate(prompts, method=method, max_new_tokens=8, batch_size=3)
         yield engine.info, found
+
+
+def floor_seconds(recording: Recording, hardware: Hardware, size: ModelSize | None = None) -> float:
+    """What no schedule can beat: max(bytes / link, FLOP / rate) of all decoding reads and all
+    passes, without overhead or latency, perfectly overlapped."""
+    recorded = recording.experts.shape[1]
+    own = ModelSize.of(recording.info)
+    size = size or own
+    num_layers = recorded if size == own else size.num_layers
+    layers = np.arange(num_layers) * recorded // num_layers
+    reads = (recording.fetches + recording.prefetches)[:, layers].sum()
+    drafted = recording.drafting.sum()
+    routed = recording.pairs[:, layers].sum() + drafted * size.top_k * num_layers
+    trunk = (recording.live.sum() + drafted) * size.trunk_flops_per_token
+    flop_s = (trunk + routed * size.expert_flops_per_token) / hardware.flop_per_s
+    return float(max(reads * size.expert_bytes / hardware.link_bytes_per_s, flop_s))
 
 
 def test_tokens_and_bytes_are_the_runs_own(runs):

@@ -45,10 +45,9 @@ class LayerProber(Prober):
     def read_all(self) -> None:
         """Every record once: a record's first read computes its checksum, later ones do not."""
         slots = allocate_slots(1, self.engine.store)
-        for key in (
-            ExpertKey(layer, expert) for layer in self.layers for expert in range(self.num_experts)
-        ):
-            self.engine.store.submit(key, slots[0], DEMAND).wait()
+        for layer in self.layers:
+            for expert in range(self.num_experts):
+                self.engine.store.submit(ExpertKey(layer, expert), slots[0], DEMAND).wait()
 
     def reads(self) -> list[list[float]]:
         store = self.engine.store
@@ -72,30 +71,22 @@ class LayerProber(Prober):
 
     def draft(self) -> list[list[float]]:
         """Choices of all experts, most of which have a stand-in among the residents."""
-        found = []
         with self.run("specmoe") as (_, experts):
-            pool = experts.pool
+            number = min(experts.pool.policy.num_kept, self.num_experts)
             for layer in self.layers:
-                pool.fetch(
-                    layer,
-                    [
-                        int(e)
-                        for e in self.some_experts(min(pool.policy.num_kept, self.num_experts))
-                    ],
-                )
+                experts.pool.fetch(layer, self.some_experts(number).tolist())
             with experts.drafting():
-                for tokens in DRAFTING:
-                    hidden, weights = self._block(tokens)
+                return [[tokens, self._drafted_layer(experts, tokens)] for tokens in DRAFTING]
 
-                    def work(hidden=hidden, weights=weights, shape=(tokens, self.top_k)):
-                        for layer in self.layers:
-                            index = torch.from_numpy(
-                                self.random.integers(self.num_experts, size=shape)
-                            )
-                            experts.forward(layer, hidden, index, weights)
+    def _drafted_layer(self, experts: RunExperts, tokens: int) -> float:
+        hidden, weights = self._block(tokens)
 
-                    found.append([tokens, self.time(work) / len(self.layers)])
-        return found
+        def work() -> None:
+            for layer in self.layers:
+                index = self.random.integers(self.num_experts, size=weights.shape)
+                experts.forward(layer, hidden, torch.from_numpy(index), weights)
+
+        return self.time(work) / len(self.layers)
 
     def waves(self) -> list[list[float]]:
         with self.run("on_demand") as (_, experts):
@@ -116,14 +107,9 @@ class LayerProber(Prober):
         with self.run("cached", rule=rule) as (_, experts):
             for layer in self.layers:
                 experts.pool.fetch(layer, rule.fixed[layer])
+            most = self.num_experts - num_kept
             return [
-                self._layers(
-                    experts,
-                    min(missing, self.num_experts - num_kept),
-                    each,
-                    min(hits, num_kept),
-                    num_kept,
-                )
+                self._layers(experts, min(missing, most), each, min(hits, num_kept), num_kept)
                 for hits, missing, each in PARTLY
             ]
 
@@ -141,9 +127,7 @@ class LayerProber(Prober):
         return found
 
     def keep(self) -> list[float]:
-        counts = [1] * min(8, self.num_experts) + [0] * (
-            self.num_experts - min(8, self.num_experts)
-        )
+        counts = [int(expert < 8) for expert in range(self.num_experts)]
         resident = set(range(self.engine.memory.draft_experts))
         with self.run("cached") as (method, _):
             work = lambda: [method.rule.keep(layer, counts, resident) for layer in self.layers]  # noqa: E731
@@ -155,10 +139,9 @@ class LayerProber(Prober):
                 pass
 
         with self.run("specmoe") as (_, experts):
+            number = min(self.engine.memory.draft_experts, self.num_experts)
             for layer in self.layers:
-                experts.pool.fetch(
-                    layer, range(min(self.engine.memory.draft_experts, self.num_experts))
-                )
+                experts.pool.fetch(layer, range(number))
             return [self.time(work)]
 
     def _cases(self, cases) -> list[tuple[int, int]]:
@@ -183,12 +166,9 @@ class LayerProber(Prober):
 
         def draw() -> torch.Tensor:
             kept = self.random.choice(num_kept, hits, replace=False) if hits else []
-            others = num_kept + self.random.choice(
-                self.num_experts - num_kept, missing, replace=False
-            )
-            return torch.from_numpy(np.concatenate([kept, others]).astype(np.int64))[spread].view(
-                -1, self.top_k
-            )
+            others = self.random.choice(self.num_experts - num_kept, missing, replace=False)
+            chosen = np.concatenate([kept, num_kept + others]).astype(np.int64)
+            return torch.from_numpy(chosen)[spread].view(-1, self.top_k)
 
         def work():
             before, index = function.pool.counts.copy(), [draw() for _ in self.layers]

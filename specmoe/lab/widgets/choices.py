@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import figures
 from ..figures import choices as drawn
-from ..simulate.knobs import knob_rows
+from ..simulate.maps import knob_rows
 from .base import Explorer, choice, steps
 
 

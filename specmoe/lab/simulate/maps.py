@@ -1,7 +1,7 @@
-"""Rows for the knobs: recordings replayed at several link rates, one row per method and setting.
+"""Recordings replayed on many machines: which method is fastest where, and rows for the knobs.
 
-Comes in: recordings made beforehand, a ``Hardware``. Goes out: the frame that ``figures.knobs`` and
-``widgets.knobs`` take.
+Comes in: recordings made beforehand, a ``Hardware``. Goes out: frames, which figures and widgets
+draw.
 """
 
 from __future__ import annotations
@@ -20,6 +20,53 @@ from .sizes import ModelSize
 
 DRAFTING = ("specmoe", "auto")
 KEEPING = (*DRAFTING, "cached")  # methods whose fast memory follows N
+
+
+def winners(
+    recordings: Iterable[Recording],
+    hardware: Hardware,
+    size: ModelSize | None = None,
+    balances: Iterable[float] = (10, 100, 1000, 10000, 100000),
+) -> pd.DataFrame:
+    """One row per model, draft_experts (N), balance (FLOP per byte of the link) and batch: tokens
+    per second of each method, the winner, and margin (its speed over the next one's).
+
+    The link is made slower or faster to reach a balance; all else is ``hardware``'s. ``resident``
+    is left out: it has more memory. ``OptionError`` when runs that are compared have different fast
+    memory.
+    """
+    groups: dict[tuple, list[Recording]] = {}
+    for recording in recordings:
+        if recording.method != "resident":
+            key = (recording.info["name"], recording.info["draft_experts"], recording.batch)
+            groups.setdefault(key, []).append(recording)
+    rows = []
+    for (model, draft_experts, batch), runs in groups.items():
+        if len({run.info["slots"] for run in runs}) > 1:
+            raise OptionError(
+                f"runs of {model!r} at batch {batch} have different fast memory: "
+                "compare them at equal slots"
+            )
+        for balance in balances:
+            machine = replace(hardware, link_bytes_per_s=hardware.flop_per_s / balance)
+            cell = {"model": model, "draft_experts": draft_experts, "batch": batch}
+            rows.append(cell | {"balance": balance} | _winner(runs, machine, size))
+    if not rows:
+        raise OptionError(
+            "no recordings to compare: give runs of at least one method other than 'resident'"
+        )
+    return pd.DataFrame(rows)
+
+
+def _winner(runs: list[Recording], machine: Hardware, size: ModelSize | None) -> dict:
+    """The winner of one cell, by how much, and everybody's tokens per second."""
+    speeds: dict[str, float] = {}
+    for run in runs:  # several runs of one method (cached by evictions): the better
+        speed = simulate(run, machine, size).tokens_per_second
+        speeds[run.method] = max(speeds.get(run.method, 0.0), speed)
+    best, *others = sorted(speeds, key=speeds.get, reverse=True)
+    margin = speeds[best] / speeds[others[0]] if others else np.nan
+    return {"winner": best, "margin": margin, **speeds}
 
 
 def knob_rows(
