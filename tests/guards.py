@@ -18,7 +18,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class Trials:
     task: Callable[[Trials], None]
     heard: Path
     session: pytest.Session | None = None
+    limits: dict[str, float] = field(default_factory=dict)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
@@ -97,27 +98,38 @@ class Trials:
         return True
 
     def try_out(
-        self, plant: Callable[[], None], names: list[str], limit_s: float
+        self, plant: Callable[[], None], limits: dict[str, float]
     ) -> tuple[int | None, str]:
-        """What becomes of the tests ``names`` after ``plant``: exit status (None: out of time), and
-        the first that failed."""
-        self.heard.unlink(missing_ok=True)
-        status = in_a_fork(self._run, plant, names, limit_s=limit_s)
-        return status, self.heard.read_text(encoding="utf-8") if self.heard.exists() else ""
+        """What becomes of the tests after ``plant``, each of which may take so many seconds: exit
+        status (None: one took longer), and which failed first, or ran when all ended."""
+        for path in (self.heard, self.running):
+            path.unlink(missing_ok=True)
+        status = in_a_fork(self._run, plant, limits)
+        for path in (self.heard, self.running):
+            if status and path.exists():
+                return None if status == -signal.SIGALRM else status, path.read_text("utf-8")
+        return status, ""
 
-    def _run(self, plant: Callable[[], None], names: list[str]) -> None:
+    @property
+    def running(self) -> Path:
+        return self.heard.with_suffix(".running")
+
+    def _run(self, plant: Callable[[], None], limits: dict[str, float]) -> None:
         os.setsid()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         plant()
-        # modules together, as each has fixtures of its own
-        modules = list(dict.fromkeys(name.split("::")[0] for name in names))
+        self.limits = limits
         wanted = {item.nodeid: item for item in self.session.items}
-        order = sorted(names, key=lambda name: modules.index(name.split("::")[0]))
-        self.session.items = [wanted[name] for name in order]
+        self.session.items = [wanted[name] for name in limits]
         try:
             run_all(self.session)
         except self.session.Failed:  # -x
             pass
         os._exit(min(1, self.session.testsfailed))
+
+    def pytest_runtest_logstart(self, nodeid):
+        self.running.write_text(nodeid, encoding="utf-8")
+        signal.setitimer(signal.ITIMER_REAL, self.limits[nodeid])
 
     def pytest_runtest_logreport(self, report):
         if report.outcome == "failed" and not self.heard.exists():
@@ -142,7 +154,9 @@ def choose(known: dict[str, dict], file: str, lines: range) -> list[str]:
         if not chosen or total_s + seconds <= ASKED_S:
             chosen.append(name)
             total_s += seconds
-    return chosen
+    # modules together, as each has fixtures of its own
+    modules = list(dict.fromkeys(name.split("::")[0] for name in chosen))
+    return sorted(chosen, key=lambda name: modules.index(name.split("::")[0]))
 
 
 def in_a_tree(tree: Path) -> None:
@@ -185,15 +199,14 @@ def collect(tree: Path, tests: str, trials: Trials) -> None:
     os._exit(int(pytest.main(["-x", *arguments(tree), "-k", LEFT_OUT, *files], plugins=[trials])))
 
 
-def in_a_fork(task: Callable, *args, limit_s: float | None = None) -> int | None:
-    """Exit status of ``task``; None when it had not ended in time, and was ended."""
+def in_a_fork(task: Callable, *args) -> int:
+    """Exit status of ``task``; one that was killed leaves no process that it started."""
     process = multiprocessing.get_context("fork").Process(target=task, args=args)
     process.start()
-    process.join(limit_s)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        return None
+    process.join()
+    if process.exitcode < 0:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return process.exitcode
 
 

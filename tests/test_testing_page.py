@@ -148,6 +148,7 @@ def test_thread():
     thread.start(); thread.join()
     assert seen == [-1]
 def test_elsewhere(): pass
+def test_hangs(): assert mod.half(5) == 2
 def test_fails(): assert mod.half(2) == 3
 """
 
@@ -169,6 +170,7 @@ def test_what_each_test_runs_is_known(tmp_path):
         "test_fixture": {"mod.py": [2, 6]},
         "test_thread": {"mod.py": [2, 3, 4, 6]},
         "test_elsewhere": {},
+        "test_hangs": {"mod.py": [2, 6]},
     }
 
 
@@ -177,14 +179,16 @@ old = (here / 'mod.py').read_text()
 def task(trials):
     def ask(new, *names):
         plant = lambda: guards.swap(here / 'mod.py', old, new)
-        status, first = trials.try_out(plant, [f'tests/test_mod.py::test_{n}' for n in names], 60)
+        limits = {f'tests/test_mod.py::test_{name}': 2 for name in names}
+        status, first = trials.try_out(plant, limits)
         with open('out', 'a') as out:
             print(status, first, file=out)
     ask(old.replace('//', '/'), 'elsewhere', 'fixture', 'fails')
     ask(old, 'fixture', 'thread')
     ask(old.replace('-half', 'half'), 'fixture', 'elsewhere')
     ask(old.replace('-half', 'half'), 'fixture', 'thread')
-    ask(old.replace('if a < 0', 'while a == 7'), 'fixture')
+    ask(old.replace('-half', '__import__("os").abort() or half'), 'elsewhere', 'thread')
+    ask(old.replace('if a < 0:', 'while a == 5:').replace('return (', '('), 'elsewhere', 'hangs')
 guards.collect(here, 'test_mod', guards.Trials(task, here / 'heard'))
 """
 
@@ -200,7 +204,8 @@ def test_bugs_are_tried_out_one_after_the_other_on_those_who_are_asked(tmp_path)
         "0 ",
         "0 ",
         "1 tests/test_mod.py::test_thread",
-        "1 tests/test_mod.py::test_fixture",
+        "-6 tests/test_mod.py::test_thread",
+        "None tests/test_mod.py::test_hangs",
     ]
 
 
@@ -215,7 +220,7 @@ def test_of_the_tests_that_run_a_line_each_function_is_asked_once_before_one_is_
         "b.py::test_both": row(5, 5, 6),
         "b.py::test_elsewhere": row(1, 7),
     }
-    order = ["a.py::test_one[2]", "b.py::test_both", "a.py::test_slow", "a.py::test_one[1]"]
+    order = ["a.py::test_one[2]", "a.py::test_slow", "a.py::test_one[1]", "b.py::test_both"]
     assert guards.choose(known, "mod.py", range(5, 7)) == order
     known["a.py::test_slow"]["seconds"] = guards.ASKED_S
     order.remove("a.py::test_slow")
@@ -275,26 +280,30 @@ def test_a_run_that_was_ended_leaves_no_bug_in_the_tree(small_tree):
 @pytest.mark.parametrize(
     ("ends", "verdict"),
     [
-        ([(0, "")], "survived"),
-        ([(1, "test_x")], "caught"),
-        ([(-11, "")], "caught"),
-        ([(4, "")], "not judged"),
-        ([(None, ""), (0, "")], "caught"),
-        ([(None, ""), (None, "")], "not judged"),
-        ([(None, ""), (1, "test_x")], "not judged"),
+        ([(0, "")], ("survived", "2 tests")),
+        ([(1, "a::test_b"), (0, "")], ("caught", "a::test_b")),
+        ([(-11, "a::test_b"), (0, "")], ("caught", "a::test_b")),
+        ([(None, "a::test_b"), (0, "")], ("caught", "a::test_b hangs")),
+        ([(1, "a::test_b"), (1, "a::test_b"), (0, "")], ("survived", "1 tests")),
+        ([(1, "a::test_b"), (1, "a::test_b"), (1, "a::test_c"), (0, "")], ("caught", "a::test_c")),
+        (
+            [(None, "a::test_b"), (None, "a::test_b")],
+            ("not judged", "its tests are slow, or end without a failure"),
+        ),
     ],
-    ids=["pass", "fail", "crash", "strange", "hang", "slow", "broken"],
+    ids=["pass", "fail", "crash", "hang", "unsound", "unsound, then fail", "slow"],
 )
-def test_a_bug_whose_tests_do_not_end_is_caught_only_when_they_do_without_it(ends, verdict):
+def test_a_bug_is_caught_only_by_tests_that_pass_in_a_third_of_the_time_without_it(ends, verdict):
     asked = []
 
-    def try_out(plant, tests, limit_s):
-        asked.append((plant is not planted, limit_s))
+    def try_out(plant, limits):
+        asked.append((plant is planted, list(limits.values())))
         return ends[len(asked) - 1]
 
     trials, planted = SimpleNamespace(try_out=try_out), object()
     bug = replace(BUG, file="specmoe/engine/run.py")
-    known = {"tests/a.py::test_one": {"seconds": 40, "lines": {"specmoe/engine/run.py": [2]}}}
-    assert mutate.judge(trials, bug, planted, known)[0] == verdict
-    assert asked == [(False, 240), (True, 80)][: len(ends)]
+    row = {"seconds": 15, "lines": {"specmoe/engine/run.py": [2]}}
+    known = {"a::test_b": row, "a::test_c": row}
+    assert mutate.judge(trials, bug, planted, known) == verdict
+    assert asked[:2] == [(True, [90, 90]), (False, [30])][: len(asked)] and len(asked) == len(ends)
     assert mutate.judge(trials, bug, planted, {}) == ("survived", "no test runs it")
