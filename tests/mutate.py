@@ -350,8 +350,7 @@ def judge_some(
 ) -> None:
     for bug in bugs:
         began_s = time.monotonic()
-        with work.planted(bug) as plant:
-            verdict, by = judge(trials, bug, plant, known)
+        verdict, by = judge(trials, bug, partial(work.planted, bug), known)
         if verdict != "not judged":
             work.add(bug, verdict, by)
         what = f"{bug.file}:{bug.line}  {bug.old!r} -> {bug.new!r}  ({by})"
@@ -359,13 +358,14 @@ def judge_some(
 
 
 def judge(
-    trials: guards.Trials, bug: Bug, plant: Callable[[], None], known: dict[str, dict]
+    trials: guards.Trials, bug: Bug, planted: Callable, known: dict[str, dict]
 ) -> tuple[str, str]:
     """-> "caught" and by what, "survived" and of how many tests, or "not judged" and why."""
     asked = guards.choose(known, bug.file, range(bug.lines[0], bug.lines[1] + 1))
     limits = {name: max(FEWEST_S, PATIENCE * known[name]["seconds"]) for name in asked}
     while asked:
-        status, first = trials.try_out(plant, {name: limits[name] for name in asked})
+        with planted() as plant:
+            status, first = trials.try_out(plant, {name: limits[name] for name in asked})
         if status == 0:
             return "survived", f"{len(asked)} tests"
         # A test that fails without a bug, too, after those before it, says nothing; and a machine

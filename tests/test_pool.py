@@ -434,6 +434,24 @@ def test_demand_sacrifices_prefetches_in_any_state(state):
     assert pool.resident_experts(1) >= {0}
 
 
+@pytest.mark.parametrize("state", ["queued", "started", "landed"])
+def test_demand_takes_the_slot_of_a_guess_at_once_while_hits_hold_all_others(state):
+    pool = make_pool(min_slots(LAYERS, 1) + 3, num_kept=1)
+    consume(pool, 1, [0], keep={0})
+    consume(pool, 0, [0, 1, 2], keep={0})  # 1 and 2 linger
+    guesses = [ExpertKey(1, expert) for expert in (1, 2)]
+    assert all(pool.prefetch(key) for key in guesses) and not pool.prefetch(ExpertKey(1, 3))
+    for read in pool.tier.store.under_way:
+        if state == "landed":
+            pool.tier.store.arrive(read)
+        read.started = state != "queued"
+    arrivals = pool.request(0, [0, 1, 2, 3], {0})
+    assert [pool.tier.holds(key) for key in guesses].count(True) == 1
+    assert pool.tier.store.reads[-1].key == ExpertKey(0, 3), "its read waits for no hit"
+    assert sorted(expert for expert, _ in arrivals) == [0, 1, 2, 3]
+    pool.check_integrity()
+
+
 def test_a_failed_read_is_raised_where_it_is_needed_and_the_pool_can_go_on():
     pool = make_pool(8, num_kept=1)
     pool.tier.store.failing = {ExpertKey(0, 3)}

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,12 +299,20 @@ def test_a_bug_is_caught_only_by_tests_that_pass_in_a_third_of_the_time_without_
 
     def try_out(plant, limits):
         asked.append((plant is planted, list(limits.values())))
-        return ends[len(asked) - 1]
+        return ends[sum(type(one) is tuple for one in asked) - 1]
+
+    @contextmanager
+    def in_file():
+        """A module that is imported late comes from its file: there is no bug left for others."""
+        asked.append("planted")
+        yield planted
+        asked.append("gone")
 
     trials, planted = SimpleNamespace(try_out=try_out), object()
     bug = replace(BUG, file="specmoe/engine/run.py")
     row = {"seconds": 15, "lines": {"specmoe/engine/run.py": [2]}}
     known = {"a::test_b": row, "a::test_c": row}
-    assert mutate.judge(trials, bug, planted, known) == verdict
-    assert asked[:2] == [(True, [90, 90]), (False, [30])][: len(asked)] and len(asked) == len(ends)
-    assert mutate.judge(trials, bug, planted, {}) == ("survived", "no test runs it")
+    assert mutate.judge(trials, bug, in_file, known) == verdict
+    assert asked[:4] == ["planted", (True, [90, 90]), "gone", (False, [30])][: len(asked)]
+    assert sum(type(one) is tuple for one in asked) == len(ends)
+    assert mutate.judge(trials, bug, in_file, {}) == ("survived", "no test runs it")
