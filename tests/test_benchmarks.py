@@ -160,12 +160,13 @@ def test_static_eviction_is_calibrated_before_the_window(place):
 
 
 def measured(tmp_path, part: str, place, length: Length = TINY) -> dict:
-    file = results.ResultFile(part, length, tmp_path)
+    file = results.part_file(part, length, tmp_path)
     here = parts.Run(length, place, {})
     for cell in settings.cells(part, length):
         cell = replace(cell, batch=4)
         if not file.has(cell):
-            file.add(cell, parts.measure_cell(here, cell, file))
+            row = parts.measure_cell(here, cell, file)
+            file.add({cell.key: {**asdict(cell), **row}}, machine=results.machine())
     return read_object(tmp_path / f"{part}.json")
 
 
@@ -244,13 +245,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, capsys, monkeypat
 
 def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
     cell = Cell("tracing", "tiny-skewed", "native", 16, "trace_on")
-    results.ResultFile("tracing", TINY, tmp_path, code="old").add(cell, {"tokens_per_second": 1.0})
-    assert results.ResultFile("tracing", TINY, tmp_path, code="old").has(cell)
-    assert not results.ResultFile("tracing", TINY, tmp_path, code="new").has(cell)
-    assert not results.ResultFile("tracing", replace(TINY, slice_s=9.0), tmp_path, code="old").has(
+    results.part_file("tracing", TINY, tmp_path, code="old").add(
+        {cell.key: {"tokens_per_second": 1.0}}
+    )
+    assert results.part_file("tracing", TINY, tmp_path, code="old").has(cell)
+    assert not results.part_file("tracing", TINY, tmp_path, code="new").has(cell)
+    assert not results.part_file("tracing", replace(TINY, slice_s=9.0), tmp_path, code="old").has(
         cell
     )
-    assert results.ResultFile("tracing", TINY, tmp_path, code="new", keep=True).has(cell)
+    assert results.part_file("tracing", TINY, tmp_path, code="new", keep=True).has(cell)
 
 
 # ---- the tables, by hand

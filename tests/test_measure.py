@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,18 +14,20 @@ import pytest
 
 from specmoe.errors import SpecMoEError
 from specmoe.lab import paper
+from specmoe.lab.bench.window import full_window
 from specmoe.lab.paper import __main__ as command
 from specmoe.lab.paper import settings
 from specmoe.lab.paper.measure import (
-    ResultFile,
+    COUNTED,
     _units,
-    full_rounds,
-    full_window,
     generate,
+    keep,
     load_engine,
     queue_of,
+    result_file,
     tenth,
 )
+from specmoe.trace import COLUMNS
 
 
 def test_a_plan_has_no_run_twice_and_quick_is_smaller():
@@ -52,12 +55,13 @@ def test_what_is_compared_on_the_clock_alternates_whatever_its_memory_or_n():
     ][:3] == [1, 1, 1]
 
 
-def test_counting_leaves_the_machine_of_what_was_timed(tmp_path):
-    run, loaded = settings.Run("tiny-skewed", "specmoe", 1), SimpleNamespace(info={"experts": 32})
+def test_counting_leaves_the_machine_of_what_was_timed(tmp_path, monkeypatch):
+    run, measure = settings.Run("tiny-skewed", "specmoe", 1), sys.modules[keep.__module__]
     for regime, cpu in (("throttled", "old"), ("count", "new"), ("throttled", "new")):
-        file = ResultFile(tmp_path, "tiny-skewed", "tiny-skewed")
-        file.machine = {"cpu": cpu}
-        file.add([replace(run, regime=regime)], [{"tokens_per_second": 1.0}], loaded)
+        file = result_file(tmp_path, "tiny-skewed", "tiny-skewed")
+        monkeypatch.setattr(measure, "this_machine", lambda cpu=cpu: {"cpu": cpu})
+        runs = [replace(run, regime=regime)]
+        keep(file, runs, [{"tokens_per_second": 1.0}], {"experts": 32})
         kept = json.loads((tmp_path / "tiny-skewed.json").read_text(encoding="utf-8"))["machine"][
             "cpu"
         ]
@@ -75,12 +79,17 @@ def test_only_rounds_with_a_full_batch_count():
         ],
         columns=["round", "phase", "kind", "count", "size"],
     )
-    assert full_rounds(frame, 2) == {
+    frame = frame.reindex(columns=COLUMNS).fillna({"seconds": 1.0})
+    output = SimpleNamespace(trace=SimpleNamespace(to_frame=lambda: frame), sequences=[[1], [2]])
+    found = full_window(output, 2)
+    assert {name: found[name] for name in COUNTED[:-1]} == {
         "tokens_per_round": 3.0,
         "fetched_bytes_per_token": 100 / 6,
         "full_rounds": 1,
         "tokens": 6,
     }
+    nothing = full_window(output, 5)
+    assert (nothing["tokens"], nothing["full_rounds"], nothing["tokens_per_second"]) == (0, 0, None)
 
 
 def test_a_measurement_goes_on_where_it_stopped(tmp_path):
@@ -142,4 +151,4 @@ def test_rows_of_other_weights_are_dropped(tmp_path):
     (tmp_path / "tiny-skewed.json").write_text(
         json.dumps({"weights_sha256": "other", "rows": {"a": {}}})
     )
-    assert ResultFile(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}
+    assert result_file(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..machine import probes
+from ..writing import plain
 from . import floors, offload, peers, results
 from .settings import EVICTIONS, TOKENS, Cell, Length
 from .window import Window, measure
@@ -38,7 +39,7 @@ def measure_cell(run: Run, cell: Cell, file: results.ResultFile) -> dict:
     row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(
         cell.part, speed
     )(run, cell)
-    file.add_model(cell.model, floors.facts(run.place.opened))
+    file.head["models"][cell.model] = plain(floors.facts(run.place.opened))
     return row
 
 

@@ -1,9 +1,9 @@
-"""Result files: one JSON for each part, rewritten after every cell, so that an interrupted run goes
-on where it stopped.
+"""Result files: rows by key in one JSON file, rewritten after every measurement, so that an
+interrupted run goes on where it stopped.
 
-Comes in: a row. Goes out: ``results/<part>.json`` with date, machine, versions and the settings of
-the run. A row that was measured with other code of the engine, or at another length, is measured
-again.
+Comes in: rows. Goes out: a file with its date, machine, versions and settings. What was measured
+with other code of the engine, other weights or at another length is measured again. ``bench`` and
+``paper`` keep their rows in these.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import specmoe
 
 from ..machine import doctor
 from ..writing import plain, read_object, write_whole
-from .settings import Cell, Length
+from .settings import Length
 
 FOLDER = Path(__file__).parent / "results"
+# What a result file keeps of the doctor's findings; "balance" where it was measured.
 MACHINE = (
     "cpu",
     "cores",
@@ -32,41 +33,77 @@ MACHINE = (
     "torch",
     "transformers",
     "python",
+    "balance",
 )
+# Rooms of specmoe/ that decide neither tokens nor seconds of a run.
+BELOW_THE_WALL = ("lab", "tiny", "cli")
 
 
-# Of specmoe/, what decides neither tokens nor seconds of a run.
-BESIDE_THE_ENGINE = {
-    "bench",
-    "cli",
-    "commands",
-    "doctor",
-    "exactness",
-    "exercises",
-    "figures",
-    "job_files",
-    "job_lines",
-    "jobs",
-    "lessons",
-    "metrics",
-    "probes",
-    "replay",
-    "report",
-    "reproduction",
-    "routing",
-    "simulate",
-    "tiny",
-    "widgets",
-    "__init__",
-    "__main__",
-}
+class ResultFile:
+    """Rows by key, and ``head``: what is true of all of them. ``add`` writes the file at once.
+
+    ``of`` says whose rows they are: a file that says otherwise is begun anew. ``stamp`` is what
+    every new row carries; a row that carries another is dropped, unless ``keep``.
+    """
+
+    def __init__(
+        self, file: Path, of: dict | None = None, stamp: dict | None = None, keep: bool = False
+    ):
+        self.file = Path(file)
+        self.stamp = stamp or {}
+        found = read_object(self.file)
+        found = found if _agrees(found, of or {}) else {}
+        rows = found.pop("rows", {})
+        self.rows = {key: row for key, row in rows.items() if keep or _agrees(row, self.stamp)}
+        self.head = (found if self.rows else {}) | (of or {})
+
+    def has(self, run) -> bool:
+        return run.key in self.rows
+
+    def add(self, rows: dict[str, dict], **head) -> None:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
+        for key, row in rows.items():
+            self.rows[key] = plain({**row, "measured": now, "commit": commit(), **self.stamp})
+        self.head |= plain(head)
+        write_whole(self.file, json.dumps({**self.head, "rows": self.rows}, indent=0) + "\n")
+
+
+def _agrees(found: dict, wanted: dict) -> bool:
+    return all(found.get(name) == value for name, value in wanted.items())
+
+
+def part_file(
+    part: str, length: Length, folder: Path = FOLDER, keep: bool = False, code: str | None = None
+) -> ResultFile:
+    """Of one part of the benchmarks: rows of this code of the engine, at this length."""
+    stamp = {"code": code or code_digest(), "slice_s": length.slice_s}
+    file = ResultFile(Path(folder) / f"{part}.json", {"part": part}, stamp, keep)
+    file.head |= {"length": plain(asdict(length)), "models": file.head.get("models", {})}
+    return file
+
+
+def read_all(folder: Path = FOLDER) -> dict[str, dict]:
+    """Part -> content of its file, for the parts that have one."""
+    return {file.stem: read_object(file) for file in sorted(Path(folder).glob("*.json"))}
+
+
+def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:
+    """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were,
+    with the code they had."""
+    return [read_all(machine) for machine in sorted(folder.glob("*/"))]
+
+
+def machine(measured: bool = False) -> dict:
+    """This machine in the words of a result file; ``measured``: with its rates, a few seconds."""
+    found = doctor.examine(quick=True) if measured else doctor.describe()
+    return {name: found[name] for name in MACHINE if name in found}
 
 
 def code_digest() -> str:
     """Eight digits of the code that a run of the engine goes through: equal digits, equal code."""
     package, digest = Path(specmoe.__file__).parent, hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
-        if file.relative_to(package).with_suffix("").parts[0] not in BESIDE_THE_ENGINE:
+        if file.relative_to(package).parts[0] not in BELOW_THE_WALL:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -86,70 +123,3 @@ def commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-class ResultFile:
-    """Rows of one part by key. ``add`` writes the file at once."""
-
-    def __init__(
-        self,
-        part: str,
-        length: Length,
-        folder: Path = FOLDER,
-        keep: bool = False,
-        code: str | None = None,
-    ):
-        self.part = part
-        self.length = length
-        self.file = Path(folder) / f"{part}.json"
-        self.code = code or code_digest()
-        found = read_object(self.file)
-        rows = found.get("rows", {})
-        self.rows = {key: row for key, row in rows.items() if keep or self._fits(row)}
-        self.models: dict[str, dict] = found.get("models", {}) if self.rows else {}
-
-    def _fits(self, row: dict) -> bool:
-        return row.get("code") == self.code and row.get("slice_s") == self.length.slice_s
-
-    def has(self, cell: Cell) -> bool:
-        return cell.key in self.rows
-
-    def add(self, cell: Cell, row: dict) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
-        stamp = {
-            "measured": now,
-            "code": self.code,
-            "commit": commit(),
-            "slice_s": self.length.slice_s,
-        }
-        self.rows[cell.key] = plain({**asdict(cell), **row, **stamp})
-        self.write()
-
-    def add_model(self, name: str, facts: dict) -> None:
-        self.models[name] = plain(facts)
-
-    def write(self) -> None:
-        content = {
-            "part": self.part,
-            "length": asdict(self.length),
-            "machine": plain(_machine()),
-            "models": self.models,
-            "rows": self.rows,
-        }
-        write_whole(self.file, json.dumps(content, indent=0) + "\n")
-
-
-def read_all(folder: Path = FOLDER) -> dict[str, dict]:
-    """Part -> content of its file, for the parts that have one."""
-    return {file.stem: read_object(file) for file in sorted(Path(folder).glob("*.json"))}
-
-
-def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:
-    """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were,
-    with the code they had."""
-    return [read_all(machine) for machine in sorted(folder.glob("*/"))]
-
-
-def _machine() -> dict:
-    found = doctor.describe()
-    return {name: found[name] for name in MACHINE if name in found}

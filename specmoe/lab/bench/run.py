@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..entry import leave
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     length = length_of(options)
     files = {
-        part: results.ResultFile(part, length, options.out, options.keep) for part in options.only
+        part: results.part_file(part, length, options.out, options.keep) for part in options.only
     }
     plan = [cell for part in options.only for cell in settings.cells(part, length, options.batches)]
     missing = [cell for cell in plan if options.models is None or cell.model in options.models]
@@ -94,7 +94,8 @@ def measure(
     try:
         for number, cell in enumerate(missing):
             row = measure_cell(run, cell, files[cell.part])
-            files[cell.part].add(cell, row)
+            kept = {cell.key: {**asdict(cell), **row}}
+            files[cell.part].add(kept, machine=results.machine())
             left = sum(expected_s[number + 1 :]) / 60
             passed = (time.monotonic() - began_s) / 60
             print(

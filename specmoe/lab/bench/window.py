@@ -10,6 +10,7 @@ round on."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any
 
 from ...speculate.loop import Sequence
 from ...trace import Round
+from .. import metrics
 
 COUNTED = (
     "num_hits",
@@ -173,3 +175,30 @@ def measure(engine, prompts: list, window: Window, **options) -> dict:
         "warm_up_s": window.warm_up.get("seconds", 0.0),
         "wall_s": time.perf_counter() - began_s,
     }
+
+
+# ---- the full rounds of a whole run ----
+
+
+def full_window(output, batch: int) -> dict:
+    """Counts, speed and shares of time over a run's rounds with ``batch`` rows in flight; the tail,
+    in which the queue is empty, is left out."""
+    frame = output.trace.to_frame()
+    full = frame.loc[(frame["kind"] == "round") & (frame["size"] == batch), "round"]
+    found = metrics.summary(frame[frame["round"].isin(full)])
+    tokens, perfect_s = found["new_tokens"], found["oracle_overlap_seconds"]
+    names = ("tokens_per_round", "wait_share", "draft_share", "verify_share")
+    return {name: found[name] for name in names} | {
+        "fetched_bytes_per_token": found["bytes_per_token"],
+        "tokens": tokens,
+        "full_rounds": len(full),
+        "tokens_per_second": tokens / found["decode_seconds"] if len(full) else None,
+        "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None,
+        "tokens_digest": digest_of(output),
+    }
+
+
+def digest_of(output) -> str:
+    """Eight digits of the tokens: equal digits, equal texts."""
+    rows = str([list(map(int, row)) for row in output.sequences])
+    return hashlib.sha256(rows.encode()).hexdigest()[:8]

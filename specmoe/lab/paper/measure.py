@@ -8,14 +8,12 @@ kept full); seconds are the median of alternating repeats.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -25,10 +23,19 @@ from ...checkpoint import resolve
 from ...engine import engine
 from .. import metrics
 from ..bench.prompts import prompts_for
-from ..machine import doctor
-from ..writing import check_folder, plain, read_object, write_whole
+from ..bench.results import ResultFile, machine
+from ..bench.window import full_window
+from ..writing import check_folder
 from .settings import LINK, WIDENED, Run
 
+# What a run that only counts says of its full rounds.
+COUNTED = (
+    "tokens_per_round",
+    "fetched_bytes_per_token",
+    "full_rounds",
+    "tokens",
+    "tokens_digest",
+)
 QUEUE, TOKENS, REPEATS, WARM_UP_TOKENS = 2, 64, 2, 8
 Progress = Callable[[int, int, str], None]
 
@@ -46,10 +53,10 @@ def measure(
     ``paths``: where a model of another name lies. Options are those of ``Run``; errors are those of
     ``specmoe.load``.
     """
-    runs, began_s = list(runs), time.monotonic()
+    runs, where, began_s = list(runs), paths or {}, time.monotonic()
     files = {
-        name: ResultFile(folder, name, (paths or {}).get(name, name))
-        for name in dict.fromkeys(r.model for r in runs)
+        name: result_file(folder, name, where.get(name, name))
+        for name in dict.fromkeys(run.model for run in runs)
     }
     missing = [run for run in runs if run.key not in files[run.model].rows]
     if missing:
@@ -69,10 +76,10 @@ def measure(
                 for run in unit:
                     if _engine_key(run) not in engines:
                         engines[_engine_key(run)] = stack.enter_context(
-                            load_engine(files[model].path, run)
+                            load_engine(where.get(model, model), run)
                         )
                 loaded = [engines[_engine_key(run)] for run in unit]
-                files[model].add(unit, _measure_unit(loaded, unit), loaded[0])
+                keep(files[model], unit, _measure_unit(loaded, unit), dict(loaded[0].info))
     return 0
 
 
@@ -150,7 +157,8 @@ def _count(loaded, run: Run) -> dict:
         **options,
     )
     frame = output.trace.to_frame()
-    counts = full_rounds(frame, run.batch) | {"tokens_digest": _digest(output)}
+    found = full_window(output, run.batch)
+    counts = {name: found[name] for name in COUNTED}
     return counts | (
         {"skewness": _skewness(frame, loaded.info["experts"])} if run.method == "on_demand" else {}
     )
@@ -160,32 +168,6 @@ def _skewness(frame: pd.DataFrame, num_experts: int) -> float:
     """Mean Gini of expert use over the layers that decode (an encoder's have no rounds)."""
     use = metrics.expert_use(frame, num_experts=num_experts)
     return metrics.skewness(use[use.sum(axis=1) > 0])
-
-
-def _digest(output) -> str:
-    """Eight digits of the tokens: equal digits, equal texts."""
-    return hashlib.sha256(
-        str([list(map(int, row)) for row in output.sequences]).encode()
-    ).hexdigest()[:8]
-
-
-def full_rounds(frame: pd.DataFrame, batch: int) -> dict:
-    """Counts over the rounds with ``batch`` rows in flight; the tail, in which the queue is empty,
-    is left out."""
-    rounds = frame[frame["kind"] == "round"]
-    full = rounds[rounds["size"] == batch]
-    read = (
-        frame["kind"].isin(metrics.READS)
-        & (frame["phase"] != "prefill")
-        & frame["round"].isin(full["round"])
-    )
-    tokens, moved = int(full["count"].sum()), int(frame.loc[read, "size"].sum())
-    return {
-        "tokens_per_round": tokens / max(1, int(full["size"].sum())),
-        "fetched_bytes_per_token": moved / max(1, tokens),
-        "full_rounds": len(full),
-        "tokens": tokens,
-    }
 
 
 # ---- timing ----
@@ -241,26 +223,6 @@ def generate(loaded, run: Run, prompts: list, tokens: int | None = None, prefetc
     )
 
 
-def full_window(output, batch: int) -> dict:
-    """Speed and shares of time over the rounds with ``batch`` rows in flight."""
-    frame = output.trace.to_frame()
-    full = frame.loc[(frame["kind"] == "round") & (frame["size"] == batch), "round"]
-    found = metrics.summary(frame[frame["round"].isin(full)])
-    tokens, perfect_s = found["new_tokens"], found["oracle_overlap_seconds"]
-    kept = {
-        name: found[name]
-        for name in ("tokens_per_round", "wait_share", "draft_share", "verify_share")
-    }
-    return kept | {
-        "fetched_bytes_per_token": found["bytes_per_token"],
-        "tokens": tokens,
-        "full_rounds": len(full),
-        "tokens_per_second": tokens / found["decode_seconds"],
-        "oracle_tokens_per_second": tokens / perfect_s if perfect_s else None,
-        "tokens_digest": _digest(output),
-    }
-
-
 def _median_row(windows: list[dict]) -> dict:
     """Medians over the repeats, and the slowest and fastest of them."""
     frame = pd.DataFrame(windows)
@@ -275,42 +237,29 @@ def _median_row(windows: list[dict]) -> dict:
 # ---- the file ----
 
 
-class ResultFile:
-    """Rows of one model by key. ``add`` rewrites the file at once; a row of other weights is never
-    mixed in."""
+def result_file(folder: Path, model: str, path: str) -> ResultFile:
+    """Rows of one model; those of other weights are never mixed in."""
+    file = Path(folder) / f"{Path(model).name}.json"
+    return ResultFile(file, {"weights_sha256": weights_digest(path)})
 
-    def __init__(self, folder: Path, model: str, path: str):
-        self.file = Path(folder) / f"{Path(model).name}.json"
-        self.path = path
-        self.weights = weights_digest(path)
-        found = read_object(self.file)
-        kept = found if found.get("weights_sha256") == self.weights else {}
-        self.rows: dict[str, dict] = kept.get("rows", {})
-        self.models: dict = kept.get("model", {})
-        self._machine: dict = kept.get("machine", {})
 
-    @cached_property
-    def machine(self) -> dict:
-        """What this machine is and can do, asked once."""
-        return _machine()
+def keep(file: ResultFile, runs: list[Run], rows: list[dict], info: dict) -> None:
+    """``rows`` of ``runs``, which ``info``'s model was measured by."""
+    name = Path(runs[0].model).name
+    found = {
+        run.key: row | asdict(run) | {"model": name} for run, row in zip(runs, rows, strict=True)
+    }
+    head = {} if "model" in file.head else {"model": info | {"name": name}}
+    # counts are of any machine; its rates belong to what was timed
+    if runs[0].regime != "count" or "machine" not in file.head:
+        head["machine"] = this_machine()
+    file.add(found, **head)
 
-    def add(self, runs: list[Run], rows: list[dict], loaded) -> None:
-        today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
-        for run, row in zip(runs, rows, strict=True):
-            self.rows[run.key] = (
-                row | asdict(run) | {"model": Path(run.model).name, "measured": today}
-            )
-        self.models = self.models or dict(loaded.info) | {"name": Path(runs[0].model).name}
-        # counts are of any machine; its rates belong to what was timed
-        if not self._machine or runs[0].regime != "count":
-            self._machine = self.machine
-        content = {
-            "model": self.models,
-            "weights_sha256": self.weights,
-            "machine": self._machine,
-            "rows": self.rows,
-        }
-        write_whole(self.file, json.dumps(plain(content), indent=0) + "\n")
+
+@cache
+def this_machine() -> dict:
+    """Measured once: seconds."""
+    return machine(measured=True)
 
 
 def weights_digest(path: str) -> str:
@@ -319,19 +268,3 @@ def weights_digest(path: str) -> str:
     for file in sorted(Path(resolve(path)).glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _machine() -> dict:
-    found = doctor.examine(quick=True)
-    names = (
-        "cpu",
-        "cores",
-        "memory",
-        "threads",
-        "specmoe",
-        "torch",
-        "transformers",
-        "python",
-        "balance",
-    )
-    return {name: found[name] for name in names if name in found}
