@@ -206,7 +206,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    "architecture, config", SETTINGS, ids=lambda part: re.sub(r"\W+", "_", str(part))[:60]
+    "architecture, config",
+    [each for each in SETTINGS if each[0] in ARCHITECTURES],
+    ids=lambda part: re.sub(r"\W+", "_", str(part))[:60],
 )
 def test_settings_of_published_checkpoints_do_not_matter(architecture, config, tmp_path):
     same_as_transformers(make_checkpoint(architecture, tmp_path, torch.float64, **config))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.granitemoe import modeling_granitemoe as granitemoe
 
 # V=97 D=32 E=8 K=2; the FFN of an expert differs from D so that a transposed matrix cannot pass
 # unseen.
@@ -76,7 +77,10 @@ _ONLY = {
     "granitemoe": {"intermediate_size": 48, "num_local_experts": 8},
     "ernie4_5_moe": {"moe_intermediate_size": 48, "moe_num_experts": 8, "moe_k": 2, **_SHARED},
 }
-ARCHITECTURES = tuple(_ONLY)
+# Older versions of transformers keep the experts of granitemoe outside its registry.
+ARCHITECTURES = tuple(
+    name for name in _ONLY if name != "granitemoe" or hasattr(granitemoe, "GraniteMoeExperts")
+)
 
 
 def make_config(architecture: str, **overrides):
