@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 MAX_CHARACTERS = 2000  # of a message: names in a file may be as long as the file
 
@@ -67,6 +70,17 @@ def _said(error: BaseException) -> str:
     if lines and lines[0].endswith(":") and error.__cause__ is not None:
         return _said(error.__cause__)
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def path_of(name: Any, what: str = "a file") -> Path:
+    """``name`` as a path, ``~`` being the home; ``OptionError`` where no system could have such a
+    path."""
+    with door(f"{name!r} is no name of {what}", "give a path as text", OptionError):
+        path = Path(name).expanduser()
+        # Not every name that Python can hold is one: half a surrogate pair, a null byte.
+        with suppress(OSError):
+            os.lstat(path)
+        return path
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specmoe import checkpoint as checkpoints
 from specmoe import tiny as shipped_models
-from specmoe.errors import OptionError, SpecMoEError, StoreError
+from specmoe.errors import CheckpointError, OptionError, SpecMoEError, StoreError, path_of
 from specmoe.lab import compiling, markdown, report, writing
 from specmoe.lab.bench import gpu, page, results, run, settings
 from specmoe.lab.exercises import build
@@ -43,7 +44,7 @@ def export_paper(folder) -> None:
 
 
 def bench_results(folder) -> None:
-    file = results.ResultFile("part", settings.QUICK, writing.path_of(folder), code="code")
+    file = results.ResultFile("part", settings.QUICK, path_of(folder), code="code")
     file.write()
 
 
@@ -55,16 +56,16 @@ def paper_results(folder) -> None:
 def clock_results(folder) -> None:
     row = {"model": "m", "link": "native", "method": "cached", "batch": 1}
     frame = pd.DataFrame([row | {"measured": 1.0, "predicted": 1.0, "error": 0.0}])
-    clock.write_results(frame, {"name": "m"}, {}, writing.path_of(folder) / "clock.json")
+    clock.write_results(frame, {"name": "m"}, {}, path_of(folder) / "clock.json")
 
 
 def recordings(folder) -> None:
     some = recording.load_all(next(shipped.FOLDER.glob("*.npz")))[:1]
-    recording.save_all(some, writing.path_of(folder) / "some.npz")
+    recording.save_all(some, path_of(folder) / "some.npz")
 
 
 def exercise(folder) -> None:
-    build.write(nbformat.v4.new_notebook(), writing.path_of(folder) / "lesson.ipynb")
+    build.write(nbformat.v4.new_notebook(), path_of(folder) / "lesson.ipynb")
 
 
 def checkpoint(folder) -> None:
@@ -72,7 +73,11 @@ def checkpoint(folder) -> None:
         with open(staging / "config.json", "wb") as file:
             writing._put("{}", file)
 
-    training.save_whole(writing.path_of(folder), write)
+    training.save_whole(path_of(folder), write)
+
+
+def pack(folder) -> None:
+    checkpoints.pack("tiny-balanced", folder)
 
 
 # Writer -> the file that it leaves in its folder.
@@ -150,13 +155,27 @@ def test_a_full_or_failing_disk_is_one_sentence_and_the_old_file_stays(
 
 @pytest.mark.parametrize("name", NO_NAMES.values(), ids=list(NO_NAMES))
 @pytest.mark.parametrize(
-    "writer", [save_metrics, export_paper, writing.check_folder, writing.write_whole]
+    "writer",
+    [save_metrics, export_paper, writing.check_folder, writing.write_whole]
+    + [checkpoints.open_packed, pack],
 )
 def test_what_is_no_name_is_one_sentence(writer, name):
     arguments = (name, "text") if writer is writing.write_whole else (name,)
     with pytest.raises(OptionError, match="is no name of a f.*give a path as text") as refused:
         writer(*arguments)
     one_sentence(refused.value)
+
+
+def test_packing_over_a_file_is_refused_and_the_file_stays(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(CheckpointError, match="file is no folder: name one"):
+        pack(tmp_path / "file")
+    assert contents(tmp_path) == {"file": b"precious"}
+
+
+def test_a_home_that_nobody_has_is_one_sentence():
+    with pytest.raises(OptionError, match="is no name of a folder"):
+        pack("~nobody-of-this-name/packed")
 
 
 def test_a_link_stays_a_link_and_what_it_leads_to_is_written(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, StoreError, door
+from ..errors import CheckpointError, StoreError, door, path_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
@@ -164,7 +164,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
 
 def open_packed(directory: str | Path) -> PackedExperts:
     """Open a packed folder: manifest and file size are checked, no weights are read."""
-    file = Path(directory) / "manifest.json"
+    file = path_of(directory, "a folder") / "manifest.json"
     if not file.is_file():
         there = file.parent.is_dir()
         what = "holds no packed experts (no manifest.json)" if there else "is no folder"

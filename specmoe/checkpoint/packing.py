@@ -24,7 +24,7 @@ from typing import BinaryIO, TextIO
 
 import torch
 
-from ..errors import CheckpointError, SpecMoEError, StoreError
+from ..errors import CheckpointError, SpecMoEError, StoreError, path_of
 from . import cache
 from .cache import force, lock, write_whole
 from .files import display_name, open_checkpoint, resolve
@@ -53,7 +53,7 @@ def pack(
     """
     plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
     contents = Contents(plan)
-    folder = None if directory is None else Path(directory).expanduser().absolute()
+    folder = None if directory is None else _folder_of(directory)
     if folder is None:
         # two checkpoints of one name never share what is half packed
         source = plan.checkpoint.folder
@@ -69,6 +69,13 @@ def pack(
         return packed
     except OSError as error:
         raise _store_error(error, partial) from error
+
+
+def _folder_of(directory: str | Path) -> Path:
+    folder = path_of(directory, "a folder").absolute()
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
+    return folder
 
 
 def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:

@@ -12,23 +12,12 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import OptionError, StoreError, door
+from ..errors import OptionError, StoreError, door, path_of
 
 REMEDY = "make room there, or name another place that may be written to"
-
-
-def path_of(name: Any, what: str = "a file") -> Path:
-    """``name`` as a path; ``OptionError`` where no system could have such a path."""
-    with door(f"{name!r} is no name of {what}", "give a path as text", OptionError):
-        path = Path(name)
-        # Not every name that Python can hold is one: half a surrogate pair, a null byte.
-        with suppress(OSError):
-            os.lstat(path)
-        return path
 
 
 def check_folder(name: Any) -> Path:

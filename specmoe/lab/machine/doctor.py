@@ -21,9 +21,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from ...errors import one_line
+from ...errors import one_line, path_of
 from ...options import parse_bytes
-from ..writing import path_of
 from . import probes
 
 RECORD_BYTES = 3 * 2**20

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from ...engine import engine
-from ...errors import OptionError, check_choice
-from ..writing import path_of, plain, read_object, write_whole
+from ...errors import OptionError, check_choice, path_of
+from ..writing import plain, read_object, write_whole
 from .facts import FACTS, PAPER_MODELS, Number, frame_of
 from .measure import measure
 from .measured import measured_numbers

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import OptionError, SpecMoEError, door
+from ...errors import OptionError, SpecMoEError, door, path_of
 from ...options import spin_setting
-from ..writing import check_folder, path_of
+from ..writing import check_folder
 from .page import offline_html
 from .parameters import OUT_DIR, Report, first_line, literal, need, one_line
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from ...errors import path_of
 from ..figures import as_table, show_bytes, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
-from ..writing import path_of, write_whole
+from ..writing import write_whole
 
 # speeds nearer than this are level, and so are those whose repeats reach each other's median
 LEVEL = 1.1

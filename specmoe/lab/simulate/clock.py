@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from ...engine.engine import Engine, load
-from ..writing import check_folder, path_of, read_object, write_whole
+from ...errors import path_of
+from ..writing import check_folder, read_object, write_whole
 from .hardware import Hardware
 from .machine import fit_machine, mean_probes
 from .probe import probe_machine
