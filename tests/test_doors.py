@@ -242,7 +242,7 @@ def test_what_could_not_be_kept_is_not_measured(measuring, tmp_path, monkeypatch
     for place in (shipped, clock):
         monkeypatch.setattr(place, "load", never)
     monkeypatch.setattr(paper_measure, "load_engine", never)
-    monkeypatch.setattr("specmoe.tiny.making.train.recipe_tokenizer", never)
+    monkeypatch.setattr("specmoe.tiny.making.train.train", never)
     monkeypatch.setattr("specmoe.lab.report.run._execute", never)
     (tmp_path / "file").write_text("precious")
     with pytest.raises(OptionError) as refused:
