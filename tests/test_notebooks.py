@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import look_inside
 import nbformat
 import pytest
 
@@ -288,3 +289,11 @@ BROKEN = [
         {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3},
     ),
 ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_source_that_a_notebook_shows_is_that_of_today(name):
+    """``python tests/look_inside.py`` writes it again."""
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    for output, now in look_inside.shown(notebook):
+        assert look_inside.committed(output) == now

@@ -100,7 +100,7 @@ def nearest_resident(distances: torch.Tensor, residents: Sequence[int]) -> torch
 
     The last entry, E, means "no expert" and stays E; with no resident at all everything maps to it.
     """
-    return _table(len(distances), residents, lambda r: r[distances[:, r].argmin(dim=1)])
+    return stand_in_table(len(distances), residents, lambda r: r[distances[:, r].argmin(dim=1)])
 
 
 def random_resident(
@@ -111,15 +111,15 @@ def random_resident(
     def draw(r: torch.Tensor) -> torch.Tensor:
         return r[torch.randint(len(r), (num_experts,), generator=generator)]
 
-    return _table(num_experts, residents, draw)
+    return stand_in_table(num_experts, residents, draw)
 
 
 def no_substitute(num_experts: int, residents: Sequence[int]) -> torch.Tensor:
     """The same kind of table where an expert that is not resident is left out."""
-    return _table(num_experts, residents, lambda r: num_experts)
+    return stand_in_table(num_experts, residents, lambda r: num_experts)
 
 
-def _table(num_experts: int, residents: Sequence[int], stand_ins: Callable) -> torch.Tensor:
+def stand_in_table(num_experts: int, residents: Sequence[int], stand_ins: Callable) -> torch.Tensor:
     """int64 [E + 1]: residents as they are, the others as ``stand_ins`` of the residents says."""
     table = torch.full((num_experts + 1,), num_experts, dtype=torch.long)
     if len(residents):
