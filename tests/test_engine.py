@@ -252,6 +252,38 @@ def test_overlapped_reads_the_next_layer_while_this_one_is_computed(open_engine)
         assert (plainly.trace.to_frame().kind != "prefetch").all()
 
 
+def test_who_watches_the_experts_hears_nothing_afterwards(open_engine):
+    engine, heard = open_engine("mixtral"), []
+
+    def hear(run, layer, index, weights):
+        heard.append((layer, index.shape[-1], weights.shape == index.shape))
+
+    with pytest.raises(ZeroDivisionError), engine.experts.watched_by(hear):
+        run(engine, method="cached")
+        assert set(heard) == {(0, 2, True), (1, 2, True)}
+        raise ZeroDivisionError
+    heard.clear()
+    run(engine, method="cached")
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("method='overlapped'", {"method": "overlapped"}),
+        ("substitute='router'", {"method": "specmoe", "substitute": "router"}),
+    ],
+)
+def test_what_needs_the_scores_of_routers_is_refused_by_name_where_they_are_hidden(
+    what, options, open_engine, monkeypatch
+):
+    engine = open_engine("mixtral")
+    monkeypatch.setattr(engine.experts.routers, "modules", [None, None])
+    with pytest.raises(specmoe.UnsupportedModelError, match=f"^{what} needs the router's scores"):
+        run(engine, **options)
+    run(engine, method="specmoe")
+
+
 def test_output_and_stats_show_themselves_without_the_network(open_engine):
     output = run(open_engine("mixtral"))
     for page in (output._repr_html_(), output.stats._repr_html_()):

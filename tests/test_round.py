@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from specmoe.errors import SpecMoEError
 from specmoe.options import GenerateOptions
+from specmoe.speculate import loop
 from specmoe.speculate.loop import Batch, Sequence, decode
 from specmoe.speculate.planner import FixedGamma
 from specmoe.speculate.sampling import Sampler
@@ -302,6 +303,14 @@ def test_prefill_leaves_out_the_last_token_and_masks_the_padding():
     kind, _, _, live = model.log[0]
     assert kind == "prefill"
     assert live.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+
+
+@pytest.mark.parametrize(("lengths", "chunks"), [((10, 2, 2, 2), [2, 2]), ((2, 2, 2, 10), [3, 1])])
+def test_a_chunk_of_prompts_holds_no_more_padded_tokens_than_it_may(lengths, chunks, monkeypatch):
+    monkeypatch.setattr(loop, "PREFILL_TOKENS", 20)
+    prompts = [[n] * length for n, length in enumerate(lengths)]
+    _, _, model = run(prompts, batch_size=4)
+    assert [len(live) for kind, _, _, live in model.log if kind == "prefill"] == chunks
 
 
 def test_draft_and_target_draw_the_same_token_of_the_same_probabilities():
