@@ -360,7 +360,7 @@ def roomy_folder() -> str | None:
 def draw(content: dict, folder: Path) -> list[str]:
     """A figure for each model; none where seaborn is missing."""
     try:
-        from .gpu_pictures import speed_figure
+        from .pictures import speed_figure
     except ImportError:
         return []
     files = []

@@ -1,5 +1,5 @@
 """Figures of the performance page: speed over on-demand by batch, and how far each method is from
-its floor.
+its floor; on a GPU, speed by batch.
 
 Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. The
 notebook ``performance`` shows them."""
@@ -50,6 +50,7 @@ def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
         _draw(axis, rows, value)
         axis.set_title(f"{model}, {LINK_WORDS[link]}", loc="left", fontsize=11)
         axis.set_ylabel(ylabel)
+        axis.set_ylim(bottom=0)
         if not rows:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
     for axis in axes[1]:
@@ -64,17 +65,32 @@ def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
     return figure
 
 
+@styled
+def speed_figure(part: dict, model: str, device: str) -> bytes:
+    """Of a part "speed <model>" of ``gpu.json``: tokens per second by batch, one line for each
+    method, both axes logarithmic."""
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    _draw(axis, sorted(part["rows"], key=lambda row: row["batch"]), "tokens_per_second")
+    axis.set_yscale("log")
+    axis.set_xlabel("batch (rows in flight)")
+    axis.set_ylabel("tokens per second")
+    size = part["info"]["record_bytes"] / 2**20
+    axis.set_title(f"{model}, experts of {size:.4g} MiB in host memory, on {device}", loc="left")
+    axis.legend(frameon=False)
+    return png(figure)
+
+
 def _draw(axis, rows: list[dict], value: str) -> None:
     for name, color in METHOD_COLORS.items():
-        points = [(row["batch"], row[value]) for row in rows if row["method"].split(" ")[0] == name]
-        if points:
-            batches, values = zip(*points)
-            label = "best cached" if name == "cached" else name
+        mine = [row for row in rows if row["method"].split(" ")[0] == name]
+        if mine:
+            batches, values = zip(*((row["batch"], row[value]) for row in mine))
+            # The page's rows name their eviction: the best at that batch.
+            label = name if mine[0]["method"] == name else f"best {name}"
             axis.plot(batches, values, "o-", color=color, label=label, markersize=5)
     axis.set_xscale("log", base=2)
     shown = sorted({row["batch"] for row in rows})
     axis.set_xticks(shown, [str(batch) for batch in shown])
-    axis.set_ylim(bottom=0)
 
 
 def png(figure) -> bytes:
