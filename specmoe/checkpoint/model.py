@@ -1,13 +1,11 @@
 """The transformers model without its experts: built on ``meta``, everything else loaded.
 
 Comes in: a checkpoint. Goes out: a ``PreTrainedModel`` in eval mode whose expert parameters stay on
-``meta`` (``experts`` computes with records instead), and ``expert_modules`` to find them. ``plan``
-takes shapes from the same model.
+``meta`` (``offload`` computes with records), and ``expert_modules`` to find them.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,24 +13,19 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError, UnsupportedModelError, door
 from . import adapters
 from .files import Checkpoint, open_checkpoint, resolve
-from .leftovers import without_leftovers
 from .recipes import recipes
 
-logger = logging.getLogger("specmoe")
-
+PLAIN_ATTENTIONS = ("eager", "sdpa")
+# What a forward pass would return, or compute, besides logits.
+SETTLED = {"output_router_logits": False, "output_attentions": False, "return_dict": True}
+SETTLED |= {"output_hidden_states": False, "torchscript": False, "use_cache": True}
+# Names of classes that hold experts.
+SUSPECT = re.compile("expert|sparsem|moe(block|mlp|layer)")
 # transformers makes these with its class for images and texts alone; their texts were found exact.
 WITH_IMAGES = ("glm4v_moe", "hy_v4_vl", "mistral4", "mistral_large4", "qwen3_vl_moe")
 
@@ -46,59 +39,60 @@ def build_model(
     ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere.
     """
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
-    with door(
-        f"the model of {checkpoint.folder} could not be built",
-        "correct config.json or download it again",
-    ):
-        return _build(checkpoint, dtype, device)
-
-
-def _build(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device
-) -> PreTrainedModel:
-    config = read_config(checkpoint)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
-    model = meta_model(config, dtype)
-    experts = set(expert_parameters(model))
-    missing = _load_trunk(model, checkpoint, experts, device)
-    _tie_and_compute(model, checkpoint, missing, experts, device)
-    _check_complete(model, experts)
-    _read_generation_config(model, checkpoint.folder)
-    model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
-    return model.requires_grad_(False).eval()
+    what = f"the model of {checkpoint.folder} could not be built"
+    with door(what, "correct config.json or download it again"):
+        config = read_config(checkpoint)
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
+        model = meta_model(config, dtype)
+        experts = set(expert_parameters(model))
+        missing = _load_backbone(model, checkpoint, experts, device)
+        _compute_the_rest(model, experts, missing, _to_compute(model, checkpoint, missing), device)
+        _check_complete(model, experts)
+        _read_generation_config(model, checkpoint.folder)
+        model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
+        return model.requires_grad_(False).eval()
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    kind = checkpoint.config.get("model_type")
-    what = (
-        f"transformers does not know the model of {checkpoint.folder} (model_type {kind!r}), "
-        "or "
-        "not its config.json"
-    )
+    named = f"{checkpoint.folder} (model_type {checkpoint.config.get('model_type')!r})"
+    what = f"transformers does not know the model of {named}, or not its config.json"
     with door(what, "correct config.json, or try a newer transformers", UnsupportedModelError):
-        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of ``config`` with all tensors on ``meta``: shapes and names, no memory."""
     try:
         with torch.device("meta"):
-            model = auto_class(config).from_config(without_leftovers(config), dtype=dtype)
+            model = auto_class(config).from_config(_without_leftovers(config), dtype=dtype)
     except ValueError as error:
-        raise UnsupportedModelError(
-            f"model_type {config.model_type!r} generates no text: {error}"
-        ) from error
+        what = f"model_type {config.model_type!r} generates no text: {error}"
+        raise UnsupportedModelError(what) from error
     return adapters.adapt(model)
 
 
 def auto_class(config: PreTrainedConfig) -> type:
     """transformers' class that makes the model of ``config``."""
     if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
+        return transformers.AutoModelForSeq2SeqLM
     if config.model_type in WITH_IMAGES:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def _without_leftovers(config: PreTrainedConfig) -> PreTrainedConfig:
+    """No flag that training left behind may crash a run or change its tokens; which kernels it ran
+    with is transformers' choice again."""
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    for part in [config, *(part for part in parts if part is not None)]:
+        if part._attn_implementation not in PLAIN_ATTENTIONS:
+            part._attn_implementation = None
+        part._experts_implementation = None
+        for name, value in SETTLED.items():
+            if hasattr(part, name):
+                setattr(part, name, value)
+    return config
 
 
 def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -108,28 +102,19 @@ def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
         return found
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     classes = {type(module).__name__ for module in model.modules() if module is not model}
-    suspects = sorted(
-        name for name in classes if re.search("expert|sparsem|moe(block|mlp|layer)", name.lower())
-    )
-    if suspects:
-        raise UnsupportedModelError(
-            f"model_type {kind!r} keeps its experts in {', '.join(suspects)}, outside the experts "
-            "registry of"
-            f" transformers {transformers.__version__}, and specmoe has no adapter for it: a newer "
-            "transformers may"
-            " have it in the registry"
-        )
-    raise UnsupportedModelError(f"model_type {kind!r} is dense: it has no experts to offload")
+    suspects = sorted(name for name in classes if SUSPECT.search(name.lower()))
+    if not suspects:
+        raise UnsupportedModelError(f"model_type {kind!r} is dense: it has no experts to offload")
+    registry = f"the experts registry of transformers {transformers.__version__}"
+    what = f"model_type {kind!r} keeps its experts in {', '.join(suspects)}, outside {registry}"
+    hint = "a newer transformers may have it in the registry"
+    raise UnsupportedModelError(f"{what}, and specmoe has no adapter for it: {hint}")
 
 
-def expert_parameters(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Every expert parameter of the model, ``[E, ...]``: full name -> (experts module, name inside
-    it)."""
-    return {
-        f"{module_name}.{name}": (module_name, name)
-        for module_name, module in expert_modules(model).items()
-        for name, _ in module.named_parameters(recurse=False)
-    }
+def expert_parameters(model: nn.Module) -> dict[str, str]:
+    """Every expert parameter of the model, ``[E, ...]``: its name -> that of the experts module."""
+    found = expert_modules(model).items()
+    return {f"{at}.{name}": at for at, m in found for name, _ in m.named_parameters(recurse=False)}
 
 
 def _is_dispatched(module: nn.Module) -> bool:
@@ -137,7 +122,7 @@ def _is_dispatched(module: nn.Module) -> bool:
     return marked and any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
-def _load_trunk(
+def _load_backbone(
     model: PreTrainedModel, checkpoint: Checkpoint, experts: set[str], device: torch.device
 ) -> set[str]:
     """Load every tensor that is no expert; returns the names that the checkpoint does not have."""
@@ -148,15 +133,13 @@ def _load_trunk(
             continue
         tensors = {p: [checkpoint.read(key) for key in keys] for p, keys in recipe.sources.items()}
         for name, tensor in recipe.convert(tensors, model).items():
-            if name not in expected:
+            if (want := expected.get(name)) is None:
                 continue
-            if tensor.shape != expected[name].shape:
-                raise CheckpointError(
-                    f"tensor {name!r} (from {recipe.first_source!r} in {checkpoint.folder}) has "
-                    "shape"
-                    f" {list(tensor.shape)}, but config.json asks for {list(expected[name].shape)}"
-                )
-            _assign(model, name, tensor.to(device, _dtype_of(model, name, expected[name].dtype)))
+            if tensor.shape != want.shape:
+                what = f"tensor {name!r} (from {recipe.first_source!r} in {checkpoint.folder})"
+                asked = f"config.json asks for {list(want.shape)}"
+                raise CheckpointError(f"{what} has shape {list(tensor.shape)}, but {asked}")
+            _assign(model, name, tensor.to(device, _dtype_of(model, name, want.dtype)))
             missing.discard(name)
     return missing
 
@@ -182,28 +165,23 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, loaded: bool = Tr
     tensor._is_hf_initialized = loaded
 
 
-def _tie_and_compute(
-    model: PreTrainedModel,
-    checkpoint: Checkpoint,
-    missing: set[str],
-    experts: set[str],
-    device: torch.device,
-) -> None:
+def _to_compute(model: PreTrainedModel, checkpoint: Checkpoint, missing: set[str]) -> set[str]:
+    """What of ``missing`` no checkpoint holds, if the rest is tied to what was loaded."""
+    untied = missing - {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+    optional = model._keys_to_ignore_on_load_missing or ()
+    computed = {name for name in untied if any(re.search(pattern, name) for pattern in optional)}
+    if lost := sorted(untied - computed):
+        raise checkpoint.lacks(f"lacks {len(lost)} tensors of the model, first {lost[0]!r}")
+    return computed
+
+
+def _compute_the_rest(model, experts: set[str], missing: set[str], computed: set[str], device):
     """Tie weights and compute what no checkpoint holds (rotary frequencies), as ``from_pretrained``
     does."""
-    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
-    optional = model._keys_to_ignore_on_load_missing or ()
-    computed = {
-        name for name in missing - tied if any(re.search(pattern, name) for pattern in optional)
-    }
-    lost = sorted(missing - tied - computed)
-    if lost:
-        raise checkpoint.lacks(f"lacks {len(lost)} tensors of the model, first {lost[0]!r}")
     for name in computed:
-        _assign(
-            model, name, torch.empty_like(model.state_dict()[name], device=device), loaded=False
-        )
-    for name in experts | (missing & tied):
+        empty = torch.empty_like(model.state_dict()[name], device=device)
+        _assign(model, name, empty, loaded=False)
+    for name in experts | (missing - computed):
         model.get_parameter(name)._is_hf_initialized = True
     for module, name, buffer in _unsaved_buffers(model):
         # NaN, so that a buffer which nothing computes is noticed.
@@ -224,16 +202,13 @@ def _check_complete(model: PreTrainedModel, experts: set[str]) -> None:
     named = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, tensor in named if tensor.is_meta and name not in experts]
     if empty:
-        raise CheckpointError(
-            f"the checkpoint lacks {empty[0]!r} ({len(empty)} in all): download it again"
-        )
+        what = f"the checkpoint lacks {empty[0]!r} ({len(empty)} in all)"
+        raise CheckpointError(f"{what}: download it again")
     for module, name, buffer in _unsaved_buffers(model):
         if buffer.is_floating_point() and buffer.isnan().any():
-            raise UnsupportedModelError(
-                f"buffer {name!r} of {type(module).__name__} is not in the checkpoint, and "
-                "transformers does"
-                " not compute it for a model built without memory"
-            )
+            what = f"buffer {name!r} of {type(module).__name__} is not in the checkpoint"
+            why = "transformers does not compute it for a model built without memory"
+            raise UnsupportedModelError(f"{what}, and {why}")
 
 
 def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
@@ -241,4 +216,4 @@ def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
     file = folder / "generation_config.json"
     where = {} if file.exists() else {"config_file_name": "config.json", "_from_model_config": True}
     with door(f"{file} cannot be used", "correct it, or take it out for transformers' defaults"):
-        model.generation_config = GenerationConfig.from_pretrained(folder, **where)
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, **where)

@@ -1,9 +1,6 @@
-"""Padding: experts get zero FFN columns, so that small models cost what large ones do. Outputs
-stay the same.
+"""Padding: experts get zero FFN columns, so that small models cost what large ones do.
 
-Comes in: an experts module and the layout of its experts. Goes out: where each tensor has its FFN
-columns, and the wider layout, for ``plan``. What the new columns compute meets a zero column of the
-down projection.
+Outputs stay the same: what the new columns compute meets a zero column of the down projection.
 """
 
 from __future__ import annotations
@@ -20,8 +17,7 @@ from .layout import ExpertLayout
 
 @dataclass(frozen=True)
 class FfnAxis:
-    """Where a tensor of one expert counts FFN columns: along ``dim``, ``width`` entries each, in
-    ``halves``."""
+    """Where a tensor has FFN columns: along ``dim``, ``width`` entries each, in ``halves``."""
 
     dim: int
     halves: int = 1
@@ -50,39 +46,31 @@ def _is_concatenated(module: nn.Module) -> bool:
 
 
 def pad_ffn(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
-    """The layout with as many zero FFN columns as bring the payload to at least
-    ``expert_bytes``."""
+    """The layout with so many zero FFN columns that the payload is at least ``expert_bytes``."""
     shapes = dict(zip(native.names, native.shapes))
     if expert_bytes < native.payload_bytes:
-        raise OptionError(
-            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert "
-            "of this"
-            " model has: experts can only be widened"
-        )
+        has = f"the {native.payload_bytes} bytes that an expert of this model has"
+        what = f"expert_bytes={expert_bytes} is below {has}"
+        raise OptionError(f"{what}: experts can only be widened")
     if expert_bytes == native.payload_bytes:
         return native
     if "down_proj" not in shapes or len(shapes.keys() & axes.keys()) < 2:
-        raise OptionError(
-            f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened"
-        )
+        what = f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened"
+        raise OptionError(what)
+    wide = {name: axis for name, axis in axes.items() if name in shapes}
+    entries = [a.width * math.prod(shapes[n]) // shapes[n][a.dim] for n, a in wide.items()]
+    column_bytes = native.dtype.itemsize * sum(entries)
     num_columns = shapes["down_proj"][axes["down_proj"].dim]
-    column_bytes = sum(
-        native.dtype.itemsize * axes[name].width * math.prod(shape) // shape[axes[name].dim]
-        for name, shape in shapes.items()
-        if name in axes
-    )
     num_columns += -(-(expert_bytes - native.payload_bytes) // column_bytes)
-    for name, axis in axes.items():
-        if name in shapes:
-            shape = list(shapes[name])
-            shape[axis.dim] = axis.width * num_columns
-            shapes[name] = tuple(shape)
+    for name, axis in wide.items():
+        sides = list(shapes[name])
+        sides[axis.dim] = axis.width * num_columns
+        shapes[name] = tuple(sides)
     return ExpertLayout.of(shapes, native.dtype)
 
 
 def place(view: torch.Tensor, tensor: torch.Tensor, axis: FfnAxis | None) -> None:
-    """Copy ``tensor`` into ``view``; where ``view`` is wider, each half fills the start of its
-    half."""
+    """Copy ``tensor`` into ``view``, which may be wider: a half fills the start of its half."""
     if axis is None or view.shape == tensor.shape:
         view.copy_(tensor)
         return

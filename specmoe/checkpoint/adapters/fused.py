@@ -1,9 +1,6 @@
 """What the families share: the experts of a layer as one module, and modules that know each row's
 positions.
 
-Comes in: sizes and an activation. Goes out: modules for ``nllb``, ``switch`` and ``llama4`` to put
-into a model.
-
     E experts, D hidden, F ffn, T tokens, K top_k, B rows
 """
 
@@ -19,7 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 class FusedExperts(nn.Module):
     """All experts of one MoE layer, with the flags and parameter names of transformers' own fused
-    experts.
+    experts; ``sizes`` are E, D and F.
 
     Plain ``[F, D]`` and ``[D, F]`` matrices (``bias``: with biases), or ``gated`` ones in Llama 4's
     transposed layout, ``[D, 2F]`` = [gate; up] and ``[F, D]``.
@@ -28,32 +25,22 @@ class FusedExperts(nn.Module):
     is_concatenated, has_post_expert_norm, _is_expert_parallel = True, False, False
 
     def __init__(
-        self,
-        config,
-        num_experts: int,
-        hidden: int,
-        ffn: int,
-        act_fn: Callable,
-        *,
-        bias=False,
-        gated=False,
+        self, config, sizes: tuple[int, int, int], act_fn: Callable, *, bias=False, gated=False
     ):
         super().__init__()
         self.config = config
-        self.num_experts = num_experts
+        self.num_experts, hidden, ffn = sizes
         self.act_fn = act_fn
         self.has_bias = bias
         self.has_gate = gated
         self.is_transposed = gated
+        shapes = {"up_proj": (ffn, hidden), "down_proj": (hidden, ffn)}
         if gated:
-            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, hidden, 2 * ffn))
-            self.down_proj = nn.Parameter(torch.empty(num_experts, ffn, hidden))
-        else:
-            self.up_proj = nn.Parameter(torch.empty(num_experts, ffn, hidden))
-            self.down_proj = nn.Parameter(torch.empty(num_experts, hidden, ffn))
+            shapes = {"gate_up_proj": (hidden, 2 * ffn), "down_proj": (ffn, hidden)}
         if bias:
-            self.up_proj_bias = nn.Parameter(torch.empty(num_experts, ffn))
-            self.down_proj_bias = nn.Parameter(torch.empty(num_experts, hidden))
+            shapes |= {"up_proj_bias": (ffn,), "down_proj_bias": (hidden,)}
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.empty(self.num_experts, *shape)))
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -80,17 +67,14 @@ class RaggedPositions:
     lengths: torch.Tensor
 
 
-def merged(*names: tuple[str, str]) -> list[WeightConverter]:
+def merged(names: dict[str, str]) -> list[WeightConverter]:
     """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]`` in the model,
     for each name."""
-    return [
-        WeightConverter(source, target, operations=[MergeModulelist(dim=0)])
-        for source, target in names
-    ]
+    merge = [MergeModulelist(dim=0)]
+    return [WeightConverter(source, made, operations=merge) for source, made in names.items()]
 
 
 def replace_modules(model: nn.Module, old: type, make: Callable[[nn.Module], nn.Module]) -> None:
     """Put ``make(module)`` in place of every module of class ``old``."""
     for name, module in [(name, m) for name, m in model.named_modules() if isinstance(m, old)]:
-        path, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(path), leaf, make(module))
+        model.set_submodule(name, make(module))

@@ -1,10 +1,9 @@
 """Llama 4, text: the router's sigmoid score scales what goes *into* an expert; a shared expert is
 added.
 
-transformers computes all experts for all tokens, most on zeros. Here only the chosen ones are
-asked: every pair of a token and its expert becomes one token of the registry's function, already
-scaled, with weight 1. Attention layers without rotary positions scale their queries by position;
-every row has its own. Of a multimodal checkpoint the language part is loaded.
+Every pair of a token and its expert becomes one token of the registry's function, already scaled,
+with weight 1. Attention layers without rotary positions scale their queries by position; every row
+has its own. Of a multimodal checkpoint the language part is loaded.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from .fused import FusedExperts, RaggedPositions, replace_modules
 
 
 class Router(theirs.Llama4Router):
-    """The model's router, its logits [T, E] first; then the scores [T, E], zero where not
-    chosen."""
+    """The model's, its logits [T, E] first; then the scores [T, E], zero where not chosen."""
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         router_scores, router_logits = super().forward(hidden_states)
@@ -38,7 +36,7 @@ class SparseBlock(nn.Module):
         self.router = old.router
         self.shared_expert = old.shared_expert
         sizes = (config.num_local_experts, config.hidden_size, config.intermediate_size)
-        self.experts = FusedExperts(config, *sizes, ACT2FN[config.hidden_act], gated=True)
+        self.experts = FusedExperts(config, sizes, ACT2FN[config.hidden_act], gated=True)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])  # [T, D]
@@ -46,28 +44,19 @@ class SparseBlock(nn.Module):
         index = router_logits.topk(self.top_k, dim=-1).indices  # [T, K]
         scaled = tokens[:, None] * router_scores.gather(1, index)[..., None]  # [T, K, D]
         pairs = index.reshape(-1, 1)  # [T * K, 1]: one expert each
-        routed = self.experts(
-            scaled.flatten(0, 1), pairs, torch.ones_like(pairs, dtype=tokens.dtype)
-        )
+        ones = torch.ones_like(pairs, dtype=tokens.dtype)
+        routed = self.experts(scaled.flatten(0, 1), pairs, ones)
         return self.shared_expert(tokens) + routed.view_as(scaled).sum(dim=1), router_logits
 
 
 class ScaledQueries(RaggedPositions, nn.Linear):
-    """The query projection of a layer without rotary positions, with attention temperature tuning
-    by position."""
+    """The query projection of a layer without rotary positions, with a temperature by position."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         queries = super().forward(x)  # [B, T, H * D]
-        scales = (
-            torch.log1p(torch.floor((self.positions.float() + 1.0) / self.floor_scale))
-            * self.attn_scale
-            + 1.0
-        )
+        steps = torch.floor((self.positions.float() + 1.0) / self.floor_scale)
+        scales = torch.log1p(steps) * self.attn_scale + 1.0
         return (queries * scales[..., None]).to(queries.dtype)
-
-
-def check(config) -> None:
-    """Every setting has an exact verification."""
 
 
 def adapt(model: PreTrainedModel) -> None:
@@ -80,20 +69,17 @@ def adapt(model: PreTrainedModel) -> None:
             attention.q_proj.attn_scale = attention.attn_scale
 
 
-def conversions() -> list:
-    """Published checkpoints hold fused experts, which need none of these; some re-saved ones hold
-    one of each."""
-    gate_up = ["feed_forward.experts.*.gate_proj.weight", "feed_forward.experts.*.up_proj.weight"]
-    merge, turn = MergeModulelist(dim=0), Transpose(1, 2)
-    return [
-        WeightConverter(
-            gate_up,
-            "feed_forward.experts.gate_up_proj",
-            operations=[merge, Concatenate(dim=1), turn],
-        ),
-        WeightConverter(
-            "feed_forward.experts.*.down_proj.weight",
-            "feed_forward.experts.down_proj",
-            operations=[merge, turn],
-        ),
-    ]
+# Published checkpoints hold fused experts and need none of these; some re-saved ones hold one each.
+_MERGE, _TURN = MergeModulelist(dim=0), Transpose(1, 2)
+CONVERSIONS = [
+    WeightConverter(
+        [f"feed_forward.experts.*.{name}_proj.weight" for name in ("gate", "up")],
+        "feed_forward.experts.gate_up_proj",
+        operations=[_MERGE, Concatenate(dim=1), _TURN],
+    ),
+    WeightConverter(
+        "feed_forward.experts.*.down_proj.weight",
+        "feed_forward.experts.down_proj",
+        operations=[_MERGE, _TURN],
+    ),
+]

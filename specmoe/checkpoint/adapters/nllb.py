@@ -2,20 +2,19 @@
 
 transformers 5.23's own ``NllbMoeExperts.forward`` takes the one-hot of a mask that is one-hot
 already, and so computes experts 0 and 1 for every token. Here the routing is what the router says:
-the weights of the first expert and of the second (normalised, and with a fixed capacity cut by it,
-as the config says).
+the weights of both experts (normalised, and with a fixed capacity cut by it, as the config says),
+scaled by ``1 - moe_token_dropout``, as fairseq trained the model. Padding needs no mask here:
+padded tokens are told apart outside, and nobody reads them.
 
-``moe_token_dropout`` scales what experts give by ``1 - p`` in evaluation, as fairseq trained the
-model. Padding needs no mask here: padded tokens are told apart outside (they fetch nothing), and
-nobody reads them.
-
-Refused: a second expert that is sampled, and an evaluation capacity that is a fraction of the
-tokens that happen to run together, since no exact verification exists for either. A fixed capacity
+Refused, since no exact verification exists: a second expert that is sampled, and a capacity that is
+a fraction of the tokens that happen to run together. A fixed capacity
 (``moe_eval_capacity_token_fraction`` <= 0) is accepted while a run's blocks cannot exceed it; then
 batch-prioritised routing, which says who is dropped, has no effect.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import nn
@@ -27,35 +26,35 @@ from ...errors import OptionError, UnsupportedModelError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
 TOP_K = 2
+CONVERSIONS = merged(
+    {
+        "ffn.experts.*.fc1.weight": "ffn.experts.up_proj",
+        "ffn.experts.*.fc1.bias": "ffn.experts.up_proj_bias",
+        "ffn.experts.*.fc2.weight": "ffn.experts.down_proj",
+        "ffn.experts.*.fc2.bias": "ffn.experts.down_proj_bias",
+    }
+)
 
 
 class Router(theirs.NllbMoeTop2Router):
-    """The model's router: logits [T, E], then weights and experts of both choices [T, 2] (weight 0:
-    none)."""
+    """The model's: logits [T, E], then weights and experts of both choices [T, 2] (0: none)."""
 
-    def forward(
-        self, hidden_states: torch.Tensor, padding_mask=None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> tuple[torch.Tensor, ...]:
         if self.moe_eval_capacity_token_fraction > 0:
             return self._choose_freely(hidden_states)
         _, router_probs, router_logits = super().forward(hidden_states, padding_mask)
         return router_logits, *router_probs.topk(TOP_K, dim=-1)
 
-    def _choose_freely(
-        self, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _choose_freely(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the original computes where an expert has room for every token, without counting who
         comes first."""
-        logits = nn.functional.linear(
-            tokens.to(self.dtype), self.classifier.weight.to(self.dtype), self._bias()
-        )
+        weight, bias = self.classifier.weight.to(self.dtype), self.classifier.bias
+        bias = None if bias is None else bias.to(self.dtype)
+        logits = nn.functional.linear(tokens.to(self.dtype), weight, bias)
         index = logits.topk(TOP_K, dim=-1).indices
         chosen = logits.softmax(dim=-1).to(tokens.dtype).gather(1, index)
         total = chosen.sum(dim=1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).eps)
         return logits, chosen / total, index
-
-    def _bias(self) -> torch.Tensor | None:
-        return None if self.classifier.bias is None else self.classifier.bias.to(self.dtype)
 
 
 class SparseBlock(nn.Module):
@@ -65,10 +64,8 @@ class SparseBlock(nn.Module):
         super().__init__()
         router.__class__ = Router
         self.router = router
-        act_fn = ACT2FN[config.activation_function]
-        self.experts = FusedExperts(
-            config, config.num_experts, config.d_model, ffn_dim, act_fn, bias=True
-        )
+        sizes, act_fn = (config.num_experts, config.d_model, ffn_dim), config.activation_function
+        self.experts = FusedExperts(config, sizes, ACT2FN[act_fn], bias=True)
         self.eval_scale = 1 - config.moe_token_dropout
 
     def forward(self, hidden_states: torch.Tensor, padding_mask=None) -> torch.Tensor:
@@ -81,74 +78,49 @@ class DecoderPositions(RaggedPositions, theirs.NllbMoeSinusoidalPositionalEmbedd
     """Sinusoidal positions of every row's own: token t of a row stands at padding_idx + 1 + t, a
     pad token at padding_idx (as when tokens are decoded one by one)."""
 
-    def forward(
-        self, input_ids=None, inputs_embeds=None, past_key_values_length: int = 0
-    ) -> torch.Tensor:
-        index = (self.positions + self.padding_idx + 1).masked_fill(
-            input_ids == self.padding_idx, self.padding_idx
-        )
-        return self.weights[index]  # [B, T, D]
+    def forward(self, input_ids=None, inputs_embeds=None, past_key_values_length=0) -> torch.Tensor:
+        index, pad = self.positions + self.padding_idx + 1, self.padding_idx
+        return self.weights[index.masked_fill(input_ids == pad, pad)]  # [B, T, D]
 
 
 def check(config) -> None:
     """Refuse settings without exact verification."""
-    if config.second_expert_policy != "all":
-        raise UnsupportedModelError(
-            f"nllb-moe with second_expert_policy={config.second_expert_policy!r} draws its second "
-            "expert at random: no "
-            "exact verification exists; set it to 'all' in config.json"
-        )
-    fraction = config.moe_eval_capacity_token_fraction
-    if 0 < fraction < 1:
-        raise UnsupportedModelError(
-            f"nllb-moe with moe_eval_capacity_token_fraction={fraction} drops tokens depending on "
-            "which tokens run "
-            "together: no exact verification exists; set it to 1.0 in config.json"
-        )
+    policy, fraction = config.second_expert_policy, config.moe_eval_capacity_token_fraction
+    if policy != "all":
+        what = f"nllb-moe with second_expert_policy={policy!r} draws its second expert at random"
+        remedy = "set it to 'all' in config.json"
+    elif 0 < fraction < 1:
+        drops = "drops tokens depending on which tokens run together"
+        what = f"nllb-moe with moe_eval_capacity_token_fraction={fraction} {drops}"
+        remedy = "set it to 1.0 in config.json"
+    else:
+        return
+    raise UnsupportedModelError(f"{what}: no exact verification exists; {remedy}")
 
 
 def largest_block(config, num_rows: int) -> int | None:
-    """Tokens of a row that may run at once, when ``num_rows`` rows run together; None: any
-    number."""
-    return (
-        None if config.moe_eval_capacity_token_fraction > 0 else config.expert_capacity // num_rows
-    )
+    # a fraction of at least 1.0: an expert has room for every token
+    has_room = config.moe_eval_capacity_token_fraction > 0
+    return None if has_room else config.expert_capacity // num_rows
 
 
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:
     """A fixed capacity counts the tokens of all rows: none of this run's blocks may be larger."""
-    if config.moe_eval_capacity_token_fraction > 0:
-        return  # at least 1.0: an expert has room for every token
-    capacity = config.expert_capacity
+    most, capacity = largest_block(config, num_rows), config.expert_capacity
     for what, tokens in (("encoded", source), ("verified", block)):
-        if num_rows * tokens > capacity:
+        if most is not None and tokens > most:
+            where = f"{num_rows} rows x {tokens} tokens are {what} at once"
+            why = "tokens would be dropped depending on what runs together"
+            remedy = f"use batch_size={max(1, capacity // max(source, block))} or a smaller gamma"
+            other = "set moe_eval_capacity_token_fraction to 1.0 in config.json"
             raise OptionError(
-                f"{num_rows} rows x {tokens} tokens are {what} at once, but "
-                f"expert_capacity={capacity}: tokens would be "
-                "dropped depending on what runs together; use "
-                f"batch_size={max(1, capacity // max(source, block))} or a "
-                "smaller gamma, or set moe_eval_capacity_token_fraction to 1.0 in config.json"
+                f"{where}, but expert_capacity={capacity}: {why}; {remedy}, or {other}"
             )
 
 
 def adapt(model: PreTrainedModel) -> None:
-    config = model.config
-    for stack, ffn_dim in (
-        (model.model.encoder, config.encoder_ffn_dim),
-        (model.model.decoder, config.decoder_ffn_dim),
-    ):
-        replace_modules(
-            stack,
-            theirs.NllbMoeSparseMLP,
-            lambda old, ffn=ffn_dim: SparseBlock(old.router, config, ffn),
-        )
-    model.model.decoder.embed_positions.__class__ = DecoderPositions
-
-
-def conversions() -> list:
-    return merged(
-        ("ffn.experts.*.fc1.weight", "ffn.experts.up_proj"),
-        ("ffn.experts.*.fc1.bias", "ffn.experts.up_proj_bias"),
-        ("ffn.experts.*.fc2.weight", "ffn.experts.down_proj"),
-        ("ffn.experts.*.fc2.bias", "ffn.experts.down_proj_bias"),
-    )
+    config, stacks = model.config, model.model
+    for stack, ffn in ((stacks.encoder, "encoder_ffn_dim"), (stacks.decoder, "decoder_ffn_dim")):
+        make = partial(SparseBlock, config=config, ffn_dim=getattr(config, ffn))
+        replace_modules(stack, theirs.NllbMoeSparseMLP, lambda old, make=make: make(old.router))
+    stacks.decoder.embed_positions.__class__ = DecoderPositions

@@ -37,25 +37,18 @@ class RaggedRope(RaggedPositions):
         for regime in regimes.unique().tolist():
             here = regimes == regime
             made = self._of_length(x, position_ids, int(self.lengths[here].max()), layer_type)
-            chosen = (
-                made
-                if chosen is None
-                else [torch.where(here[..., None], a, b) for a, b in zip(made, chosen)]
-            )
+            pairs = zip(made, chosen or made)
+            chosen = [torch.where(here[..., None], new, old) for new, old in pairs]
         return tuple(chosen) if len(chosen) > 1 else chosen[0]
 
-    def _of_length(
-        self, x, position_ids: torch.Tensor, length: int, layer_type: str | None
-    ) -> list[torch.Tensor]:
+    def _of_length(self, x, position_ids, length: int, layer_type) -> list[torch.Tensor]:
         """What the class computes for these positions if the longest row has ``length`` tokens."""
         kwargs = {} if layer_type is None else {"layer_type": layer_type}
-        # back to the original frequencies first: transformers keeps those of the last length that
-        # was longer
+        # back to the original frequencies first: transformers keeps those of the last longer length
         super().forward(x, torch.zeros_like(position_ids), **kwargs)
         last = torch.full_like(position_ids[:, :1], length - 1)
-        made = super().forward(
-            x, torch.cat([position_ids.clamp(max=length - 1), last], dim=1), **kwargs
-        )
+        positions = torch.cat([position_ids.clamp(max=length - 1), last], dim=1)
+        made = super().forward(x, positions, **kwargs)
         return [part[:, :-1] for part in (made if isinstance(made, tuple) else (made,))]
 
 
@@ -63,8 +56,11 @@ def adapt(model: PreTrainedModel) -> None:
     """Mix ``RaggedRope`` into the modules of ``model`` that need it."""
     for module in model.modules():
         regimes = [_regime(module, layer_type) for layer_type in _layer_types(module)]
-        if any(regime is not None and regime[0] for regime in regimes):
-            _check_version(model)
+        is_dynamic = any(regime is not None and regime[0] for regime in regimes)
+        if is_dynamic and Version(transformers.__version__) < DYNAMIC_SINCE:
+            what = f"{model.config.model_type} has dynamic rope, whose rows are exact from"
+            here = f"transformers {DYNAMIC_SINCE} on, and this is {transformers.__version__}"
+            raise UnsupportedModelError(f"{what} {here}: use a newer one")
         if any(regimes):
             module.__class__ = type(type(module).__name__, (RaggedRope, type(module)), {})
 
@@ -78,24 +74,14 @@ def rope_switch(model: PreTrainedModel) -> int | None:
     return None
 
 
-def _check_version(model: PreTrainedModel) -> None:
-    """Refuse frequencies that change with every length where they were not found to be exact."""
-    if Version(transformers.__version__) < DYNAMIC_SINCE:
-        raise UnsupportedModelError(
-            f"{model.config.model_type} has dynamic rope, whose rows are exact from transformers "
-            f"{DYNAMIC_SINCE} on, and"
-            f" this is {transformers.__version__}: use a newer one"
-        )
-
-
 def _layer_types(module: nn.Module) -> list[str | None]:
     kinds = getattr(module, "rope_type", None)
     return list(kinds) if isinstance(kinds, dict) else [None] if isinstance(kinds, str) else []
 
 
 def _regime(module: nn.Module, layer_type: str | None) -> tuple[bool, int] | None:
-    """(one set of frequencies per length?, the length up to which there is only one), or None:
-    lengths do not matter."""
+    """(one set of frequencies per length?, the length up to which there is only one); None: lengths
+    do not matter."""
     rope = module.config.rope_parameters
     rope = rope if layer_type is None else rope[layer_type]
     if "dynamic" in rope["rope_type"]:

@@ -5,17 +5,15 @@ lose tokens in the encoder, and loses the same ones in every batch: a dropped to
 and fetches none. In the decoder plain decoding runs one token at a time and never drops; a verified
 block of gamma + 1 tokens must therefore fit the capacity.
 
-Needs transformers 5.18: before, its router threw its scores away and routed flattened tokens, so
-that no capacity applied.
-
-The bias of the decoder's self-attention depends on the distance between query and key: here every
-row counts from its own position.
+Before transformers 5.18 the router threw its scores away and routed flattened tokens, so that no
+capacity applied.
 """
 
 from __future__ import annotations
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -25,22 +23,24 @@ from ...errors import OptionError, UnsupportedModelError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
 TOP_K = 1
-OLDEST_TRANSFORMERS = (5, 18)
+CONVERSIONS = merged(
+    {
+        "mlp.experts.*.wi.weight": "mlp.experts.up_proj",
+        "mlp.experts.*.wo.weight": "mlp.experts.down_proj",
+    }
+)
+OLDEST_TRANSFORMERS = "5.18"
 
 
 class Router(theirs.SwitchTransformersTop1Router):
-    """The model's router, its scores [B, T, E] first; then the one-hot choice [B, T, E] (zeros:
-    dropped) and its probability [B, T, 1]. The order of what it returns has changed between
-    versions of transformers."""
+    """The model's, its scores [B, T, E] first; then the one-hot choice [B, T, E] (zeros: dropped)
+    and its probability [B, T, 1]. Versions of transformers return them in other orders."""
 
-    def forward(
-        self, hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = super().forward(hidden_states)
         [chosen] = [x for x in outputs if not x.is_floating_point()]
-        probability, scores = sorted(
-            (x for x in outputs if x.is_floating_point()), key=lambda x: x.shape[-1]
-        )
+        floating = [x for x in outputs if x.is_floating_point()]
+        probability, scores = sorted(floating, key=lambda x: x.shape[-1])
         return scores, chosen.view(scores.shape), probability
 
 
@@ -51,9 +51,8 @@ class SparseBlock(nn.Module):
         super().__init__()
         router.__class__ = Router
         self.router = router
-        self.experts = FusedExperts(
-            config, config.num_experts, config.d_model, config.d_ff, ACT2FN[config.dense_act_fn]
-        )
+        sizes = (config.num_experts, config.d_model, config.d_ff)
+        self.experts = FusedExperts(config, sizes, ACT2FN[config.dense_act_fn])
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         _, chosen, probability = self.router(hidden_states)  # [B, T, E], [B, T, 1]
@@ -64,14 +63,11 @@ class SparseBlock(nn.Module):
 
 
 class DecoderAttention(RaggedPositions, theirs.SwitchTransformersAttention):
-    """Self-attention whose relative position bias [B, H, T, L] counts from every row's own
-    positions."""
+    """Its relative position bias [B, H, T, L] counts from every row's own positions."""
 
     def compute_bias(self, query_length, key_length, device=None, **past) -> torch.Tensor:
-        # [B, T, L]
-        distance = (
-            torch.arange(key_length, device=self.positions.device) - self.positions[:, :, None]
-        )
+        keys = torch.arange(key_length, device=self.positions.device)
+        distance = keys - self.positions[:, :, None]  # [B, T, L]
         buckets = self._relative_position_bucket(
             distance,
             bidirectional=False,
@@ -85,26 +81,25 @@ def check(config) -> None:
     """Settings have an exact verification while blocks fit the capacity (``check_blocks``);
     transformers may be too old."""
     here = transformers.__version__
-    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TRANSFORMERS:
-        raise UnsupportedModelError(
-            f"switch_transformers needs transformers {'.'.join(map(str, OLDEST_TRANSFORMERS))} or "
-            f"newer (here: {here}): the "
-            "router of older ones does not return its scores; upgrade transformers"
+    if Version(here).release < Version(OLDEST_TRANSFORMERS).release:
+        what = (
+            f"switch_transformers needs transformers {OLDEST_TRANSFORMERS} or newer (here: {here})"
         )
+        why = "the router of older ones does not return its scores"
+        raise UnsupportedModelError(f"{what}: {why}; upgrade transformers")
 
 
 def largest_block(config, num_rows: int) -> int:
-    """Tokens of a row that may run at once: the capacity counts those of one row."""
+    """The capacity counts the tokens of one row."""
     return config.expert_capacity
 
 
 def check_blocks(config, num_rows: int, block: int, source: int) -> None:
-    if block > config.expert_capacity:
-        raise OptionError(
-            f"{block} tokens of a row are verified at once, but "
-            f"expert_capacity={config.expert_capacity}: tokens would be "
-            f"dropped that plain decoding keeps; use gamma={config.expert_capacity - 1} or less"
-        )
+    most = config.expert_capacity
+    if block > most:
+        what = f"{block} tokens of a row are verified at once, but expert_capacity={most}"
+        why = "tokens would be dropped that plain decoding keeps"
+        raise OptionError(f"{what}: {why}; use gamma={most - 1} or less")
 
 
 def adapt(model: PreTrainedModel) -> None:
@@ -112,10 +107,3 @@ def adapt(model: PreTrainedModel) -> None:
         model, theirs.SwitchTransformersSparseMLP, lambda old: SparseBlock(old.router, model.config)
     )
     model.decoder.block[0].layer[0].SelfAttention.__class__ = DecoderAttention
-
-
-def conversions() -> list:
-    return merged(
-        ("mlp.experts.*.wi.weight", "mlp.experts.up_proj"),
-        ("mlp.experts.*.wo.weight", "mlp.experts.down_proj"),
-    )
