@@ -1,34 +1,25 @@
-"""A checkpoint's files: found by name, folder or hub id, and refused where they are no safe
-checkpoint.
-
-Tensors are read with plain reads: a mapped file that shrinks kills the process, and mapped pages
-count as memory.
-"""
+"""A checkpoint's files: found by name, folder or hub id, refused where they are not safe."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import torch
-
 from ..errors import CheckpointError, OptionError, door
-from .header import USE_UNQUANTISED, TensorInfo, quantised, read_header
+from .header import DTYPES, USE_UNQUANTISED, StoredTensor, read_header
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 SINGLE = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Read and hashed at a time: stays in the processor's cache.
-PIECE_BYTES = 2**20
 MAX_JSON_BYTES = 100_000_000
 # Keys of config.json that say how many modules, or entries of a list, transformers is to make.
 COUNTS = re.compile(r"^(?!max_).*(layers?|experts?|labels|blocks|depth)$")
 LEAST_BOUND = 512  # counts up to it cost nothing
+NAME = r"[\w-][\w.-]*"
 GIVE = "give a folder, a hub id (owner/name) or a shipped model's name"
 AGAIN = "download the checkpoint again"
 
@@ -40,53 +31,13 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     shards: tuple[Path, ...]
-    tensors: dict[str, TensorInfo]
-
-    def read(self, key: str, first: int | None = None, digest: Any = None) -> torch.Tensor:
-        """The tensor ``key``, or of its leading dimension only index ``first``, ``[1, ...]``;
-        ``digest`` gets what ``add_to`` would give it."""
-        shape, dtype, file, start = self._place(key, first)
-        with door(f"tensor {key!r} in {file} could not be made", "download it again"):
-            tensor = torch.empty(shape, dtype=dtype)
-        content = tensor.reshape(-1).view(torch.uint8).numpy()
-        _read_into(file, start, memoryview(content))
-        if digest is not None:
-            digest.update(repr((dtype, shape)).encode())
-            digest.update(content)
-        return tensor
-
-    def add_to(self, digest: Any, key: str, first: int | None = None) -> None:
-        """Add dtype, shape and bytes of what ``read`` gives to ``digest``, a piece at a time."""
-        shape, dtype, file, start = self._place(key, first)
-        digest.update(repr((dtype, shape)).encode())
-        left = math.prod(shape) * dtype.itemsize
-        piece = memoryview(bytearray(min(left, PIECE_BYTES)))
-        while left:
-            piece = piece[:left]
-            _read_into(file, start, piece)
-            digest.update(piece)
-            start, left = start + len(piece), left - len(piece)
-
-    def _place(self, key: str, first: int | None) -> tuple[tuple, torch.dtype, Path, int]:
-        """Shape, dtype, file and first byte of what is asked for."""
-        info, dtype = self.tensors[key], self.dtype(key)
-        shape = info.shape if first is None else (1, *info.shape[1:])
-        start = info.start + (first or 0) * math.prod(shape) * dtype.itemsize
-        return shape, dtype, info.file, start
-
-    def dtype(self, key: str) -> torch.dtype:
-        """The dtype of the tensor ``key``; refuses a quantised one."""
-        if self.tensors[key].dtype is None:
-            raise CheckpointError(quantised(key, self.tensors[key]))
-        return self.tensors[key].dtype
+    tensors: dict[str, StoredTensor]
 
     def lacks(self, what: str) -> CheckpointError:
         """The error about tensors that are not there: quantised ones, if there are any, stand in
         their place."""
-        for key, info in self.tensors.items():
-            if info.dtype is None:
-                return CheckpointError(quantised(key, info))
-        return CheckpointError(f"{self.folder} {what}: download it again")
+        odd = (stored.refusal() for stored in self.tensors.values() if stored.format not in DTYPES)
+        return next(odd, CheckpointError(f"{self.folder} {what}: download it again"))
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -111,19 +62,15 @@ def _local(name_or_path: str | Path) -> Path | None:
     name = str(name_or_path)
     if not name:
         raise CheckpointError(f"the model's name is empty: {GIVE}")
-    is_name = isinstance(name_or_path, str) and len(name) < 256
-    if (
-        is_name
-        and re.fullmatch(r"[\w-][\w.-]*", name)
-        and (SHIPPED / name / "config.json").is_file()
-    ):
+    given = name if isinstance(name_or_path, str) and len(name) < 256 else ""
+    if re.fullmatch(NAME, given) and (SHIPPED / name / "config.json").is_file():
         return SHIPPED / name
     with door(f"{name!r} is no path", GIVE):
         path = Path(name).expanduser()
         is_there, is_folder = path.exists(), path.is_dir()
     if is_folder:
         return path.resolve()
-    if isinstance(name_or_path, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if isinstance(name_or_path, str) and re.fullmatch(f"{NAME}/{NAME}", name):
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     what = "is a file, not a checkpoint folder" if is_there else "does not exist"
@@ -161,11 +108,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         _refuse_quantised_config(folder, config)
         shard_of = _find_shards(folder)
         shards = tuple(sorted(set((shard_of or {"": folder / SINGLE}).values())))
-        tensors: dict[str, TensorInfo] = {}
-        for shard in shards:
-            for key, info in read_header(shard).items():
-                if not shard_of or shard_of.get(key) == shard:
-                    tensors[key] = info
+        found = [item for shard in shards for item in read_header(shard).items()]
+        tensors = {k: t for k, t in found if not shard_of or shard_of.get(k) == t.file}
         if lost := sorted(shard_of.keys() - tensors.keys()):
             what = f"{shard_of[lost[0]]} lacks the tensor {lost[0]!r} that the index of {folder}"
             raise CheckpointError(f"{what} promises ({len(lost)} in all): {AGAIN}")
@@ -237,14 +181,12 @@ def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
 
 def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict) -> None:
     """Refuse counts that the weights cannot have, before anything is built of so many parts."""
-    first = [info.shape[0] for info in tensors.values() if info.shape]
+    first = [stored.shape[0] for stored in tensors.values() if stored.shape]
     most = max(LEAST_BOUND, len(tensors), *first)
-    for name, value in ((name, value) for part in _parts(config) for name, value in part.items()):
+    for name, value in (setting for part in _parts(config) for setting in part.items()):
         if COUNTS.search(name) and isinstance(value, int | float) and value > most:
-            what = (
-                f"{file} says {name}={value}, more than the {len(tensors)} tensors there can hold"
-            )
-            raise CheckpointError(f"{what}: correct it or download the checkpoint again")
+            what = f"{file} says {name}={value}, more than the {len(tensors)} tensors there"
+            raise CheckpointError(f"{what} can hold: correct it or {AGAIN}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -256,17 +198,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no JSON object: download it again")
     return content
-
-
-def _read_into(file: Path, start: int, view: memoryview) -> None:
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            stream.seek(start)
-            while len(view):
-                count = stream.readinto(view)
-                if not count:
-                    what = f"{file} ended {len(view)} bytes early"
-                    raise CheckpointError(f"{what}: cut short while it was read")
-                view = view[count:]
-    except OSError as error:
-        raise CheckpointError(f"{file} could not be read ({error})") from error

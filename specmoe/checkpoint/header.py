@@ -1,6 +1,7 @@
-"""The header of a safetensors file, believed only where all of it fits: where each tensor lies.
+"""The tensors of a safetensors file: its header, believed only where all of it fits, and reading.
 
-The rules are those of the safetensors library, which maps the file; here it is only read.
+The rules are those of the safetensors library, but with plain reads: a mapped file that shrinks
+kills the process, and mapped pages count as memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ..errors import CheckpointError, door
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 MAX_DIMS = 16
+# Read and hashed at a time: stays in the processor's cache.
+PIECE_BYTES = 2**20
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
 DTYPES |= {"BF16": torch.bfloat16, "BOOL": torch.bool}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
@@ -26,17 +29,60 @@ USE_UNQUANTISED = (
 )
 
 
-class TensorInfo(NamedTuple):
-    """Where one tensor lies, from byte ``start``; no ``dtype``: a format not computed with."""
+class StoredTensor(NamedTuple):
+    """A tensor as it lies in ``file``, from byte ``start``."""
 
+    name: str
     file: Path
-    dtype: torch.dtype | None
+    format: str
     shape: tuple[int, ...]
     start: int
-    format: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.format not in DTYPES:
+            raise self.refusal()
+        return DTYPES[self.format]
+
+    def refusal(self) -> CheckpointError:
+        """The error about a format that specmoe does not compute with."""
+        kind = f"{self.format} ({QUANTISED.get(self.format, 'not known')})"
+        what = f"tensor {self.name!r} in {self.file} has the quantised format {kind}"
+        return CheckpointError(f"{what}: {USE_UNQUANTISED}")
+
+    def part(self, index: int) -> StoredTensor:
+        """Of ``[E, ...]`` only ``index``, as ``[1, ...]``."""
+        shape = (1, *self.shape[1:])
+        start = self.start + index * math.prod(shape) * self.dtype.itemsize
+        return self._replace(shape=shape, start=start)
+
+    def meta(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def read(self, digest: Any = None) -> torch.Tensor:
+        """The tensor; ``digest`` gets what ``add_to`` would give it."""
+        with door(f"tensor {self.name!r} in {self.file} could not be made", "download it again"):
+            tensor = torch.empty(self.shape, dtype=self.dtype)
+        content = tensor.reshape(-1).view(torch.uint8).numpy()
+        _read_into(self.file, self.start, memoryview(content))
+        if digest is not None:
+            digest.update(repr((self.dtype, self.shape)).encode())
+            digest.update(content)
+        return tensor
+
+    def add_to(self, digest: Any) -> None:
+        """Add dtype, shape and bytes to ``digest``, a piece at a time."""
+        digest.update(repr((self.dtype, self.shape)).encode())
+        start, left = self.start, math.prod(self.shape) * self.dtype.itemsize
+        piece = memoryview(bytearray(min(left, PIECE_BYTES)))
+        while left:
+            piece = piece[:left]
+            _read_into(self.file, start, piece)
+            digest.update(piece)
+            start, left = start + len(piece), left - len(piece)
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file; the size of the file must be what its header says."""
     readable = door(f"{file} has no readable safetensors header", "download it again")
     with readable, open(file, "rb") as stream:
@@ -53,7 +99,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         entries = sorted(_entry(key, **fields) for key, fields in header.items())
     _check_places(file, size, 8 + length, entries)
     return {
-        key: TensorInfo(file, DTYPES.get(kind), shape, 8 + length + begin, kind)
+        key: StoredTensor(key, file, kind, shape, 8 + length + begin)
         for begin, _, key, kind, shape in entries
     }
 
@@ -74,12 +120,6 @@ def _check_places(file: Path, size: int, start: int, entries: list[tuple]) -> No
         raise CheckpointError(f"{what}: cut short or altered, download it again")
 
 
-def quantised(key: str, info: TensorInfo) -> str:
-    """The sentence about a tensor in a format that specmoe does not compute with."""
-    kind = f"{info.format} ({QUANTISED.get(info.format, 'not known')})"
-    return f"tensor {key!r} in {info.file} has the quantised format {kind}: {USE_UNQUANTISED}"
-
-
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -98,3 +138,17 @@ def _entry(key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> t
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {key!r} has a size unlike its shape")
     return begin, end, key, dtype, tuple(shape)
+
+
+def _read_into(file: Path, start: int, view: memoryview) -> None:
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(start)
+            while len(view):
+                count = stream.readinto(view)
+                if not count:
+                    what = f"{file} ended {len(view)} bytes early"
+                    raise CheckpointError(f"{what}: cut short while it was read")
+                view = view[count:]
+    except OSError as error:
+        raise CheckpointError(f"{file} could not be read ({error})") from error

@@ -159,13 +159,13 @@ def read_kept(file: Path | None) -> dict[str, Any]:
 
 def _rest(plan: ExpertPlan) -> str:
     """The digest of every tensor that is no expert's, by name, dtype, shape and bytes."""
-    layers = [recipe for layer in plan.recipes for recipe in layer]
-    experts = {key for recipe in layers for keys in recipe.sources.values() for key in keys}
+    groups = [g for layer in plan.recipes for recipe in layer for g in recipe.sources.values()]
+    experts = {stored.name for group in groups for stored in group}
     digest = hashlib.sha256()
-    for key in sorted(plan.checkpoint.tensors):
-        if key not in experts:
-            digest.update(key.encode())
-            plan.checkpoint.add_to(digest, key)
+    for name, stored in sorted(plan.checkpoint.tensors.items()):
+        if name not in experts:
+            digest.update(name.encode())
+            stored.add_to(digest)
     return digest.hexdigest()
 
 

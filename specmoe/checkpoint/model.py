@@ -131,7 +131,7 @@ def _load_backbone(
     for recipe in recipes(model, checkpoint.tensors):
         if recipe.target in experts:
             continue
-        tensors = {p: [checkpoint.read(key) for key in keys] for p, keys in recipe.sources.items()}
+        tensors = {p: [t.read() for t in stored] for p, stored in recipe.sources.items()}
         for name, tensor in recipe.convert(tensors, model).items():
             if (want := expected.get(name)) is None:
                 continue

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +14,13 @@ from torch import nn
 
 from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import AGAIN, Checkpoint
+from .header import StoredTensor
 from .layout import ExpertLayout
 from .model import expert_modules, expert_parameters, meta_model, read_config
 from .padding import FfnAxis, ffn_axes, pad_ffn, place
 from .recipes import Recipe, recipes
 
 DIGITS = 32  # of the digest of one expert
-# of one expert: a source pattern, its tensor, and an index where all experts are one tensor
-Source = tuple[str, str, int | None]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -68,9 +66,9 @@ class ExpertPlan:
         views, digest = self.layout.views(record), hashlib.sha256()
         for recipe in self.recipes[layer]:
             tensors = {}
-            for pattern, key, first in _of_one(recipe, expert):
+            for pattern, stored in _of_one(recipe, expert).items():
                 digest.update(pattern.encode())
-                tensors[pattern] = [self.checkpoint.read(key, first, digest)]
+                tensors[pattern] = [stored.read(digest)]
             for name, tensor in recipe.convert(tensors, self.model).items():
                 leaf = name.removeprefix(self.layers[layer] + ".")
                 place(views[leaf], tensor[0], self.axes.get(leaf))
@@ -80,24 +78,23 @@ class ExpertPlan:
         """Of the bytes that the expert is made from."""
         digest = hashlib.sha256()
         for recipe in self.recipes[layer]:
-            for pattern, key, first in _of_one(recipe, expert):
+            for pattern, stored in _of_one(recipe, expert).items():
                 digest.update(pattern.encode())
-                self.checkpoint.add_to(digest, key, first)
+                stored.add_to(digest)
         return digest.hexdigest()[:DIGITS]
 
 
-def _of_one(recipe: Recipe, expert: int) -> Iterator[Source]:
-    for pattern, keys in recipe.sources.items():
-        yield (
-            (pattern, keys[0], expert)
-            if _is_fused(pattern, keys)
-            else (pattern, keys[expert], None)
-        )
+def _of_one(recipe: Recipe, expert: int) -> dict[str, StoredTensor]:
+    """Of each source pattern the tensor of one expert alone."""
+    return {
+        pattern: stored[0].part(expert) if _is_fused(pattern, stored) else stored[expert]
+        for pattern, stored in recipe.sources.items()
+    }
 
 
-def _is_fused(pattern: str, keys: list[str]) -> bool:
-    """Whether ``keys`` is one tensor of all experts, not one each (``*`` stands for a number)."""
-    return len(keys) == 1 and "*" not in pattern
+def _is_fused(pattern: str, stored: list[StoredTensor]) -> bool:
+    """Whether one tensor holds all experts, not one each (``*`` stands for a number)."""
+    return len(stored) == 1 and "*" not in pattern
 
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
@@ -114,10 +111,8 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
     num_experts, view = _num_experts(modules), OneExpert(model)
     top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
     if top_k is not None and not 1 <= top_k <= num_experts:
-        what = (
-            f"{checkpoint.folder} sends each token to num_experts_per_tok={top_k} of {num_experts}"
-        )
-        raise CheckpointError(f"{what} experts: correct config.json")
+        what = f"num_experts_per_tok={top_k} of {num_experts} experts: correct config.json"
+        raise CheckpointError(f"{checkpoint.folder} sends each token to {what}")
     by_layer = _recipes_by_layer(model, checkpoint, num_experts)
     shapes = {name: _shapes_of_layer(checkpoint, view, name, by_layer[name]) for name in modules}
     first = next(iter(modules))
@@ -133,11 +128,9 @@ def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
 
 
 def _num_experts(modules: dict[str, nn.Module]) -> int:
-    counts = {
-        name: {p.shape[0] for p in m.parameters(recurse=False)} for name, m in modules.items()
-    }
-    first = next(iter(counts.values()))
-    for name, count in counts.items():
+    counts = [{p.shape[0] for p in module.parameters(recurse=False)} for module in modules.values()]
+    first = counts[0]
+    for name, count in zip(modules, counts):
         if count != first or len(count) != 1:
             what = f"{name} has {sorted(count)} experts, other layers {sorted(first)}"
             raise UnsupportedModelError(f"{what}: specmoe needs one number")
@@ -167,23 +160,20 @@ def _check_sources(checkpoint: Checkpoint, recipe: Recipe, num_experts: int) -> 
 
 def _fault(checkpoint: Checkpoint, recipe: Recipe, pattern: str, num_experts: int) -> str | None:
     """Why the tensors of ``pattern`` are not those of all experts: one tensor, or one each."""
-    keys, folder, target = recipe.sources[pattern], checkpoint.folder, recipe.target
-    shapes = {key: checkpoint.tensors[key].shape for key in keys}
-    usual = Counter(shapes.values()).most_common(1)[0][0]
-    if _is_fused(pattern, keys):
+    stored, folder, target = recipe.sources[pattern], checkpoint.folder, recipe.target
+    usual = Counter(tensor.shape for tensor in stored).most_common(1)[0][0]
+    if _is_fused(pattern, stored):
         if usual[:1] == (num_experts,):
             return None
         want = f"expected {num_experts} experts in its first dimension (for {target})"
-        return f"tensor {keys[0]!r} in {folder} has shape {list(usual)}, {want}"
-    if len(keys) != num_experts:
-        detail = _first_missing(keys, num_experts)
-        return f"{folder} has {len(keys)} of {num_experts} experts for {target}, {detail}"
-    for key, shape in shapes.items():
+        return f"tensor {stored[0].name!r} in {folder} has shape {list(usual)}, {want}"
+    if len(stored) != num_experts:
+        detail = _first_missing([tensor.name for tensor in stored], num_experts)
+        return f"{folder} has {len(stored)} of {num_experts} experts for {target}, {detail}"
+    for name, file, _, shape, _ in stored:
         if shape != usual:
             want = f"expected {list(usual)} as its siblings have"
-            return (
-                f"tensor {key!r} in {checkpoint.tensors[key].file} has shape {list(shape)}, {want}"
-            )
+            return f"tensor {name!r} in {file} has shape {list(shape)}, {want}"
     return None
 
 
@@ -204,9 +194,7 @@ def _shapes_of_layer(
     model's."""
     made: Shapes = {}
     for recipe in layer_recipes:
-        tensors = {
-            pattern: [_meta(checkpoint, key, first)] for pattern, key, first in _of_one(recipe, 0)
-        }
+        tensors = {pattern: [t.meta()] for pattern, t in _of_one(recipe, 0).items()}
         made |= {name: tuple(t.shape) for name, t in recipe.convert(tensors, model).items()}
     module = model.get_submodule(layer)
     found = {name: (1, *p.shape[1:]) for name, p in module.named_parameters(recurse=False)}
@@ -221,21 +209,12 @@ def _shapes_of_layer(
     return {leaf: shape[1:] for leaf, shape in found.items()}
 
 
-def _meta(checkpoint: Checkpoint, key: str, first: int | None) -> torch.Tensor:
-    """A tensor without memory, in the shape of what ``Checkpoint.read`` gives."""
-    shape = checkpoint.tensors[key].shape
-    shape = shape if first is None else (1, *shape[1:])
-    return torch.empty(shape, dtype=checkpoint.dtype(key), device="meta")
-
-
 def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> torch.dtype:
-    """The dtype of all expert tensors; where they differ, the smallest that holds them all without
-    loss."""
-    all_recipes = [recipe for layer in by_layer.values() for recipe in layer]
-    keys = [key for recipe in all_recipes for group in recipe.sources.values() for key in group]
-    dtypes = {checkpoint.dtype(key): key for key in keys}
-    for dtype, key in dtypes.items():
+    """The smallest dtype that holds all expert tensors without loss."""
+    groups = [g for layer in by_layer.values() for recipe in layer for g in recipe.sources.values()]
+    names = {stored.dtype: stored.name for group in groups for stored in group}
+    for dtype, name in names.items():
         if not dtype.is_floating_point:
-            what = f"expert tensor {key!r} in {checkpoint.folder} is quantised ({dtype})"
+            what = f"expert tensor {name!r} in {checkpoint.folder} is quantised ({dtype})"
             raise CheckpointError(f"{what}: use an unquantised checkpoint")
-    return functools.reduce(torch.promote_types, dtypes)
+    return functools.reduce(torch.promote_types, names)

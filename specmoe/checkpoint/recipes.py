@@ -7,7 +7,6 @@ few families outside it. ``model`` follows the recipes of the backbone, ``plan``
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ..errors import CheckpointError
 from .adapters import conversions
+from .header import StoredTensor
 
 logger = logging.getLogger("specmoe")
 
@@ -28,15 +28,15 @@ Tensors = dict[str, list[torch.Tensor]]
 @dataclass(frozen=True)
 class Recipe:
     """How ``target`` (the first tensor made) comes from checkpoint tensors: as it is, or through a
-    converter. ``sources``: names for each of its patterns, experts in order of their number."""
+    converter. ``sources``: those of each of its patterns, experts in order of their number."""
 
     target: str
     converter: loading.WeightConverter | None
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[StoredTensor]] = field(default_factory=dict)
 
     @property
     def first_source(self) -> str:
-        return next(iter(self.sources.values()))[0]
+        return next(iter(self.sources.values()))[0].name
 
     def convert(self, tensors: Tensors, model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The tensors of the model that come from ``tensors`` (grouped as in ``sources``)."""
@@ -45,8 +45,8 @@ class Recipe:
             return {self.target: tensor}
         converter = deepcopy(self.converter)  # it collects tensors in itself
         for pattern, group in tensors.items():
-            for key, tensor in zip(self.sources[pattern], group):
-                converter.add_tensor(self.target, key, pattern, tensor)
+            for stored, tensor in zip(self.sources[pattern], group):
+                converter.add_tensor(self.target, stored.name, pattern, tensor)
         try:
             made = converter.convert(self.target, model=model, config=model.config)
         # an operation of transformers may raise anything on tensors that don't fit
@@ -57,8 +57,8 @@ class Recipe:
         return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}
 
 
-def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
-    """One recipe for each target that ``keys`` make, grouped as transformers' loader does it."""
+def recipes(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> list[Recipe]:
+    """One recipe for each target that can be made, grouped as transformers' loader does it."""
     transforms = [*get_model_conversion_mapping(model), *conversions(model)]
     renamings = [entry for entry in transforms if isinstance(entry, loading.WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, loading.WeightConverter)]
@@ -67,7 +67,7 @@ def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
     prefix = model.base_model_prefix
     found: dict[str, Recipe] = {}
     unused = []
-    for key in sorted(keys, key=loading.dot_natural_key):
+    for key in sorted(tensors, key=loading.dot_natural_key):
         target, pattern = loading.rename_source_key(key, renamings, converters, prefix, names)
         if target not in names and key in names:
             target, pattern = loading.rename_source_key(key, [], [], prefix, names)
@@ -75,7 +75,7 @@ def recipes(model: PreTrainedModel, keys: Iterable[str]) -> list[Recipe]:
             unused.append(key)
             continue
         recipe = found.setdefault(target, Recipe(target, converter_of.get(pattern)))
-        recipe.sources.setdefault(pattern or key, []).append(key)
+        recipe.sources.setdefault(pattern or key, []).append(tensors[key])
     if unused:
         what = "%d tensors of the checkpoint have no place in the model, first %r"
         logger.info(what, len(unused), unused[0])
