@@ -23,6 +23,7 @@ import specmoe
 from specmoe import OptionError, UnsupportedModelError, checkpoint
 from specmoe.checkpoint import adapters
 from specmoe.checkpoint.adapters import llama4, nllb, switch
+from specmoe.cli.copies import verify_packed
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 NEW = 20
@@ -375,7 +376,7 @@ def test_sharded_checkpoints_at_published_names_load_and_pack(name, published, t
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(published) <= set(index["weight_map"]) and len(set(index["weight_map"].values())) > 3
     packed = checkpoint.pack(folder, tmp_path / "packed")
-    assert checkpoint.verify_packed(packed) == []
+    assert verify_packed(packed) == []
     assert packed.num_experts == 8 and packed.layout.shapes[0] == (
         (32, 96) if name == "llama4_text" else (48, 32)
     )

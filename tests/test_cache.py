@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_architectures import make_checkpoint
 
-from specmoe.checkpoint import cache_folder, identity_of, pack, packing
+from specmoe.checkpoint import cache_folder, pack, packing
 from specmoe.cli import copies
+from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, StoreError
 from specmoe.lab.machine import doctor, probes

@@ -27,9 +27,9 @@ from specmoe.checkpoint import (
     pack,
     packing,
     resolve,
-    verify_packed,
 )
 from specmoe.checkpoint.padding import ffn_axes, pad_ffn, place
+from specmoe.cli.copies import verify_packed
 from specmoe.errors import CheckpointError, OptionError, StoreError, UnsupportedModelError
 
 MIXTRAL_W1 = "model.layers.1.block_sparse_moe.experts.{}.w1.weight"

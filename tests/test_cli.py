@@ -41,7 +41,7 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.engine.load", load)
-    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, revision=None: model)
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, revision=None: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 
@@ -417,7 +417,7 @@ def test_a_job_knows_its_model_by_content_and_not_by_its_spelling(
     loaded, specmoe_says, monkeypatch, tmp_path
 ):
     contents = {"m": "one", "./m": "one", "copy": "one", "other": "two"}
-    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, _: contents[model])
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, _: contents[model])
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     words = ["--prompts", prompts, "--out", out, "--resume"]
@@ -433,7 +433,7 @@ def test_a_model_that_changes_between_its_naming_and_its_loading_writes_no_line(
 ):
     """Its lines would stand under the name of the weights before."""
     names = iter(["one", "two", "two", "two"])
-    monkeypatch.setattr("specmoe.checkpoint.identity_of", lambda model, _: next(names))
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, _: next(names))
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     words = ["generate", "m", "--prompts", prompts, "--out", out]

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
 
 import specmoe
-from specmoe.checkpoint import files, identity, identity_of, open_packed, pack, packing
+from specmoe.checkpoint import files, identity, open_packed, pack, packing
 from specmoe.checkpoint.plan import ExpertPlan
+from specmoe.cli import identity as job_identity
 from specmoe.cli.copies import entries
+from specmoe.cli.identity import identity_of
 from specmoe.errors import CheckpointError, OptionError, StoreError
 from specmoe.offload import store as expert_store
 from specmoe.offload.store import open_store
@@ -378,7 +380,7 @@ def test_the_identity_does_not_hang_on_spelling_place_shards_or_notes(
 def test_the_identity_is_read_once(folder, settled, monkeypatch):
     first = identity_of(folder)
     monkeypatch.setattr(ExpertPlan, "digest", None)
-    monkeypatch.setattr(identity, "_rest", None)
+    monkeypatch.setattr(job_identity, "_rest", None)
     assert identity_of(folder) == first
 
 

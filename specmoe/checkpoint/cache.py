@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,21 +29,11 @@ def cache_folder() -> Path:
         ) from error
 
 
-def our_folders() -> list[Path]:
-    """The folders in the cache that specmoe wrote, finished or not."""
+def folders() -> list[Path]:
+    """What may be packed copies; a link would lead out of the cache."""
     root = cache_folder()
-    return sorted(filter(is_ours, root.iterdir())) if root.is_dir() else []
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether specmoe wrote this folder of the cache: its manifest or its journal says so, or,
-    where they were damaged, its name and the names of all its files do."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    if is_journal(folder / "manifest.json") or is_journal(folder / "journal"):
-        return True
-    names = {path.name for path in folder.iterdir()}
-    return bool(re.search(r"-[0-9a-f]{12}(\.partial)?$", folder.name)) and names <= OURS
+    there = sorted(root.iterdir()) if root.is_dir() else []
+    return [folder for folder in there if folder.is_dir() and not folder.is_symlink()]
 
 
 def is_journal(file: Path) -> bool:
@@ -71,8 +60,9 @@ def remove_packed(folder: Path) -> None:
 
 
 def lock(file: int, how: str, wait: bool = False) -> bool:
-    """Hold the file behind a descriptor while it is open: ``LOCK_SH`` or ``LOCK_EX``. False where
-    another process has it, without ``fcntl``, and on a file system without locks."""
+    """Hold the file behind a descriptor while it is open: ``LOCK_SH`` (as engines do, so that no
+    packing takes the copy over) or ``LOCK_EX``. False where another process has it, without
+    ``fcntl``, and on a file system without locks."""
     try:
         import fcntl
 
@@ -80,11 +70,6 @@ def lock(file: int, how: str, wait: bool = False) -> bool:
         return True
     except (ImportError, OSError):
         return False
-
-
-def hold(file: int) -> None:
-    """Let nobody take over the packed copy behind this file descriptor as long as it is open."""
-    lock(file, "LOCK_SH")
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -1,15 +1,12 @@
 """What a checkpoint's content is, whatever it is called and wherever it lies: a hash of every byte.
 
-Comes in: an ``ExpertPlan``. Goes out: a digest for each expert and one for the other weights, which
-``packing`` compares with what it packed before, and ``identity_of``, which ties a job's output to
-its model. The size and the time stamps of the shards decide whether they have to be read again;
-they are kept in the cache folder and are no part of the identity.
+``packing`` compares the digest of each expert with what it packed before. The size and the time
+stamps of the shards decide whether they have to be read again; they are kept in the cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -23,9 +20,8 @@ import transformers
 
 from ..errors import CheckpointError, SpecMoEError
 from .cache import cache_folder, write_whole
-from .files import open_checkpoint, resolve
 from .layout import seal, unseal
-from .plan import ExpertPlan, plan_experts
+from .plan import ExpertPlan
 
 logger = logging.getLogger("specmoe")
 
@@ -72,14 +68,6 @@ class Contents:
             places = [divmod(index, plan.num_experts) for index in range(plan.num_records)]
             with ThreadPoolExecutor(NUM_READERS) as readers:
                 self.records = list(readers.map(lambda place: plan.digest(*place), places))
-
-    def weights(self) -> str:
-        """One digest of all weights, whichever shards they lie in; reads what is not known."""
-        self.measure()
-        if self.rest is None:
-            self.rest = _rest(self.plan)
-        self.keep()
-        return hashlib.sha256(json.dumps([self.records, self.rest]).encode()).hexdigest()
 
     def unchanged(self) -> bool:
         """Whether the shards are still those that were read."""
@@ -155,28 +143,3 @@ def read_kept(file: Path | None) -> dict[str, Any]:
         return unseal(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return {}
-
-
-def _rest(plan: ExpertPlan) -> str:
-    """The digest of every tensor that is no expert's, by name, dtype, shape and bytes."""
-    groups = [g for layer in plan.recipes for recipe in layer for g in recipe.sources.values()]
-    experts = {stored.name for group in groups for stored in group}
-    digest = hashlib.sha256()
-    for name, stored in sorted(plan.checkpoint.tensors.items()):
-        if name not in experts:
-            digest.update(name.encode())
-            stored.add_to(digest)
-    return digest.hexdigest()
-
-
-def identity_of(path: str | Path, revision: str | None = None) -> str:
-    """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
-    and with nothing else. The first call for a checkpoint reads all of it; later ones only the
-    small files, until a time stamp of its shards changes."""
-    folder = resolve(path, revision)
-    digest = hashlib.sha256(Contents(plan_experts(open_checkpoint(folder))).weights().encode())
-    files = {file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()}
-    for file in sorted(files):
-        digest.update(f"\n{file.relative_to(folder)} ".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]

@@ -10,23 +10,22 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, StoreError, door, path_of
+from ..errors import CheckpointError, door, path_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 FORMAT, VERSION = "specmoe-experts", 2
+# What a manifest says as it is of a folder, and of its layout.
+OWN = ("layers", "num_experts", "checksums", "source", "widened_from")
+OF_RECORD = ("names", "shapes", "record_bytes")
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
-# called with bytes done and bytes in all; True: a bar
-Progress = Callable[[int, int], None] | bool | None
 
 
 def align(num_bytes: int, to: int) -> int:
@@ -97,54 +96,46 @@ class PackedExperts:
     def offset(self, layer: int, expert: int) -> int:
         """First byte of the record of ``expert`` of MoE layer ``layer`` in ``data_file``."""
         if not (0 <= layer < len(self.layers) and 0 <= expert < self.num_experts):
-            raise IndexError(
-                f"({layer}, {expert}) is outside {len(self.layers)} layers of {self.num_experts}"
-            )
+            there = f"{len(self.layers)} layers of {self.num_experts}"
+            raise IndexError(f"({layer}, {expert}) is outside {there}")
         return (layer * self.num_experts + expert) * self.layout.record_bytes
 
     def manifest(self) -> dict[str, Any]:
-        layout = self.layout
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "layers": list(self.layers),
-            "num_experts": self.num_experts,
-            "names": list(layout.names),
-            "shapes": [list(shape) for shape in layout.shapes],
-            "dtype": str(layout.dtype).removeprefix("torch."),
-            "record_bytes": layout.record_bytes,
-            "widened_from": self.widened_from,
-            "source": self.source,
-            "checksums": [list(row) for row in self.checksums],
-        }
+        own = {name: getattr(self, name) for name in OWN}
+        of_record = {name: getattr(self.layout, name) for name in OF_RECORD}
+        dtype = str(self.layout.dtype).removeprefix("torch.")
+        return {"format": FORMAT, "version": VERSION, "dtype": dtype, **own, **of_record}
 
     @classmethod
     def from_manifest(cls, directory: Path, manifest: dict[str, Any]) -> PackedExperts:
         """Raises whatever Python does, or ``ValueError``, where a field is not what ``manifest``
         would have written."""
-        shapes, source = manifest["shapes"], manifest["source"]
-        named = dict(zip(manifest["names"], map(tuple, shapes)))
-        layout = ExpertLayout.of(named, DTYPES[manifest["dtype"]])
-        layers, checksums = tuple(manifest["layers"]), tuple(map(tuple, manifest["checksums"]))
-        num_experts, widened = manifest["num_experts"], manifest["widened_from"]
-        packed = cls(directory, layers, num_experts, layout, checksums, source, widened)
-        sums = [crc for row in checksums for crc in row]
-        at_least_1 = [num_experts, *(side for shape in shapes for side in shape)]
-        at_least_1 += [] if widened is None else [widened]
+        shapes = dict(zip(manifest["names"], _frozen(manifest["shapes"])))
+        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]])
+        own = {name: _frozen(manifest[name]) for name in OWN}
+        packed = cls(directory, layout=layout, **own)
+        widened, num_experts, layers = packed.widened_from, packed.num_experts, packed.layers
+        sums = [crc for row in packed.checksums for crc in row]
+        sizes = [num_experts, 1 if widened is None else widened, *chain(*layout.shapes)]
         good = {
             "its fields fit together": seal(packed.manifest()) == seal(manifest),
             "its layers are names": layers and all(type(name) is str for name in layers),
             "no layer stands there twice": len({*layers}) == len(layers),
-            "its numbers are whole": all(type(n) is int for n in (*at_least_1, *sums)),
-            "its sizes can be": all(1 <= n < 2**63 for n in at_least_1),
+            "its numbers are whole": all(type(n) is int for n in (*sizes, *sums)),
+            "its sizes can be": all(1 <= n < 2**63 for n in sizes),
             "its checksums can be": all(0 <= n < 2**32 for n in sums),
-            "each record has a checksum": list(map(len, checksums)) == [num_experts] * len(layers),
-            "each record has a digest": len(source["records"]) == len(sums),
-            "its source has a name": type(source["name"]) is str,
+            "each record has a checksum": [*map(len, packed.checksums)]
+            == [num_experts] * len(layers),
+            "each record has a digest": len(packed.records) == len(sums),
+            "its source has a name": type(packed.source["name"]) is str,
         }
         if not all(good.values()):
             raise ValueError(f"not so: {next(said for said in good if not good[said])}")
         return packed
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def seal(manifest: dict[str, Any]) -> str:
@@ -183,32 +174,3 @@ def open_packed(directory: str | Path) -> PackedExperts:
         has = f"{packed.data_file} has {size} bytes instead of {packed.data_bytes}"
         raise CheckpointError(f"{has}: {again}")
     return packed
-
-
-def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tuple[int, int]]:
-    """Read every record; returns the (layer, expert) of those whose checksum does not fit."""
-    bad, buffer = [], bytearray(packed.layout.record_bytes)
-    with (
-        open(packed.data_file, "rb") as file,
-        reporting(progress, packed.data_bytes, "verifying") as report,
-    ):
-        for number in range(len(packed.layers) * packed.num_experts):
-            layer, expert = divmod(number, packed.num_experts)
-            with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
-                count = file.readinto(buffer)
-            if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
-                bad.append((layer, expert))
-            report((number + 1) * len(buffer))
-    return bad
-
-
-@contextmanager
-def reporting(progress: Progress, total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A function that takes the bytes done so far and tells ``progress``, a tqdm bar, or nobody."""
-    if progress is not True:
-        yield lambda done: progress and progress(done, total)
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
-        yield lambda done: bar.update(done - bar.n)

@@ -29,14 +29,17 @@ from . import cache
 from .cache import force, lock, write_whole
 from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
-from .layout import PackedExperts, Progress, open_packed, reporting, seal
+from .layout import PackedExperts, open_packed, seal
 from .plan import ExpertPlan, plan_experts
 
 logger = logging.getLogger("specmoe")
 
+# called with bytes done and bytes in all; True: a bar, where it takes long enough to wonder
+Progress = Callable[[int, int], None] | bool | None
 Done = dict[int, tuple[int, str]]  # index of a record -> its checksum, the digest of its source
 # Written at most before it is forced to the disk, the journal after the data.
 SYNC_BYTES = 256 * 2**20
+LONG_BYTES = 2**28
 
 
 def pack(
@@ -46,11 +49,7 @@ def pack(
     progress: Progress = None,
 ) -> PackedExperts:
     """Pack the experts of a checkpoint into ``directory`` (None: the cache folder), or reuse what
-    is there.
-
-    ``expert_bytes`` widens every expert with zero columns to at least that payload. ``progress`` is
-    called with the bytes done and the bytes in all; True shows a bar.
-    """
+    is there. ``expert_bytes`` widens every expert with zero columns to at least that payload."""
     plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
     contents = Contents(plan)
     folder = None if directory is None else _folder_of(directory)
@@ -95,7 +94,7 @@ def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
 def _alike(plan: ExpertPlan) -> list[PackedExperts]:
     """The packed copies in the cache whose experts have the names and the shapes of ``plan``."""
     found = []
-    for folder in cache.our_folders():
+    for folder in cache.folders():
         with suppress(SpecMoEError, OSError):
             found.append(open_packed(folder))
     return [packed for packed in found if _shape_of(packed) == _shape_of(plan)]
@@ -305,3 +304,15 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def reporting(progress: Progress, total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A function that takes the bytes done so far and tells ``progress``, a bar, or nobody."""
+    if progress is not True or total < LONG_BYTES:
+        yield lambda done: callable(progress) and progress(done, total)
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
+        yield lambda done: bar.update(done - bar.n)

@@ -83,9 +83,9 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
     from . import jobs
 
     def name() -> str:
-        from .. import checkpoint
+        from .identity import identity_of
 
-        identity = checkpoint.identity_of(args.model, load.get("revision"))
+        identity = identity_of(args.model, load.get("revision"))
         return jobs.fingerprint(identity, load, decode)
 
     to_stdout = args.out == "-"
@@ -192,11 +192,12 @@ def pack(args: Namespace) -> int:
 
 def verify(args: Namespace) -> int:
     from .. import checkpoint
+    from .copies import verify_packed
 
     packed = checkpoint.open_packed(args.directory)
     bad = [
         {"layer": layer, "expert": expert}
-        for layer, expert in checkpoint.verify_packed(packed, _progress("bytes"))
+        for layer, expert in verify_packed(packed, _progress("bytes"))
     ]
     num_records = len(packed.layers) * packed.num_experts
     found = {"directory": str(packed.directory), "num_records": num_records, "bad": bad}

@@ -1,18 +1,31 @@
-"""The packed copies that are kept: what ``specmoe cache`` lists and removes."""
+"""The packed copies that are kept: what ``specmoe cache`` lists and removes, and ``specmoe verify``
+reads."""
 
 from __future__ import annotations
 
 import datetime
+import re
+import zlib
 from pathlib import Path
 
-from ..checkpoint.cache import OURS, cache_folder, our_folders, remove_packed
-from ..checkpoint.layout import open_packed
-from ..errors import OptionError, SpecMoEError, StoreError, nearest
+from ..checkpoint.cache import OURS, cache_folder, folders, is_journal, remove_packed
+from ..checkpoint.layout import PackedExperts, open_packed
+from ..checkpoint.packing import Progress, reporting
+from ..errors import OptionError, SpecMoEError, StoreError, door, nearest
 
 
 def entries() -> list[dict]:
     """One row for each packed copy: name, size, model, experts, last used, state, path."""
-    return [_entry(folder) for folder in our_folders()]
+    return [_entry(folder) for folder in folders() if _is_ours(folder)]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether specmoe wrote this folder of the cache: its manifest or its journal says so, or,
+    where they were damaged, its name and the names of all its files do."""
+    if is_journal(folder / "manifest.json") or is_journal(folder / "journal"):
+        return True
+    names = {path.name for path in folder.iterdir()}
+    return bool(re.search(r"-[0-9a-f]{12}(\.partial)?$", folder.name)) and names <= OURS
 
 
 def _entry(folder: Path) -> dict:
@@ -46,3 +59,20 @@ def remove(names: list[str] | None = None) -> list[dict]:
         for file in (cache_folder() / "stamps").glob("*.json*"):
             file.unlink(missing_ok=True)
     return chosen
+
+
+def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tuple[int, int]]:
+    """Read every record; returns the (layer, expert) of those whose checksum does not fit."""
+    bad, buffer = [], bytearray(packed.layout.record_bytes)
+    with (
+        open(packed.data_file, "rb") as file,
+        reporting(progress, packed.data_bytes, "verifying") as report,
+    ):
+        for number in range(len(packed.layers) * packed.num_experts):
+            layer, expert = divmod(number, packed.num_experts)
+            with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
+                count = file.readinto(buffer)
+            if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
+                bad.append((layer, expert))
+            report((number + 1) * len(buffer))
+    return bad

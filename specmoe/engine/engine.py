@@ -31,7 +31,6 @@ from .exactness import ExactReport, compare_methods
 from .methods import make_method
 from .output import Output
 from .prepare import CALIBRATION, Reader, prepare
-from .progress import PackingBar
 from .run import Run, Turns, held
 
 
@@ -60,7 +59,7 @@ class Engine:
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
             self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-            self.packed = checkpoint.pack(path, None, options.expert_bytes, PackingBar())
+            self.packed = checkpoint.pack(path, None, options.expert_bytes, progress=True)
             tokenizer = load_tokenizer(path)
         is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if is_translation else CausalDecoder)(self.model)

@@ -12,8 +12,6 @@ from ..errors import OptionError
 from ..options import GenerateOptions
 from ..speculate.loop import Sequence
 
-LONG_PACK_BYTES = 2**28
-
 
 class Watcher:
     """Collects finished rows; feeds ``streamer`` (transformers' protocol: put, end) and
@@ -60,19 +58,3 @@ class Watcher:
             self._streamer.end()
         if self._bar is not None:
             self._bar.close()
-
-
-class PackingBar:
-    """A progress bar for packing, but only where it takes long enough to wonder."""
-
-    def __init__(self):
-        self._bar = None
-
-    def __call__(self, bytes_done: int, bytes_total: int) -> None:
-        if bytes_total < LONG_PACK_BYTES:
-            return
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=bytes_total, desc="packing experts", unit="B", unit_scale=True)
-        self._bar.update(bytes_done - self._bar.n)

@@ -18,7 +18,7 @@ import zlib
 
 import torch
 
-from ..checkpoint import TICK_NS, PackedExperts, hold
+from ..checkpoint import TICK_NS, PackedExperts, lock
 from ..errors import StoreError
 from .read_queue import DEMAND, ReadQueue
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
@@ -182,7 +182,7 @@ class DiskStore(ExpertStore):
         num_readers: int = 4,
     ):
         self._file, self.how = _open_around_page_cache(packed.data_file)
-        hold(self._file)
+        lock(self._file, "LOCK_SH")
         self._close_file = weakref.finalize(self, os.close, self._file)
         self._last_stamp = None
         self._stamped_s = -STAMP_S
