@@ -47,10 +47,8 @@ def is_journal(file: Path) -> bool:
 
 
 def remove_packed(folder: Path) -> None:
-    """Remove what specmoe wrote in ``folder``, and the folder if that is all there is.
-
-    The manifest and the journal go last: what a killed removal leaves can be recognised.
-    """
+    """Remove what specmoe wrote in ``folder``, and the folder if that is all there is."""
+    # the manifest and the journal go last: what a killed removal leaves can be recognised
     there = [path for path in folder.iterdir() if path.name in OURS]
     for path in sorted(there, key=lambda path: path.name in ("manifest.json", "journal")):
         path.unlink(missing_ok=True)

@@ -34,19 +34,16 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
 
     def lacks(self, what: str) -> CheckpointError:
-        """The error about tensors that are not there: quantised ones, if there are any, stand in
-        their place."""
+        """The error about missing tensors; quantised ones, if any, stand in their place."""
         odd = (stored.refusal() for stored in self.tensors.values() if stored.format not in DTYPES)
         return next(odd, CheckpointError(f"{self.folder} {what}: download it again"))
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
-    """The folder of a shipped model, of a local checkpoint, or of a hub id (downloaded: weights,
-    tokenizer).
+    """The folder of a shipped model, of a local checkpoint, or of a hub id, which is downloaded.
 
     In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped
-    name. ``revision`` is a branch, tag or commit of a hub id; ``OptionError`` where the name is
-    none.
+    name. ``revision`` is a branch, tag or commit of a hub id.
     """
     folder, name = _local(name_or_path), str(name_or_path)
     if folder is None:
@@ -132,8 +129,7 @@ def _refuse_odd_files(folder: Path) -> None:
 
 
 def _find_shards(folder: Path) -> dict[str, Path]:
-    """The file of each tensor in the index; empty for one file, which comes first, as in
-    transformers."""
+    """The file of each tensor in the index; empty for a single file, which comes first."""
     if (folder / SINGLE).is_file():
         return {}
     index = folder / f"{SINGLE}.index.json"

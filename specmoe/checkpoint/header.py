@@ -128,8 +128,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> tuple:
-    """(begin, end, name, format, shape) of one tensor, if its fields are of the right types and
-    sizes."""
+    """(begin, end, name, format, shape) of one tensor, if its fields have right types and sizes."""
     begin, end = data_offsets
     typed = type(dtype) is str and type(shape) is list and len(shape) <= MAX_DIMS
     sized = typed and all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape))

@@ -18,7 +18,7 @@ from typing import Any
 
 import transformers
 
-from ..errors import CheckpointError, SpecMoEError
+from ..errors import CheckpointError, SpecMoEError, StoreError
 from .cache import cache_folder, write_whole
 from .layout import seal, unseal
 from .plan import ExpertPlan
@@ -78,7 +78,7 @@ class Contents:
         folder, file = str(self.plan.checkpoint.folder), self._file()
         known = {"checkpoint": folder, "transformers": transformers.__version__}
         known |= {name: getattr(self, name) for name in ("stamps", "began_ns", "records", "rest")}
-        if file is None or not self.unchanged() or read_kept(file) == known:
+        if not self.unchanged() or read_kept(file) == known:
             return
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,23 +89,24 @@ class Contents:
     def others(self) -> list[list[str]]:
         """The records of every other checkpoint that is written down."""
         mine = self._file()
-        files = mine.parent.glob("*.json") if mine is not None else ()
-        return [read_kept(file).get("records") for file in files if file != mine]
+        files = [file for file in mine.parent.glob("*.json") if file != mine]
+        return [read_kept(file).get("records") for file in files]
 
     def _stamps(self) -> dict[str, list[int] | None]:
         return {shard.name: _stamp(shard) for shard in self.plan.checkpoint.shards}
 
-    def _file(self) -> Path | None:
+    def _file(self) -> Path:
         place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
         try:
-            return cache_folder() / "stamps" / f"{place}.json"
-        except SpecMoEError:
-            return None
+            root = cache_folder()
+        except StoreError:
+            # nothing is ever found there, or can be written
+            root = Path(os.devnull)
+        return root / "stamps" / f"{place}.json"
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """Size, time of the last change, that of the inode (no tool sets it back), the inode; None
-    where nothing can be reached: no file, or a circle of links."""
+    """Size, change of content, change of inode (no tool sets it back), inode; None: unreachable."""
     try:
         s = file.stat()
     except OSError:
@@ -137,9 +138,9 @@ def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
     return {str(file.relative_to(folder)): _stamp(file) for file in files}
 
 
-def read_kept(file: Path | None) -> dict[str, Any]:
+def read_kept(file: Path) -> dict[str, Any]:
     """What ``Contents.keep`` wrote; empty where there is nothing, or nothing whole."""
     try:
-        return unseal(file.read_bytes()) if file is not None else {}
+        return unseal(file.read_bytes())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return {}

@@ -1,8 +1,7 @@
 """How one expert lies in a record, and a packed folder opened and checked.
 
-Comes in: a folder that ``packing`` wrote: ``experts.bin`` (one record per expert, layer by layer)
-and ``manifest.json``. Goes out: ``PackedExperts``; ``offload.store`` reads its records, and what
-computes with them looks through ``ExpertLayout.views``.
+The folder holds ``experts.bin`` (one record per expert, layer by layer) and ``manifest.json``.
+``offload.store`` reads the records; what computes with one looks through ``ExpertLayout.views``.
 """
 
 from __future__ import annotations
@@ -115,19 +114,19 @@ class PackedExperts:
         own = {name: _frozen(manifest[name]) for name in OWN}
         packed = cls(directory, layout=layout, **own)
         widened, num_experts, layers = packed.widened_from, packed.num_experts, packed.layers
-        sums = [crc for row in packed.checksums for crc in row]
+        rows, names = packed.checksums, (*layers, *layout.names, packed.source["name"])
+        sums = [crc for row in rows for crc in row]
         sizes = [num_experts, 1 if widened is None else widened, *chain(*layout.shapes)]
         good = {
             "its fields fit together": seal(packed.manifest()) == seal(manifest),
-            "its layers are names": layers and all(type(name) is str for name in layers),
+            "it has layers and tensors": min(len(layers), len(layout.names)) > 0,
+            "its names are texts": all(type(name) is str for name in names),
             "no layer stands there twice": len({*layers}) == len(layers),
             "its numbers are whole": all(type(n) is int for n in (*sizes, *sums)),
             "its sizes can be": all(1 <= n < 2**63 for n in sizes),
             "its checksums can be": all(0 <= n < 2**32 for n in sums),
-            "each record has a checksum": [*map(len, packed.checksums)]
-            == [num_experts] * len(layers),
+            "each record has a checksum": [*map(len, rows)] == [num_experts] * len(layers),
             "each record has a digest": len(packed.records) == len(sums),
-            "its source has a name": type(packed.source["name"]) is str,
         }
         if not all(good.values()):
             raise ValueError(f"not so: {next(said for said in good if not good[said])}")

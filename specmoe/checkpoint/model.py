@@ -1,7 +1,6 @@
 """The transformers model without its experts: built on ``meta``, everything else loaded.
 
-Comes in: a checkpoint. Goes out: a ``PreTrainedModel`` in eval mode whose expert parameters stay on
-``meta`` (``offload`` computes with records), and ``expert_modules`` to find them.
+Expert parameters stay on ``meta``: ``offload`` computes with records.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ def build_model(
     path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
     """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no
-    gradients.
-
-    ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere.
-    """
+    gradients. ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere."""
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
     what = f"the model of {checkpoint.folder} could not be built"
     with door(what, "correct config.json or download it again"):
@@ -176,8 +172,7 @@ def _to_compute(model: PreTrainedModel, checkpoint: Checkpoint, missing: set[str
 
 
 def _compute_the_rest(model, experts: set[str], missing: set[str], computed: set[str], device):
-    """Tie weights and compute what no checkpoint holds (rotary frequencies), as ``from_pretrained``
-    does."""
+    """Tie weights and compute the rest (rotary frequencies), as ``from_pretrained`` does."""
     for name in computed:
         empty = torch.empty_like(model.state_dict()[name], device=device)
         _assign(model, name, empty, loaded=False)

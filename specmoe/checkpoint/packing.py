@@ -1,9 +1,7 @@
-"""Packing: every expert of a checkpoint becomes one contiguous record; atomic, resumable, small in
-memory.
+"""Packing: every expert of a checkpoint becomes one contiguous record, one at a time.
 
-Comes in: a checkpoint. Goes out: a folder that appears whole or not at all, opened as
-``PackedExperts``. While it is being written it is called ``<folder>.partial`` and keeps a journal
-of the records done, so that an interrupted packing goes on where it stopped.
+The folder appears whole or not at all. While it is being written it is called ``<folder>.partial``
+and keeps a journal of the records done: an interrupted packing goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -51,14 +49,14 @@ def pack(
     """Pack the experts of a checkpoint into ``directory`` (None: the cache folder), or reuse what
     is there. ``expert_bytes`` widens every expert with zero columns to at least that payload."""
     plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
-    contents = Contents(plan)
-    folder = None if directory is None else _folder_of(directory)
-    if folder is None:
+    contents, source = Contents(plan), plan.checkpoint.folder
+    if directory is None:
         # two checkpoints of one name never share what is half packed
-        source = plan.checkpoint.folder
-        digits = _twelve_digits(os.fsencode(f"{source.resolve()}\n{_shape_of(plan)}"))
-        partial = cache.cache_folder() / f"{display_name(source)}-{digits}.partial"
+        digest = hashlib.sha256(os.fsencode(f"{source.resolve()}\n{_shape_of(plan)}"))
+        name = f"{display_name(source)}-{digest.hexdigest()[:12]}.partial"
+        folder, partial = None, cache.cache_folder() / name
     else:
+        folder = _folder_of(directory)
         partial = folder.with_name(folder.name + ".partial")
     try:
         packed = _find(contents, folder) or _pack_into(folder, partial, contents, progress)
@@ -85,8 +83,7 @@ def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
         packed = open_packed(folder)
         contents.measure()
         return _checked(packed, contents)
-    alike = _alike(contents.plan)
-    if alike:
+    if alike := _alike(contents.plan):
         contents.measure()  # one of them may be this checkpoint's: reading tells
     return next((packed for packed in alike if packed.records == contents.records), None)
 
@@ -102,10 +99,6 @@ def _alike(plan: ExpertPlan) -> list[PackedExperts]:
 
 def _shape_of(experts: PackedExperts | ExpertPlan) -> tuple:
     return experts.layers, experts.num_experts, experts.layout, experts.widened_from
-
-
-def _twelve_digits(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _pack_into(
@@ -127,8 +120,8 @@ def _pack_into(
             _take_over(contents, partial)
         packed = _write(contents, partial, progress)
         if folder is None:
-            digits = _twelve_digits(json.dumps([packed.records, str(_shape_of(packed))]).encode())
-            folder = partial.with_name(f"{packed.source['name']}-{digits}")
+            digest = hashlib.sha256(json.dumps([packed.records, str(_shape_of(packed))]).encode())
+            folder = partial.with_name(f"{packed.source['name']}-{digest.hexdigest()[:12]}")
         _publish(partial, folder)
     return open_packed(folder)
 
@@ -143,20 +136,17 @@ def _refuse_foreign(partial: Path) -> None:
 
 
 def _take_over(contents: Contents, partial: Path) -> None:
-    """Where this checkpoint was packed before and then edited, go on from that copy: only experts
-    that changed are written.
-
-    Not if another checkpoint or a running engine needs it. The journal is there before the data
-    moves, so that a packing killed at any moment is an interrupted one.
-    """
+    """Where this checkpoint was packed before and then edited, go on from that copy, so that only
+    experts that changed are written; not if another checkpoint or a running engine needs it."""
     plan, before = contents.plan, contents.before
     old = next((packed for packed in _alike(plan) if packed.records == before), None)
     if old is None or (partial / "experts.bin").exists() or before in contents.others():
         return
-    # engines ``hold`` what they read, and while this lasts none begins to
+    # engines lock what they read, and while this lasts none begins to
     with open(old.data_file, "rb") as stream:
         if lock(stream.fileno(), "LOCK_EX"):
             checksums = [crc for row in old.checksums for crc in row]
+            # before the data moves: a packing killed at any moment is an interrupted one
             write_whole(partial / "journal", _journal(old, zip(checksums, before)).encode())
             os.replace(old.data_file, partial / "experts.bin")
             cache.remove_packed(old.directory)
@@ -214,14 +204,14 @@ def _write_records(
     record = torch.zeros(plan.layout.record_bytes, dtype=torch.uint8)
     content = memoryview(record.numpy())
     missing = [index for index in range(plan.num_records) if index not in done]
-    num_good, waiting = len(done), {}
-    for number, index in enumerate(missing, start=1):
+    waiting: Done = {}
+    for index in missing:
         digest = plan.fill(record, *divmod(index, plan.num_experts))
         data.seek(index * len(content))
         data.write(content)
         waiting[index] = zlib.crc32(content), digest
-        report((num_good + number) * len(content))
-        if number == len(missing) or len(waiting) * len(content) >= SYNC_BYTES:
+        report((len(done) + len(waiting)) * len(content))
+        if index == missing[-1] or len(waiting) * len(content) >= SYNC_BYTES:
             force(data)
             journal.writelines(f"{i} {crc} {digest}\n" for i, (crc, digest) in waiting.items())
             force(journal)
@@ -237,8 +227,7 @@ def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
 
 
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
-    """The journal's lines of the records that lie whole in the file and are still the
-    checkpoint's."""
+    """The journal's lines of the records that lie whole there and are still the checkpoint's."""
     journal, plan = packed.directory / "journal", contents.plan
     num_bytes = packed.layout.record_bytes
     head, text = _journal(packed, []), ""
@@ -267,8 +256,7 @@ def _check_space(plan: ExpertPlan, partial: Path) -> None:
     data = partial / "experts.bin"
     written = data.stat().st_size if data.is_file() else 0
     needed = plan.num_records * plan.layout.record_bytes - written
-    place = next(folder for folder in partial.parents if folder.is_dir())
-    available = shutil.disk_usage(place).free
+    available = shutil.disk_usage(next(filter(Path.is_dir, partial.parents))).free
     if needed > available:
         how = f"{needed} bytes needed, {available} available"
         where = "choose another place with `specmoe pack CHECKPOINT DIR` or $SPECMOE_CACHE"

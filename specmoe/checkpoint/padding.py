@@ -49,9 +49,10 @@ def pad_ffn(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -
     """The layout with so many zero FFN columns that the payload is at least ``expert_bytes``."""
     shapes = dict(zip(native.names, native.shapes))
     if expert_bytes < native.payload_bytes:
-        has = f"the {native.payload_bytes} bytes that an expert of this model has"
-        what = f"expert_bytes={expert_bytes} is below {has}"
-        raise OptionError(f"{what}: experts can only be widened")
+        what = (
+            f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes that an expert"
+        )
+        raise OptionError(f"{what} of this model has: experts can only be widened")
     if expert_bytes == native.payload_bytes:
         return native
     if "down_proj" not in shapes or len(shapes.keys() & axes.keys()) < 2:

@@ -1,5 +1,4 @@
-"""Where in the checkpoint every expert lies; checked by names and shapes, before any weights are
-read."""
+"""Where in the checkpoint every expert lies; checked by names and shapes, before any weight."""
 
 from __future__ import annotations
 
@@ -61,8 +60,7 @@ class ExpertPlan:
         return None if self.layout == self.native else self.native.payload_bytes
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
-        """Write one expert into ``record`` (uint8 ``[record_bytes]``), but for its padding; returns
-        ``digest``."""
+        """Write one expert, but for its padding, into ``record``; returns its ``digest``."""
         views, digest = self.layout.views(record), hashlib.sha256()
         for recipe in self.recipes[layer]:
             tensors = {}
@@ -98,8 +96,7 @@ def _is_fused(pattern: str, stored: list[StoredTensor]) -> bool:
 
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
-    """Find every expert of the checkpoint, or say which tensor is missing, misshapen or
-    unsupported."""
+    """Find every expert of the checkpoint, or say which tensor is missing or misshapen."""
     what = f"the experts of {checkpoint.folder} could not be found"
     with door(what, "correct config.json or download it again"):
         return _plan(checkpoint, expert_bytes)
@@ -190,8 +187,7 @@ def _first_missing(keys: list[str], num_experts: int) -> str:
 def _shapes_of_layer(
     checkpoint: Checkpoint, model: OneExpert, layer: str, layer_recipes: list[Recipe]
 ) -> Shapes:
-    """The shape of each tensor of one expert, from a conversion of shapes only, compared with the
-    model's."""
+    """The shapes of one expert, if a conversion of shapes only gives those of the model."""
     made: Shapes = {}
     for recipe in layer_recipes:
         tensors = {pattern: [t.meta()] for pattern, t in _of_one(recipe, 0).items()}

@@ -38,11 +38,8 @@ def _ask(config, name: str, *arguments):
 
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace the MoE blocks of ``model`` (on ``meta``) in place, where its family is one of these.
-
-    Raises ``UnsupportedModelError`` for settings whose routing depends on chance or on which tokens
-    run together.
-    """
+    """Replace the MoE blocks of ``model`` (on ``meta``) in place, where its family is one of these;
+    refuse settings whose routing depends on chance or on which tokens run together."""
     _ask(model.config, "check", model.config)
     with torch.device("meta"):
         _ask(model.config, "adapt", model)
@@ -73,6 +70,5 @@ def check_blocks(config, *, num_rows: int, block: int, source: int) -> None:
 
 
 def largest_block(config, num_rows: int) -> int | None:
-    """Tokens of a row that may run at once in a batch of ``num_rows``, where a router has a
-    capacity; None: any number."""
+    """Tokens of a row that may run at once, of ``num_rows`` that do; None: any number."""
     return _ask(config, "largest_block", config, num_rows)

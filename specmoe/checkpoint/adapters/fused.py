@@ -1,7 +1,6 @@
-"""What the families share: the experts of a layer as one module, and modules that know each row's
-positions.
+"""What the families share: the experts of a layer as one module, positions of each row's own.
 
-    E experts, D hidden, F ffn, T tokens, K top_k, B rows
+E experts, D hidden, F ffn, T tokens, K top_k, B rows
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 
 class FusedExperts(nn.Module):
-    """All experts of one MoE layer, with the flags and parameter names of transformers' own fused
-    experts; ``sizes`` are E, D and F.
+    """All experts of one MoE layer, with the flags and names of transformers' own fused experts.
 
     Plain ``[F, D]`` and ``[D, F]`` matrices (``bias``: with biases), or ``gated`` ones in Llama 4's
-    transposed layout, ``[D, 2F]`` = [gate; up] and ``[F, D]``.
+    transposed layout, ``[D, 2F]`` = [gate; up] and ``[F, D]``; ``sizes`` are E, D and F.
     """
 
     is_concatenated, has_post_expert_norm, _is_expert_parallel = True, False, False
@@ -45,8 +43,7 @@ class FusedExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ):
-        """[T, D], [T, K], [T, K] -> [T, D], by the registered function; index E means "no
-        expert"."""
+        """[T, D], [T, K], [T, K] -> [T, D], by the registered function; index E: no expert."""
         compute = ALL_EXPERTS_FUNCTIONS[self.config._experts_implementation]
         return compute(self, hidden_states, top_k_index, top_k_weights)
 
@@ -56,22 +53,21 @@ class FusedExperts(nn.Module):
 
 
 class RaggedPositions:
-    """Mixed into modules that would derive positions from one length for all rows: here every row
-    has its own.
-
-    ``positions`` [B, T] and ``lengths`` [B, T], of the text that the token first ran with, are set
-    by the decoder before each forward pass.
-    """
+    """Mixed into modules that would derive positions from one length for all rows. The decoder sets
+    ``positions`` [B, T] and the ``lengths`` [B, T] of the text that a token first ran with."""
 
     positions: torch.Tensor
     lengths: torch.Tensor
 
 
-def merged(names: dict[str, str]) -> list[WeightConverter]:
-    """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]`` in the model,
-    for each name."""
-    merge = [MergeModulelist(dim=0)]
-    return [WeightConverter(source, made, operations=merge) for source, made in names.items()]
+def merged(at: str, matrices: dict[str, str], bias: bool = False) -> list[WeightConverter]:
+    """One tensor per expert in the checkpoint (``*`` its number) -> one ``[E, ...]``."""
+    kinds = {"weight": "", "bias": "_bias"} if bias else {"weight": ""}
+    return [
+        WeightConverter(f"{at}.*.{old}.{kind}", f"{at}.{new}{end}", operations=[MergeModulelist(0)])
+        for old, new in matrices.items()
+        for kind, end in kinds.items()
+    ]
 
 
 def replace_modules(model: nn.Module, old: type, make: Callable[[nn.Module], nn.Module]) -> None:

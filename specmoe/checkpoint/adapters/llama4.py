@@ -1,5 +1,4 @@
-"""Llama 4, text: the router's sigmoid score scales what goes *into* an expert; a shared expert is
-added.
+"""Llama 4, text: the router's sigmoid score scales what goes *into* an expert.
 
 Every pair of a token and its expert becomes one token of the registry's function, already scaled,
 with weight 1. Attention layers without rotary positions scale their queries by position; every row

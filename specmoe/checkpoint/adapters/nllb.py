@@ -26,14 +26,7 @@ from ...errors import OptionError, UnsupportedModelError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
 TOP_K = 2
-CONVERSIONS = merged(
-    {
-        "ffn.experts.*.fc1.weight": "ffn.experts.up_proj",
-        "ffn.experts.*.fc1.bias": "ffn.experts.up_proj_bias",
-        "ffn.experts.*.fc2.weight": "ffn.experts.down_proj",
-        "ffn.experts.*.fc2.bias": "ffn.experts.down_proj_bias",
-    }
-)
+CONVERSIONS = merged("ffn.experts", {"fc1": "up_proj", "fc2": "down_proj"}, bias=True)
 
 
 class Router(theirs.NllbMoeTop2Router):
@@ -46,8 +39,7 @@ class Router(theirs.NllbMoeTop2Router):
         return router_logits, *router_probs.topk(TOP_K, dim=-1)
 
     def _choose_freely(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What the original computes where an expert has room for every token, without counting who
-        comes first."""
+        """What the original computes where an expert has room for every token, without counting."""
         weight, bias = self.classifier.weight.to(self.dtype), self.classifier.bias
         bias = None if bias is None else bias.to(self.dtype)
         logits = nn.functional.linear(tokens.to(self.dtype), weight, bias)
@@ -113,9 +105,8 @@ def check_blocks(config, num_rows: int, block: int, source: int) -> None:
             why = "tokens would be dropped depending on what runs together"
             remedy = f"use batch_size={max(1, capacity // max(source, block))} or a smaller gamma"
             other = "set moe_eval_capacity_token_fraction to 1.0 in config.json"
-            raise OptionError(
-                f"{where}, but expert_capacity={capacity}: {why}; {remedy}, or {other}"
-            )
+            where += f", but expert_capacity={capacity}"
+            raise OptionError(f"{where}: {why}; {remedy}, or {other}")
 
 
 def adapt(model: PreTrainedModel) -> None:

@@ -1,5 +1,4 @@
-"""Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, and
-Phi-MoE's scale.
+"""Rotary embeddings whose frequencies depend on how long the text is: longrope, dynamic, Phi-MoE.
 
 transformers takes one length, the longest row's, for all that run together. Here every token gets
 the factors of a row that is decoded alone: a prompt's tokens those of the prompt's length, each
@@ -25,8 +24,7 @@ DYNAMIC_SINCE = Version("5.24.0")
 
 
 class RaggedRope(RaggedPositions):
-    """Mixed into a rotary embedding; ``lengths`` [B, T] say how long the text was when a token
-    first ran."""
+    """Mixed into a rotary embedding."""
 
     @torch.compiler.disable
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None):
@@ -80,8 +78,7 @@ def _layer_types(module: nn.Module) -> list[str | None]:
 
 
 def _regime(module: nn.Module, layer_type: str | None) -> tuple[bool, int] | None:
-    """(one set of frequencies per length?, the length up to which there is only one); None: lengths
-    do not matter."""
+    """(one set of frequencies per length?, the length up to which there is one); None: any."""
     rope = module.config.rope_parameters
     rope = rope if layer_type is None else rope[layer_type]
     if "dynamic" in rope["rope_type"]:

@@ -4,9 +4,6 @@ The capacity counts the tokens of one row in order, whatever runs beside it. So 
 lose tokens in the encoder, and loses the same ones in every batch: a dropped token gets no expert,
 and fetches none. In the decoder plain decoding runs one token at a time and never drops; a verified
 block of gamma + 1 tokens must therefore fit the capacity.
-
-Before transformers 5.18 the router threw its scores away and routed flattened tokens, so that no
-capacity applied.
 """
 
 from __future__ import annotations
@@ -23,13 +20,9 @@ from ...errors import OptionError, UnsupportedModelError
 from .fused import FusedExperts, RaggedPositions, merged, replace_modules
 
 TOP_K = 1
-CONVERSIONS = merged(
-    {
-        "mlp.experts.*.wi.weight": "mlp.experts.up_proj",
-        "mlp.experts.*.wo.weight": "mlp.experts.down_proj",
-    }
-)
-OLDEST_TRANSFORMERS = "5.18"
+CONVERSIONS = merged("mlp.experts", {"wi": "up_proj", "wo": "down_proj"})
+# Before, the router threw its scores away and routed flattened tokens: no capacity applied.
+OLDEST_TRANSFORMERS = Version("5.18")
 
 
 class Router(theirs.SwitchTransformersTop1Router):
@@ -78,15 +71,11 @@ class DecoderAttention(RaggedPositions, theirs.SwitchTransformersAttention):
 
 
 def check(config) -> None:
-    """Settings have an exact verification while blocks fit the capacity (``check_blocks``);
-    transformers may be too old."""
     here = transformers.__version__
-    if Version(here).release < Version(OLDEST_TRANSFORMERS).release:
-        what = (
-            f"switch_transformers needs transformers {OLDEST_TRANSFORMERS} or newer (here: {here})"
-        )
+    if Version(here).release < OLDEST_TRANSFORMERS.release:
+        what = f"switch_transformers needs transformers {OLDEST_TRANSFORMERS} or newer"
         why = "the router of older ones does not return its scores"
-        raise UnsupportedModelError(f"{what}: {why}; upgrade transformers")
+        raise UnsupportedModelError(f"{what} (here: {here}): {why}; upgrade transformers")
 
 
 def largest_block(config, num_rows: int) -> int:
