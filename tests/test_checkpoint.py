@@ -28,7 +28,7 @@ from specmoe.checkpoint import (
     packing,
     resolve,
 )
-from specmoe.checkpoint.padding import ffn_axes, pad_ffn, place
+from specmoe.checkpoint.layout import ffn_axes, pad_ffn, place
 from specmoe.cli.copies import verify_packed
 from specmoe.errors import CheckpointError, OptionError, StoreError, UnsupportedModelError
 

@@ -2,6 +2,8 @@
 
 The folder holds ``experts.bin`` (one record per expert, layer by layer) and ``manifest.json``.
 ``offload.store`` reads the records; what computes with one looks through ``ExpertLayout.views``.
+Zero FFN columns make small experts cost what large ones do; outputs stay the same, as what they
+compute meets a zero column of the down projection.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..errors import CheckpointError, door, path_of
+from ..errors import CheckpointError, OptionError, door, path_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
@@ -60,6 +63,68 @@ class ExpertLayout:
             num_bytes = math.prod(shape) * self.dtype.itemsize
             made[name] = record[start : start + num_bytes].view(self.dtype).view(shape)
         return made
+
+
+@dataclass(frozen=True)
+class FfnAxis:
+    """Where a tensor has FFN columns: along ``dim``, ``width`` entries each, in ``halves``."""
+
+    dim: int
+    halves: int = 1
+    width: int = 1
+
+
+def ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
+    """The FFN dimension of each tensor of an expert; tensors without one are left out."""
+    gated = hasattr(module, "gate_up_proj")
+    first, width = ("gate_up_proj", 2) if gated else ("up_proj", 1)
+    halves = 2 if gated and _is_concatenated(module) else 1
+    turned = module.is_transposed  # [D, 2F] and [F, D] instead of [2F, D] and [D, F]
+    return {
+        first: FfnAxis(1 if turned else 0, halves, width),
+        f"{first}_bias": FfnAxis(0, halves, width),
+        "down_proj": FfnAxis(0 if turned else 1),
+    }
+
+
+def _is_concatenated(module: nn.Module) -> bool:
+    """Whether the first projection is [gate; up], not one pair after the other. transformers before
+    5.7 does not say, so its gate is asked: does the first output hang on the second input?"""
+    if hasattr(module, "is_concatenated"):
+        return module.is_concatenated
+    return not module._apply_gate(torch.tensor([[0.0, torch.nan, 0.0, 0.0]]))[0, 0].isnan()
+
+
+def pad_ffn(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
+    """The layout with so many zero FFN columns that the payload is at least ``expert_bytes``."""
+    shapes = dict(zip(native.names, native.shapes))
+    if expert_bytes < native.payload_bytes:
+        what = f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes of an expert"
+        raise OptionError(f"{what}: experts can only be widened")
+    if expert_bytes == native.payload_bytes:
+        return native
+    if "down_proj" not in shapes or len(shapes.keys() & axes.keys()) < 2:
+        what = f"expert_bytes={expert_bytes}: experts made of {list(shapes)} can't be widened"
+        raise OptionError(what)
+    wide = {name: axis for name, axis in axes.items() if name in shapes}
+    entries = [a.width * math.prod(shapes[n]) // shapes[n][a.dim] for n, a in wide.items()]
+    column_bytes = native.dtype.itemsize * sum(entries)
+    num_columns = shapes["down_proj"][axes["down_proj"].dim]
+    num_columns += -(-(expert_bytes - native.payload_bytes) // column_bytes)
+    for name, axis in wide.items():
+        sides = list(shapes[name])
+        sides[axis.dim] = axis.width * num_columns
+        shapes[name] = tuple(sides)
+    return ExpertLayout.of(shapes, native.dtype)
+
+
+def place(view: torch.Tensor, tensor: torch.Tensor, axis: FfnAxis | None) -> None:
+    """Copy ``tensor`` into ``view``, which may be wider: a half fills the start of its half."""
+    if axis is None or view.shape == tensor.shape:
+        view.copy_(tensor)
+        return
+    for to, part in zip(view.chunk(axis.halves, axis.dim), tensor.chunk(axis.halves, axis.dim)):
+        to.narrow(axis.dim, 0, part.shape[axis.dim]).copy_(part)
 
 
 @dataclass(frozen=True)

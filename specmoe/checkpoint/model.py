@@ -154,11 +154,10 @@ def _assign(model: nn.Module, name: str, tensor: torch.Tensor, loaded: bool = Tr
     """Put ``tensor`` in place of parameter or buffer ``name``; no init touches a loaded one."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if leaf in module._buffers:
-        module._buffers[leaf] = tensor
-    else:
-        module._parameters[leaf] = tensor = nn.Parameter(tensor, requires_grad=False)
+    if leaf not in module._buffers:
+        tensor = nn.Parameter(tensor, requires_grad=False)
     tensor._is_hf_initialized = loaded
+    setattr(module, leaf, tensor)
 
 
 def _to_compute(model: PreTrainedModel, checkpoint: Checkpoint, missing: set[str]) -> set[str]:

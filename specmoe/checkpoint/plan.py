@@ -14,9 +14,8 @@ from torch import nn
 from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import AGAIN, Checkpoint
 from .header import StoredTensor
-from .layout import ExpertLayout
+from .layout import ExpertLayout, FfnAxis, ffn_axes, pad_ffn, place
 from .model import expert_modules, expert_parameters, meta_model, read_config
-from .padding import FfnAxis, ffn_axes, pad_ffn, place
 from .recipes import Recipe, recipes
 
 DIGITS = 32  # of the digest of one expert
@@ -40,24 +39,20 @@ class OneExpert:
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """The experts of a checkpoint, ready to be packed; ``native`` is their layout unwidened."""
+    """The experts of a checkpoint, ready to be packed; fields as of ``PackedExperts``."""
 
     checkpoint: Checkpoint
     model: OneExpert
     layers: tuple[str, ...]
     num_experts: int
-    recipes: tuple[tuple[Recipe, ...], ...]  # for each layer
-    native: ExpertLayout
+    recipes: tuple[list[Recipe], ...]  # for each layer
     layout: ExpertLayout
+    widened_from: int | None
     axes: dict[str, FfnAxis]
 
     @property
     def num_records(self) -> int:
         return len(self.layers) * self.num_experts
-
-    @property
-    def widened_from(self) -> int | None:
-        return None if self.layout == self.native else self.native.payload_bytes
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
         """Write one expert, but for its padding, into ``record``; returns its ``digest``."""
@@ -97,41 +92,43 @@ def _is_fused(pattern: str, stored: list[StoredTensor]) -> bool:
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
     """Find every expert of the checkpoint, or say which tensor is missing or misshapen."""
-    what = f"the experts of {checkpoint.folder} could not be found"
+    folder = checkpoint.folder
+    what = f"the experts of {folder} could not be found"
     with door(what, "correct config.json or download it again"):
-        return _plan(checkpoint, expert_bytes)
+        model = meta_model(read_config(checkpoint), torch.float32)
+        modules, view = expert_modules(model), OneExpert(model)
+        num_experts, shapes = _sizes(modules)
+        top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
+        if top_k is not None and not 1 <= top_k <= num_experts:
+            what = f"num_experts_per_tok={top_k} of {num_experts} experts: correct config.json"
+            raise CheckpointError(f"{folder} sends each token to {what}")
+        by_layer = _recipes_by_layer(model, checkpoint, num_experts)
+        for layer, found in by_layer.items():
+            _check_shapes(checkpoint, view, layer, shapes, found)
+        native = ExpertLayout.of(shapes, _common_dtype(checkpoint, by_layer))
+        axes = ffn_axes(next(iter(modules.values())))
+        layout = pad_ffn(native, axes, expert_bytes) if expert_bytes is not None else native
+        widened = None if layout == native else native.payload_bytes
+        found = tuple(modules), num_experts, tuple(by_layer.values()), layout, widened, axes
+        return ExpertPlan(checkpoint, view, *found)
 
 
-def _plan(checkpoint: Checkpoint, expert_bytes: int | None) -> ExpertPlan:
-    model = meta_model(read_config(checkpoint), torch.float32)
-    modules = expert_modules(model)
-    num_experts, view = _num_experts(modules), OneExpert(model)
-    top_k = getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None)
-    if top_k is not None and not 1 <= top_k <= num_experts:
-        what = f"num_experts_per_tok={top_k} of {num_experts} experts: correct config.json"
-        raise CheckpointError(f"{checkpoint.folder} sends each token to {what}")
-    by_layer = _recipes_by_layer(model, checkpoint, num_experts)
-    shapes = {name: _shapes_of_layer(checkpoint, view, name, by_layer[name]) for name in modules}
-    first = next(iter(modules))
-    for name, found in shapes.items():
-        if found != shapes[first]:
-            what = f"experts of {name} have shapes {found}, those of {first} {shapes[first]}"
+def _sizes(modules: dict[str, nn.Module]) -> tuple[int, Shapes]:
+    """How many experts each layer has, and the shapes of the tensors of one."""
+    of = {
+        layer: {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)}
+        for layer, module in modules.items()
+    }
+    first = next(iter(of))
+    for layer, shapes in of.items():
+        if shapes != of[first]:
+            what = f"experts of {layer} have shapes {shapes}, those of {first} {of[first]}"
             raise UnsupportedModelError(f"{what}: specmoe needs the same shapes in all layers")
-    native = ExpertLayout.of(shapes[first], _common_dtype(checkpoint, by_layer))
-    axes = ffn_axes(modules[first])
-    layout = pad_ffn(native, axes, expert_bytes) if expert_bytes is not None else native
-    ordered = tuple(tuple(by_layer[name]) for name in modules)
-    return ExpertPlan(checkpoint, view, tuple(modules), num_experts, ordered, native, layout, axes)
-
-
-def _num_experts(modules: dict[str, nn.Module]) -> int:
-    counts = [{p.shape[0] for p in module.parameters(recurse=False)} for module in modules.values()]
-    first = counts[0]
-    for name, count in zip(modules, counts):
-        if count != first or len(count) != 1:
-            what = f"{name} has {sorted(count)} experts, other layers {sorted(first)}"
-            raise UnsupportedModelError(f"{what}: specmoe needs one number")
-    return first.pop()
+    counts = {shape[0] for shape in of[first].values()}
+    if len(counts) > 1:
+        what = f"{first} has tensors of {sorted(counts)} experts"
+        raise UnsupportedModelError(f"{what}: specmoe needs one number")
+    return counts.pop(), {name: shape[1:] for name, shape in of[first].items()}
 
 
 def _recipes_by_layer(
@@ -184,25 +181,22 @@ def _first_missing(keys: list[str], num_experts: int) -> str:
     return f"last one {keys[-1]!r}"
 
 
-def _shapes_of_layer(
-    checkpoint: Checkpoint, model: OneExpert, layer: str, layer_recipes: list[Recipe]
-) -> Shapes:
-    """The shapes of one expert, if a conversion of shapes only gives those of the model."""
+def _check_shapes(
+    checkpoint: Checkpoint, model: OneExpert, layer: str, shapes: Shapes, found: list[Recipe]
+) -> None:
+    """Whether a conversion of shapes only gives one expert of the model."""
     made: Shapes = {}
-    for recipe in layer_recipes:
+    for recipe in found:
         tensors = {pattern: [t.meta()] for pattern, t in _of_one(recipe, 0).items()}
         made |= {name: tuple(t.shape) for name, t in recipe.convert(tensors, model).items()}
-    module = model.get_submodule(layer)
-    found = {name: (1, *p.shape[1:]) for name, p in module.named_parameters(recurse=False)}
-    for leaf, shape in found.items():
+    for leaf, shape in shapes.items():
         name = f"{layer}.{leaf}"
         if name not in made:
             raise checkpoint.lacks(f"has no experts' tensor for {name}")
-        if made[name] != shape:
+        if made[name] != (1, *shape):
             has = f"each expert of {name} in {checkpoint.folder} has shape {list(made[name][1:])}"
             why = "a tensor is missing or misshapen, or config.json is wrong"
-            raise CheckpointError(f"{has}, but config.json asks for {list(shape[1:])}: {why}")
-    return {leaf: shape[1:] for leaf, shape in found.items()}
+            raise CheckpointError(f"{has}, but config.json asks for {list(shape)}: {why}")
 
 
 def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> torch.dtype:

@@ -16,19 +16,9 @@ from transformers import PreTrainedModel
 
 from . import llama4, nllb, rotary, switch
 from .fused import RaggedPositions
-from .rotary import rope_switch
+from .rotary import rope_switch as rope_switch
 
 FAMILIES = {"nllb-moe": nllb, "switch_transformers": switch, "llama4_text": llama4}
-
-__all__ = [
-    "adapt",
-    "check_blocks",
-    "conversions",
-    "largest_block",
-    "position_modules",
-    "rope_switch",
-    "top_k",
-]
 
 
 def _ask(config, name: str, *arguments):

@@ -69,16 +69,10 @@ def adapt(model: PreTrainedModel) -> None:
 
 
 # Published checkpoints hold fused experts and need none of these; some re-saved ones hold one each.
-_MERGE, _TURN = MergeModulelist(dim=0), Transpose(1, 2)
+_AT, _MERGE, _TURN = "feed_forward.experts", MergeModulelist(dim=0), Transpose(1, 2)
+_GATE_UP = [f"{_AT}.*.{name}_proj.weight" for name in ("gate", "up")]
+_JOIN = [_MERGE, Concatenate(dim=1), _TURN]
 CONVERSIONS = [
-    WeightConverter(
-        [f"feed_forward.experts.*.{name}_proj.weight" for name in ("gate", "up")],
-        "feed_forward.experts.gate_up_proj",
-        operations=[_MERGE, Concatenate(dim=1), _TURN],
-    ),
-    WeightConverter(
-        "feed_forward.experts.*.down_proj.weight",
-        "feed_forward.experts.down_proj",
-        operations=[_MERGE, _TURN],
-    ),
+    WeightConverter(_GATE_UP, f"{_AT}.gate_up_proj", operations=_JOIN),
+    WeightConverter(f"{_AT}.*.down_proj.weight", f"{_AT}.down_proj", operations=[_MERGE, _TURN]),
 ]

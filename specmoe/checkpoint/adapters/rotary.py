@@ -29,8 +29,8 @@ class RaggedRope(RaggedPositions):
     @torch.compiler.disable
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None):
         """Factors [B, T, R] (one tensor or several), as the mixed-in class gives them."""
-        dynamic, original = _regime(self, layer_type)
-        regimes = (self.lengths > original).long() * (self.lengths if dynamic else 1)
+        each, original = _regimes(self)[layer_type]
+        regimes = (self.lengths > original).long() * (self.lengths if each else 1)
         chosen = None
         for regime in regimes.unique().tolist():
             here = regimes == regime
@@ -53,13 +53,13 @@ class RaggedRope(RaggedPositions):
 def adapt(model: PreTrainedModel) -> None:
     """Mix ``RaggedRope`` into the modules of ``model`` that need it."""
     for module in model.modules():
-        regimes = [_regime(module, layer_type) for layer_type in _layer_types(module)]
-        is_dynamic = any(regime is not None and regime[0] for regime in regimes)
+        regimes = _regimes(module)
+        is_dynamic = any(each for each, _ in regimes.values())
         if is_dynamic and Version(transformers.__version__) < DYNAMIC_SINCE:
             what = f"{model.config.model_type} has dynamic rope, whose rows are exact from"
             here = f"transformers {DYNAMIC_SINCE} on, and this is {transformers.__version__}"
             raise UnsupportedModelError(f"{what} {here}: use a newer one")
-        if any(regimes):
+        if regimes:
             module.__class__ = type(type(module).__name__, (RaggedRope, type(module)), {})
 
 
@@ -72,17 +72,15 @@ def rope_switch(model: PreTrainedModel) -> int | None:
     return None
 
 
-def _layer_types(module: nn.Module) -> list[str | None]:
-    kinds = getattr(module, "rope_type", None)
-    return list(kinds) if isinstance(kinds, dict) else [None] if isinstance(kinds, str) else []
-
-
-def _regime(module: nn.Module, layer_type: str | None) -> tuple[bool, int] | None:
-    """(one set of frequencies per length?, the length up to which there is one); None: any."""
-    rope = module.config.rope_parameters
-    rope = rope if layer_type is None else rope[layer_type]
-    if "dynamic" in rope["rope_type"]:
-        return True, module.original_max_seq_len
-    if rope["rope_type"] == "longrope" or "long_mscale" in rope:
-        return False, rope["original_max_position_embeddings"]
-    return None
+def _regimes(module: nn.Module) -> dict[str | None, tuple[bool, int]]:
+    """For each kind of layer whose frequencies depend on the length: is each length on its own, and
+    up to which one are they the same?"""
+    kinds, found = getattr(module, "rope_type", None), {}
+    for kind in kinds if isinstance(kinds, dict) else [None] if isinstance(kinds, str) else []:
+        rope = module.config.rope_parameters
+        rope = rope if kind is None else rope[kind]
+        if "dynamic" in rope["rope_type"]:
+            found[kind] = True, module.original_max_seq_len
+        elif rope["rope_type"] == "longrope" or "long_mscale" in rope:
+            found[kind] = False, rope["original_max_position_embeddings"]
+    return found
