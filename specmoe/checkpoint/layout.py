@@ -179,7 +179,8 @@ class PackedExperts:
         own = {name: _frozen(manifest[name]) for name in OWN}
         packed = cls(directory, layout=layout, **own)
         widened, num_experts, layers = packed.widened_from, packed.num_experts, packed.layers
-        rows, names = packed.checksums, (*layers, *layout.names, packed.source["name"])
+        rows, digests = packed.checksums, packed.records
+        names = [*layers, *layout.names, packed.source["name"], *digests]
         sums = [crc for row in rows for crc in row]
         sizes = [num_experts, 1 if widened is None else widened, *chain(*layout.shapes)]
         good = {
@@ -191,7 +192,7 @@ class PackedExperts:
             "its sizes can be": all(1 <= n < 2**63 for n in sizes),
             "its checksums can be": all(0 <= n < 2**32 for n in sums),
             "each record has a checksum": [*map(len, rows)] == [num_experts] * len(layers),
-            "each record has a digest": len(packed.records) == len(sums),
+            "each record has a digest": type(digests) is list and len(digests) == len(sums),
         }
         if not all(good.values()):
             raise ValueError(f"not so: {next(said for said in good if not good[said])}")

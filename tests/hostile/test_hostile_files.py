@@ -32,7 +32,7 @@ from transformers import GenerationConfig
 import specmoe
 from specmoe import checkpoint
 from specmoe.checkpoint import layout
-from specmoe.cli import job_lines, jobs
+from specmoe.cli import copies, job_lines, jobs
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 
 FILES = {**HEADERS, **JSON_FILES, **PLACES, **INDICES, **COUNTS}
@@ -279,6 +279,33 @@ def test_a_manifest_altered_in_any_field_is_refused_though_its_checksum_fits(
             field,
             value,
         )
+
+
+@pytest.mark.parametrize("source", [{"name": 7}, {"name": ...}, {"records": "x" * 16}])
+def test_a_manifest_whose_source_is_not_ours_is_refused_and_can_be_listed(source, packed, tmp_path):
+    """``specmoe cache`` shows the name, and takes whatever was refused for an unusable copy."""
+    root = Path(os.environ["SPECMOE_CACHE"])
+    folder = Path(shutil.copytree(packed, root / "m-0123456789ab"))
+    manifest = json.loads((packed / "manifest.json").read_text())
+    manifest.pop("manifest_crc32")
+    made = {
+        key: value for key, value in {**manifest["source"], **source}.items() if value is not ...
+    }
+    (folder / "manifest.json").write_text(layout.seal({**manifest, "source": made}))
+    with pytest.raises(CheckpointError, match="altered or cut short"):
+        checkpoint.open_packed(folder)
+    assert [row["state"] for row in copies.entries()] == ["unusable"]
+
+
+def test_a_journal_with_an_endless_number_is_not_believed(good, tmp_path):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.pack(good, tmp_path / "m", progress=stop)
+    with open(tmp_path / "m.partial" / "journal", "a") as journal:
+        journal.write(f"{'9' * 5000} 1 abc\n0 {'9' * 5000} abc\n")
+    assert checkpoint.pack(good, tmp_path / "m").checksums == checkpoint.pack(good).checksums
 
 
 NO_MANIFESTS = ("", "[]", "null", "7", "{", "[" * 100_000, '{"manifest_crc32": 0}')
