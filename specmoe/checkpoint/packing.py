@@ -56,7 +56,9 @@ def pack(
         name = f"{display_name(source)}-{digest.hexdigest()[:12]}.partial"
         folder, partial = None, cache.cache_folder() / name
     else:
-        folder = _folder_of(directory)
+        folder = path_of(directory, "a folder").absolute()
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
         partial = folder.with_name(folder.name + ".partial")
     try:
         packed = _find(contents, folder) or _pack_into(folder, partial, contents, progress)
@@ -68,17 +70,10 @@ def pack(
         raise _store_error(error, partial) from error
 
 
-def _folder_of(directory: str | Path) -> Path:
-    folder = path_of(directory, "a folder").absolute()
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
-    return folder
-
-
 def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
     """What is packed already: in the cache, or in ``folder``, which must be free or hold these."""
     if folder is not None:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or not any(folder.iterdir()):
             return None
         packed = open_packed(folder)
         contents.measure()
@@ -155,8 +150,8 @@ def _take_over(contents: Contents, partial: Path) -> None:
 def _checked(packed: PackedExperts, contents: Contents) -> PackedExperts:
     """``packed``, if it holds what ``contents`` would give."""
     plan = contents.plan
-    have, want = packed.layout.payload_bytes, plan.layout.payload_bytes
     if (packed.layout, packed.widened_from) != (plan.layout, plan.widened_from):
+        have, want = packed.layout.payload_bytes, plan.layout.payload_bytes
         what = f"holds experts of {have} bytes, but {want} are asked for (expert_bytes)"
         remedy = "delete it or use another folder"
     elif (packed.layers, packed.num_experts) != (plan.layers, plan.num_experts):
@@ -228,8 +223,7 @@ def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
 
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
     """The journal's lines of the records that lie whole there and are still the checkpoint's."""
-    journal, plan = packed.directory / "journal", contents.plan
-    num_bytes = packed.layout.record_bytes
+    journal, num_bytes = packed.directory / "journal", packed.layout.record_bytes
     head, text = _journal(packed, []), ""
     if journal.is_file():
         text = journal.read_text(encoding="utf-8", errors="replace")
@@ -242,12 +236,13 @@ def _resume(packed: PackedExperts, contents: Contents) -> Done:
     found = {int(index): (int(crc), digest) for index, crc, digest in lines}
     good: Done = {}
     with open(packed.data_file, "rb") as data:
-        for index in sorted(found.keys() & range(plan.num_records)):
+        for index in sorted(found.keys() & range(contents.plan.num_records)):
             crc, digest = found[index]
             now = contents.records[index] if contents.records else None
             data.seek(index * num_bytes)
             whole = now in (None, digest) and zlib.crc32(data.read(num_bytes)) == crc
-            if whole and (now or plan.digest(*divmod(index, plan.num_experts))) == digest:
+            place = divmod(index, packed.num_experts)
+            if whole and (now or contents.plan.digest(*place)) == digest:
                 good[index] = crc, digest
     return good
 
@@ -265,8 +260,8 @@ def _check_space(plan: ExpertPlan, partial: Path) -> None:
 
 def _store_error(error: OSError, partial: Path) -> StoreError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        what = f"could not pack into {partial} ({error})"
-        return StoreError(f"{what}: choose another place or set $SPECMOE_CACHE")
+        todo = "choose another place or set $SPECMOE_CACHE"
+        return StoreError(f"could not pack into {partial} ({error}): {todo}")
     what = f"no space left while packing into {partial} ({error.strerror})"
     again = "free some and run it again (it goes on where it stopped)"
     return StoreError(f"{what}: {again}, or delete that folder and choose another place")
