@@ -224,9 +224,8 @@ def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
     """The journal's lines of the records that lie whole there and are still the checkpoint's."""
     journal, num_bytes = packed.directory / "journal", packed.layout.record_bytes
-    head, text = _journal(packed, []), ""
-    if journal.is_file():
-        text = journal.read_text(encoding="utf-8", errors="replace")
+    head = _journal(packed, [])
+    text = journal.read_text(encoding="utf-8", errors="replace") if journal.is_file() else ""
     if not text.startswith(head):
         write_whole(journal, head.encode())
         text = ""
