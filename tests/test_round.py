@@ -11,6 +11,7 @@ import zlib
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -311,6 +312,17 @@ def test_a_chunk_of_prompts_holds_no_more_padded_tokens_than_it_may(lengths, chu
     prompts = [[n] * length for n, length in enumerate(lengths)]
     _, _, model = run(prompts, batch_size=4)
     assert [len(live) for kind, _, _, live in model.log if kind == "prefill"] == chunks
+
+
+def test_twins_are_prefilled_together_however_many_they_are_and_nobody_else_with_them():
+    queue = deque(
+        loop.Sequence(prompt, [1, 2], 9, twin=twin)
+        for prompt, twin in enumerate([7, 7, 7, 7, 8, 8])
+    )
+    batch = SimpleNamespace(queue=queue, batch_size=2)
+    chunks = [loop.next_chunk(batch) for _ in range(2)]
+    assert [[row.prompt for row in group] for [group] in chunks] == [[0, 1, 2, 3], [4, 5]]
+    assert not queue
 
 
 def test_draft_and_target_draw_the_same_token_of_the_same_probabilities():
