@@ -27,6 +27,7 @@ from specmoe.lab.bench import (
     settings,
     tables,
 )
+from specmoe.lab.bench.methods import ALL_METHODS
 from specmoe.lab.bench.settings import Cell, Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
@@ -499,7 +500,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
     assert met["plain / compiled draft step"]
     for model in ("tiny-translate", "tiny-balanced"):
         part = found[f"speed {model}"]
-        assert {row["method"] for row in part["rows"]} == set(gpu.METHODS)
+        assert {row["method"] for row in part["rows"]} == set(ALL_METHODS)
         assert (
             all(row["measured_over_floor"] > 0 for row in part["rows"])
             and part["copies"]["pageable_bytes_per_s"] > 0
@@ -507,7 +508,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
         assert (tmp_path / f"gpu_{model}.png").exists()
     shown = page.gpu_frames({**found, "about": {"device": "cuda", "name": "this one"}})
     assert len(shown["targets, this one"]) == len(found["targets"])
-    assert list(shown["speed tiny-balanced"]["method"]) == sorted(gpu.METHODS)
+    assert list(shown["speed tiny-balanced"]["method"]) == sorted(ALL_METHODS)
 
 
 def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch):

@@ -43,28 +43,23 @@ def measure_cell(run: Run, cell: Cell, file: results.ResultFile) -> dict:
     return row
 
 
-def window(
-    run: Run,
-    cell: Cell,
-    seconds: float,
-    load: dict | None = None,
-    trace: bool = False,
-    clock: DraftClock | None = None,
-    **options,
-) -> dict:
-    """A steady-state window of ``options["method"]`` on the engine that ``load`` asks for."""
-    texts = run.place.texts(cell.model)
+def sums(run: Run, cell: Cell, window: Window, load: dict | None = None, **options) -> dict:
+    """What a steady-state ``window`` of ``options["method"]`` does on the engine that ``load`` asks
+    for."""
     engine = run.place.engine(cell.model, cell.link, **(load or {}))
-    warm_up_s = run.length.warm_up_s if cell.link != "count" else 0.1
-    here = Window(
-        cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, trace=trace, clock=clock
-    )
-    found = measure(engine, run.place.prompts(cell.model), here, max_new_tokens=TOKENS, **options)
+    found = measure(engine, run.place.prompts(cell.model), window, max_new_tokens=TOKENS, **options)
     tokens = max(1, found["num_new_tokens"])
     return found | {
         "tokens_per_second": tokens / found["seconds"],
         "bytes_per_token": found["fetched_bytes"] / tokens,
     }
+
+
+def window_of(run: Run, cell: Cell, seconds: float, **more) -> Window:
+    """The window of a cell: later slices begin with later prompts."""
+    warm_up_s = run.length.warm_up_s if cell.link != "count" else 0.1
+    texts = run.place.texts(cell.model)
+    return Window(cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, **more)
 
 
 # ---- on the clock ----
@@ -76,7 +71,8 @@ def speed(run: Run, cell: Cell) -> dict:
         return probe(run.place.engine(cell.model, cell.link))
     eviction = best_eviction(run.counted, cell.model, cell.batch) if cell.what == "cached" else None
     options = {"method": cell.what} | ({"eviction": eviction} if eviction else {})
-    return window(run, cell, run.length.slice_s, **options) | {"eviction": eviction}
+    window = window_of(run, cell, run.length.slice_s)
+    return sums(run, cell, window, **options) | {"eviction": eviction}
 
 
 def probe(engine) -> dict:
@@ -93,17 +89,15 @@ def probe(engine) -> dict:
 
 def tracing(run: Run, cell: Cell) -> dict:
     """specmoe with its trace kept, or not."""
-    return window(
-        run, cell, run.length.slice_s / 2, trace=cell.what == "trace_on", method="specmoe", gamma=5
-    )
+    window = window_of(run, cell, run.length.slice_s / 2, trace=cell.what == "trace_on")
+    return sums(run, cell, window, method="specmoe", gamma=5)
 
 
 def drafting(run: Run, cell: Cell) -> dict:
     """specmoe once more, with a clock around the experts' arithmetic of its draft steps: what the
     rest of drafting is."""
-    clock = DraftClock()
-    found = window(run, cell, run.length.slice_s, clock=clock, method="specmoe")
-    return found | {"clock": "a clock around the kernel"}
+    window = window_of(run, cell, run.length.slice_s, clock=DraftClock())
+    return sums(run, cell, window, method="specmoe") | {"clock": "a clock around the kernel"}
 
 
 class DraftClock:
@@ -135,9 +129,8 @@ def evictions(run: Run, cell: Cell) -> dict:
     """Bytes per token of one eviction, with as many slots as in the timed runs; the experts as they
     are, in memory: no clock."""
     load = {"store": "memory", "expert_bytes": None}
-    return window(
-        run, cell, run.length.count_s, load, method="cached", eviction=cell.what.split(":")[1]
-    )
+    window = window_of(run, cell, run.length.count_s)
+    return sums(run, cell, window, load, method="cached", eviction=cell.what.split(":")[1])
 
 
 def growth(run: Run, cell: Cell) -> dict:
@@ -145,9 +138,8 @@ def growth(run: Run, cell: Cell) -> dict:
     clock."""
     load = {"store": "memory", "expert_bytes": None, "draft_experts": 4}
     options = {"gamma": 10} if cell.what == "specmoe" else {}
-    return window(
-        run, cell, 3 * run.length.count_s, load, method=cell.what, prefetch=False, **options
-    )
+    window = window_of(run, cell, 3 * run.length.count_s)
+    return sums(run, cell, window, load, method=cell.what, prefetch=False, **options)
 
 
 def best_eviction(rows: dict[str, dict], model: str, batch: int) -> str:

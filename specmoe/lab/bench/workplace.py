@@ -7,8 +7,6 @@ engine is open at a time.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import specmoe
 
 from ... import checkpoint
@@ -17,6 +15,11 @@ from .settings import EXPERT_BYTES, LINKS, MODELS, TOKENS, Model
 
 NUM_PROMPTS = 512
 SEED = 2026
+
+
+def is_translation(model: str) -> bool:
+    """Of a shipped model, by its name."""
+    return model == "tiny-translate"
 
 
 def model_named(name: str) -> Model:
@@ -33,9 +36,9 @@ def fast_memory(model: Model, expert_bytes: int | None = EXPERT_BYTES) -> int:
 class Workplace:
     """Opens engines and closes the one before. State: the open engine, texts by model."""
 
-    def __init__(self, num_prompts: int = NUM_PROMPTS, folder: Path | None = None):
+    def __init__(self, num_prompts: int = NUM_PROMPTS, device="cpu"):
         self.num_prompts = num_prompts
-        self.folder = folder
+        self.device = device
         self._key: tuple | None = None
         self._engine = None
         self._texts: dict[str, list[list[int]]] = {}
@@ -65,14 +68,14 @@ class Workplace:
 
     def prompts(self, model: str) -> list[str]:
         """Held-out prompts, the same for every method."""
-        return held_out(self.num_prompts, SEED, translates=model == "tiny-translate")
+        return held_out(self.num_prompts, SEED, is_translation(model))
 
     def texts(self, model: str) -> list[list[int]]:
         """For every prompt the tokens that the model continues it with (greedy, experts as they
         are, all in memory)."""
         if model not in self._texts:
             self.close()
-            with specmoe.load(model, store="memory", trace=False) as engine:
+            with specmoe.load(model, store="memory", device=self.device, trace=False) as engine:
                 output = engine.generate(
                     self.prompts(model), method="resident", batch_size=128, max_new_tokens=TOKENS
                 )
