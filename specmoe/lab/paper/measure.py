@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import cache
 from itertools import groupby
@@ -58,29 +58,39 @@ def measure(
         name: result_file(folder, name, where.get(name, name))
         for name in dict.fromkeys(run.model for run in runs)
     }
-    missing = [run for run in runs if run.key not in files[run.model].rows]
+    missing = [run for run in runs if not files[run.model].has(run)]
     if missing:
         check_folder(folder)
-    for (model, _), group in groupby(sorted(missing, key=_order(missing)), key=_machine_key):
+    with closing(_loaded_units(missing, where)) as units:
+        for unit, loaded in units:
+            if seconds is not None and time.monotonic() - began_s > seconds:
+                return sum(not files[run.model].has(run) for run in runs)
+            if progress is not None:
+                num_done = sum(files[run.model].has(run) for run in runs)
+                progress(num_done, len(runs), unit[0].key)
+            engines = [loaded(run) for run in unit]
+            rows = _measure_unit(engines, unit)
+            keep(files[unit[0].model], unit, rows, dict(engines[0].info))
+    return 0
+
+
+def _loaded_units(
+    runs: list[Run], where: dict[str, str]
+) -> Iterator[tuple[list[Run], Callable[[Run], engine.Engine]]]:
+    """What is measured together, one after the other, and what opens the engine of a run: it stays
+    open as long as model and regime do."""
+    for (model, _), group in groupby(sorted(runs, key=_order(runs)), key=_machine_key):
         with ExitStack() as stack:
             engines: dict[tuple, engine.Engine] = {}
+
+            def loaded(run: Run, engines=engines, model=model, stack=stack) -> engine.Engine:
+                if _engine_key(run) not in engines:
+                    opened = load_engine(where.get(model, model), run)
+                    engines[_engine_key(run)] = stack.enter_context(opened)
+                return engines[_engine_key(run)]
+
             for unit in _units(list(group)):
-                if seconds is not None and time.monotonic() - began_s > seconds:
-                    return sum(run.key not in files[run.model].rows for run in runs)
-                if progress is not None:
-                    progress(
-                        sum(run.key in files[run.model].rows for run in runs),
-                        len(runs),
-                        unit[0].key,
-                    )
-                for run in unit:
-                    if _engine_key(run) not in engines:
-                        engines[_engine_key(run)] = stack.enter_context(
-                            load_engine(where.get(model, model), run)
-                        )
-                loaded = [engines[_engine_key(run)] for run in unit]
-                keep(files[model], unit, _measure_unit(loaded, unit), dict(loaded[0].info))
-    return 0
+                yield unit, loaded
 
 
 def _machine_key(run: Run) -> tuple:
