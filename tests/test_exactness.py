@@ -12,7 +12,7 @@ from conftest import NEW_TOKENS, PROMPTS, reference_model, reference_tokens, tok
 from tiny_architectures import ARCHITECTURES
 
 import specmoe
-from specmoe.engine import engine as engine_module
+from specmoe.engine import run as engine_run
 from specmoe.engine.exactness import compare_methods
 from specmoe.offload.pool import ResidentPool
 from specmoe.offload.slots import Slots
@@ -331,22 +331,23 @@ class ShuffledPool(ResidentPool):
         self._random = random.Random(7)
         super().__init__(*args, **kwargs)
 
-    def _take_slot(self, *args, **kwargs):
-        self._random.shuffle(self.slots.free)
-        self.resident = dict(self._random.sample(list(self.resident.items()), len(self.resident)))
+    def make_room(self, *args, **kwargs):
+        tier, resident = self.tier, list(self.tier.resident.items())
+        self._random.shuffle(tier.slots.free)
+        tier.resident = dict(self._random.sample(resident, len(resident)))
         self.check_integrity()
-        return super()._take_slot(*args, **kwargs)
+        return super().make_room(*args, **kwargs)
 
 
 def recorded_logits(engine, monkeypatch, **options) -> list[torch.Tensor]:
     """The target's logits of every plain round."""
-    logits, step = [], engine.decoder.forward
+    logits, forward = [], engine.decoder.forward
 
     def record(*args):
-        logits.append(step(*args).clone())
+        logits.append(forward(*args).clone())
         return logits[-1]
 
-    monkeypatch.setattr(engine.decoder, "step", record)
+    monkeypatch.setattr(engine.decoder, "forward", record)
     engine.generate(PROMPTS, max_new_tokens=10, batch_size=3, eos_token_id=[], **options)
     monkeypatch.undo()
     return logits
@@ -362,8 +363,8 @@ def test_logits_from_a_shuffled_poisoned_pool_equal_the_resident_models(
     ) as engine:
         assert engine.memory.num_slots == fast_memory
         want = recorded_logits(engine, monkeypatch, method="resident")
-        monkeypatch.setattr(engine_module, "ResidentPool", ShuffledPool)
-        monkeypatch.setattr(engine_module, "Slots", POISONED)
+        monkeypatch.setattr(engine_run, "ResidentPool", ShuffledPool)
+        monkeypatch.setattr(engine_run, "Slots", POISONED)
         got = recorded_logits(engine, monkeypatch, method=method)
     assert len(got) == len(want)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
@@ -372,8 +373,8 @@ def test_logits_from_a_shuffled_poisoned_pool_equal_the_resident_models(
 @pytest.mark.parametrize("pool", [ResidentPool, ShuffledPool], ids=["poisoned", "shuffled"])
 @pytest.mark.parametrize("slots", [7, 9, 14])
 def test_speculation_over_a_poisoned_pool_gives_the_tokens(pool, slots, tiny, plain, monkeypatch):
-    monkeypatch.setattr(engine_module, "ResidentPool", pool)
-    monkeypatch.setattr(engine_module, "Slots", POISONED)
+    monkeypatch.setattr(engine_run, "ResidentPool", pool)
+    monkeypatch.setattr(engine_run, "Slots", POISONED)
     with specmoe.load(
         tiny("mixtral"), dtype="float64", draft_experts=3, fast_memory=slots * 36864
     ) as engine:

@@ -9,13 +9,17 @@ import re
 import models_table
 import pytest
 import torch
+import transformers
 from conftest import tokens_of
 from models_table import architectures, decoded, plain, reference, write_tiny
+from packaging.version import Version
 from tiny_architectures import ARCHITECTURES, make_checkpoint, randomise_
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import specmoe
+from specmoe.checkpoint.adapters.rotary import DYNAMIC_SINCE
+from specmoe.checkpoint.adapters.switch import OLDEST_TRANSFORMERS
 
 # ---- every architecture of the installed transformers ----
 
@@ -120,6 +124,8 @@ def agree(folder, prompts, new_tokens: int, **load) -> None:
 @torch.no_grad()
 def test_every_rope_type_gives_each_row_what_it_gets_alone(kind, tmp_path):
     assert kind in ROPES, f"transformers has a new rope type, {kind}: add it"
+    if kind == "dynamic" and Version(transformers.__version__) < DYNAMIC_SINCE:
+        pytest.skip("dynamic rope is refused on this transformers")
     positions = 16 if kind == "dynamic" else 256
     agree(
         rope_checkpoint(
@@ -315,6 +321,14 @@ def test_no_single_flag_left_by_training_changes_a_run(architecture, tmp_path):
     )
 
 
+def refused_by_transformers(folder) -> bool:
+    try:
+        transformers.AutoConfig.from_pretrained(folder)
+    except ValueError:
+        return True
+    return False
+
+
 def flags_that_matter(architecture, tmp_path, tried) -> list:
     folder = make_checkpoint(architecture, tmp_path, torch.float64)
     config, file = json.loads((folder / "config.json").read_text()), folder / "config.json"
@@ -333,6 +347,8 @@ def flags_that_matter(architecture, tmp_path, tried) -> list:
                 )
             failures += [list(flags)] if tokens_of(output) != want else []
         except Exception as error:
+            if refused_by_transformers(folder):  # some versions do not read some flags themselves
+                continue
             failures.append((list(flags)[:1], type(error).__name__, str(error)[:200]))
     return failures
 
@@ -340,6 +356,8 @@ def flags_that_matter(architecture, tmp_path, tried) -> list:
 def test_the_flags_of_an_encoder_decoder_never_change_a_run(tmp_path):
     from tiny_families import make_family
 
+    if Version(transformers.__version__) < OLDEST_TRANSFORMERS:
+        pytest.skip("the routers of this transformers do not return their scores")
     folder = make_family("switch_transformers", tmp_path)
     config, file, runs = (
         json.loads((folder / "config.json").read_text()),
@@ -421,7 +439,5 @@ def test_an_indexer_of_the_fewest_heads_is_exact_and_of_fewer_is_refused(tmp_pat
 
 
 def test_the_page_of_models_says_from_which_version_dynamic_rope_is_exact():
-    from specmoe.checkpoint.adapters.rotary import DYNAMIC_SINCE
-
     page = models_table.PAGE.read_text("utf-8")
     assert re.search(rf"`dynamic`\) are refused below\s+transformers {DYNAMIC_SINCE} ", page)

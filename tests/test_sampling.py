@@ -17,7 +17,7 @@ from conftest import reference_model, tokens_of
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import specmoe
-from specmoe.engine import engine as engine_module
+from specmoe.engine import prepare
 from specmoe.options import GenerateOptions
 from specmoe.speculate.sampling import Sampler, Verdict, accept_by_rejection, accept_matching
 
@@ -297,7 +297,7 @@ def test_texts_of_a_model_have_the_targets_distribution(
 def test_a_broken_sampler_fails_end_to_end(
     sampler, rule, small_engine, text_probabilities, monkeypatch
 ):
-    monkeypatch.setattr(engine_module, "Sampler", sampler)
+    monkeypatch.setattr(prepare, "Sampler", sampler)
     observed = sampled_texts(small_engine, accept_rule=rule, temperature=0.6)
     assert chi_square_p(observed, text_probabilities(temperature=0.6)) < 1e-12
 
