@@ -405,3 +405,39 @@ def test_ten_thousand_lines_take_the_memory_of_one_chunk(tmp_path):
     with jobs.open_job(prompts, tmp_path / "out", NAME) as job:
         job.run(lambda: engine, {**OPTIONS, "batch_size": 64}, print, look)
     assert held[10_000] < 1.02 * held[2_048]
+
+
+def test_a_pipe_that_does_not_block_and_is_full_is_one_sentence(monkeypatch):
+    class FullPipe:
+        asked = 0
+
+        def write(self, data):
+            self.asked += 1
+            assert self.asked == 1, "it was asked again"
+            return None  # what a raw stream says when nothing could be written
+
+    out = OutStream()
+    out._raw = FullPipe()
+    with pytest.raises(StoreError, match="stdout cannot be written: it takes no more"):
+        out.append({"prompt": 1})
+
+
+def test_an_output_replaced_before_its_lock_is_opened_again_and_nothing_stays_open(
+    tmp_path, monkeypatch
+):
+    path, lock, opened = tmp_path / "out.jsonl", job_files._lock, []
+
+    def replaced_at_first(fd, name):
+        opened.append(fd)
+        if len(opened) == 1:
+            path.rename(tmp_path / "old.jsonl")
+            path.touch()
+        lock(fd, name)
+
+    monkeypatch.setattr(job_files, "_lock", replaced_at_first)
+    out = OutFile(path)
+    assert len(opened) == 2 and os.path.samestat(os.fstat(out._fd), path.stat())
+    old = (tmp_path / "old.jsonl").stat()
+    names = (os.path.join("/dev/fd", name) for name in os.listdir("/dev/fd"))
+    assert not any(os.path.exists(name) and os.path.samestat(os.stat(name), old) for name in names)
+    out.close()

@@ -386,3 +386,22 @@ def test_one_allowed_token_is_greedy(open_engine, plain):
     greedy = tokens_of(engine.generate(JOB, method="on_demand", max_new_tokens=12, eos_token_id=[]))
     assert sample(engine, top_k=1) == greedy
     assert sample(engine, top_k=1, accept_rule="rejection") == greedy
+
+
+def test_a_draw_of_the_rejection_rule_belongs_to_its_position_whatever_the_block(monkeypatch):
+    """Else a later block would draw again what an earlier one has drawn."""
+    draws = []
+
+    class Watched(Sampler):
+        def reject(self, p, drafted, q, uniform):
+            draws.append(list(uniform))
+            return super().reject(p, drafted, q, uniform)
+
+    sampler = Watched(GenerateOptions(do_sample=True, seed=3, accept_rule="rejection"))
+    logits, drafted = torch.zeros(1, 5, 7), torch.zeros(1, 4, dtype=torch.long)
+    for position in (10, 12):  # two blocks that overlap by two positions
+        q = torch.full((1, 4, 7), 1 / 7)
+        sampler.verify(logits, drafted, [4], q, [0], [position])
+    first, second = draws
+    assert len({*first, *second}) == 6, "six positions, six draws"
+    assert first[2:] == second[:2]
