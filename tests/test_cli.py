@@ -616,7 +616,7 @@ def test_doctor_prints_what_it_found_and_fails_only_without_torch(
 
     monkeypatch.setattr("specmoe.lab.machine.doctor.examine", examine)
     assert specmoe_says("doctor", "--json", "--record-bytes", "1MiB", "--directory", "d")[0] == code
-    assert asked == [{"quick": True, "directory": "d", "record_bytes": 2**20, "hub": False}]
+    assert asked == [{"quick": True, "directory": "d", "record_bytes": "1MiB", "hub": False}]
     assert "disk.failed" in specmoe_says("doctor")[1]
 
 

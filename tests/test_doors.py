@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -44,13 +43,12 @@ def export_paper(folder) -> None:
 
 
 def bench_results(folder) -> None:
-    file = results.ResultFile("part", settings.QUICK, path_of(folder), code="code")
-    file.write()
+    results.part_file("part", settings.QUICK, path_of(folder), code="code").add({})
 
 
 def paper_results(folder) -> None:
-    file = paper_measure.ResultFile(folder, "tiny-balanced", "tiny-balanced")
-    file.add([Run("tiny-balanced", "specmoe", 1)], [{}], SimpleNamespace(info={}))
+    file = paper_measure.result_file(path_of(folder), "tiny-balanced", "tiny-balanced")
+    file.add({"a run": {"tokens": 1}})
 
 
 def clock_results(folder) -> None:
@@ -97,7 +95,7 @@ NO_NAMES = {"null byte": "a\0b", "half a surrogate pair": "\ud800", "number": 3,
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
     for module in (results, paper_measure):
-        monkeypatch.setattr(module, "_machine", lambda: {"cpu": "some"})
+        monkeypatch.setattr(module, "machine", lambda measured=False: {"cpu": "some"})
 
 
 def one_sentence(failure: SpecMoEError) -> str:

@@ -139,13 +139,13 @@ def test_a_store_that_is_closed_in_time_warns_of_nothing(tiny, recwarn):
 def test_a_read_once_given_up_is_not_waited_for_again(monkeypatch):
     read = transfers.Read(ExpertKey(0, 1), torch.zeros(1, dtype=torch.uint8))
     monkeypatch.setattr(transfers, "STALL_S", 0.01)
-    read.settle()
+    read.wait_released()
     monkeypatch.setattr(transfers, "STALL_S", 20.0)
     began_s = time.monotonic()
-    read.settle()
+    read.wait_released()
     assert read.abandoned and time.monotonic() - began_s < 10
     read.finish()
-    read.settle()
+    read.wait_released()
     assert not read.abandoned
 
 

@@ -115,7 +115,7 @@ def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "preadv", slow)
-    monkeypatch.setattr(type(engine.decoder), "step", cut_short)
+    monkeypatch.setattr(type(engine.decoder), "forward", cut_short)
     monkeypatch.setattr(specmoe.offload.pool.ResidentPool, "reset_reads", cut_short)
     monkeypatch.setattr(specmoe.offload.transfers.Read, "wait", cut_short)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import PROMPTS
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 import specmoe
 from specmoe.checkpoint import expert_modules
@@ -112,7 +113,11 @@ def with_weights(folder: Path, change) -> exactness.TransformersReference:
     return exactness.TransformersReference(
         SimpleNamespace(
             is_translation=False,
-            model=SimpleNamespace(name_or_path=folder, dtype=torch.bfloat16),
+            model=SimpleNamespace(
+                name_or_path=folder,
+                dtype=torch.bfloat16,
+                config=AutoConfig.from_pretrained(folder),
+            ),
             tokenizer=None,
             options=SimpleNamespace(device="cpu"),
         ),

@@ -17,7 +17,6 @@ FOREIGN = {
     "_dynamo": "torch: the compiler's counters and limits, and whether it is at work",
     "_config": "torch: what the compiler's guards hold on to",
     "_buffers": "torch: a module's own buffers, to be moved from the meta device",
-    "_parameters": "torch: the same of parameters",
     "_non_persistent_buffers_set": "torch: buffers that no checkpoint holds",
     "_attn_implementation": "transformers: which attention a model runs",
     "_experts_implementation": "transformers: which experts function a model runs",

@@ -454,7 +454,7 @@ def test_an_output_without_a_trace_says_how_to_get_one(open_engine):
 def test_routing_is_of_one_prompt(engine, monkeypatch):
     with pytest.raises(OptionError, match="not one prompt"):
         record_routing(engine, PROMPTS)
-    monkeypatch.setattr(engine, "compiled", True)
+    monkeypatch.setattr(engine.experts, "compiled", True)
     with pytest.raises(UnsupportedModelError, match="compiled"):
         record_routing(engine, PROMPTS[0])
 

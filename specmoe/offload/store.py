@@ -298,5 +298,5 @@ def open_store(
     num_readers: int = 4,
 ) -> ExpertStore:
     """The store named ``kind`` ("disk" or "memory") over ``packed``."""
-    stores = {"disk": DiskStore, "memory": MemoryStore}
-    return stores[kind](packed, device, link_bytes_per_s, num_readers)
+    store = {"disk": DiskStore, "memory": MemoryStore}[kind]
+    return store(packed, device, link_bytes_per_s, num_readers)
