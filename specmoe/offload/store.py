@@ -1,10 +1,9 @@
 """The slow tier: where expert records lie until somebody asks for them. Read-only; one verb: read.
 
 Comes in: a ``PackedExperts`` folder (``checkpoint.pack``). Goes out: ``Read`` tickets, each of
-which fills one buffer with one record. ``offload.pool`` calls next. A few reader threads serve
-demand reads before prefetches; reads of the disk go around the page cache (direct I/O), so that
-what is measured is the disk. ``link_bytes_per_s`` slows any store to a link of your choice, in
-wall-clock time and over all readers together.
+which fills one buffer with one record. A few reader threads serve demand reads before prefetches;
+reads of the disk go around the page cache (direct I/O), so that what is measured is the disk.
+``link_bytes_per_s`` slows any store to a link of your choice, over all readers together.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ class ExpertStore:
     def submit(
         self, key: ExpertKey, buffer: torch.Tensor, priority: int = DEMAND, after=None
     ) -> Read:
-        """Queue one record for ``buffer`` (uint8 ``[record_bytes]``); returns its ticket at
-        once."""
+        """Queue one record for ``buffer`` (uint8 ``[record_bytes]``) -> its ticket, at once."""
         read = Read(key, buffer, after)
         self._queue.submit(read, priority)
         return read
@@ -298,5 +296,5 @@ def open_store(
     num_readers: int = 4,
 ) -> ExpertStore:
     """The store named ``kind`` ("disk" or "memory") over ``packed``."""
-    store = {"disk": DiskStore, "memory": MemoryStore}[kind]
+    store = DiskStore if kind == "disk" else MemoryStore
     return store(packed, device, link_bytes_per_s, num_readers)
