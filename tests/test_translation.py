@@ -10,6 +10,7 @@ import json
 import pytest
 import torch
 
+import specmoe
 from specmoe import load, tiny
 from specmoe.cli import parser as cli
 from specmoe.errors import OptionError
@@ -304,3 +305,11 @@ def test_what_was_much_used_lingers_through_the_prefills_between_rounds(monkeypa
         wise = engine.generate(max_new_tokens=24, **job).stats.num_fetches
         monkeypatch.setattr("specmoe.offload.policies.RunPolicy.priority", lambda policy, key: 0)
         assert wise < 0.7 * engine.generate(max_new_tokens=24, **job).stats.num_fetches
+
+
+def test_a_forced_language_alone_gives_no_row_rules():
+    """Its token stands in the row already; asked again it cost a tenth of the time at 16 rows."""
+    with specmoe.load("tiny-translate") as engine:
+        languages = {"source_lang": "eng_Latn", "target_lang": "fra_Latn"}
+        run = engine.start(["The house is red."], max_new_tokens=4, **languages)
+    assert len(run.plan.rows[0].tokens) == 2 and run.plan.rows[0].rules is None

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import ForcedBOSTokenLogitsProcessor, GenerationConfig, PreTrainedModel
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from ..errors import OptionError
@@ -122,6 +122,9 @@ class Rules:
             self.callables[name] if own.get(name) is None else own[name] for name in CALLABLES
         )
         processors = self._processors(config, start, row.source or row.tokens, custom)
+        # The forced language stands in the row already, and would be asked for in every round.
+        if row.source and row.num_prompt > 1:
+            processors = [x for x in processors if type(x) is not ForcedBOSTokenLogitsProcessor]
         criteria = *self._stops(config.stop_strings), *as_list("stopping_criteria", more)
         return RowRules(tuple(processors), criteria, eos, is_greedy)
 
