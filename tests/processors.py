@@ -44,10 +44,10 @@ SHORT = (
     "test_exactness.py::test_fp32_arithmetic_on_bf16_experts_is_exact",
 )
 NOTEBOOKS = (
-    "02_experts_in_slow_memory",
-    "03_hot_experts",
-    "05_batched_verification",
-    "06_sampling_without_bias",
+    "03_experts_in_slow_memory",
+    "04_hot_experts",
+    "06_batched_verification",
+    "07_sampling_without_bias",
 )
 
 

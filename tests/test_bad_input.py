@@ -154,7 +154,7 @@ def test_a_report_whose_kernel_lacks_the_package_says_which_python_and_what_to_d
     with pytest.raises(
         specmoe.SpecMoEError, match="No module named 'specmoe'.*another Python.*ipykernel install"
     ):
-        report.run_report("06_sampling_without_bias", out_dir=tmp_path / "out")
+        report.run_report("07_sampling_without_bias", out_dir=tmp_path / "out")
 
 
 KERNEL_WITHOUT_SPECMOE = (

@@ -26,20 +26,20 @@ ELSEWHERE = {
     "performance": "executed by tests/test_benchmarks.py",
 }
 EXACT = [
-    "02_experts_in_slow_memory",
-    "03_hot_experts",
-    "05_batched_verification",
-    "06_sampling_without_bias",
+    "03_experts_in_slow_memory",
+    "04_hot_experts",
+    "06_batched_verification",
+    "07_sampling_without_bias",
 ]
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
     "00_start_here": {"new_tokens": 16},
-    "01_why_offloading_hurts": {"new_tokens": 12},
-    "04_self_draft": {"new_tokens": 16, "num_draft": [1, 4], "seeds": [0]},
-    "07_overlap_and_prefetch": {"new_tokens": 20},
-    "08_when_does_it_pay": {"batch_sizes": [1, 4], "balances": [10.0, 100000.0], "turned": [1, 64]},
-    "09_eager_and_compiled": {"counts": [16]},
-    "10_your_model": {"draft_choices": [2, 6], "gammas": [4], "new_tokens": 16},
+    "02_why_offloading_hurts": {"new_tokens": 12},
+    "05_self_draft": {"new_tokens": 16, "num_draft": [1, 4], "seeds": [0]},
+    "08_overlap_and_prefetch": {"new_tokens": 20},
+    "09_when_does_it_pay": {"batch_sizes": [1, 4], "balances": [10.0, 100000.0], "turned": [1, 64]},
+    "12_eager_and_compiled": {"counts": [16]},
+    "11_your_model": {"draft_choices": [2, 6], "gammas": [4], "new_tokens": 16},
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
@@ -207,16 +207,16 @@ def check_own_model(found):
 
 CLAIMS = {
     "00_start_here": check_start,
-    "01_why_offloading_hurts": check_hurts,
-    "02_experts_in_slow_memory": check_pool,
-    "03_hot_experts": check_hot,
-    "04_self_draft": check_draft,
-    "05_batched_verification": check_batch,
-    "06_sampling_without_bias": check_sampling,
-    "07_overlap_and_prefetch": check_overlap,
-    "08_when_does_it_pay": check_pays,
-    "09_eager_and_compiled": check_compiled,
-    "10_your_model": check_own_model,
+    "02_why_offloading_hurts": check_hurts,
+    "03_experts_in_slow_memory": check_pool,
+    "04_hot_experts": check_hot,
+    "05_self_draft": check_draft,
+    "06_batched_verification": check_batch,
+    "07_sampling_without_bias": check_sampling,
+    "08_overlap_and_prefetch": check_overlap,
+    "09_when_does_it_pay": check_pays,
+    "12_eager_and_compiled": check_compiled,
+    "11_your_model": check_own_model,
 }
 
 
@@ -271,20 +271,20 @@ def test_a_key_number_that_breaks_a_claim_is_noticed():
     committed = {
         name: numbers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)) for name, *_ in BROKEN
     }
-    check_sampling(committed["06_sampling_without_bias"])
+    check_sampling(committed["07_sampling_without_bias"])
     for name, key, value in BROKEN:
         with pytest.raises(AssertionError):
             CLAIMS[name](committed[name] | {key: value})
 
 
 BROKEN = [
-    ("02_experts_in_slow_memory", "misses_temporal", [9999, 1]),
-    ("02_experts_in_slow_memory", "belady", [9999, 1, 1, 1]),
-    ("03_hot_experts", "gini", 0.01),
-    ("05_batched_verification", "saved_by_pool", {"1": 0.1, "16": 0.9}),
-    ("06_sampling_without_bias", "biased_sampler_caught", False),
+    ("03_experts_in_slow_memory", "misses_temporal", [9999, 1]),
+    ("03_experts_in_slow_memory", "belady", [9999, 1, 1, 1]),
+    ("04_hot_experts", "gini", 0.01),
+    ("06_batched_verification", "saved_by_pool", {"1": 0.1, "16": 0.9}),
+    ("07_sampling_without_bias", "biased_sampler_caught", False),
     (
-        "06_sampling_without_bias",
+        "07_sampling_without_bias",
         "accepted_share",
         {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3},
     ),

@@ -161,20 +161,20 @@ SOURCES = {
         "351.5 MiB": of_log("351.5 MiB"),
         "0.0 %": "351.5 against 351.5",
     },
-    "notebooks/01_why_offloading_hurts.ipynb": {"10 tokens per second": "an exercise's wish"},
-    "notebooks/03_hot_experts.ipynb": {
+    "notebooks/02_why_offloading_hurts.ipynb": {"10 tokens per second": "an exercise's wish"},
+    "notebooks/04_hot_experts.ipynb": {
         "12.5 %": lambda: f"{100 * 4 / 32} %",
         "7.220 tokens per round": lambda: (
             f"{value('draft_set', 'hot_global', TOKENS, of=FACTS, batch=256):.3f} {TOKENS}"
         ),
     },
-    "notebooks/04_self_draft.ipynb": {
+    "notebooks/05_self_draft.ipynb": {
         "7.23 %": lambda: (
             f"{value('substitution', 'affinity', f'{TOKENS} against random', of=FACTS)} %"
         ),
     },
-    "notebooks/07_overlap_and_prefetch.ipynb": {"16MiB": "a value to try"},
-    "notebooks/08_when_does_it_pay.ipynb": {"20 %": "a setting of the cell below"},
+    "notebooks/08_overlap_and_prefetch.ipynb": {"16MiB": "a value to try"},
+    "notebooks/09_when_does_it_pay.ipynb": {"20 %": "a setting of the cell below"},
     "notebooks/report.ipynb": {"10 %": lambda: f"{100 * (report.LEVEL - 1):.0f} %"},
     "notebooks/paper.ipynb": {
         "28 GB": lambda: f"{IMPLIED.link_bytes_per_s * 256 / 28.6 * 0.9011 / 1e9:.0f} GB",

@@ -3,7 +3,7 @@ their warm-up.
 
 Comes in: an engine, or the name of a model. Goes out: frames of measured times. ``python -m
 specmoe.lab.compiling`` measures draft steps (a minute or more) and writes
-``results/compiling.json``, which ``shipped`` reads for notebook 09.
+``results/compiling.json``, which ``shipped`` reads for notebook 12.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ CHROMIUM = (
 )
 ALL = os.environ.get("SPECMOE_BROWSER", "")
 FRONT_END = os.environ.get("SPECMOE_FRONT_END", "lab")
-FIRST = "06_sampling_without_bias"
+FIRST = "07_sampling_without_bias"
 SLOW = {"report": 420}  # seconds it may take; the others have 150
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

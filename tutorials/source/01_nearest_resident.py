@@ -4,7 +4,7 @@
 # **Goal.** While drafting, nothing is fetched: an expert that is not resident is replaced by the resident expert with the
 # nearest weights. Write the table that says who stands in for whom.
 #
-# **Difficulty** easy · **Time** 10 minutes · **Before it** `notebooks/04_self_draft.ipynb`
+# **Difficulty** easy · **Time** 10 minutes · **Before it** `notebooks/05_self_draft.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_nearest

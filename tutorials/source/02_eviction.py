@@ -3,7 +3,7 @@
 #
 # **Goal.** Decide after every step which experts of a layer stay resident, and fetch fewer bytes than LRU.
 #
-# **Difficulty** medium · **Time** 20 minutes · **Before it** `notebooks/02_experts_in_slow_memory.ipynb`
+# **Difficulty** medium · **Time** 20 minutes · **Before it** `notebooks/03_experts_in_slow_memory.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_eviction

@@ -4,7 +4,7 @@
 # **Goal.** Given what was drafted and what the target would have said, decide how many drafted tokens stand and which token
 # follows, so that the text is exactly the target's own.
 #
-# **Difficulty** easy · **Time** 15 minutes · **Before it** `notebooks/05_batched_verification.ipynb`
+# **Difficulty** easy · **Time** 15 minutes · **Before it** `notebooks/06_batched_verification.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_acceptance

@@ -4,7 +4,7 @@
 # **Goal.** A token was drawn from the draft's distribution `q`. Accept or replace it so that what comes out follows the
 # target's distribution `p` exactly.
 #
-# **Difficulty** hard · **Time** 20 minutes · **Before it** `notebooks/06_sampling_without_bias.ipynb`
+# **Difficulty** hard · **Time** 20 minutes · **Before it** `notebooks/07_sampling_without_bias.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_sampling

@@ -3,7 +3,7 @@
 #
 # **Goal.** Many tokens of a block ask for the same expert. Fetch it once, then let it compute all of them.
 #
-# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/05_batched_verification.ipynb`
+# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/06_batched_verification.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_coalescing

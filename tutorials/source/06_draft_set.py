@@ -4,7 +4,7 @@
 # **Goal.** Choose the experts that draft in the next round, so that the engine fetches fewer bytes per token than with the
 # paper's HotTemporal.
 #
-# **Difficulty** hard · **Time** 25 minutes · **Before it** `notebooks/03_hot_experts.ipynb`
+# **Difficulty** hard · **Time** 25 minutes · **Before it** `notebooks/04_hot_experts.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_draft_set

@@ -3,7 +3,7 @@
 #
 # **Goal.** Choose gamma, the number of drafted tokens per round, for a link of any speed.
 #
-# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/08_when_does_it_pay.ipynb`
+# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/09_when_does_it_pay.ipynb`
 
 # %%
 from specmoe.lab.exercises import check_planner
