@@ -427,6 +427,20 @@ def test_no_space_is_said_before_anything_is_written(mixtral, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_nearly_full_disk_needs_room_only_for_what_is_not_packed_yet(
+    mixtral, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(packing, "SYNC_BYTES", 1)
+    partial = killed_at(7, mixtral, tmp_path)
+    left = 327680 - (partial / "experts.bin").stat().st_size
+    usage = type("Usage", (), {"free": left - 1})
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(StoreError, match=rf"{left} bytes needed, {left - 1} available"):
+        pack(mixtral, tmp_path / "packed")
+    usage.free = left
+    assert verify_packed(pack(mixtral, tmp_path / "packed")) == []
+
+
 def test_space_running_out_while_packing_leaves_nothing_that_looks_complete(
     mixtral, tmp_path, monkeypatch
 ):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import PROMPTS
 
 from specmoe.errors import OptionError
+from specmoe.offload.stand_ins import StandIns
 from specmoe.offload.transfers import ExpertKey
 from specmoe.speculate.draft_sets import make_draft_set
 
@@ -104,6 +107,24 @@ def test_experts_that_an_own_function_names_are_fetched_and_counted(open_engine)
     frame = output.trace.to_frame()
     routed = frame[(frame.kind == "route") & (frame.phase == "verify")]
     assert output.stats.num_hits + output.stats.num_misses > len(routed)
+
+
+def test_a_layer_without_a_resident_expert_has_nothing_to_draft_with():
+    installed = SimpleNamespace(
+        draft_layers=[0, 1], num_experts=4, model=SimpleNamespace(device="cpu")
+    )
+    stand_ins = StandIns(installed, "drop", 0)
+    assert not stand_ins.choose([{1}, set()])
+    assert stand_ins.choose([{1}, {2}])
+
+
+def test_without_residents_nothing_is_drafted_and_the_tokens_stay(open_engine, monkeypatch):
+    engine = open_engine("mixtral")
+    plain = run(engine, method="on_demand")
+    monkeypatch.setattr(StandIns, "choose", lambda self, kept: False)
+    output = run(engine)
+    assert [row.tolist() for row in output.sequences] == [row.tolist() for row in plain.sequences]
+    assert not (output.trace.to_frame().kind == "draft").any()
 
 
 def test_stand_ins_follow_the_option(open_engine):

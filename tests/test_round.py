@@ -141,10 +141,11 @@ class FakeModel:
 
 
 def run(prompts, gamma=4, new_tokens=12, batch_size=2, eos=(), wrong=(), model=None, **options):
-    """-> tokens per prompt, the job, the model."""
+    """-> tokens per prompt, the job, the model. ``new_tokens``: of all prompts, or one each."""
     model = model or FakeModel(set(wrong))
+    limits = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
     rows = deque(
-        Sequence(i, list(prompt), len(prompt) + new_tokens) for i, prompt in enumerate(prompts)
+        Sequence(i, list(prompt), len(prompt) + limits[i]) for i, prompt in enumerate(prompts)
     )
     batch = Batch(
         model,
@@ -290,6 +291,16 @@ def test_finished_rows_are_replaced_from_the_queue_at_once():
     _, batch, model = run(prompts, gamma=0, new_tokens=4, batch_size=3)
     assert [len(tokens) for kind, tokens, *_ in model.log if kind == "target"] == [3] * 12
     assert sum(len(each.prompts) for each in batch.rounds) == 36
+
+
+def test_rows_left_out_of_late_draft_steps_are_verified_with_the_others():
+    """Ten rows, six of which may draft one token only: the steps after it compute four rows, the
+    verification all ten."""
+    prompts, lengths = [[i, i + 1] for i in range(10)], [2] * 6 + [9] * 4
+    tokens, _, model = run(prompts, gamma=5, new_tokens=lengths, batch_size=10)
+    assert tokens == [plain_tokens(p, n) for p, n in zip(prompts, lengths)]
+    widths = [(mode, len(fed)) for mode, fed, *_ in model.log if mode != "prefill"]
+    assert widths[:6] == [("draft", 10)] + [("draft", 4)] * 4 + [("target", 10)]
 
 
 def test_a_cold_start_decodes_plainly():

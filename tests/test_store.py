@@ -15,7 +15,7 @@ from specmoe.checkpoint import open_packed, pack
 from specmoe.errors import OptionError, StoreError
 from specmoe.offload import store as store_module
 from specmoe.offload import transfers
-from specmoe.offload.read_queue import DEMAND, PREFETCH
+from specmoe.offload.read_queue import DEMAND, PREFETCH, ReadQueue
 from specmoe.offload.store import open_store
 from specmoe.offload.transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
@@ -285,3 +285,27 @@ def test_closing_answers_everybody_who_waits(packed, monkeypatch):
     assert not closer.is_alive() and all(read.done() for read in reads)
     with pytest.raises(StoreError, match="closed"):
         store.submit(ExpertKey(0, 0), buffer_for(store))
+
+
+def test_what_a_queue_holds_is_freed_once_and_only_when_its_last_thread_has_ended():
+    """Two threads: one ends at once, one is in a read that takes its time."""
+    queue, freed, may_end = ReadQueue(), [], threading.Event()
+
+    class Store:
+        def serve(self, read, reader):
+            may_end.wait(20)
+
+        def make_reader(self):
+            return None
+
+    store = Store()
+    queue.start(store.serve, store.make_reader, 2)
+    read = Read(ExpertKey(0, 0), torch.zeros(1))
+    queue.submit(read, DEMAND)
+    while queue.first_under_way() is not read:
+        time.sleep(0.01)
+    queue.close()
+    queue.at_the_end(lambda: freed.append("freed"))
+    assert not queue.join(0.5) and freed == []
+    may_end.set()
+    assert queue.join(20) and freed == ["freed"]
