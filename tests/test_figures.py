@@ -99,6 +99,16 @@ def test_throughput_labels_speed_and_ratio_of_the_same_batch(rows):
     assert [bar.get_width() for bar in second.containers[0]] == [160, 320, 480, 1280]
 
 
+def test_panels_share_one_scale_and_say_so_where_they_cannot(rows):
+    near = [row(m, b) | {"tokens_per_second": SPEEDS[m] * (1 + b)} for b in (1, 4) for m in SPEEDS]
+    first, second = panels(figures.throughput(near))
+    assert first.get_xlim() == second.get_xlim()
+    assert figures.base.OWN_SCALES not in first.figure.get_supxlabel()
+    first, second = panels(figures.throughput(rows))  # batch 16 is 16 times as fast
+    assert first.get_xlim() != second.get_xlim()
+    assert figures.base.OWN_SCALES in first.figure.get_supxlabel()
+
+
 def test_repeats_show_as_lines_at_the_bars_ends(rows):
     assert panels(figures.throughput(rows))[0].containers[0].errorbar is None
     spread = [

@@ -31,6 +31,7 @@ from specmoe.lab.figures import tokens
 from specmoe.lab.report.run import widget_errors
 from specmoe.lab.routing import record_routing
 from specmoe.tiny.texts.translate_data import held_out_pairs
+from specmoe.trace import Block
 
 METHODS = ("on_demand", "cached", "specmoe")
 
@@ -91,7 +92,7 @@ def words(ax) -> list[str]:
 
 MOVES = {
     "routing_explorer": {"token": 12, "step": "draft"},
-    "round_stepper": {"row": 1, "step": 1, "act": "draft"},
+    "round_stepper": {"row": 1, "step": 1, "act": "accept"},
     "pool_replay": {"layer": 1, "policy": "belady", "num_kept": 1, "step": 2},
     "timeline": {"round": 0, "zoom": (10, 40)},
     "knobs": {"batch": 4, "gamma": 5},
@@ -346,12 +347,53 @@ def test_knobs_shows_the_row_of_the_choice(rows):
     assert [text.split(" ")[0] for text in said] == ["400", "400", "405"]
 
 
-def test_knobs_keeps_its_axis_while_sliders_move(rows):
-    limits = [
-        figures.knobs(rows, {"tokens_per_second": 405.0}, batch=batch)[2].get_xlim()
-        for batch in (1, 4)
-    ]
-    assert limits[0] == limits[1]
+@pytest.mark.parametrize("moved", [{"batch": 4}, {"gamma": 5}])
+def test_no_axis_of_knobs_moves_with_a_slider(rows, moved, monkeypatch):
+    limits, drawn = [], figures.knobs
+
+    def watched(*args, **kwargs):
+        axes = drawn(*args, **kwargs)
+        limits.append([ax.get_xlim() for ax in axes])
+        return axes
+
+    monkeypatch.setattr(figures, "knobs", watched)
+    explorer = widgets.knobs(rows)
+    for name, value in moved.items():
+        explorer.controls[name].value = value
+    assert len(limits) == 2 and limits[0] == limits[1]
+
+
+def test_a_name_starts_at_the_first_of_the_rows_not_of_the_alphabet(winners):
+    later = winners.sort_values("model", ascending=False, ignore_index=True)
+    assert widgets.winners_map(later).controls["model"].value == "b"
+
+
+def test_the_stepper_opens_on_the_draft_of_a_rejected_round_and_its_still_shows_all(output):
+    row = next(b.row for b in output.trace.blocks if 0 < b.accepted < len(b.drafted))
+    blocks = replay.blocks_of(output.trace, row)
+    stepper = widgets.round_stepper(output, row=row)
+    shown = blocks[stepper.controls["step"].value]
+    assert 0 < shown.accepted < len(shown.drafted)
+    assert stepper.controls["act"].value == "draft"
+    whole = figures.round_steps(output, row)
+    assert any("recovered" in text for text in words(whole))
+    assert stepper.png == widgets.base.still(whole.figure)
+
+
+def test_a_round_to_begin_with_is_one_with_an_acceptance_and_a_rejection():
+    def block(drafted, accepted):
+        return Block(0, 0, 0, list(range(drafted)), accepted, [])
+
+    every, none, some, plain = block(3, 3), block(3, 0), block(3, 2), block(0, 0)
+    assert replay.telling_round([plain, every, none, some]) == 3
+    assert replay.telling_round([plain, every, none]) == 2
+    assert replay.telling_round([plain, every]) == 0
+
+
+def test_a_bar_of_a_hairs_width_has_no_white_edge(output):
+    ax = figures.timeline(output, end_ms=1e6)  # every bar is thin
+    edges = {tuple(color) for bars in ax.collections for color in bars.get_edgecolor()}
+    assert edges and (1.0, 1.0, 1.0, 1.0) not in edges
 
 
 @pytest.fixture

@@ -276,6 +276,13 @@ def blocks_of(trace, row: int) -> list[Block]:
     return [block for block in blocks if block.row == row]
 
 
+def telling_round(blocks: Sequence[Block]) -> int:
+    """The round of these to begin with: the first in which some drafted tokens were accepted and one
+    was not; else the first with a rejection; else the first."""
+    rejected = [i for i, block in enumerate(blocks) if block.accepted < len(block.drafted)]
+    return next((i for i in rejected if blocks[i].accepted), rejected[0] if rejected else 0)
+
+
 def token_kinds(block: Block) -> list[str]:
     """One word per committed token: "accepted", and for the target's own "recovered" (at the first
     rejection), "bonus" (after all were accepted) or "plain" (nothing was drafted)."""

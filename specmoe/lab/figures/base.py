@@ -1,9 +1,9 @@
 """What all figures share: colours, style, words for numbers, panels by batch.
 
 A method has one colour everywhere, from seaborn's colour-blind palette. Styles live in a context,
-so nobody's own settings change. Figures by batch have one panel per batch, each on its own scale,
-because batches differ by orders of magnitude and methods do not: give ``ax`` one ``Axes`` per batch
-to draw into a figure of your own.
+so nobody's own settings change. Figures by batch have one panel per batch, all on one scale: equal
+lengths are equal numbers. Where batches are so far apart that no scale fits them all, each panel has
+its own and the figure says so. Give ``ax`` one ``Axes`` per batch to draw into a figure of your own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ PART_NAMES = {
 }
 DARK = ("verify", "wait")  # parts whose labels are white
 GREY = "#505050"
+FARTHEST = 10  # panels whose largest values are further apart than this do not share a scale
+OWN_SCALES = "each panel has its own scale"
 _SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 TIMES, MINUS, GAMMA = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER GAMMA}"
 
@@ -227,7 +229,7 @@ def bars_by_batch(table: pd.DataFrame, value: str, xlabel: str, title: str, comp
     """Bars of ``value`` by method, a panel per batch, each labelled with its number and
     ``compare(value, base)``, where base is on_demand's value in the same batch."""
     panels, batches = batch_panels(table, ax)
-    labels = method_labels(table)
+    labels, most = method_labels(table), {}
     for panel, batch in zip(panels, batches):
         part = (
             table[table["batch"] == batch]
@@ -246,9 +248,19 @@ def bars_by_batch(table: pd.DataFrame, value: str, xlabel: str, title: str, comp
         words = [_bar_words(label, part[label], base, compare) for label in labels]
         panel.bar_label(bars, words, padding=4, fontsize="small")
         ends = part.fillna(0).to_numpy(dtype=float) + (0 if reach is None else reach[1])
-        panel.set_xlim(0, 1.5 * (ends.max() or 1))
+        most[panel] = float(ends.max()) or 1.0
+    notes = [caption(table), *_set_scales(most)]
     dress_panels(panels, batches, labels, xlabel)
-    return titled(panels, ax is None, title, caption(table))
+    return titled(panels, ax is None, title, "; ".join(notes))
+
+
+def _set_scales(most: dict[Axes, float]) -> list[str]:
+    """One scale for all panels, given the largest value of each, or a word that there is none."""
+    widest = max(most.values())
+    shared = widest <= FARTHEST * min(most.values())
+    for panel, largest in most.items():
+        panel.set_xlim(0, 1.5 * (widest if shared else largest))
+    return [] if shared else [OWN_SCALES]
 
 
 def _reach(part: pd.DataFrame, value: str, labels: list[str]) -> np.ndarray | None:

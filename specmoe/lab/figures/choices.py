@@ -119,7 +119,13 @@ def choose(rows: pd.DataFrame, settings: dict, names=SETTINGS) -> dict:
             raise OptionError(
                 f"{name}={value!r} is not in these rows: did you mean {close!r}? (one of: {valid})"
             )
-    return {name: settings.get(name, values_of(rows, name)[0]) for name in known}
+    return {name: settings.get(name, _first(rows, name)) for name in known}
+
+
+def _first(rows: pd.DataFrame, name: str):
+    """Where a setting starts: the smallest number, or the name that the rows begin with."""
+    first = rows[name].dropna().iloc[0]
+    return first if isinstance(first, str) else values_of(rows, name)[0]
 
 
 def at(rows: pd.DataFrame, chosen: dict) -> pd.DataFrame:

@@ -55,6 +55,7 @@ BUSY_NAMES = {
     "prefetch": "prefetch (before it asked)",
 }
 DEFAULT_KEPT = 4
+HAIR = 0.004  # share of the axis below which a bar has no room for a white edge
 
 
 # ---- one layer's pool ----
@@ -224,16 +225,16 @@ def _draw_lane(ax: Axes, part: pd.DataFrame, place: int, begin_ms: float, end_ms
     height = 0.8
     for kind, group in part.groupby("kind", sort=False):
         bars = np.stack([group["begin_s"], group["end_s"] - group["begin_s"]], axis=1) * 1e3
-        hatch = {"wait": "///", "prefetch": ".."}.get(kind)
-        ax.broken_barh(
-            bars,
-            (place - height / 2, height),
-            fc=BUSY_COLORS[kind],
-            ec="white",
-            lw=0.8,
-            hatch=hatch,
-            zorder=3 if kind == "wait" else 2,
-        )
+        # a bar of a hair's width would be all edge: it gets one of its own colour
+        wide = bars[:, 1] >= HAIR * (end_ms - begin_ms)
+        for chosen, edge in ((bars[wide], "white"), (bars[~wide], BUSY_COLORS[kind])):
+            if not len(chosen):
+                continue
+            look = {"fc": BUSY_COLORS[kind], "ec": edge, "lw": 0.8}
+            if edge == "white":
+                look["hatch"] = {"wait": "///", "prefetch": ".."}.get(kind)
+            at = (place - height / 2, height)
+            ax.broken_barh(chosen, at, zorder=3 if kind == "wait" else 2, **look)
         for bar in group.itertuples():
             _label(ax, kind, bar, place, begin_ms, end_ms)
 

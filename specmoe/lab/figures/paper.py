@@ -124,8 +124,18 @@ def by_batch(lines: pd.DataFrame, ylabel: str, title: str, note: str = "", ax=No
     ax.set(xscale="log", yscale="log", xlabel="batch (rows in flight)", ylabel=ylabel)
     ax.set_xticks(lines.index, [str(batch) for batch in lines.index])
     ax.minorticks_off()
+    _plain_ticks(ax)
     _name_ends(ax, ends)
     return titled([ax], own, title, note)
+
+
+def _plain_ticks(ax) -> None:
+    """Ticks at 1, 2 and 5 of every power of ten on a logarithmic y axis, without exponents."""
+    low, high = ax.get_ylim()
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    ax.set_yticks(ticks, [show_number(tick) for tick in ticks])
 
 
 def _method(name: str) -> str:

@@ -22,7 +22,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from ...errors import OptionError, check_choice
-from ..replay import as_frame, blocks_of, check_number, fetched_in, token_kinds
+from ..replay import as_frame, blocks_of, check_number, fetched_in, telling_round, token_kinds
 from .base import COLORS, GREY, plain, styled
 
 STEPS = ("target", "draft")
@@ -324,12 +324,18 @@ def _draft_words(drafted: pd.DataFrame) -> str:
 
 
 @styled
-def round_steps(output, row: int | None = None, step: int = 0, act: str = "accept", tokenizer=None):
+def round_steps(
+    output,
+    row: int | None = None,
+    step: int | None = None,
+    act: str = "accept",
+    tokenizer=None,
+):
     """One round of one row on its own text: what was drafted, what the target said, what was
     committed.
 
-    ``row``: prompt index (None: the first); ``step``: the row's round, from 0; ``act``: how much is
-    revealed, "draft", "verify" or "accept". Beside it: the experts read in that round, by layer,
+    ``row``: prompt index (None: the first); ``step``: the row's round, from 0 (None: the first
+    with a rejection); ``act``: how much is revealed, "draft", "verify" or "accept". Beside it: the experts read in that round, by layer,
     for all rows together. Returns the ``Axes``.
     """
     frame = as_frame(output)
@@ -337,7 +343,8 @@ def round_steps(output, row: int | None = None, step: int = 0, act: str = "accep
     blocks = blocks_of(
         output.trace, min(b.row for b in output.trace.blocks) if row is None else row
     )
-    block = blocks[check_number("step", step, range(len(blocks)))]
+    step = telling_round(blocks) if step is None else check_number("step", step, range(len(blocks)))
+    block = blocks[step]
     tokenizer = tokenizer or output.tokenizer
     figure = plt.figure(figsize=(WIDTH, 5.2))
     ax = figure.add_axes((0, 0, 1, 1))

@@ -28,16 +28,23 @@ class Explorer(ipywidgets.VBox):
     does.
 
     ``png`` holds the figure as last drawn. Displayed, it is one bundle of the live widget and that
-    picture: a front end with widgets shows the first, GitHub, nbconvert and a report the second. An
+    picture (or, until a control is moved, of the picture for the values ``twin``): a front end
+    with widgets shows the first, GitHub, nbconvert and a report the second. An
     error in drawing shows in the output below the controls (and ``report.run`` counts it as a
     failure).
     """
 
     def __init__(
-        self, controls: Mapping[str, ipywidgets.Widget], draw: Callable, about: str, height: int
+        self,
+        controls: Mapping[str, ipywidgets.Widget],
+        draw: Callable,
+        about: str,
+        height: int,
+        twin: Mapping | None = None,
     ):
         """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the
-        figure in CSS pixels."""
+        figure in CSS pixels; ``twin``: values of controls for the picture of a page without
+        widgets, where they are not those that the widget opens with."""
         self.controls = dict(controls)
         self.draw = draw
         self.about = about
@@ -48,7 +55,14 @@ class Explorer(ipywidgets.VBox):
         for control in self.controls.values():
             control.observe(self._redraw, "value")
         self._redraw()
+        if twin and self.png:
+            self.png = self._drawn(**twin)
         super().__init__([*self.controls.values(), self.output])
+
+    def _drawn(self, **values) -> bytes:
+        """The figure for the controls' present values, but ``values``."""
+        present = {name: control.value for name, control in self.controls.items()}
+        return still(np.atleast_1d(self.draw(**{**present, **values})).flat[0].figure)
 
     def _redraw(self, change=None) -> None:
         """Draw for the controls' present values, into the output below them.
@@ -58,10 +72,8 @@ class Explorer(ipywidgets.VBox):
         goes unseen and the notebook waits for ever.
         """
         with _no_collection():
-            values = {name: control.value for name, control in self.controls.items()}
             try:
-                axes = np.atleast_1d(self.draw(**values)).flat[0]
-                self.png = still(axes.figure)
+                self.png = self._drawn()
                 shown = _picture(self.png, self.about)
             except Exception as failure:
                 if get_ipython() is None:  # nobody looks at the output: let the caller see it

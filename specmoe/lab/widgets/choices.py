@@ -30,9 +30,7 @@ def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) ->
     reach = {measure: float(rows[measure].max()) for measure in drawn.MEASURES}
 
     def draw(**values):
-        return figures.knobs(
-            rows, {"tokens_per_round": reach["tokens_per_round"]}, simulated, **{**chosen, **values}
-        )
+        return figures.knobs(rows, reach, simulated, **{**chosen, **values})
 
     return Explorer(
         _controls(rows, chosen), draw, "bytes, tokens per round and speed of every method", 430

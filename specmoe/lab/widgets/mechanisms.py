@@ -41,18 +41,24 @@ def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) ->
     return Explorer(controls, draw, "experts of one prompt by token and layer", 580)
 
 
-def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None) -> Explorer:
-    """Step through draft, verify, accept on the text itself (``figures.round_steps``)."""
+def round_stepper(
+    output, row: int | None = None, step: int | None = None, tokenizer=None
+) -> Explorer:
+    """Step through draft, verify, accept on the text itself (``figures.round_steps``). It opens on
+    the draft, with the rest still to reveal; its still shows the whole round. ``step`` None: the
+    first round with a rejection."""
     replay.as_frame(output)
     rows = sorted({block.row for block in replay.any_blocks(output.trace)})
     row = rows[0] if row is None else replay.check_number("row", row, rows)
     rounds = {row: range(len(replay.blocks_of(output.trace, row))) for row in rows}
+    if step is None:
+        step = replay.telling_round(replay.blocks_of(output.trace, row))
     step = replay.check_number("step", step, rounds[row])
     acts = [("1 draft", "draft"), ("2 verify", "verify"), ("3 accept", "accept")]
     controls = {
         "row": choice("prompt", rows, row),
         "step": steps("round of the prompt", _numbered(rounds[row]), step),
-        "act": steps("reveal", acts, "accept"),
+        "act": steps("reveal", acts, "draft"),
     }
 
     # watches before the figure does, which then finds a round of this prompt
@@ -64,7 +70,8 @@ def round_stepper(output, row: int | None = None, step: int = 0, tokenizer=None)
     def draw(row, step, act):
         return figures.round_steps(output, row, step, act, tokenizer)
 
-    return Explorer(controls, draw, "one round on its own text: drafted, verified, accepted", 520)
+    about = "one round on its own text: drafted, verified, accepted"
+    return Explorer(controls, draw, about, 520, twin={"act": "accept"})
 
 
 def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Explorer:
