@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 
 from specmoe.errors import OptionError
 from specmoe.lab import figures
+from specmoe.lab.figures.base import PART_NAMES
 from specmoe.options import METHODS
 
 BY_BATCH = [figures.throughput, figures.bytes_per_token, figures.time_shares]
@@ -160,6 +161,14 @@ def test_tokens_per_round_shows_only_methods_that_draft(rows):
     }
     with pytest.raises(OptionError, match="drafts"):
         figures.tokens_per_round([row("cached", 1)])
+
+
+def test_the_legend_of_time_names_no_part_that_occurs_nowhere(rows):
+    plain = [r | {"draft_share": 0.0, "rest_share": 0.3} for r in rows]
+    for given, missing in ((plain, "drafting"), (rows, None)):
+        legend = panels(figures.time_shares(given))[0].figure.legends[0]
+        names = {text.get_text() for text in legend.get_texts()}
+        assert names == set(PART_NAMES.values()) - {missing}
 
 
 def test_time_shares_are_stacked_to_a_hundred(rows):

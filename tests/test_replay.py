@@ -77,6 +77,32 @@ def test_belady_by_hand_knows_that_expert_0_returns():
     assert [step.misses for step in held] == [1, 1, 1, 0, 0]
 
 
+def test_prefills_are_left_out_and_marked_where_they_ran():
+    prefill, step = Request(-1, "prefill", (1, 1, 1)), Request(0, "verify", (1, 0, 0))
+    requests = [prefill, prefill, step, step, prefill, step, prefill]
+    assert replay.decoding(requests) == ([step] * 3, [0, 2])
+    with pytest.raises(OptionError, match="prefills only"):
+        replay.decoding([prefill])
+
+
+def test_a_rule_of_ones_own_is_played_and_checked():
+    requests = requests_of({0}, {1}, {2}, {0}, {2})
+    oldest = replay.replay_pool(requests, 2, lambda counts, resident, num: sorted(resident)[:num])
+    assert [set(step.after) for step in oldest] == [set()] * 5
+    first = replay.replay_pool(
+        requests,
+        2,
+        lambda counts, resident, num: sorted(resident | {i for i, c in enumerate(counts) if c})[
+            :num
+        ],
+    )
+    assert [set(step.after) for step in first] == [{0}, {0, 1}, {0, 1}, {0, 1}, {0, 1}]
+    with pytest.raises(OptionError, match="at most 2 may stay"):
+        replay.replay_pool(requests, 2, lambda counts, resident, num: {0, 1, 2})
+    with pytest.raises(OptionError, match=r"\[2\], neither needed nor resident"):
+        replay.replay_pool(requests, 2, lambda counts, resident, num: {2})
+
+
 @settings(max_examples=60)
 @given(
     st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=14),

@@ -328,7 +328,7 @@ def test_round_steps_reveals_one_act_after_the_other(output):
 
 def test_the_pool_figure_counts_up_to_its_step_and_colours_hits_and_misses(output):
     frame = output.trace.to_frame()
-    requests = replay.layer_requests(frame, replay.layers_of(frame)[0])
+    requests, begins = replay.decoding(replay.layer_requests(frame, replay.layers_of(frame)[0]))
     table = replay.pool_table(requests, 2).set_index(["policy", "step"])
     above, below = figures.pool_replay(output, step=1, num_kept=2)
     said = [text.get_text() for text in below.get_legend().get_texts()]
@@ -339,6 +339,9 @@ def test_the_pool_figure_counts_up_to_its_step_and_colours_hits_and_misses(outpu
     for column, now in enumerate(replay.replay_pool(requests, 2, "temporal")):
         assert set(np.flatnonzero(state[:, column] == 3)) == now.needed - now.before
         assert set(np.flatnonzero(state[:, column] == 2)) == now.needed & now.before
+    assert state.shape[1] == len(requests), "a prefill is drawn as a step"
+    marks = above.lines[-1]
+    assert marks.get_xdata().tolist() == [step - 0.5 for step in begins] and begins[0] == 0
 
 
 def test_knobs_shows_the_row_of_the_choice(rows):

@@ -8,7 +8,7 @@ nothing is run and nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -120,15 +120,58 @@ def layer_requests(
     ]
 
 
-def replay_pool(requests: Sequence[Request], num_kept: int, policy: str) -> list[Held]:
+def decoding(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
+    """``requests`` without prefills, and the steps of what is left before which a prefill ran.
+
+    A prefill asks for many experts at once, and the engine lets it change no pool but an empty one:
+    its misses say nothing about a policy.
+    """
+    steps, begins = [], []
+    for request in requests:
+        if request.phase != "prefill":
+            steps.append(request)
+        elif begins[-1:] != [len(steps)]:
+            begins.append(len(steps))
+    if not steps:
+        raise OptionError(
+            "this trace holds prefills only: generate at least one token for each prompt"
+        )
+    return steps, [step for step in begins if step < len(steps)]
+
+
+class OwnKeep(KeepPolicy):
+    """A function ``(counts, resident, num_kept) -> experts to keep``; its answer is checked."""
+
+    def __init__(self, num_layers, num_experts, num_kept, function: Callable):
+        super().__init__(num_layers, num_experts, num_kept)
+        self.function = function
+
+    def keep(self, layer, counts, resident):
+        kept = set(self.function(counts, set(resident), self.num_kept))
+        there = {expert for expert, count in enumerate(counts) if count} | resident
+        if len(kept) > self.num_kept:
+            raise OptionError(
+                f"keep gave {len(kept)} experts, {sorted(kept)}: at most {self.num_kept} may stay"
+            )
+        if kept - there:
+            raise OptionError(
+                f"keep gave {sorted(kept - there)}, neither needed nor resident: choose from "
+                f"{sorted(there)}"
+            )
+        return kept
+
+
+def replay_pool(requests: Sequence[Request], num_kept: int, policy: str | Callable) -> list[Held]:
     """Play one layer's ``requests`` against a pool that keeps ``num_kept`` experts after each step,
     starting empty.
 
     The rule is ``offload.policies``'s, as in the engine: whatever is needed is brought, then
-    ``policy`` ("lru", "lfu", "temporal", "belady") chooses what stays. Nothing lingers beyond it,
-    so the engine, whose spare slots may still hold an old expert, can miss less.
+    ``policy`` ("lru", "lfu", "temporal", "belady", or a function as of ``OwnKeep``) chooses what
+    stays. Nothing lingers beyond it, so the engine, whose spare slots may still hold an old expert,
+    can miss less.
     """
-    check_choice("policy", policy, REPLAYED)
+    if not callable(policy):
+        check_choice("policy", policy, REPLAYED)
     if not requests:
         raise OptionError("there are no requests to replay")
     num_kept = check_number("num_kept", num_kept, range(1, len(requests[0].counts) + 1))
@@ -151,8 +194,10 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str) -> list
     return held
 
 
-def _keeper(requests: Sequence[Request], num_kept: int, policy: str) -> KeepPolicy:
+def _keeper(requests: Sequence[Request], num_kept: int, policy: str | Callable) -> KeepPolicy:
     size = (1, len(requests[0].counts), num_kept)
+    if callable(policy):
+        return OwnKeep(*size, policy)
     if policy == "belady":
         return Belady(*size, [[request.needed for request in requests]])
     return make_policy(policy, *size)

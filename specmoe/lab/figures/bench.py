@@ -108,6 +108,8 @@ def time_shares(shares, ax=None, about=None):
     need_columns(table, *(f"{part}_share" for part in PARTS))
     panels, batches = batch_panels(table, ax)
     labels = method_labels(table)
+    # a legend names no part that occurs nowhere
+    parts = [part for part in PARTS if (table[f"{part}_share"] > 0.0005).any()]
     for panel, batch in zip(panels, batches):
         part = (
             table[table["batch"] == batch]
@@ -115,7 +117,7 @@ def time_shares(shares, ax=None, about=None):
             .set_index("label")
             .reindex(labels)
         )
-        _stack(panel, part)
+        _stack(panel, part, parts)
         panel.set_xlim(0, 100)
     dress_panels(panels, batches, labels, "% of decoding time")
     handles, names = panels[0].get_legend_handles_labels()
@@ -128,9 +130,9 @@ def time_shares(shares, ax=None, about=None):
     )
 
 
-def _stack(panel: Axes, part: pd.DataFrame) -> None:
+def _stack(panel: Axes, part: pd.DataFrame, parts: list[str]) -> None:
     left = np.zeros(len(part))
-    for name in PARTS:
+    for name in parts:
         share = 100 * part[f"{name}_share"].fillna(0).to_numpy(dtype=float)
         bars = panel.barh(
             range(len(part)), share, 0.72, left, color=PART_COLORS[name], label=PART_NAMES[name]

@@ -20,6 +20,7 @@ from ..replay import (
     Held,
     as_frame,
     check_number,
+    decoding,
     layer_requests,
     layers_of,
     pool_table,
@@ -77,16 +78,18 @@ def pool_replay(
     ``source``: an output or a trace frame; ``layer`` None: the first; ``step``: where the time line
     stands (None: the end); ``num_kept``: experts kept per layer (None: 4, or half of them);
     ``num_experts`` E (None: as many as the trace names). ``ax``: two ``Axes`` to draw on. A replay,
-    not a run: requests stay what they were, whatever the policy.
+    not a run: requests stay what they were, whatever the policy. Prefills are left out; a
+    triangle stands where one ran, that is, where new prompts begin.
     """
     frame = as_frame(source)
     layer = layers_of(frame)[0] if layer is None else layer
-    requests = layer_requests(frame, layer, num_experts)
+    requests, begins = decoding(layer_requests(frame, layer, num_experts))
     num_kept = num_kept or default_kept(len(requests[0].counts))
     held = replay_pool(requests, num_kept, policy)
     step = len(held) - 1 if step is None else check_number("step", step, range(len(held)))
     above, below = _two_axes(ax, (11, 5.6), (3, 2))
     _draw_raster(above, held, len(requests[0].counts), step)
+    _mark_prefills(above, begins)
     above.set_title(
         f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed",
         loc="left",
@@ -140,6 +143,25 @@ def _draw_raster(ax: Axes, held: list[Held], num_experts: int, step: int) -> Non
     )
 
 
+def _mark_prefills(ax: Axes, begins: list[int]) -> None:
+    """A triangle above each step before which new prompts were prefilled."""
+    (marks,) = ax.plot(
+        [step - 0.5 for step in begins],
+        [1.0] * len(begins),
+        transform=ax.get_xaxis_transform(),
+        marker="v",
+        ls="none",
+        ms=7,
+        color="black",
+        clip_on=False,
+        label="a new prompt begins\n(its prefill is left out)",
+    )
+    handles = [*ax.get_legend().legend_handles, marks]
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12
+    )
+
+
 def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
     ends = {}
     for policy in REPLAYED:
@@ -155,7 +177,7 @@ def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
         ax.plot(part["step"], part["total_misses"], label=ends[policy], **style)
     ax.axvline(step + 0.5, color="black", lw=2)
     ax.set(
-        xlabel="step of the full model (0: prefill)",
+        xlabel="decoding step of the full model",
         ylabel="misses so far",
         xlim=(-0.5, table["step"].max() + 0.5),
     )

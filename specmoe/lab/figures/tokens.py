@@ -34,10 +34,10 @@ TOKEN_COLORS = {
     "plain": "#d4d4d4",
 }
 TOKEN_NAMES = {
-    "accepted": "accepted: drafted, and the target agrees",
-    "recovered": "recovered: the target's own, at the first rejection",
-    "bonus": "bonus: the target's own, after all were accepted",
-    "plain": "the target's own, nothing was drafted",
+    "accepted": "accepted: drafted, and the full model agrees",
+    "recovered": "recovered: the full model's own, at the first rejection",
+    "bonus": "bonus: the full model's own, after all were accepted",
+    "plain": "the full model's own, nothing was drafted",
 }
 SPACE, ARROW = "\N{OPEN BOX}", "\N{RIGHTWARDS ARROW}"
 # inches: the figure, a monospaced letter at 13 points, a line of boxes
@@ -438,9 +438,10 @@ def _line(ax: Axes, y: float, name: str, said: str, boxes: list[tuple], instead:
 def _reads(ax: Axes, reads: pd.DataFrame, upto: int) -> None:
     """The experts read in the round, by layer; the full model's own reads appear with the
     verification."""
-    ax.text(8.0, 0.3, "experts read (all rows)", fontsize=13, fontweight="bold", va="center")
+    ax.text(8.0, 0.3, "experts read in this round", fontsize=13, fontweight="bold", va="center")
+    ax.text(8.0, 0.6, "for all rows in flight", fontsize=12, color=GREY, va="center")
     shown = reads if upto else reads[reads["kind"] == "prefetch"]
-    y = 0.72
+    y = 1.0
     for layer in sorted(reads["layer"].unique())[:10]:
         part = shown[shown["layer"] == layer]
         names = [
@@ -452,11 +453,16 @@ def _reads(ax: Axes, reads: pd.DataFrame, upto: int) -> None:
         for line in lines:
             ax.text(8.85, y, line, fontsize=12, va="center", fontfamily="monospace")
             y += 0.3
+    star = "\n* before the router asked" if (shown["kind"] == "prefetch").any() else ""
     ax.text(
         8.0,
         y + 0.1,
-        f"{len(shown)} reads\n* before the router asked",
+        f"{_reads_in_words(len(shown))}{star}",
         fontsize=12,
         va="top",
         color=GREY,
     )
+
+
+def _reads_in_words(number: int) -> str:
+    return f"{number} read{'' if number == 1 else 's'}"

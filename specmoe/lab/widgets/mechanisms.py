@@ -80,7 +80,7 @@ def pool_replay(source, layer: int | None = None, num_experts: int | None = None
     frame = replay.as_frame(source)
     layers = replay.layers_of(frame)
     layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
-    requests = replay.layer_requests(frame, layer, num_experts)
+    requests, _ = replay.decoding(replay.layer_requests(frame, layer, num_experts))
     most = len(requests[0].counts)
     controls = {
         "layer": choice("layer", layers, layer),
@@ -94,7 +94,8 @@ def pool_replay(source, layer: int | None = None, num_experts: int | None = None
     }
 
     def draw(step, **values):
-        last = len(replay.layer_requests(frame, values["layer"], most)) - 1
+        of_layer = replay.layer_requests(frame, values["layer"], most)
+        last = len(replay.decoding(of_layer)[0]) - 1
         return figures.pool_replay(frame, step=min(step, last), num_experts=most, **values)
 
     return Explorer(controls, draw, "one layer's pool replayed under four policies", 560)
