@@ -15,6 +15,7 @@ import torch
 from specmoe import checkpoint
 from specmoe.lab import report
 from specmoe.lab.bench import (
+    cells,
     floors,
     gpu,
     gpu_numbers,
@@ -187,7 +188,7 @@ def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(
         *settings.METHODS,
         "resident",
     }
-    rows = tables.cell_rows({"skewed-native": content}, "tiny-skewed", "native")
+    rows = cells.cell_rows({"skewed-native": content}, "tiny-skewed", "native")
     assert [row["method"] for row in rows] == [
         "on_demand",
         "overlapped",
@@ -371,7 +372,7 @@ def test_a_ratio_at_the_floor_uses_the_floor_of_specmoe_and_the_speed_of_the_oth
         row("probe", 256, 0.0, **PROBE),
     )
     floor_s = max(1e8 / 2e9, 1e7 * 10 / 1e11) / 200
-    assert tables.Measured(files).ratio_at_floor(
+    assert cells.Measured(files).ratio_at_floor(
         "tiny-translate", "native", 256, "on_demand"
     ) == pytest.approx(1 / (floor_s * 100))
 

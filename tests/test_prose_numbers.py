@@ -22,7 +22,7 @@ from specmoe.checkpoint.files import MAX_JSON_BYTES
 from specmoe.cli.job_lines import MAX_LINE_BYTES
 from specmoe.engine.ties import TIE_ULPS
 from specmoe.lab import paper
-from specmoe.lab.bench import offload, results, tables
+from specmoe.lab.bench import cells, offload, results
 from specmoe.lab.bench import settings as bench
 from specmoe.lab.paper.measured import measured_numbers
 from specmoe.lab.paper.settings import LINK, WIDENED
@@ -78,9 +78,9 @@ def speed_ups(link: str) -> str:
     """The smallest and the largest ratio of specmoe over on-demand, both models, all batches, both
     machines, in whole times: "2 to 7 times"."""
     ratios = [
-        tables.Measured(files).ratio(model, link, batch, "specmoe", "on_demand")
+        cells.Measured(files).ratio(model, link, batch, "specmoe", "on_demand")
         for files in (results.read_all(), *results.read_elsewhere())
-        for model in (tables.TRANSLATE, tables.SKEWED)
+        for model in (cells.TRANSLATE, cells.SKEWED)
         for batch in bench.BATCHES
     ]
     known = [ratio for ratio in ratios if ratio is not None]

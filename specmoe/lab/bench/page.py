@@ -14,9 +14,10 @@ import pandas as pd
 
 from ..entry import leave
 from ..markdown import write_page
+from .cells import SKEWED, TRANSLATE, Measured, cell_rows
 from .pictures import LINK_WORDS
 from .settings import BATCHES, LINKS, PEER_BATCHES
-from .tables import HEADLINES, PEERS, SKEWED, TRANSLATE, Measured, Outcome, cell_rows, targets
+from .tables import HEADLINES, PEERS, Outcome, targets
 
 
 def headlines(files: dict[str, dict]) -> list[Outcome]:

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..figures.base import METHOD_COLORS, compact_png, styled
-from .tables import SKEWED, TRANSLATE, cell_rows
+from .cells import SKEWED, TRANSLATE, cell_rows
 
 PANELS = [(model, link) for model in (TRANSLATE, SKEWED) for link in ("native", "throttled")]
 LINK_WORDS = {"native": "the disk as it is", "throttled": "0.25 GB/s"}

@@ -1,7 +1,6 @@
-"""The tables: every target beside what was measured and the floor; every cell beside its own floor.
+"""The table of targets: each beside what was measured, and what the floor would allow.
 
-Comes in: the contents of the result files. Goes out: outcomes, rows of plain values, and a frame of
-words. ``run`` prints it, the notebook ``performance`` shows all. Pure functions: nothing is
+Comes in: the contents of the result files. Goes out: outcomes, and a frame of words. ``run`` prints it, the notebook ``performance`` shows all. Pure functions: nothing is
 measured here. A missing measurement is ``None``, shown as "not measured"."""
 
 from __future__ import annotations
@@ -12,26 +11,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from . import floors
-from .settings import BATCHES, LINKS, PEER_BATCHES
+from .cells import SKEWED, TRANSLATE, Measured, achieved, among, divide, share
+from .settings import BATCHES, PEER_BATCHES
 
-TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
 PEERS = (
     ("resident", "memory", "resident", "transformers"),
     ("offload", "native", "specmoe", "accelerate"),
     ("offload", "native", "specmoe", "accelerate_uncached"),
-)
-SUMMED = (
-    "num_new_tokens",
-    "seconds",
-    "fetched_bytes",
-    "num_prefetches",
-    "row_rounds",
-    "num_drafted",
-    "wait_s",
-    "draft_s",
-    "verify_s",
 )
 
 
@@ -56,87 +43,6 @@ class Outcome:
 
     def words(self, value: float) -> str:
         return f"{value:.2f}{self.unit}" if self.unit else f"{value:.1%}"
-
-
-class Measured:
-    """What the result files hold, by model, link, batch and method; repeats (slices) are one cell,
-    its speed their median."""
-
-    def __init__(self, files: dict[str, dict]):
-        self.files = files
-        self.cells: dict[tuple, list[dict]] = {}
-        for part, content in files.items():
-            for row in content.get("rows", {}).values():
-                self.cells.setdefault(
-                    (part, row["model"], row["link"], row["batch"], row["what"]), []
-                ).append(row)
-
-    def rows(
-        self, model: str, link: str, batch: int, what: str, part: str | None = None
-    ) -> list[dict]:
-        return self.cells.get(
-            (part or f"{model.removeprefix('tiny-')}-{link}", model, link, batch, what), []
-        )
-
-    def speed(
-        self, model: str, link: str, batch: int, what: str, part: str | None = None
-    ) -> float | None:
-        """Tokens per second: the median of the slices."""
-        rows = self.rows(model, link, batch, what, part)
-        return statistics.median(row["tokens_per_second"] for row in rows) if rows else None
-
-    def sums(
-        self, model: str, link: str, batch: int, what: str, part: str | None = None
-    ) -> dict | None:
-        """Counts and seconds of all slices together."""
-        rows = self.rows(model, link, batch, what, part)
-        return {name: sum(row[name] for row in rows) for name in SUMMED} if rows else None
-
-    def ratio(self, model: str, link: str, batch: int, what: str, over: str) -> float | None:
-        return divide(self.speed(model, link, batch, what), self.speed(model, link, batch, over))
-
-    def probe(self, model: str, link: str, batch: int) -> dict | None:
-        """The probe before the methods of this batch; of the compute rates the median over all
-        batches (disks drift, cores do not)."""
-        rows = self.rows(model, link, batch, "probe")
-        part = [
-            row
-            for key, cells in self.cells.items()
-            if key[1:3] == (model, link) and key[4] == "probe"
-            for row in cells
-        ]
-        rates = ("fp32_flop_per_s", "bf16_flop_per_s")
-        return (
-            rows[0] | {name: statistics.median(row[name] for row in part) for name in rates}
-            if rows
-            else None
-        )
-
-    def floor(self, model: str, link: str, batch: int, what: str) -> dict | None:
-        """The floor of a cell: from its own counts, its model, and the probes before it."""
-        sums, probe = self.sums(model, link, batch, what), self.probe(model, link, batch)
-        if sums is None or probe is None:
-            return None
-        facts = self.files[f"{model.removeprefix('tiny-')}-{link}"]["models"][model]
-        return floors.floor(sums, facts, probe, LINKS[link])
-
-    def ratio_at_floor(self, model: str, link: str, batch: int, over: str) -> float | None:
-        """What specmoe over ``over`` (as measured) would be if specmoe ran at its floor."""
-        floor, other = (
-            self.floor(model, link, batch, "specmoe"),
-            self.speed(model, link, batch, over),
-        )
-        return divide(1.0, floor["floor_s"] * other) if floor and other else None
-
-
-def divide(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
-def among(function: Callable, values: Iterable[float | None]) -> float | None:
-    """``function`` of the values that are there, None without any."""
-    known = [value for value in values if value is not None]
-    return function(known) if known else None
 
 
 # ---- the targets ----
@@ -280,18 +186,6 @@ def bytes_growth(found: Measured, what: str) -> float | None:
     )
 
 
-def share(sums: dict | None, name: str) -> float | None:
-    return divide(sums[name], sums["seconds"]) if sums else None
-
-
-def achieved(found: Measured, model: str, link: str, batch: int, what: str) -> float | None:
-    """Bytes per second that crossed the link, over the raw rate."""
-    sums, probe = found.sums(model, link, batch, what), found.probe(model, link, batch)
-    if not sums or not probe:
-        return None
-    return sums["fetched_bytes"] / sums["seconds"] / floors.link_rate(LINKS[link], probe)
-
-
 OF_ALL = "share of specmoe's time, every B"
 NOT_EXPERTS = "what is not expert arithmetic, B = 64 and 256"
 
@@ -343,38 +237,3 @@ def _peers(found: Measured) -> list[Outcome]:
         rows.append(Outcome(name, goal, True, divide(ours, peer), note=note))
     traced = divide(*speeds("tracing", "native", 16, "trace_on", "trace_off"))
     return [*rows, Outcome("tracing on / off", 0.97, True, traced)]
-
-
-# ---- every cell beside its floor ----
-
-
-def cell_rows(files: dict[str, dict], model: str, link: str) -> list[dict]:
-    """One row for each batch and method that was measured: speed, bytes, floor, measured over
-    floor, shares of time."""
-    found, rows = Measured(files), []
-    for batch in BATCHES:
-        for what in ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident"):
-            sums, floor = (
-                found.sums(model, link, batch, what),
-                found.floor(model, link, batch, what),
-            )
-            if sums is None or floor is None:
-                continue
-            speed = found.speed(model, link, batch, what)
-            slices = found.rows(model, link, batch, what)
-            rows.append(
-                {
-                    "batch": batch,
-                    "method": what if what != "cached" else f"cached ({slices[0]['eviction']})",
-                    "tokens_per_second": speed,
-                    "over_on_demand": found.ratio(model, link, batch, what, "on_demand"),
-                    "gamma": statistics.mean(row["gamma"] for row in slices),
-                    "bytes_per_token": sums["fetched_bytes"] / sums["num_new_tokens"],
-                    **floor,
-                    "limit": "link" if floor["link_s"] >= floor["compute_s"] else "arithmetic",
-                    "measured_over_floor": divide(1 / speed, floor["floor_s"]),
-                    "wait_share": share(sums, "wait_s"),
-                    "draft_share": share(sums, "draft_s"),
-                }
-            )
-    return rows

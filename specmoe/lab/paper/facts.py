@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 
 SOURCE = "arXiv 2604.10152, from reading notes"
@@ -42,6 +43,39 @@ class Number:
 
 def frame_of(numbers: Iterable[Number]) -> pd.DataFrame:
     return pd.DataFrame([number.to_dict() for number in numbers])
+
+
+def mean_of(
+    table: str,
+    label: str,
+    measure: str,
+    values,
+    unit: str,
+    note: str = "",
+    batch: int | None = None,
+    kind: str = "measured",
+) -> list[Number]:
+    """The mean of ``values`` with the smallest and the largest; none where there is no value."""
+    values = [
+        float(value) for value in np.atleast_1d(values) if value is not None and np.isfinite(value)
+    ]
+    if not values:
+        return []
+    ends = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return [
+        Number(
+            table,
+            label,
+            measure,
+            float(np.mean(values)),
+            kind,
+            unit,
+            *ends,
+            len(values),
+            note,
+            batch,
+        )
+    ]
 
 
 def value_of(

@@ -6,10 +6,9 @@ the paper's and the simulated ones beside them.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from .facts import BATCHES, PERCENT, RATIO, SPEED, TOKENS, Number
+from .facts import BATCHES, PERCENT, SPEED, TOKENS, Number, mean_of
 from .numbers import (
     by_set,
     bytes_by_batch,
@@ -17,16 +16,13 @@ from .numbers import (
     main_model,
     pick,
     rows_of,
-    speed_ratios,
-    speeds,
-    timed_rows,
     usual,
 )
 from .settings import LOW_SKEW
+from .timed import UNEQUAL, low_skew, migration, timed_numbers
 
 AGAINST_FOUR = "speed against N = 4"
 SUBSTITUTES = ("affinity", "random", "router", "drop", "no_experts")
-UNEQUAL = "unequal memory, as in the paper: cached keeps a tenth of the experts"
 AGAINST = (  # line, how it is called, what to know
     ("on_demand", "on_demand", "equal fast memory"),
     ("cached", "cached", UNEQUAL),
@@ -39,180 +35,14 @@ def measured_numbers(results: dict[str, dict]) -> list[Number]:
     """All of them, for the main model and those with less skew."""
     rows = rows_of(results, main_model(results))
     found = [
-        *_timed(rows, "throttled", "throughput"),
-        *_timed(rows, "disk", "ssd"),
-        *_migration(rows),
+        *timed_numbers(rows, "throttled", "throughput"),
+        *timed_numbers(rows, "disk", "ssd"),
+        *migration(rows),
     ]
     found += [*_bytes(rows), *_growth(rows), *_substitution(rows), *_sets(rows), *_experts(rows)]
     return found + [
-        number for model in LOW_SKEW for number in _low_skew(rows_of(results, model), model)
+        number for model in LOW_SKEW for number in low_skew(rows_of(results, model), model)
     ]
-
-
-def mean_of(
-    table: str,
-    label: str,
-    measure: str,
-    values,
-    unit: str,
-    note: str = "",
-    batch: int | None = None,
-    kind: str = "measured",
-) -> list[Number]:
-    """The mean of ``values`` with the smallest and the largest; none where there is no value."""
-    values = [
-        float(value) for value in np.atleast_1d(values) if value is not None and np.isfinite(value)
-    ]
-    if not values:
-        return []
-    ends = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return [
-        Number(
-            table,
-            label,
-            measure,
-            float(np.mean(values)),
-            kind,
-            unit,
-            *ends,
-            len(values),
-            note,
-            batch,
-        )
-    ]
-
-
-# ---- on the clock ----
-
-
-def _timed(rows: pd.DataFrame, regime: str, table: str) -> list[Number]:
-    timed = timed_rows(rows, regime)
-    if not len(timed):
-        return []
-    found = []
-    for row in timed.itertuples():
-        reach = (row.tokens_per_second_min, row.tokens_per_second_max)
-        about = {"num": int(row.repeats), "batch": int(row.batch)}
-        found.append(
-            Number(
-                table, row.line, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about
-            )
-        )
-    return found + speed_numbers(table, speeds(timed), speed_ratios(timed), "measured")
-
-
-def speed_numbers(
-    table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: str, note: str = ""
-) -> list[Number]:
-    """Latency and speed-up by batch, the best and the mean of each line; measured or simulated
-    alike."""
-    found: list[Number] = []
-    for line in speed if table == "throughput" else ():
-        for batch, value in speed[line].dropna().items():
-            found += mean_of(
-                table,
-                line,
-                "latency",
-                1000 * batch / value,
-                "ms per token of a row",
-                note,
-                batch,
-                kind,
-            )
-    for line in ratios:
-        best = ratios[line].idxmax()
-        about = "; ".join(
-            filter(None, [f"batch {best}", UNEQUAL if line == "cached" else "", note])
-        )
-        found += mean_of(
-            table, line, "speed-up, best batch", ratios[line].max(), RATIO, about, None, kind
-        )
-        found += mean_of(
-            table, line, "speed-up, mean over batches", ratios[line].mean(), RATIO, note, None, kind
-        )
-        for batch, value in ratios[line].dropna().items():
-            found += mean_of(table, line, "speed-up", value, RATIO, note, batch, kind)
-    return found + _over_cached(table, ratios, kind, note)
-
-
-def _over_cached(table: str, ratios: pd.DataFrame, kind: str, note: str) -> list[Number]:
-    if "specmoe" not in ratios:
-        return []
-    found = mean_of(
-        table,
-        "specmoe",
-        "latency, best batch",
-        100 / ratios["specmoe"].max(),
-        "% of on_demand",
-        note,
-        None,
-        kind,
-    )
-    measure = "speed-up over cached, best batch"
-    pairs = (
-        ("specmoe", "cached", UNEQUAL),
-        ("specmoe, equal bytes", "cached, equal bytes", "equal fast memory"),
-    )
-    for label, other, about in pairs:
-        if other in ratios:
-            over = (ratios["specmoe"] / ratios[other]).max()
-            said = "; ".join(filter(None, [about, note]))
-            found += mean_of(table, label, measure, over, "times cached", said, None, kind)
-    return found
-
-
-def _migration(rows: pd.DataFrame) -> list[Number]:
-    """Where a method stood still for reads, in percent of its time."""
-    found: list[Number] = []
-    for regime, table in (("throttled", "migration"),):
-        timed = timed_rows(rows, regime)
-        for line, part in timed.groupby("line", sort=False) if len(timed) else ():
-            if line != "resident":
-                shares = 100 * part.set_index("batch")["wait_share"].astype(float)
-                found += share_numbers(
-                    table, line, shares, "measured", "waiting for reads, 0.25 GB/s"
-                )
-    return found
-
-
-def share_numbers(table: str, line: str, shares: pd.Series, kind: str, note: str) -> list[Number]:
-    """Shares (%) of time in migration by batch, and the largest."""
-    found = [
-        number
-        for batch, share in shares.items()
-        for number in mean_of(
-            table, line, "time in expert migration", share, PERCENT, note, batch, kind
-        )
-    ]
-    said = f"batch {shares.idxmax()}; {note}"
-    return found + mean_of(
-        table, line, "time in expert migration, largest", shares.max(), PERCENT, said, None, kind
-    )
-
-
-def _low_skew(rows: pd.DataFrame, model: str) -> list[Number]:
-    timed = timed_rows(rows, "throttled")
-    return low_skew_numbers(model, speed_ratios(timed), "measured") if len(timed) else []
-
-
-def low_skew_numbers(
-    label: str, ratios: pd.DataFrame, kind: str, note: str = "temperature 1, gamma 5"
-) -> list[Number]:
-    """Speed-ups of one model: by batch, and the best."""
-    found: list[Number] = []
-    for line in ratios:
-        said = f"batch {ratios[line].idxmax()}; {note}"
-        found += mean_of(
-            "low_skew", label, f"{line}, best batch", ratios[line].max(), RATIO, said, None, kind
-        )
-        for batch, value in ratios[line].dropna().items():
-            found += mean_of(
-                "low_skew", f"{label}: {line}", "speed-up", value, RATIO, note, batch, kind
-            )
-    return found
-
-
-# ---- counted ----
 
 
 def _bytes(rows: pd.DataFrame) -> list[Number]:

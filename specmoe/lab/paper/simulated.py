@@ -15,10 +15,11 @@ from functools import cache
 import pandas as pd
 
 from ..simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, recordings, simulate
-from .facts import SPEED, Number
-from .measured import against_four, low_skew_numbers, mean_of, share_numbers, speed_numbers
+from .facts import SPEED, Number, mean_of
+from .measured import against_four
 from .record import own_recordings
 from .settings import LOW_SKEW, MAIN
+from .timed import low_skew_numbers, share_numbers, speed_numbers
 
 H100, SSD = PRESETS["h100"], PRESETS["h100-ssd"]
 SIZES = {
