@@ -85,8 +85,9 @@ browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_st
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[browser]'
 	@SPECMOE_BROWSER=$(BROWSER) $(BIN)/python -m pytest -m browser tests/browser $(TEST_ARGS)
 
-lab: setup ## JupyterLab on the notebooks
-	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks $(LAB_ARGS)
+# One root for notebooks/ and tutorials/, so that the links between them open.
+lab: setup ## JupyterLab on the notebooks and the tutorials
+	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
 
 notebooks: setup ## execute all notebooks, by papermill and again under nbval (NOTEBOOKS_OUT=notebooks: in place, to commit them)
 	@mkdir -p $(NOTEBOOKS_OUT)

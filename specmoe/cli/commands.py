@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -302,6 +303,10 @@ def train(args: Namespace) -> int:
 
 def doctor(args: Namespace) -> int:
     """Failed probes are findings, not failures; without torch nothing else here works."""
+    if getattr(args, "workshop", False):
+        return _workshop(args)
+    if "notebooks" in vars(args):
+        raise OptionError("--notebooks belongs to --workshop, which runs one of them")
     from ..lab.machine import doctor as examiner
 
     found = examiner.examine(
@@ -312,6 +317,27 @@ def doctor(args: Namespace) -> int:
     )
     _emit(args, found, lambda: examiner.to_table(found))
     return 1 if isinstance(found["threads"], dict) else 0
+
+
+def _workshop(args: Namespace) -> int:
+    """Ten lines, each as soon as it is known; 1 where the verdict is FAIL."""
+    other = {"directory", "record_bytes", "thorough", "hub"} & set(vars(args))
+    if other:
+        option = min(other).replace("_", "-")
+        raise OptionError(f"--{option} measures the machine and --workshop does not: leave one out")
+    from ..lab.machine import workshop
+
+    began_s, found = time.perf_counter(), []
+    for one in workshop.findings(getattr(args, "notebooks", None)):
+        found.append(one)
+        if not args.json:
+            print(one, flush=True)
+    last = workshop.verdict(found, time.perf_counter() - began_s)
+    checks = [dataclasses.asdict(one) for one in found]
+    _emit(
+        args, {"verdict": last.status, "said": last.sentence, "checks": checks}, lambda: str(last)
+    )
+    return int(last.status == workshop.FAIL)
 
 
 # From arguments to options

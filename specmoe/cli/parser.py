@@ -315,6 +315,12 @@ def _doctor(parser: _Parser) -> None:
         "--thorough", action="store_true", help="longer measurements on a larger file"
     )
     parser.add_argument("--hub", action="store_true", help="also ask the hub, for 3 s at most")
+    parser.add_argument(
+        "--workshop", action="store_true", help="PASS or FAIL: is all here that a workshop needs?"
+    )
+    parser.add_argument(
+        "--notebooks", metavar="DIR", help="with --workshop: where 00_start_here lies"
+    )
 
 
 def _words(text: str) -> list[str]:
