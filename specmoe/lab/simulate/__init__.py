@@ -13,23 +13,27 @@ from .hardware import PRESETS, Hardware, preset
 from .machine import fit_machine
 from .maps import knob_rows, winners
 from .probe import probe_machine
+from .real_models import PAPER_SIZES, RealModel, known_models, size_of
 from .recording import Recording
 from .replay import Simulated, simulate
 from .shipped import recordings
-from .sizes import PAPER_SIZES, ModelSize
+from .sizes import ModelSize
 
 __all__ = [
     "PAPER_SIZES",
     "PRESETS",
     "Hardware",
     "ModelSize",
+    "RealModel",
     "Recording",
     "Simulated",
     "fit_machine",
     "knob_rows",
+    "known_models",
     "preset",
     "probe_machine",
     "recordings",
     "simulate",
+    "size_of",
     "winners",
 ]
