@@ -12,7 +12,7 @@ from models_table import architectures, tiny_config
 
 from specmoe.checkpoint.model import auto_class
 from specmoe.errors import CheckpointError, OptionError, UnsupportedModelError
-from specmoe.lab.simulate import ModelSize, known_models, real_models, size_of
+from specmoe.lab.simulate import PAPER_SIZES, ModelSize, known_models, real_models, size_of
 from specmoe.lab.simulate.parameters import count_parameters
 from specmoe.lab.simulate.weights import FORMATS, format_of
 
@@ -133,6 +133,14 @@ def test_every_row_of_the_table_says_where_it_is_from():
         assert row.published["source"].startswith("https://"), name
         if row.title.lower().replace(" ", "-") not in row.source.lower():
             assert row.note, f"{name}: a config of another name, and no word why"
+
+
+def test_the_sizes_that_the_papers_page_was_computed_with_are_nearly_those_counted():
+    for name, size in PAPER_SIZES.items():
+        counted = known_models()[name].size
+        assert size.num_layers == counted.num_layers and size.top_k == counted.top_k
+        assert size.expert_bytes == pytest.approx(counted.expert_bytes, rel=1e-3)
+        assert size.trunk_bytes == pytest.approx(counted.trunk_bytes, rel=2e-3)
 
 
 def test_experts_have_the_bytes_that_hand_arithmetic_gives():
