@@ -28,6 +28,12 @@ from .weights import BF16, WeightFormat, format_of
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 SHARED = re.compile(r"\.shared_?(expert|mlp)")
 ROUTER = re.compile(r"(^|\.)(gate|router)(\.|$)")
+SERVED = {
+    transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    transformers.AutoModelForSeq2SeqLM: transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    transformers.AutoModel: transformers.MODEL_MAPPING,
+}
 PARTS = ("expert", "shared", "router", "embedding", "head", "encoder", "rest")
 
 
@@ -130,13 +136,12 @@ def _config(fields: dict) -> PreTrainedConfig:
 
 def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """By the class that the engine takes; else by one for images and texts, or without a head."""
-    others = (transformers.AutoModelForImageTextToText, transformers.AutoModel)
-    found = [auto for auto in (auto_class(config), *others) if type(config) in auto._model_mapping]
+    found = [auto for auto, known in SERVED.items() if type(config) in known]
     what = f"no model of {config.model_type!r} can be made"
     if not found:
         raise UnsupportedModelError(f"{what}: none of transformers' classes takes it whole")
     with door(what, "give a ModelSize", UnsupportedModelError), torch.device("meta"):
-        if found[0] is auto_class(config):
+        if auto_class(config) in found:
             return meta_model(copy.deepcopy(config), torch.bfloat16)
         return found[0].from_config(copy.deepcopy(config), dtype=torch.bfloat16)
 
