@@ -156,6 +156,10 @@ def check_draft(found):
 def check_batch(found):
     assert found["saved_by_pool"]["16"] < found["saved_by_pool"]["1"]
     assert found["rounds_refilled_and_apart"][0] < found["rounds_refilled_and_apart"][1]
+    assert found["reads_by_hand"] == sorted(found["reads_by_hand"], reverse=True)
+    assert found["round_ahead_of_pool_with_many_rows"]
+    falls = {name: found[name]["1"] - found[name]["16"] for name in ("saved", "saved_by_pool")}
+    assert 2 * falls["saved"] < falls["saved_by_pool"], "a round's saving falls much less"
 
 
 def check_hurts(found):
@@ -173,6 +177,8 @@ def check_sampling(found):
         and found["coupled_texts_same_as_plain"]
     )
     assert shares["no residual"] == shares["rejection"] > shares["coupled"]
+    coupling, best = found["accepted_by_coupling_and_at_best"]
+    assert coupling < best and not found["rejection_texts_same_as_plain"]
 
 
 def check_overlap(found):
@@ -282,13 +288,33 @@ BROKEN = [
     ("03_experts_in_slow_memory", "belady", [9999, 1, 1, 1]),
     ("04_hot_experts", "gini", 0.01),
     ("06_batched_verification", "saved_by_pool", {"1": 0.1, "16": 0.9}),
+    ("06_batched_verification", "reads_by_hand", [3, 7, 12]),
+    ("06_batched_verification", "round_ahead_of_pool_with_many_rows", False),
     ("07_sampling_without_bias", "biased_sampler_caught", False),
+    ("07_sampling_without_bias", "accepted_by_coupling_and_at_best", [0.7, 0.6]),
     (
         "07_sampling_without_bias",
         "accepted_share",
         {"no residual": 0.5, "rejection": 0.4, "coupled": 0.3},
     ),
 ]
+
+
+GUESSED = [  # every *Predict* of these is followed by a cell to write a guess into
+    "06_batched_verification",
+    "07_sampling_without_bias",
+]
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_every_predict_takes_a_guess_which_the_next_output_compares(name):
+    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+    asked = [i for i, cell in enumerate(cells) if "> **Predict.**" in cell.source]
+    assert asked
+    for i in asked:
+        assert cells[i + 1].source.startswith("guess = None"), cells[i].source[-200:]
+        shown = "".join(output.get("text", "") for output in cells[i + 2].outputs)
+        assert "compare(guess, " in cells[i + 2].source and "No guess was made" in shown
 
 
 @pytest.mark.parametrize("name", NAMES)

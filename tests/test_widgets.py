@@ -326,6 +326,13 @@ def test_round_steps_reveals_one_act_after_the_other(output):
     assert "3 accept" in shown["accept"] and str(block.committed[-1]) in shown["accept"]
 
 
+def test_the_star_of_a_read_is_explained_where_something_was_read_ahead(engine):
+    run = {"max_new_tokens": 10, "method": "specmoe", "gamma": 3, "eos_token_id": []}
+    output = engine.generate(PROMPTS, prefetch=False, **run)
+    said = words(figures.round_steps(output))
+    assert any(" reads" in text for text in said) and not any("*" in text for text in said)
+
+
 def test_the_pool_figure_counts_up_to_its_step_and_colours_hits_and_misses(output):
     frame = output.trace.to_frame()
     requests, begins = replay.decoding(replay.layer_requests(frame, replay.layers_of(frame)[0]))
