@@ -105,5 +105,12 @@ def test_an_exercise_may_wait_for_its_reader_but_not_grow():
     assert broken_rules(long, exercise=True) == ["cell 1 has 30 lines: at most 20"]
 
 
+def test_the_notebook_that_builds_may_define_and_no_other():
+    built = made(executed("class Pool:\n    pass" + "\n" * 24 + "x = 1"))
+    assert broken_rules(built, builds=True) == [] and len(broken_rules(built)) == 2
+    long = made(executed("x = 1\n" * 36))
+    assert broken_rules(long, builds=True) == ["cell 2 has 36 lines: at most 35"]
+
+
 def test_there_are_notebooks_to_look_at():
     assert NOTEBOOKS

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "performance": "executed by tests/test_benchmarks.py",
 }
 EXACT = [
+    "01_specmoe_from_scratch",
     "03_experts_in_slow_memory",
     "04_hot_experts",
     "06_batched_verification",
@@ -131,6 +132,13 @@ def check_start(found):
     assert found["tokens_per_round"] > 1.5 and found["bytes_saved"] > 0.2
 
 
+def check_scratch(found):
+    assert found["same_text"] is True
+    assert found["reads"]["rounds, hot_temporal: SpecMoE"] < found["reads"]["on demand"] / 2
+    assert found["saved_against_the_rival"][1] > found["saved_against_the_rival"][0] > 0
+    assert found["rounds"][1] < found["rounds"][0]
+
+
 def check_pool(found):
     assert all(
         pool < none
@@ -213,6 +221,7 @@ def check_own_model(found):
 
 CLAIMS = {
     "00_start_here": check_start,
+    "01_specmoe_from_scratch": check_scratch,
     "02_why_offloading_hurts": check_hurts,
     "03_experts_in_slow_memory": check_pool,
     "04_hot_experts": check_hot,
@@ -284,6 +293,7 @@ def test_a_key_number_that_breaks_a_claim_is_noticed():
 
 
 BROKEN = [
+    ("01_specmoe_from_scratch", "saved_against_the_rival", [0.1, 0.05]),
     ("03_experts_in_slow_memory", "misses_temporal", [9999, 1]),
     ("03_experts_in_slow_memory", "belady", [9999, 1, 1, 1]),
     ("04_hot_experts", "gini", 0.01),

@@ -1,5 +1,6 @@
 """Small experiments that the notebooks run: one call each, so that a notebook holds calls and no
-logic of its own.
+logic of its own. (One builds the method in its cells, and proves it equal: ``scratch`` has its
+checks.)
 
 Comes in: a sampler, given costs, an engine or a run's routing. Goes out: small frames and numbers,
 and two figures of them. Nothing else in the package stands on this file.
