@@ -28,6 +28,7 @@ def tokens_of(folder, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a compiler and other processes: minutes where the cores are taken
 def test_compiled_draft_and_kernels_give_the_same_tokens(folder, caplog):
     plain, plain_stats, _ = tokens_of(folder)
     with caplog.at_level(logging.WARNING, logger="specmoe"):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a compiler and other processes: minutes where the cores are taken
 def test_the_oldest_instructions_give_the_same_tokens_and_the_same_notebook():
     command = [sys.executable, "tests/processors.py", "--short"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
