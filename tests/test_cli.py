@@ -108,6 +108,7 @@ def fake_module(monkeypatch, name: str, **functions) -> None:
         (["report", "params"], "needs the NAME"),
         (["report", "run"], "needs the NAME"),
         (["report", "list", "-p", "a=1"], "belong to"),
+        (["report", "params", "r", "--against", "d"], "belong to"),
         (["report", "run", "r", "--out", "d", "-p", "gamma"], "not K=V"),
         (["train", "tiny-skewd", "--out", "d"], "did you mean 'tiny-skewed'?"),
         (["train", "tiny-skewed", "--out", "d", "--steps", "0"], "--steps"),
@@ -580,10 +581,15 @@ def test_report_hands_over_to_the_report_module(specmoe_says, monkeypatch, tmp_p
     assert specmoe_says("report", "params", "main")[1] == "gamma  int = 5  (of main)\n"
     words = ["report", "run", "main", "-p", "gamma=5", "-p", "title=a=b", "--out", tmp_path]
     assert specmoe_says(*words)[:2] == (0, f"{tmp_path / 'r.html'}\n")
-    assert specmoe_says("report", "run", "main", "--overwrite")[0] == 0
+    assert specmoe_says("report", "run", "main", "--overwrite", "--against", "earlier")[0] == 0
     assert asked == [
-        ("main", {"gamma": "5", "title": "a=b"}, str(tmp_path), {"overwrite": False}),
-        ("main", {}, None, {"overwrite": True}),
+        (
+            "main",
+            {"gamma": "5", "title": "a=b"},
+            str(tmp_path),
+            {"overwrite": False, "against": None},
+        ),
+        ("main", {}, None, {"overwrite": True, "against": "earlier"}),
     ]
 
 

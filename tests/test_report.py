@@ -162,8 +162,8 @@ def test_a_report_is_read_and_inspected_once_and_the_others_not_at_all(
     monkeypatch.setattr(
         papermill, "inspect_notebook", lambda path: seen.append(path) or inspect(path)
     )
-    monkeypatch.setattr(report.run, "_execute", lambda source, failed, *_: failed.write_text("{}"))
-    monkeypatch.setattr(report.run, "offline_html", lambda notebook: "page")
+    monkeypatch.setattr(report.run, "_execute", lambda source, target, *_: target.write_text("{}"))
+    monkeypatch.setattr(report.run, "offline_html", lambda notebook, facts: "page")
     report.run_report("small", {"gamma": "3"}, tmp_path / "out")
     assert len(seen) == 1
 

@@ -240,9 +240,10 @@ def cache(args: Namespace) -> int:
 
 
 def report(args: Namespace) -> int:
-    if args.action != "run" and {"parameter", "out", "overwrite"} & set(vars(args)):
+    if args.action != "run" and {"parameter", "out", "overwrite", "against"} & set(vars(args)):
         raise OptionError(
-            f"-p, --out and --overwrite belong to `specmoe report run`, not to {args.action}"
+            "-p, --out, --overwrite and --against belong to `specmoe report run`, not to "
+            f"{args.action}"
         )
     if args.action != "list" and args.name is None:
         raise OptionError(
@@ -263,6 +264,7 @@ def report(args: Namespace) -> int:
             parameters,
             getattr(args, "out", None),
             overwrite=getattr(args, "overwrite", False),
+            against=getattr(args, "against", None),
         )
         _emit(args, {"name": args.name, "report": str(path)}, lambda: str(path))
     return 0

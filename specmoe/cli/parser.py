@@ -297,6 +297,9 @@ def _report(parser: _Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a report that is there, for run"
     )
+    parser.add_argument(
+        "--against", metavar="DIR", help="an earlier run to compare with, its folder, for run"
+    )
 
 
 def _train(parser: _Parser) -> None:

@@ -254,16 +254,28 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
     return numbers | {f"{part}_share": share for part, share in time_shares(frame).items()}
 
 
-def table(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+def table(
+    traces: dict[tuple[str, int], pd.DataFrame], shares: list[dict] | None = None
+) -> pd.DataFrame:
     """``summary`` of each trace of a bench, one row per (label, batch); a label is "specmoe" or
-    "cached:lru"."""
+    "cached:lru". With the ``shares`` of a bench, where the time went is the median of its repeats,
+    and its ``_min`` and ``_max`` are there."""
     rows = []
     for (label, batch), frame in traces.items():
         method, _, eviction = label.partition(":")
-        rows.append(
-            {"method": method, "eviction": eviction or None, "batch": batch} | summary(frame)
-        )
+        row = {"method": method, "eviction": eviction or None, "batch": batch} | summary(frame)
+        same = [one for one in shares or [] if (one["label"], one["batch"]) == (label, batch)]
+        rows.append(row | _over_repeats(same))
     return pd.DataFrame(rows)
+
+
+def _over_repeats(shares: list[dict]) -> dict[str, float]:
+    found = {}
+    for name in [f"{part}_share" for part in PARTS] if shares else []:
+        values = [one[name] for one in shares]
+        found |= {name: float(np.median(values))}
+        found |= {f"{name}_min": min(values), f"{name}_max": max(values)}
+    return found
 
 
 def plainest(traces: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from ...errors import OptionError
 from ...options import EVICTIONS, METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
+from .. import metrics
 from ..machine import doctor
 from .prompts import prompts_for
-from .rows import BenchResult, Runs, Variant, each, row_of
+from .rows import BenchResult, Runs, Variant, each, row_of, shares_of
 
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
 WARM_UP_TOKENS = 8
@@ -190,7 +191,7 @@ def _engine_of(model, load: dict) -> Iterator:
 
 
 def _measure_all(engine, plan: _Plan) -> BenchResult:
-    rows, traces = [], {}
+    rows, traces, shares = [], {}, []
     for batch in plan.batches:
         prompts = plan.prompts_of(engine, batch)
         runs, plain_tokens = _measure(engine, plan, batch, prompts)
@@ -203,11 +204,19 @@ def _measure_all(engine, plan: _Plan) -> BenchResult:
             speedup = None if base is None else row["tokens_per_second"] / base
             rows.append(row | {"speedup_over_on_demand": speedup, "num_prompts": len(prompts)})
             traces[variant.label, batch] = found.trace.to_frame()
+            shares += shares_of(variant, batch, found)
     record_bytes = engine.info.get("record_bytes") or doctor.RECORD_BYTES
     machine = doctor.examine(quick=True, record_bytes=record_bytes)
-    return BenchResult(
-        {**machine, "store": dict(engine.store_info)}, dict(engine.info), rows, traces
-    )
+    machine |= {"store": dict(engine.store_info)}
+    model = dict(engine.info) | _decoding_layers(traces)
+    return BenchResult(machine, model, rows, traces, shares)
+
+
+def _decoding_layers(traces: Mapping) -> dict[str, int]:
+    """How many MoE layers take part in the rounds: an encoder's do not."""
+    routes = [metrics.events(frame, "verify", "route")["layer"] for frame in traces.values()]
+    layers = {int(layer) for route in routes for layer in route.unique()}
+    return {"decoding_layers": len(layers)} if layers else {}
 
 
 def _measure(

@@ -6,6 +6,7 @@ machine, the model and the traces. ``methods`` calls this.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,14 @@ MEDIANS = (
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured. ``traces[(label, batch)]`` is the last repeat's; labels are
-    ``Variant.label``."""
+    """What was measured. ``traces[(label, batch)]`` is the last repeat's, ``shares`` have where the
+    time of every repeat went; labels are ``Variant.label``."""
 
     machine: dict
     model: dict
     rows: list[dict]
     traces: dict[tuple[str, int], pd.DataFrame] = field(repr=False)
+    shares: list[dict] = field(default_factory=list, repr=False)
 
     def to_json(self) -> dict:
         """``{"machine", "model", "rows"}`` of plain JSON values: no NaN, no numpy, no torch."""
@@ -71,12 +73,14 @@ class Runs:
     warm_up_s: float = 0.0
     stats: list = field(default_factory=list)
     tokens: list[list[list[int]]] = field(default_factory=list)  # [repeat][prompt][token]
+    shares: list[dict[str, float]] = field(default_factory=list)  # [repeat][part of the time]
     trace: Any = None
 
     def add(self, output) -> None:
         self.stats.append(output.stats)
         self.tokens.append([list(map(int, sequence)) for sequence in output.sequences])
         self.trace = output.trace
+        self.shares.append(metrics.time_shares(output.trace.to_frame()))
 
 
 def row_of(engine, variant: Variant, options: GenerateOptions, runs: Runs, plain_tokens) -> dict:
@@ -125,21 +129,39 @@ def _figures(runs: Runs) -> dict:
     by run."""
     figures = {name: statistics.median(each(runs, name)) for name in MEDIANS}
     ratios = {
-        "fetched_bytes_per_token": [s.fetched_bytes / max(1, s.num_new_tokens) for s in runs.stats],
-        "wait_share": [s.wait_s / s.seconds for s in runs.stats],
+        **_ratios(runs),
         "draft_share": [s.draft_s / s.seconds for s in runs.stats],
         "verify_share": [s.verify_s / s.seconds for s in runs.stats],
     }
     return figures | {name: statistics.median(values) for name, values in ratios.items()}
 
 
+def _ratios(runs: Runs) -> dict[str, list[float]]:
+    """What the figures show beside the speed, of every repeat. Waiting is taken from the trace, as
+    in every table and figure; without rounds in it, from the counters."""
+    waited = [shares["wait"] for shares in runs.shares]
+    if not all(map(math.isfinite, waited)):
+        waited = [s.wait_s / s.seconds for s in runs.stats]
+    moved = [s.fetched_bytes / max(1, s.num_new_tokens) for s in runs.stats]
+    return {"fetched_bytes_per_token": moved, "wait_share": waited}
+
+
 def _reach(runs: Runs) -> dict:
-    """The slowest and the fastest of the repeats."""
+    """The least and the most of the repeats."""
     reach = {}
-    for name in ("tokens_per_second", "seconds"):
-        values = each(runs, name)
+    timed = ("tokens_per_second", "seconds", "tokens_per_round")
+    for name, values in ({name: each(runs, name) for name in timed} | _ratios(runs)).items():
         reach |= {f"{name}_min": min(values), f"{name}_max": max(values)}
     return reach
+
+
+def shares_of(variant: Variant, batch: int, runs: Runs) -> list[dict]:
+    """Where the time of each repeat went."""
+    return [
+        {"label": variant.label, "batch": batch, "repeat": number}
+        | {f"{part}_share": share for part, share in shares.items()}
+        for number, shares in enumerate(runs.shares)
+    ]
 
 
 def _oracle(runs: Runs) -> float | None:

@@ -66,14 +66,16 @@ def bytes_per_token(rows, ax=None):
     def change(value, base):
         return f"{100 * (value / base - 1):+.0f} %".replace("-", MINUS)
 
-    table = table.assign(moved=moved / unit)
+    ends = {"moved_min": "fetched_bytes_per_token_min", "moved_max": "fetched_bytes_per_token_max"}
+    known = {end: table[name] / unit for end, name in ends.items() if name in table}
+    table = table.assign(moved=moved / unit, **known)
     return bars_by_batch(table, "moved", f"{name} per new token", title, change, ax)
 
 
 @styled
 def tokens_per_round(rows, ax=None):
     """New tokens per row and round (accepted + 1) of the methods that draft; 1 is plain
-    decoding."""
+    decoding. Lines at the bars' ends reach from the least to the most of the repeats."""
     table = as_table(rows)
     need_columns(table, "tokens_per_round")
     drafting = table[table["method"].isin(["specmoe", "auto"])]
@@ -88,8 +90,9 @@ def tokens_per_round(rows, ax=None):
     sns.barplot(
         drafting, x=x, y=y, hue="label", palette=METHOD_COLORS, saturation=1, errorbar=None, ax=ax
     )
-    for bars in ax.containers:
-        ax.bar_label(bars, fmt="%.2f", padding=3)
+    for bars, (_, part) in zip(list(ax.containers), drafting.groupby("label", sort=False)):
+        _reach_of_bars(ax, bars, part.sort_values("batch"), y)
+        ax.bar_label(bars, fmt="%.2f", padding=5)
     ax.axhline(1, color=GREY, linestyle="--", linewidth=1.2)
     ax.set(xlabel="batch (rows in flight)", ylabel="tokens per row and round")
     ax.set_ylim(0, max(1.2, drafting[y].max()) * 1.15)
@@ -102,7 +105,8 @@ def time_shares(shares, ax=None, about=None):
     """Where the decoding time goes (%): stacked by method and batch.
 
     ``shares`` have draft_share, verify_share (computing only), wait_share and rest_share, as
-    ``metrics.table`` gives them; ``about`` are the bench's rows, for the caption.
+    ``metrics.table`` gives them; ``about`` are the bench's rows, for the caption. The line at the
+    end of the waiting reaches as far as the repeats differ in it.
     """
     table = as_table(shares)
     need_columns(table, *(f"{part}_share" for part in PARTS))
@@ -140,7 +144,39 @@ def _stack(panel: Axes, part: pd.DataFrame, parts: list[str]) -> None:
         words = [f"{value:.0f}" if value >= 8 else "" for value in share]
         color = "white" if name in DARK else "black"
         panel.bar_label(bars, words, label_type="center", fontsize="small", color=color)
+        if name == "wait":
+            _reach_of_waiting(panel, part, left + share)
         left += share
+
+
+def _reach_of_waiting(panel: Axes, part: pd.DataFrame, ends: np.ndarray) -> None:
+    """How far the repeats lie below and above the median, drawn where the waiting ends."""
+    if not {"wait_share_min", "wait_share_max"} <= set(part.columns):
+        return
+    reach = [
+        part["wait_share"] - part["wait_share_min"],
+        part["wait_share_max"] - part["wait_share"],
+    ]
+    reach = 100 * np.array(reach, dtype=float)
+    panel.errorbar(
+        ends,
+        range(len(part)),
+        xerr=np.nan_to_num(reach).clip(min=0),
+        fmt="none",
+        ecolor="black",
+        capsize=3,
+    )
+
+
+def _reach_of_bars(ax: Axes, bars, part: pd.DataFrame, y: str) -> None:
+    if not {f"{y}_min", f"{y}_max"} <= set(part.columns):
+        return
+    reach = np.array([part[y] - part[f"{y}_min"], part[f"{y}_max"] - part[y]], dtype=float)
+    middle = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    # a label stands above what the bar carries
+    bars.errorbar = ax.errorbar(
+        middle, part[y], yerr=reach.clip(min=0), fmt="none", ecolor=GREY, capsize=3
+    )
 
 
 @styled

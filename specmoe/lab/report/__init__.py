@@ -7,24 +7,29 @@ them. Goes out: a folder with the executed notebook, its HTML and the ``metrics.
 
 from __future__ import annotations
 
+from .against import changes, check_against, count_changes, say_change
 from .page import external_loads, offline_html
 from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
+from .progress import tell
 from .run import run_report, widget_errors
 from .sentences import (
-    as_markdown,
     number_table,
     save_metrics,
     say_growth,
     say_oracle,
     say_same_tokens,
-    say_setup,
     say_speed,
     say_time,
     say_use,
 )
+from .setup import as_markdown, say_setup
+from .summary import say_memory, say_summary
 
 __all__ = [
     "as_markdown",
+    "changes",
+    "check_against",
+    "count_changes",
     "external_loads",
     "list_reports",
     "notebooks_dir",
@@ -33,6 +38,9 @@ __all__ = [
     "report_parameters",
     "run_report",
     "save_metrics",
+    "say_change",
+    "say_memory",
+    "say_summary",
     "say_growth",
     "say_oracle",
     "say_same_tokens",
@@ -40,6 +48,7 @@ __all__ = [
     "say_time",
     "say_use",
     "say_setup",
+    "tell",
     "typed_parameters",
     "widget_errors",
 ]

@@ -18,6 +18,7 @@ from typing import Any
 from ...errors import OptionError, SpecMoEError, nearest
 
 OUT_DIR = "out_dir"  # the parameter that ``run_report`` fills in itself
+AGAINST = "against"  # the folder of an earlier run, for a report that compares itself with one
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # base type -> the type, its name in a sentence, a list of it as one writes it
 _TYPES = {

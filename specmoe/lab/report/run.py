@@ -18,8 +18,14 @@ from typing import Any
 from ...errors import OptionError, SpecMoEError, door, path_of
 from ...options import spin_setting
 from ..writing import check_folder
+from .about import add_to_metrics, facts_of, settings_of, shown
+from .against import check_against
 from .page import offline_html
-from .parameters import OUT_DIR, Report, first_line, literal, need, one_line
+from .parameters import AGAINST, OUT_DIR, Report, first_line, literal, need, one_line
+from .progress import Told
+
+# what the notebook is called while it runs, and once it has failed
+RUNNING, FAILED = ".running.ipynb", ".failed.ipynb"
 
 
 def run_report(
@@ -27,46 +33,81 @@ def run_report(
     parameters: Mapping[str, Any] | None = None,
     out_dir: str | Path | None = None,
     overwrite: bool = False,
-    progress: bool | None = None,
+    progress: bool = True,
+    against: str | Path | None = None,
 ) -> Path:
     """Run the notebook ``name`` into ``out_dir`` (default ``reports/<name>-<time>``) and return the
     path of its HTML.
 
     Beside the HTML lie the executed notebook and what it wrote (``metrics.json``). Nothing is
-    written before all parameters are found good. When a cell fails the notebook is kept as
-    ``<name>.failed.ipynb``, and there is no HTML. ``progress``: a bar over the cells; None: on a
-    terminal only.
+    written before all parameters are found good. While it runs the notebook is called
+    ``<name>.running.ipynb``; when a cell fails it is kept as ``<name>.failed.ipynb``, and there is
+    no HTML. ``progress``: say on stderr how far it is. ``against``: the folder of an earlier run of
+    the same report and settings, to be compared with.
     """
     report = Report.find(name)
-    values = report.typed(parameters or {})
+    values = _compared(report, report.typed(parameters or {}), against)
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     folder = path_of(
         Path("reports") / f"{name}-{stamp}" if out_dir is None else out_dir, "a folder"
     )
-    done, page, failed = (
-        folder / f"{name}{suffix}" for suffix in (".ipynb", ".html", ".failed.ipynb")
-    )
-    _check_free(folder, [done, page, folder / "metrics.json"], overwrite)
+    done, page, running = (folder / f"{name}{suffix}" for suffix in (".ipynb", ".html", RUNNING))
+    _check_free(folder, [done, page, folder / "metrics.json", running], overwrite)
     check_folder(folder)
+    facts = facts_of(report, values)
     if report.takes_out_dir:
         values[OUT_DIR] = str(folder.resolve())
-    notebook = _execute(
-        report.path, failed, values, sys.stderr.isatty() if progress is None else progress
-    )
-    with door(
-        f"the report could not be written (its notebook is kept as {failed})",
-        "free some space",
-        SpecMoEError,
-    ):
-        page.write_text(offline_html(notebook), encoding="utf-8")
-        failed.replace(done)
+    with _kept_when_it_fails(running) as kept, Told(name, progress) as told:
+        notebook = _execute(report.path, running, values, told)
+        with door(
+            f"the report could not be written (its notebook is kept as {kept})",
+            "free some space",
+            SpecMoEError,
+        ):
+            add_to_metrics(folder / "metrics.json", facts)
+            page.write_text(offline_html(notebook, shown(facts)), encoding="utf-8")
+            running.replace(done)
     return page
+
+
+def _compared(report: Report, values: dict[str, Any], against: Any) -> dict[str, Any]:
+    """``values`` with the folder of the earlier run, once it is known to be one."""
+    folder = values.get(AGAINST) if against is None else path_of(against, "a folder")
+    if folder is None:
+        return values
+    if AGAINST not in report.parameters:
+        raise OptionError(
+            f"report {report.name!r} cannot be compared with an earlier one: --against is for those "
+            f"with a parameter {AGAINST!r}, as `report` has"
+        )
+    check_against(folder, report.name, settings_of(report, values))
+    # the kernel runs elsewhere
+    return values | {AGAINST: str(Path(folder).resolve())}
+
+
+@contextmanager
+def _kept_when_it_fails(running: Path) -> Iterator[Path]:
+    """Only what has failed, or was interrupted, is called so."""
+    failed = _failed_name(running)
+    failed.unlink(missing_ok=True)
+    try:
+        yield failed
+    except BaseException:
+        if running.exists():
+            running.replace(failed)
+        raise
 
 
 def _check_free(folder: Path, outputs: list[Path], overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{folder} is a file: name a folder for the report")
     taken = [path for path in outputs if path.exists()]
+    for path in taken if not overwrite else []:
+        if path.name.endswith(RUNNING):
+            raise OptionError(
+                f"{path} is a report that still runs, or was killed: choose another folder, or say "
+                "that it may be overwritten"
+            )
     if taken and not overwrite:
         raise OptionError(
             f"{taken[0]} exists already: choose another folder, or say that it may be overwritten"
@@ -76,34 +117,56 @@ def _check_free(folder: Path, outputs: list[Path], overwrite: bool) -> None:
             path.unlink()
 
 
-def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool) -> dict[str, Any]:
+def _execute(source: Path, target: Path, values: dict[str, Any], told: Told) -> dict[str, Any]:
     """Execute ``source`` into ``target``; raises ``SpecMoEError`` naming the cell that failed."""
     papermill = need("papermill")
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill.engines.papermill_engines.register("specmoe", _engine_that_tells(told))
+    kept = _failed_name(target)
     try:
         with _patient_threads():
             notebook = papermill.execute_notebook(
                 literal(source),
                 literal(target),
+                engine_name="specmoe",
                 parameters=values,
-                progress_bar=progress,
+                progress_bar=False,
                 kernel_name="python3",
                 # the kernel's own remarks are nothing to the reader
                 extra_arguments=["--log-level=ERROR"],
             )
     except papermill.exceptions.PapermillExecutionError as failure:
-        reason = (
-            f"{failure.ename}: {first_line(failure.evalue)}{_hint(failure.ename, failure.evalue)}"
-        )
-        raise SpecMoEError(
-            _failure(source, failure.exec_count, failure.source, reason, target)
-        ) from None
+        raise SpecMoEError(_failure(source, failure, kept)) from None
     # no kernel, a kernel that died, a full disk: many libraries, many kinds
     except Exception as failure:
         raise SpecMoEError(f"{source.name} could not be run: {one_line(failure)}") from failure
     for reason in widget_errors(notebook):
-        raise SpecMoEError(f"{source.name} failed inside a widget: {reason} (kept as {target})")
+        raise SpecMoEError(f"{source.name} failed inside a widget: {reason} (kept as {kept})")
     return notebook
+
+
+def _failed_name(running: Path) -> Path:
+    return running.with_name(running.name.removesuffix(RUNNING) + FAILED)
+
+
+def _engine_that_tells(told: Told):
+    """papermill's own engine, which says which cell begins."""
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            start, total = nb_man.cell_start, len(nb_man.nb.cells)
+
+            def cell_start(cell, cell_index=None, **more):
+                if cell["cell_type"] == "code":
+                    told.cell(cell_index + 1, total)
+                return start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    return Engine
 
 
 @contextmanager
@@ -119,14 +182,16 @@ def _patient_threads() -> Iterator[None]:
             del os.environ[name]
 
 
-def _failure(source: Path, number: int, code: str, reason: str, target: Path) -> str:
+def _failure(source: Path, failure: Any, kept: Path) -> str:
     lines = [
-        line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")
+        line
+        for line in failure.source.splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
     ]
+    reason = f"{failure.ename}: {first_line(failure.evalue)}{_hint(failure.ename, failure.evalue)}"
     return (
-        f"{source.name} failed in cell [{number}] `{lines[0] if lines else ''}`: {reason} "
-        "(kept "
-        f"as {target})"
+        f"{source.name} failed in cell [{failure.exec_count}] `{lines[0] if lines else ''}`: "
+        f"{reason} (kept as {kept})"
     )
 
 

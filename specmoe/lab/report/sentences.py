@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ...errors import path_of
-from ..figures import as_table, show_bytes, show_number
+from ..figures import as_table, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
 from ..writing import write_whole
 
@@ -50,74 +49,6 @@ def _of(part: pd.DataFrame, label: str, column: str) -> float:
     return float(found.iloc[0]) if len(found) else math.nan
 
 
-def as_markdown(text: object) -> str:
-    """``text`` as data in Markdown: whatever stands in a name, nothing of it is a tag, a link, a
-    cell or a formula."""
-    return re.sub(
-        r"[^\w\s.,:;/()+%=-]|[_\r\n\t]|:(?=//)", lambda match: f"&#{ord(match[0])};", str(text)
-    )
-
-
-def say_setup(result) -> str:
-    """A table of what was run, where and under which budget; ``result`` is that of a bench."""
-    machine, model = result.machine, result.model
-    names = ("specmoe", "torch", "transformers", "python")
-    facts = {
-        "model": f"{as_markdown(model['name'])}: {model['layers']} MoE layers of "
-        f"{model['experts']} experts",
-        "experts per token": f"{model['top_k']} in each MoE layer",
-        "one expert": _expert_words(model),
-        "all experts": show_bytes(model["layers"] * model["experts"] * model["record_bytes"]),
-        "fast memory for experts": f"{show_bytes(model['fast_memory_bytes'])}, the same for every "
-        "method but resident",
-        "draft experts (N)": f"{model['draft_experts']} in each MoE layer",
-        "slow memory": _store_words(machine["store"]),
-        "machine": _machine_words(machine),
-        "versions": ", ".join(f"{name} {as_markdown(machine[name])}" for name in names),
-        "work": _work_words(as_table(result.rows)),
-    }
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())]
-    )
-
-
-def _machine_words(machine: Mapping[str, Any]) -> str:
-    memory = show_bytes(machine["memory"]["total_bytes"])
-    cpu = as_markdown(machine["cpu"])
-    return (
-        f"{cpu}, {machine['cores']} cores, {memory} of memory; torch uses {machine['threads']} "
-        "threads"
-    )
-
-
-def _expert_words(model: Mapping[str, Any]) -> str:
-    words = f"{show_bytes(model['expert_bytes'])} of {as_markdown(model['expert_dtype'])}"
-    if not model.get("widened_from"):
-        return words
-    return (
-        f"{words}, widened with zeros from {show_bytes(model['widened_from'])}: same outputs, "
-        "the cost of a larger one"
-    )
-
-
-def _store_words(store: Mapping[str, Any]) -> str:
-    words = f"{as_markdown(store['store'])}, {store.get('num_readers', 1)} readers"
-    if store["store"] == "disk":
-        reads = as_markdown(store.get("reads"))
-        direct = ", direct I/O (no page cache)"
-        words += direct if reads == "direct" else f", reads: {reads} (**not** direct I/O)"
-    rate = store.get("link_bytes_per_s")
-    return words + (f", throttled to {rate / 1e9:.3g} GB/s" if rate else ", as fast as it is")
-
-
-def _work_words(table: pd.DataFrame) -> str:
-    each = table.drop_duplicates("batch")
-    work = ", ".join(
-        f"{num} at batch {batch}" for num, batch in zip(each["num_prompts"], each["batch"])
-    )
-    return f"prompts: {work}; each method {table['repeats'].iloc[0]} times in turn, medians shown"
-
-
 def say_same_tokens(rows) -> str:
     """Did every run give the tokens of plain decoding?"""
     table = as_table(rows)
@@ -146,7 +77,7 @@ def say_speed(rows) -> str:
     for batch, part in table[table["method"] != "resident"].groupby("batch"):
         part = part.sort_values("tokens_per_second", ascending=False)
         best = part.iloc[0]
-        level = part[_level(part, best)]["label"].tolist()
+        level = part[level_with(part, best)]["label"].tolist()
         base = _of(part, "on_demand", "tokens_per_second")
         names = " and ".join(f"`{label}`" for label in level)
         lines.append(
@@ -157,7 +88,7 @@ def say_speed(rows) -> str:
     return _bullets(lines)
 
 
-def _level(part: pd.DataFrame, best: pd.Series) -> pd.Series:
+def level_with(part: pd.DataFrame, best: pd.Series) -> pd.Series:
     """Which methods of a batch cannot be told from the best one."""
     level = part["tokens_per_second"] * LEVEL >= best["tokens_per_second"]
     if {"tokens_per_second_min", "tokens_per_second_max"} <= set(part.columns):
@@ -217,7 +148,7 @@ def say_time(shares) -> str:
     lines = []
     for _, row in part.iterrows():
         most = max(PARTS, key=lambda name: row[f"{name}_share"])
-        line = f"`{row['label']}`: {100 * row['wait_share']:.0f} % waiting for reads"
+        line = f"`{row['label']}`: {_waiting(row)} waiting for reads"
         lines.append(
             line
             + (
@@ -227,6 +158,17 @@ def say_time(shares) -> str:
             )
         )
     return f"At batch {part['batch'].iloc[0]}:\n\n{_bullets(lines)}"
+
+
+def _waiting(row: pd.Series) -> str:
+    """``31 %``, with the range of the repeats where they differ."""
+    most = f"{100 * row['wait_share']:.0f} %"
+    ends = [
+        f"{100 * row[f'wait_share_{end}']:.0f}"
+        for end in ("min", "max")
+        if f"wait_share_{end}" in row
+    ]
+    return f"{most} ({ends[0]} to {ends[1]})" if len(set(ends)) == 2 else most
 
 
 def say_oracle(shares) -> str:
@@ -249,12 +191,15 @@ def say_oracle(shares) -> str:
     return f"{said}\n\n{_bullets(lines)}" if lines else ""
 
 
-def say_use(counts: pd.DataFrame, num: int) -> str:
-    """How uneven the use of experts is, and what the ``num`` hottest would cover."""
+def say_use(counts: pd.DataFrame, num: int, layers: int | None = None) -> str:
+    """How uneven the use of experts is, and what the ``num`` hottest would cover; ``layers`` are
+    those of the whole model, where not all of them decode."""
     num_experts = counts.shape[1]
     unused = int(dead_experts(counts).sum())
+    decoding = layers is not None and layers != len(counts)
+    of_layers = f" (those of the {len(counts)} MoE layers that decode)" if decoding else ""
     rest = (
-        (f"{unused} of {counts.size} experts were not called at all")
+        f"{unused} of {counts.size} experts{of_layers} were not called at all"
         if unused
         else "every expert was called"
     )
