@@ -1,7 +1,7 @@
 """Figures: a frame in, matplotlib ``Axes`` out.
 
 ``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``tokens``
-and ``mechanisms`` those of one run taken apart. Notebooks and reports show them; the widgets put
+and ``mechanisms`` those of one run taken apart, ``machines`` what is calculated for real ones. Notebooks and reports show them; the widgets put
 sliders in front of them.
 """
 
@@ -20,6 +20,7 @@ from .base import (
 )
 from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
 from .choices import knobs, winners_map
+from .machines import speeds_on_machines
 from .mechanisms import pool_replay, timeline
 from .tokens import round_steps, routing_map
 
@@ -41,6 +42,7 @@ __all__ = [
     "show_bytes",
     "show_number",
     "size_unit",
+    "speeds_on_machines",
     "throughput",
     "time_shares",
     "timeline",

@@ -9,6 +9,7 @@ frame of the map of winners. ``probe_machine`` and ``fit_machine`` describe this
 
 from __future__ import annotations
 
+from .expectation import Expectation, counts_at, expect, expectations
 from .hardware import PRESETS, Hardware, preset
 from .machine import fit_machine
 from .maps import knob_rows, winners
@@ -22,11 +23,15 @@ from .sizes import ModelSize
 __all__ = [
     "PAPER_SIZES",
     "PRESETS",
+    "Expectation",
     "Hardware",
     "ModelSize",
     "RealModel",
     "Recording",
     "Simulated",
+    "counts_at",
+    "expect",
+    "expectations",
     "fit_machine",
     "knob_rows",
     "known_models",

@@ -7,7 +7,7 @@ Comes in: rates from a data sheet or from probes. Goes out: a checked, frozen ``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import OptionError, nearest
 from .costs import Probed
@@ -31,6 +31,7 @@ class Hardware:
     # probed seconds of one model's parts, for replays of that model at its own size
     parts: Probed | None = None
     source: str = ""
+    fast_memory_bytes: float = 0  # its size; 0: not said
 
     def __post_init__(self):
         for name in ("link_bytes_per_s", "flop_per_s", "memory_bytes_per_s", "num_readers"):
@@ -50,6 +51,11 @@ class Hardware:
     def balance(self) -> float:
         """FLOP computed while the link moves one byte."""
         return self.flop_per_s / self.link_bytes_per_s
+
+    @property
+    def is_unified(self) -> bool:
+        """Slow and fast memory are one: nothing has to cross a link."""
+        return self.link_bytes_per_s >= self.memory_bytes_per_s
 
 
 def is_number(value) -> bool:
@@ -83,14 +89,38 @@ _NVME = (
     "practice about 7 GB/s on PCIe 4.0 x4)"
 )
 
+_SATA = "https://www.tomshardware.com/uk/news/samsung-announces-870-evo (560 MB/s sequential read)"
+_PCIE = (
+    "https://hpc-notes.pages.dev/reference/pcie (x16, one way: 15.7 GB/s with 3.0, 31.5 with 4.0, "
+    "63 with 5.0)"
+)
+_LAPTOP = "2 TFLOP/s, two channels of DDR5-5300 (85 GB/s) and 32 GB are assumed, no source"
+_M4 = (
+    "https://www.notebookcheck.net/Apple-M4-Max-official-with-incremental-upgrades-over-the-M3-Max."
+    "911098.0.html (546 GB/s, up to 128 GB; 34 TFLOP/s are assumed, no source)"
+)
+
+
+def _unified(hardware: Hardware) -> Hardware:
+    """Its link is its memory."""
+    return replace(hardware, link_bytes_per_s=hardware.memory_bytes_per_s)
+
 
 def _sheet(
-    name: str, link: float, latency_s: float, flop: float, memory: float, step_s: float, source: str
+    name: str,
+    link: float,
+    latency_s: float,
+    flop: float,
+    memory: float,
+    step_s: float,
+    source: str,
+    gigabytes: float,
 ) -> Hardware:
     """From peak numbers. Overheads are assumed: 20 us per MoE layer, 10 us per expert, as small
-    kernel launches take."""
+    kernel launches take. ``gigabytes``: of fast memory."""
     rates = (link * LINK_SHARE, latency_s, flop * COMPUTE_SHARE, memory * MEMORY_SHARE)
-    return Hardware(name, *rates, step_s, 2e-5, 1e-5, source=source + _ASSUMED)
+    size = {"fast_memory_bytes": gigabytes * 1e9}
+    return Hardware(name, *rates, step_s, 2e-5, 1e-5, source=source + _ASSUMED, **size)
 
 
 # NVIDIA's own data sheets could not be reached when this was written; the pages named repeat their
@@ -104,10 +134,21 @@ PRESETS = {
         3.35e12,
         1e-3,
         f"{_HOPPER}; those are of the 80 GB SXM part, no sheet of a 96 GB part was found",
+        96,
     ),
-    "h200": _sheet("H200 141 GB, PCIe 5.0 x16", 64e9, 1e-5, 989e12, 4.8e12, 1e-3, _H200),
+    "h200": _sheet("H200 141 GB, PCIe 5.0 x16", 64e9, 1e-5, 989e12, 4.8e12, 1e-3, _H200, 141),
     "consumer": _sheet(
-        "24 GB consumer GPU (RTX 4090), PCIe 4.0 x16", 32e9, 1e-5, 165e12, 1.008e12, 1e-3, _ADA
+        "24 GB consumer GPU (RTX 4090), PCIe 4.0 x16", 32e9, 1e-5, 165e12, 1.008e12, 1e-3, _ADA, 24
+    ),
+    "pcie3": _sheet(
+        "24 GB consumer GPU (RTX 4090), PCIe 3.0 x16",
+        16e9,
+        1e-5,
+        165e12,
+        1.008e12,
+        1e-3,
+        f"{_PCIE}; {_ADA}",
+        24,
     ),
     "laptop": _sheet(
         "laptop CPU, NVMe PCIe 4.0",
@@ -116,7 +157,21 @@ PRESETS = {
         2e12,
         8.5e10,
         2e-3,
-        f"{_NVME}; 2 TFLOP/s and two channels of DDR5-5300 (85 GB/s) are assumed, no source",
+        f"{_NVME}; {_LAPTOP}",
+        32,
+    ),
+    "laptop-sata": _sheet(
+        "laptop CPU, SATA SSD",
+        5.6e8,
+        1e-4,
+        2e12,
+        8.5e10,
+        2e-3,
+        f"{_SATA}; {_LAPTOP}",
+        32,
+    ),
+    "unified": _unified(
+        _sheet("laptop with unified memory (M4 Max)", 1, 0, 34e12, 5.46e11, 2e-3, _M4, 128)
     ),
     "h100-ssd": _sheet(
         "H100 96 GB, experts on one NVMe SSD",
@@ -126,6 +181,7 @@ PRESETS = {
         3.35e12,
         1e-3,
         f"{_NVME}; {_HOPPER}",
+        96,
     ),
 }
 

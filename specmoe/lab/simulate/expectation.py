@@ -1,0 +1,219 @@
+"""What to expect of a machine that decodes one text with a model too large for its fast memory: the
+link, the memory and the arithmetic each take their time, and the slowest decides.
+
+Comes in: a ``ModelSize``, a ``Hardware``, how much fast memory there is. Goes out: an
+``Expectation`` for each method, calculated, at batch 1. Reads, memory and arithmetic are taken to
+overlap fully and overheads to be nothing, so the speed is a ceiling. What a pool misses and what a
+round gives is not calculated: it was counted in recordings of a small model (``Counts``), and to
+carry it over to another model is an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from ...errors import FastMemoryError, OptionError, check_choice
+from .hardware import Hardware, is_number, preset
+from .real_models import size_of
+from .recording import Recording
+from .shipped import GAMMAS, SHIPPED, recordings
+from .sizes import ModelSize
+
+LIKE = "tiny-balanced"  # its experts are used as evenly as large models are trained to use theirs
+GAMMA = 4
+
+
+@dataclass(frozen=True)
+class Counts:
+    """At batch 1 and one share of experts in fast memory; reads and experts per layer are relative
+    to the model's top-k, so that they carry over."""
+
+    like: str  # the recorded model
+    share: float  # 0 .. 1
+    pool_reads: float  # of a token: the share of its experts that a pool misses
+    round_tokens: float  # tokens that a round gives
+    round_reads: float  # of a round
+    round_experts: float  # distinct ones that its verification needs
+    gamma: float  # draft steps of a round, on average
+
+
+def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA) -> Counts:
+    """Of the shipped recordings of ``like``, between which we interpolate; with no expert in fast
+    memory everything is read, with all of them nothing."""
+    check_choice("like", like, SHIPPED)
+    if gamma not in GAMMAS:
+        raise OptionError(f"gamma={gamma!r} was not recorded: one of {', '.join(map(str, GAMMAS))}")
+    if not is_number(share) or not 0 <= share <= 1:
+        raise OptionError(f"share={share!r} of the experts in fast memory must be 0 to 1")
+    known = _counted(like, gamma)
+    ends = {"pool_reads": (1.0, 0.0), "token_reads": (1.0, 0.0)}
+
+    def at(name: str) -> float:
+        left, right = ends.get(name, (known[name].iloc[0], known[name].iloc[-1]))
+        shares, values = [0.0, *known["share"], 1.0], [left, *known[name], right]
+        return float(np.interp(share, shares, values))
+
+    tokens = at("tokens")
+    reads = at("token_reads") * tokens
+    return Counts(like, share, at("pool_reads"), tokens, reads, at("experts"), at("gamma"))
+
+
+@cache
+def _counted(like: str, gamma: int) -> pd.DataFrame:
+    """One row per recorded size of fast memory, by share."""
+    found = []
+    for pool in recordings(like, batch=1, method="cached"):
+        draft_experts = pool.info["draft_experts"]
+        of = recordings(like, draft_experts, 1, "specmoe")
+        fits = [r for r in of if r.settings["gamma"] == gamma and not r.settings["prefetch"]]
+        found.append(_row(pool, fits[0]))
+    return pd.DataFrame(found).sort_values("share")
+
+
+def _row(pool: Recording, drafting: Recording) -> dict[str, float]:
+    info, layers = pool.info, pool.experts.shape[1]
+    top_k, rounds = info["top_k"], len(drafting.rows)
+    per_token = [each.num_reads / layers / each.num_new_tokens / top_k for each in (pool, drafting)]
+    return {
+        "share": info["slots"] / layers / info["experts"],
+        "pool_reads": per_token[0],
+        "token_reads": per_token[1],
+        "tokens": drafting.num_new_tokens / rounds,
+        "experts": drafting.experts.sum() / rounds / layers / top_k,
+        "gamma": float(drafting.gammas.mean()),
+    }
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Of one method, per token of one text. Calculated, not measured."""
+
+    method: str
+    model: str
+    machine: str
+    share: float  # of the experts, in fast memory
+    fast_memory_bytes: float  # what it takes
+    fits: bool  # into the budget
+    link_bytes: float
+    memory_bytes: float  # read from fast memory
+    flop: float
+    link_s: float
+    memory_s: float
+    compute_s: float
+
+    @property
+    def seconds(self) -> float:
+        """At least: the slowest of the three."""
+        return max(self.link_s, self.memory_s, self.compute_s)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At most."""
+        return 1 / self.seconds
+
+    @property
+    def limit(self) -> str:
+        """What decides: "link", "memory" or "compute"."""
+        took = {"link": self.link_s, "memory": self.memory_s, "compute": self.compute_s}
+        return max(took, key=took.get)
+
+
+def expect(
+    model,
+    machine: Hardware | str,
+    budget_bytes: float | None = None,
+    *,
+    share: float | None = None,
+    like: str = LIKE,
+    gamma: int = GAMMA,
+    weights: str | None = None,
+) -> dict[str, Expectation]:
+    """``on_demand``, ``cached``, ``specmoe`` and ``resident`` (everything in fast memory).
+
+    ``model``: what ``size_of`` takes. ``machine``: a ``Hardware`` or a preset's name.
+    ``budget_bytes``: fast memory to use, None: the machine's; what the trunk leaves of it holds
+    experts. ``share``: of the experts instead (0 .. 1), whatever memory that takes. ``like`` and
+    ``gamma``: which recordings (``counts_at``). ``FastMemoryError`` where not even one layer's
+    top-k experts fit.
+    """
+    size = size_of(model, weights)
+    machine = preset(machine) if isinstance(machine, str) else machine
+    budget = machine.fast_memory_bytes if budget_bytes is None else budget_bytes
+    if share is None:
+        share = _share(size, machine, budget)
+    counts = counts_at(share, like, gamma)
+    return {
+        method: _expectation(method, size, machine, counts, budget)
+        for method in ("on_demand", "cached", "specmoe", "resident")
+    }
+
+
+def _share(size: ModelSize, machine: Hardware, budget: float) -> float:
+    if not is_number(budget) or budget <= 0:
+        what = f"budget_bytes={budget!r} must be a number of bytes above zero"
+        raise OptionError(f"{what}: say how much fast memory {machine.name!r} may use")
+    least = size.held_bytes + size.top_k * size.expert_bytes
+    if budget < least:
+        what = f"{budget / 1e9:.1f} GB of fast memory cannot hold {size.name!r}"
+        why = f"all but its experts, and {size.top_k} of them, take {least / 1e9:.1f} GB"
+        raise FastMemoryError(f"{what}: {why}; use a larger budget, or smaller weights")
+    return min(1.0, (budget - size.held_bytes) / size.experts_bytes)
+
+
+def _expectation(
+    method: str, size: ModelSize, machine: Hardware, counts: Counts, budget: float
+) -> Expectation:
+    passes, experts, read, tokens = _work(method, counts)
+    share = {"on_demand": size.top_k / size.num_experts / size.num_layers, "resident": 1.0}
+    share = share.get(method, counts.share)
+    held = size.held_bytes + share * size.experts_bytes
+    # a unified memory is the slow memory too
+    needed = size.held_bytes + size.experts_bytes if machine.is_unified else held
+    link_bytes = read * size.bytes_per_token / tokens
+    # a verification cannot need more experts than there are
+    experts = min(experts, passes * size.num_experts / size.top_k)
+    touched = passes * size.trunk_bytes + experts * size.bytes_per_token
+    steps = passes + (counts.gamma if method == "specmoe" else 0)  # tokens computed in a round
+    flop = size.trunk_flops_per_token
+    flop += size.num_layers * size.top_k * size.expert_flops_per_token
+    work = (link_bytes, touched / tokens, steps * flop / tokens)
+    rates = (machine.link_bytes_per_s, machine.memory_bytes_per_s, machine.flop_per_s)
+    took = [amount / rate for amount, rate in zip(work, rates)]
+    fits = not budget or needed <= budget
+    return Expectation(method, size.name, machine.name, share, held, fits, *work, *took)
+
+
+def _work(method: str, counts: Counts) -> tuple[float, float, float, float]:
+    """Passes through the trunk; experts touched and experts read, in top-k's; tokens given."""
+    if method == "specmoe":
+        passes = counts.gamma + 1
+        # each draft step touches resident experts, top-k of them
+        touched = counts.gamma + counts.round_experts
+        return passes, touched, counts.round_reads, counts.round_tokens
+    reads = {"on_demand": 1.0, "cached": counts.pool_reads, "resident": 0.0}
+    return 1.0, 1.0, reads[method], 1.0
+
+
+def expectations(
+    models: Iterable, machines: Iterable[Hardware | str], budget_bytes: float | None = None, **given
+) -> pd.DataFrame:
+    """One row for each model, machine and method: the fields of ``Expectation`` with
+    ``tokens_per_second`` and ``limit``. A machine that cannot even hold a model's trunk has no
+    rows of it. Options are those of ``expect``."""
+    rows = []
+    machines = list(machines)
+    for model in models:
+        for machine in machines:
+            try:
+                found = expect(model, machine, budget_bytes, **given)
+            except FastMemoryError:
+                continue
+            for each in found.values():
+                more = {"tokens_per_second": each.tokens_per_second, "limit": each.limit}
+                rows.append(asdict(each) | more)
+    return pd.DataFrame(rows)
