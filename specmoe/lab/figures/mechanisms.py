@@ -198,13 +198,18 @@ def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
 
 @styled
 def timeline(
-    source, round: int | None = None, begin_ms: float = 0.0, end_ms: float | None = None, ax=None
+    source,
+    round: int | None = None,
+    begin_ms: float = 0.0,
+    end_ms: float | None = None,
+    mark: tuple[int, int] | None = None,
+    ax=None,
 ):
     """Who waits for whom in one round: the reads under way, and what compute does meanwhile
     (milliseconds, measured).
 
     ``source``: an output or a trace frame; ``round`` None: the middle one; ``begin_ms``,
-    ``end_ms``: the part to show. A read's bar runs from its start to its arrival, the wait for a
+    ``end_ms``: the part to show; ``mark``: (layer, expert) whose read is outlined. A read's bar runs from its start to its arrival, the wait for a
     shared link included. Returns the ``Axes``.
     """
     frame = as_frame(source)
@@ -223,7 +228,9 @@ def timeline(
     if ax is None:
         _, ax = plt.subplots(figsize=(11, 2.6 + 0.55 * len(lanes)), layout="constrained")
     for place, lane in enumerate(lanes):
-        _draw_lane(ax, table[table["lane"] == lane], place, begin_ms, end_ms)
+        part = table[table["lane"] == lane]
+        _draw_lane(ax, part, place, begin_ms, end_ms)
+        _mark(ax, part[part["kind"].isin(["fetch", "prefetch"])], place, mark)
     _dress_timeline(ax, table, lanes, round, begin_ms, end_ms)
     return ax
 
@@ -259,6 +266,14 @@ def _draw_lane(ax: Axes, part: pd.DataFrame, place: int, begin_ms: float, end_ms
             ax.broken_barh(chosen, at, zorder=3 if kind == "wait" else 2, **look)
         for bar in group.itertuples():
             _label(ax, kind, bar, place, begin_ms, end_ms)
+
+
+def _mark(ax: Axes, reads: pd.DataFrame, place: int, mark: tuple[int, int] | None) -> None:
+    """An outline around the read of one expert."""
+    for bar in reads.itertuples():
+        if (bar.layer, bar.expert) == mark:
+            at, width = (1e3 * bar.begin_s, place - 0.46), 1e3 * (bar.end_s - bar.begin_s)
+            ax.add_patch(plt.Rectangle(at, width, 0.92, fill=False, ec="black", lw=3, zorder=5))
 
 
 def _label(ax: Axes, kind: str, bar, place: int, begin_ms: float, end_ms: float) -> None:

@@ -101,7 +101,7 @@ def pool_replay(source, layer: int | None = None, num_experts: int | None = None
     return Explorer(controls, draw, "one layer's pool replayed under four policies", 560)
 
 
-def timeline(source, round: int | None = None) -> Explorer:
+def timeline(source, round: int | None = None, mark: tuple[int, int] | None = None) -> Explorer:
     """Who waits for whom in one round, zoomable (``figures.timeline``)."""
     frame = replay.as_frame(source)
     rounds = replay.rounds_of(frame)
@@ -116,7 +116,7 @@ def timeline(source, round: int | None = None) -> Explorer:
             frame[(frame["kind"] == "round") & (frame["round"] == round)]["seconds"].iloc[0] * 1e3
         )
         begin, end = (zoom[0], max(zoom[1], zoom[0] + 1))
-        return figures.timeline(frame, round, whole * begin / 100, whole * end / 100)
+        return figures.timeline(frame, round, whole * begin / 100, whole * end / 100, mark)
 
     lanes = max(1, frame["kind"].isin(["fetch", "prefetch"]).any() * 4)
     return Explorer(controls, draw, "reads and compute of one round on the clock", 330 + 55 * lanes)
