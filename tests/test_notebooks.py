@@ -16,6 +16,7 @@ import nbformat
 import pytest
 
 from specmoe.errors import OptionError
+from specmoe.lab import foresight
 from specmoe.lab.report.parameters import report_parameters, typed_parameters
 from specmoe.lab.report.run import widget_errors
 
@@ -192,6 +193,8 @@ def check_sampling(found):
 def check_overlap(found):
     assert found["same_tokens"] is True
     assert found["oracle_recall"] > 0.5 and found["oracle_precision"] > 0.5
+    assert set(found["main_loss"].values()) == {foresight.FEW}
+    assert found["one_row_reads_more_ahead"] is True
     assert all(reads > 0 for reads in found["fetches_without_prefetch"])
 
 
@@ -313,6 +316,7 @@ BROKEN = [
 GUESSED = [  # every *Predict* of these is followed by a cell to write a guess into
     "06_batched_verification",
     "07_sampling_without_bias",
+    "08_overlap_and_prefetch",
 ]
 
 
