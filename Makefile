@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors mutate browser-test lab notebooks bench bench-quick sizes lint clean
+.PHONY: help setup report test test-matrix test-processors mutate browser-test lab slides notebooks bench bench-quick sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -88,6 +88,11 @@ browser-test: setup ## JupyterLab in Chromium runs every notebook (BROWSER=00_st
 # One root for notebooks/ and tutorials/, so that the links between them open.
 lab: setup ## JupyterLab on the notebooks and the tutorials
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
+
+SLIDES_OUT ?= reports/slides
+
+slides: setup ## slides of both workshop plans and the handout, from the notebooks, in reports/slides
+	@$(BIN)/python -m specmoe.lab.workshop slides --out $(SLIDES_OUT)
 
 notebooks: setup ## execute all notebooks, by papermill and again under nbval (NOTEBOOKS_OUT=notebooks: in place, to commit them)
 	@mkdir -p $(NOTEBOOKS_OUT)

@@ -143,6 +143,33 @@ def test_an_unwritable_folder_and_a_root_without_notebooks_are_one_sentence(tmp_
 
 # Answers
 
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_question_of_a_notebook_has_an_answer_and_no_answer_is_left_over(name):
+    cells = places.notebook_cells(ROOT / "notebooks" / f"{name}.ipynb")
+    asked = answers.questions(name, cells)
+    assert {question.kind for question in asked} == {"Predict", "Exercise"}
+    found = [answers.answer_to(question, KNOWN) for question in asked]
+    assert [q.text for q, answer in zip(asked, found, strict=True) if answer is None] == []
+    used = [answer.phrase for answer in found]
+    assert len(set(used)) == len(used), "one answer for two questions"
+    known = [answer.phrase for answer in KNOWN if answer.notebook == name]
+    assert sorted(set(known) - set(used)) == [], "answers to no question"
+
+
+def test_answers_are_of_notebooks_that_exist():
+    assert {answer.notebook for answer in KNOWN} <= set(NOTEBOOKS)
+
+
+def test_a_new_question_is_noticed():
+    name = NOTEBOOKS[0]
+    cells = places.notebook_cells(ROOT / "notebooks" / f"{name}.ipynb")
+    cells[-1].source += "\n9. What colour is an expert?"
+    unanswered = [q for q in answers.questions(name, cells) if not answers.answer_to(q, KNOWN)]
+    assert [question.text for question in unanswered] == ["What colour is an expert?"]
+
 
 def test_questions_are_found_in_order_whatever_their_line_breaks(tmp_path):
     found = answers.questions("00_small", small_notebook(tmp_path))

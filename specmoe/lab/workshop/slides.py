@@ -21,10 +21,11 @@ from .answers import Answer, Question, answer_to, predictions, read_answers
 
 PLAN = "slides.json"
 LEFT_OUT = ("Check", "Exercises")
-QUIET_TAGS = {"parameters", "check", "key-numbers"}
+QUIET_TAGS = {"parameters", "check", "key-numbers", "predict"}
 _HEADING = re.compile(r"^(#{1,2}) (.+)$", re.MULTILINE)
 # What a page without sliders can call is nothing to a room.
 _ASIDE = re.compile(r"\(\w[^()]*`figures\.(?:[^()]|\([^()]*\))*\)")
+_NO_GUESS = re.compile(r"^No guess was made\. ", re.MULTILINE)
 _PREDICT = re.compile(r"^> \*\*Predict\.\*\*.*(?:\n>.*)*", re.MULTILINE)
 
 
@@ -124,9 +125,11 @@ def _of_section(title: str, pieces: list[Any], code: bool) -> Iterator[Slide]:
             yield from _prose(title, rest)
             continue
         body = _outputs(piece)
-        if code and not QUIET_TAGS & set(piece.metadata.get("tags", ())):
+        if QUIET_TAGS & set(piece.metadata.get("tags", ())) or piece.source.startswith("guess ="):
+            continue
+        if code:
             body = [page.code(piece.source), *body]
-        if body and not QUIET_TAGS & set(piece.metadata.get("tags", ())):
+        if body:
             yield from filter(None, [shown])
             shown = Slide("result", title, body)
     yield from filter(None, [shown])
@@ -174,5 +177,5 @@ def _outputs(cell: Any) -> list[str]:
         elif data.get("text/plain", "<")[0] != "<":
             found.append(f"<pre>{html.escape(data['text/plain'])}</pre>")
         elif output.output_type == "stream" and output.name == "stdout":
-            found.append(f"<pre>{html.escape(output.text.strip())}</pre>")
+            found.append(f"<pre>{html.escape(_NO_GUESS.sub('', output.text).strip())}</pre>")
     return found
