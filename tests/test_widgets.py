@@ -25,9 +25,11 @@ from nbclient.output_widget import OutputWidget
 from PIL import Image
 
 import specmoe
+from specmoe.engine import run as engine_run
 from specmoe.errors import OptionError, UnsupportedModelError
 from specmoe.lab import figures, replay, simulate, widgets
 from specmoe.lab.figures import tokens
+from specmoe.lab.live import data
 from specmoe.lab.report.run import widget_errors
 from specmoe.lab.routing import record_routing
 from specmoe.tiny.texts.translate_data import held_out_pairs
@@ -92,7 +94,6 @@ def words(ax) -> list[str]:
 
 MOVES = {
     "routing_explorer": {"token": 12, "step": "draft"},
-    "round_stepper": {"row": 1, "step": 1, "act": "accept"},
     "pool_replay": {"layer": 1, "policy": "belady", "num_kept": 1, "step": 2},
     "timeline": {"round": 0, "zoom": (10, 40)},
     "knobs": {"batch": 4, "gamma": 5},
@@ -118,22 +119,6 @@ def test_every_control_changes_the_figure(request, name):
         (shown,) = explorer.output.outputs
         assert base64.b64decode(shown["data"]["image/png"]) == explorer.png
         assert shown["metadata"]["image/png"]["alt"] == explorer.about
-
-
-def test_the_stepper_offers_the_rounds_of_the_chosen_prompt_and_no_more(engine):
-    output = engine.generate(PROMPTS, max_new_tokens=24, method="specmoe", gamma=2, eos_token_id=[])
-    rounds = {row: len(replay.blocks_of(output.trace, row)) for row in range(len(PROMPTS))}
-    few, many = min(rounds, key=rounds.get), max(rounds, key=rounds.get)
-    assert rounds[few] < rounds[many], "the test needs prompts of unequal length"
-    stepper, drawn = widgets.round_stepper(output, row=many), []
-    draw = stepper.draw
-    stepper.draw = lambda **values: drawn.append((values["row"], values["step"])) or draw(**values)
-    stepper.controls["step"].value = rounds[many] - 1
-    stepper.controls["row"].value = few
-    assert len(stepper.controls["step"].options) == rounds[few]
-    assert all(step < rounds[row] for row, step in drawn), (
-        "the figure was asked for a round that the prompt has not"
-    )
 
 
 def test_one_token_is_not_called_tokens(engine):
@@ -380,14 +365,32 @@ def test_a_name_starts_at_the_first_of_the_rows_not_of_the_alphabet(winners):
 
 def test_the_stepper_opens_on_the_draft_of_a_rejected_round_and_its_still_shows_all(output):
     row = next(b.row for b in output.trace.blocks if 0 < b.accepted < len(b.drafted))
-    blocks = replay.blocks_of(output.trace, row)
     stepper = widgets.round_stepper(output, row=row)
-    shown = blocks[stepper.controls["step"].value]
-    assert 0 < shown.accepted < len(shown.drafted)
-    assert stepper.controls["act"].value == "draft"
+    start = stepper.data["start"]
+    shown = stepper.data["prompts"][start["prompt"]]["rounds"][start["round"]]
+    assert 0 < shown["accepted"] < len(shown["drafted"]) and start["act"] == 0
     whole = figures.round_steps(output, row)
     assert any("recovered" in text for text in words(whole))
+    assert any(f"Prompt {row + 1}, round {start['round'] + 1} of" in text for text in words(whole))
     assert stepper.png == widgets.base.still(whole.figure)
+
+
+def test_the_stepper_knows_who_was_in_fast_memory(engine, monkeypatch):
+    """What the trace adds up to is what the pool holds when the run is over, and what it needed."""
+    pools, new_pool = [], engine_run._new_pool
+    monkeypatch.setattr(
+        engine_run, "_new_pool", lambda *given: pools.append(new_pool(*given)) or pools[0]
+    )
+    settings = {"method": "specmoe", "gamma": 3, "prefetch": False, "eos_token_id": []}
+    made = data.rounds(engine.generate(PROMPTS, max_new_tokens=10, batch_size=2, **settings))
+    last = made["memory"][max(made["memory"])]["after"]
+    assert last == {layer: sorted(pools[0].resident_experts(layer)) for layer in made["layers"]}
+    assert any(one["reads"] for one in made["memory"].values())
+    for one in made["memory"].values():
+        before = {(layer, e) for layer, there in one["before"].items() for e in there}
+        read = {(layer, e) for layer, e, _ in one["reads"]}
+        assert {(layer, e) for layer, e, _ in one["needed"]} <= before | read
+        assert {(layer, e) for layer, there in one["after"].items() for e in there} <= before | read
 
 
 def test_a_round_to_begin_with_is_one_with_an_acceptance_and_a_rejection():
@@ -552,7 +555,7 @@ def test_a_translation_is_explored_by_clicking_on_its_words(translated):
 
 
 def test_a_long_text_gets_a_list_to_scroll(routing, monkeypatch):
-    monkeypatch.setattr(widgets.base, "MOST_BUTTONS", 5)
+    monkeypatch.setattr(widgets.explorer, "MOST_BUTTONS", 5)
     assert isinstance(widgets.routing_explorer(routing).controls["token"], ipywidgets.Select)
 
 

@@ -31,11 +31,17 @@ WAITING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-
 MISSING = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
     .filter(cell => cell.querySelector('.cm-content')?.innerText.trim()
         && /^\\[\\s*\\]:?$/.test(cell.querySelector('.jp-InputPrompt').innerText.trim())).length"""
-FIGURES = (
-    "root => [...root.querySelectorAll('img')].map(image => image.src.length + "
-    "image.src.slice(-400)).join()"
-)
-CONTROLS = ".widget-slider, .widget-dropdown, .widget-toggle-buttons, .widget-select"
+# what a widget shows, controls apart: its words, its drawings, its pictures
+FIGURES = """root => {
+    const copy = root.cloneNode(true);
+    copy.querySelectorAll('.sm-controls').forEach(one => one.remove());
+    const drawn = [...root.querySelectorAll('canvas')].map(one => one.toDataURL());
+    const pictures = [...root.querySelectorAll('img')].map(one => one.src.length + one.src.slice(-400));
+    return [copy.innerHTML.replace(/src="[^"]*"/g, ''), ...drawn, ...pictures].join();
+}"""
+CONTROLS = ".widget-slider, .sm-slider, .sm-menu, .sm-radios, .sm-check, .sm-controls > button"
+WIDGETS = ".jp-OutputArea-output .widget-vbox, .jp-OutputArea-output .sm-live"
+PICTURES = "img, canvas, svg, .sm-memory, table"
 PATHS = {"lab": "lab/tree", "notebook": "notebooks", "voila": "voila/render"}
 SCROLLED = ".jp-WindowedPanel-outer, .jp-Notebook, body"  # one of them is as tall as all cells
 TALLEST = 14_000  # pixels of a picture of a whole notebook
@@ -124,14 +130,14 @@ def move_controls(page, shots: Path) -> tuple[list[int], list[str]]:
     """Move every control of every widget: how many there were in each, and those that changed no
     figure."""
     found, moved = [], []
-    boxes = page.query_selector_all(".jp-OutputArea-output .widget-vbox")
-    boxes = [box for box in boxes if box.query_selector("img") and box.query_selector(CONTROLS)]
+    boxes = page.query_selector_all(WIDGETS)
+    boxes = [box for box in boxes if box.query_selector(PICTURES) and box.query_selector(CONTROLS)]
     for number, box in enumerate(boxes, 1):
         moved.append(0)
         for control in box.query_selector_all(CONTROLS):
             if (changed := _move(page, box, control)) is not None:
                 moved[-1] += 1
-                if not box.query_selector("img"):
+                if not box.query_selector(PICTURES):
                     said = box.inner_text().strip().splitlines()[-1]
                     found.append(f"widget {number}: no figure any more: {said}")
                     break
@@ -157,19 +163,29 @@ def _move(page, box, control) -> bool | None:
 
 
 def _set_next(control) -> bool:
-    """Another value by hand: the next of a menu, a button that is not down, a slider dragged.
-    False: there is none."""
-    select, buttons = control.query_selector("select"), control.query_selector_all("button")
-    if select:
+    """Another value by hand: the next of a menu, a button pressed, a slider moved. False: there is
+    none."""
+    if control.evaluate("one => one.tagName === 'BUTTON'"):
+        control.evaluate("one => !one.disabled && one.click()")
+        return control.is_enabled()
+    if select := control.query_selector("select"):
         count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
         if count > 1:
             select.select_option(index=(chosen + 1) % count)
         return count > 1
-    if buttons:
-        others = [button for button in buttons if "mod-active" not in button.get_attribute("class")]
-        if others:
-            others[len(others) // 2].click()
-        return bool(others)
+    if inputs := control.query_selector_all("input[type=radio], input[type=checkbox]"):
+        next(
+            one for one in inputs if one.get_attribute("type") == "checkbox" or not one.is_checked()
+        ).click()
+        return True
+    if bar := control.query_selector("input[type=range]"):
+        most = int(bar.get_attribute("max"))
+        low = int(bar.input_value()) > most / 2
+        bar.evaluate(
+            "(one, at) => { one.value = at; one.dispatchEvent(new Event('input')); }",
+            0 if low else most,
+        )
+        return most > 0
     handle = control.query_selector_all(".noUi-handle")[-1]  # of a range the upper one
     least, most, now = (
         float(handle.get_attribute(f"aria-value{part}")) for part in ("min", "max", "now")

@@ -110,7 +110,7 @@ BOX = (
     "<div class='jp-OutputArea-output'><div class='widget-vbox'>{}<img "
     "src='data:image/png;base64,AAAA'></div></div>"
 )
-MENU = "<div class='widget-dropdown'>name<select><option>a<option>b</select></div>"
+MENU = "<div class='sm-menu'>name<select><option>a<option>b</select></div>"
 
 
 def test_a_control_that_moves_nothing_and_a_widget_without_controls_would_be_seen(page, tmp_path):

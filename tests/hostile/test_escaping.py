@@ -144,7 +144,7 @@ def test_a_figure_with_a_hostile_caption_and_hostile_tokens_is_drawn(name):
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_menu_of_a_widget_shows_a_name_as_text(name):
-    from specmoe.lab.widgets.base import choice
+    from specmoe.lab.widgets.explorer import choice
 
     menu = choice("model", [(name, 1)], 1)
     assert menu.options == ((name, 1),)

@@ -46,12 +46,14 @@ FRAMES = {"fetched": "-", "prefetched": (0, (2, 1.2))}
 MAP_ROWS = 16  # layers times choices in one map
 
 
-def words_of(tokenizer, tokens: Sequence[int]) -> list[str]:
-    """One visible word per token: spaces and line ends are drawn; without a tokenizer the ids."""
+def words_of(tokenizer, tokens: Sequence[int], safe=plain) -> list[str]:
+    """One visible word per token: spaces and line ends are drawn; without a tokenizer the ids.
+    ``safe``: what makes a word safe to draw (None: it is not for matplotlib)."""
     if tokenizer is None:
         return [str(token) for token in tokens]
     texts = [tokenizer.decode([token]) for token in tokens]
-    return [plain(text.replace(" ", SPACE).replace("\n", "\\n")) or "?" for text in texts]
+    words = [text.replace(" ", SPACE).replace("\n", "\\n") or "?" for text in texts]
+    return [safe(word) for word in words] if safe else words
 
 
 # ---- tokens x layers ----
@@ -355,7 +357,7 @@ def round_steps(
     ax.text(
         0.15,
         0.3,
-        f"Prompt {first}, round {step + 1} of {len(blocks)}",
+        f"Prompt {first + 1}, round {step + 1} of {len(blocks)}",
         fontsize=15,
         fontweight="bold",
         va="center",

@@ -4,12 +4,14 @@ Each has a static twin of nearly the same name in ``specmoe.lab.figures``, which
 without widgets shows. This folder alone imports ipywidgets (``pip install specmoe[notebooks]``).
 """
 
-from .base import Explorer
+from .base import Live
 from .choices import knobs, winners_map
+from .explorer import Explorer
 from .mechanisms import pool_replay, round_stepper, routing_explorer, timeline
 
 __all__ = [
     "Explorer",
+    "Live",
     "knobs",
     "pool_replay",
     "round_stepper",

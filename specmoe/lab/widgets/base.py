@@ -1,138 +1,52 @@
-"""What every widget shares: controls above, a figure of fixed height below, and the figure as a
-still for pages without widgets.
+"""What every widget shares: a browser module with its data, and a picture for pages that run no
+script.
 
-Comes in: ipywidgets controls by name, and a function of their values that draws. Goes out: an
-``Explorer`` to display.
+Comes in: the name of a module of ``specmoe.lab.live``, its data, and a function that draws the
+picture. Goes out: a ``Live`` to display.
 """
 
 from __future__ import annotations
 
 import base64
-import gc
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import io
+from collections.abc import Callable
 
-import ipywidgets
+import anywidget
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython import get_ipython
+import traitlets
 
-WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
-NAMED = {"description_width": "9.5rem"}
-MOST_BUTTONS = 96
+from .. import live
 
 
-class Explorer(ipywidgets.VBox):
-    """Controls and the figure they move. ``controls[name].value = ...`` does from code what a hand
-    does.
+class Live(anywidget.AnyWidget):
+    """A module at work in the page, where it needs no kernel: what it shows is all in ``data``.
 
-    ``png`` holds the figure as last drawn. Displayed, it is one bundle of the live widget and that
-    picture (or, until a control is moved, of the picture for the values ``twin``): a front end
-    with widgets shows the first, GitHub, nbconvert and a report the second. An
-    error in drawing shows in the output below the controls (and ``report.run`` counts it as a
-    failure).
+    Displayed, it is one bundle of the living module and its still ``png``: a front end with
+    widgets shows the first, GitHub the second. ``kind`` names the module, ``about`` says in words
+    what it shows.
     """
 
-    def __init__(
-        self,
-        controls: Mapping[str, ipywidgets.Widget],
-        draw: Callable,
-        about: str,
-        height: int,
-        twin: Mapping | None = None,
-    ):
-        """``draw(**values)`` returns ``Axes``; ``about``: the figure in words; ``height``: of the
-        figure in CSS pixels; ``twin``: values of controls for the picture of a page without
-        widgets, where they are not those that the widget opens with."""
-        self.controls = dict(controls)
-        self.draw = draw
-        self.about = about
-        self.png = b""
-        self.output = ipywidgets.Output(
-            layout=ipywidgets.Layout(height=f"{height}px", overflow="auto")
-        )
-        for control in self.controls.values():
-            control.observe(self._redraw, "value")
-        self._redraw()
-        if twin and self.png:
-            self.png = self._drawn(**twin)
-        super().__init__([*self.controls.values(), self.output])
+    kind = traitlets.Unicode().tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+    about = traitlets.Unicode().tag(sync=True)
 
-    def _drawn(self, **values) -> bytes:
-        """The figure for the controls' present values, but ``values``."""
-        present = {name: control.value for name, control in self.controls.items()}
-        return still(np.atleast_1d(self.draw(**{**present, **values})).flat[0].figure)
-
-    def _redraw(self, change=None) -> None:
-        """Draw for the controls' present values, into the output below them.
-
-        The output is set, not captured (``with self.output``): nbclient, under papermill, sends
-        captured output back to the kernel, and when the cell's answer arrives during that send it
-        goes unseen and the notebook waits for ever.
-        """
-        with _no_collection():
-            try:
-                self.png = self._drawn()
-                shown = _picture(self.png, self.about)
-            except Exception as failure:
-                if get_ipython() is None:  # nobody looks at the output: let the caller see it
-                    raise
-                shown = _error(failure)
-            self.output.outputs = (shown,)
+    def __init__(self, kind: str, data: dict, about: str, draw: Callable):
+        """``draw()`` returns the ``Axes`` of the still picture."""
+        self._esm, self._css = live.module(kind), live.style()
+        super().__init__(kind=kind, data=data, about=about)
+        self.png = still(np.atleast_1d(draw()).flat[0].figure)
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        if not data:
-            return bundle
-        said = f"Widget: {self.about}" if self.png else f"Widget without a figure: {self.about}"
-        data = {"text/plain": said} | {
-            kind: value for kind, value in data.items() if kind != "text/plain"
-        }
-        # drawing failed: the error is in the output below the controls, and no twin claims
-        # otherwise
-        if not self.png:
-            return data, metadata
-        picture = _picture(self.png, self.about)
-        return picture["data"] | data, metadata | picture["metadata"]
-
-
-def _picture(png: bytes, about: str) -> dict:
-    """An output of a notebook that shows ``png``; ``about`` is read aloud to those who do not see
-    it."""
-    data = {"image/png": base64.b64encode(png).decode()}
-    return {"output_type": "display_data", "data": data, "metadata": {"image/png": {"alt": about}}}
-
-
-def _error(failure: Exception) -> dict:
-    """An output of a notebook that shows what was raised."""
-    lines = "".join(traceback.format_exception(failure)).splitlines()
-    return {
-        "output_type": "error",
-        "ename": type(failure).__name__,
-        "evalue": str(failure),
-        "traceback": lines,
-    }
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Garbage is collected after the picture has been sent: with a model in memory a collection
-    takes 0.3 s."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        picture = {"image/png": base64.b64encode(self.png).decode()}
+        said = {"text/plain": f"Widget: {self.about}"}
+        return picture | data | said, metadata | {"image/png": {"alt": self.about}}
 
 
 def still(figure) -> bytes:
     """The figure as a small PNG at screen resolution; closes it."""
-    import io
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image as Picture
 
@@ -146,56 +60,3 @@ def still(figure) -> bytes:
         packed, format="png"
     )
     return packed.getvalue()
-
-
-def slider(name: str, least: int, most: int, value: int, unit: str = "") -> ipywidgets.IntSlider:
-    """A whole number that counts when let go."""
-    description = f"{name} ({unit})" if unit else name
-    return ipywidgets.IntSlider(
-        value,
-        least,
-        max(least, most),
-        description=description,
-        continuous_update=False,
-        style=NAMED,
-        layout=WIDE,
-    )
-
-
-def choice(name: str, options, value=None) -> ipywidgets.Dropdown:
-    """One of ``options``: values, or (words, value) pairs."""
-    options = list(options)
-    chosen = {} if value is None else {"value": value}
-    return ipywidgets.Dropdown(
-        options=options, description=name, style=NAMED, layout=WIDE, **chosen
-    )
-
-
-def words_to_click(name: str, options, value) -> ipywidgets.ToggleButtons | ipywidgets.Select:
-    """One of (word, value) pairs, laid out as the text they make; a list to scroll where there are
-    too many."""
-    if len(options) > MOST_BUTTONS:
-        numbered = [(f"{place}: {word}", one) for place, (word, one) in enumerate(options)]
-        return ipywidgets.Select(
-            options=numbered, value=value, rows=5, description=name, style=NAMED, layout=WIDE
-        )
-    look = {**NAMED, "button_width": "auto"}
-    return ipywidgets.ToggleButtons(
-        options=options, value=value, description=name, style=look, layout=WIDE
-    )
-
-
-def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:
-    """One of ``options`` in their order, on a slider."""
-    options = list(options)
-    chosen = {} if value is None else {"value": value}
-    look = {"style": NAMED, "layout": WIDE, "continuous_update": False}
-    return ipywidgets.SelectionSlider(options=options, description=name, **look, **chosen)
-
-
-def span(name: str, least: int, most: int) -> ipywidgets.IntRangeSlider:
-    """A range of whole numbers, all of it at first."""
-    look = {"style": NAMED, "layout": WIDE, "continuous_update": False}
-    return ipywidgets.IntRangeSlider(
-        value=(least, most), min=least, max=most, description=name, **look
-    )

@@ -11,7 +11,7 @@ import pandas as pd
 from .. import figures
 from ..figures import choices as drawn
 from ..simulate.maps import knob_rows
-from .base import Explorer, choice, steps
+from .explorer import Explorer, choice, steps
 
 
 def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Explorer:

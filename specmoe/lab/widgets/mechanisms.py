@@ -9,7 +9,9 @@ from __future__ import annotations
 from .. import figures, replay
 from ..figures import mechanisms as drawn
 from ..figures import tokens as spelled
-from .base import Explorer, choice, slider, span, steps, words_to_click
+from ..live import data
+from .base import Live
+from .explorer import Explorer, choice, slider, span, steps, words_to_click
 
 
 def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
@@ -41,37 +43,24 @@ def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) ->
     return Explorer(controls, draw, "experts of one prompt by token and layer", 580)
 
 
-def round_stepper(
-    output, row: int | None = None, step: int | None = None, tokenizer=None
-) -> Explorer:
-    """Step through draft, verify, accept on the text itself (``figures.round_steps``). It opens on
-    the draft, with the rest still to reveal; its still shows the whole round. ``step`` None: the
-    first round with a rejection."""
-    replay.as_frame(output)
-    rows = sorted({block.row for block in replay.any_blocks(output.trace)})
-    row = rows[0] if row is None else replay.check_number("row", row, rows)
-    rounds = {row: range(len(replay.blocks_of(output.trace, row))) for row in rows}
-    if step is None:
-        step = replay.telling_round(replay.blocks_of(output.trace, row))
-    step = replay.check_number("step", step, rounds[row])
-    acts = [("1 draft", "draft"), ("2 verify", "verify"), ("3 accept", "accept")]
-    controls = {
-        "row": choice("prompt", rows, row),
-        "step": steps("round of the prompt", _numbered(rounds[row]), step),
-        "act": steps("reveal", acts, "draft"),
-    }
+def round_stepper(output, row: int | None = None, step: int | None = None, tokenizer=None) -> Live:
+    """Step through draft, verify, accept on the text itself, with the experts that move between the
+    two memories; its picture is the whole round (``figures.round_steps``).
 
-    # watches before the figure does, which then finds a round of this prompt
-    def offer_its_rounds(change) -> None:
-        controls["step"].options = _numbered(rounds[change["new"]])
-
-    controls["row"].observe(offer_its_rounds, "value")
-
-    def draw(row, step, act):
-        return figures.round_steps(output, row, step, act, tokenizer)
-
+    It opens on the draft, with the rest still to reveal. ``row``: the prompt to begin with, from 0
+    (None: the first); ``step``: its round, from 0 (None: the first with a rejection). The page
+    counts both from 1.
+    """
+    replayed = data.rounds(output, row, step, tokenizer)
+    start = replayed["start"]
+    row = replayed["prompts"][start["prompt"]]["number"] - 1
     about = "one round on its own text: drafted, verified, accepted"
-    return Explorer(controls, draw, about, 520, twin={"act": "accept"})
+    return Live(
+        "rounds",
+        replayed,
+        about,
+        lambda: figures.round_steps(output, row, start["round"], "accept", tokenizer),
+    )
 
 
 def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Explorer:
@@ -120,8 +109,3 @@ def timeline(source, round: int | None = None, mark: tuple[int, int] | None = No
 
     lanes = max(1, frame["kind"].isin(["fetch", "prefetch"]).any() * 4)
     return Explorer(controls, draw, "reads and compute of one round on the clock", 330 + 55 * lanes)
-
-
-def _numbered(rounds: range) -> list[tuple[str, int]]:
-    """People count from 1."""
-    return [(str(number + 1), number) for number in rounds]
