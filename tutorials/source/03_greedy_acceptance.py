@@ -4,10 +4,12 @@
 # **Goal.** Given what was drafted and what the target would have said, decide how many drafted tokens stand and which token
 # follows, so that the text is exactly the target's own.
 #
-# **Difficulty** easy · **Time** 15 minutes · **Before it** `notebooks/06_batched_verification.ipynb`
+# **Difficulty** easy · **Time** 15 minutes · **Before it** [06_batched_verification](../../notebooks/06_batched_verification.ipynb)
 
 # %%
 from specmoe.lab.exercises import check_acceptance
+
+hint = check_acceptance.hint
 
 # %% [markdown]
 # `target` has B rows of G + 1 tokens: `target[b][i]` is what the target says where `drafted[b][i]` stands; its last one comes
@@ -38,13 +40,14 @@ def accept(target, drafted, num_drafted):
 # %%
 check_acceptance(accept)
 
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Walk along a row while drafted and target agree. Where you stop is both the number of accepted tokens and the place of the
-# next one, whether you stopped at a rejection or at the end.
-#
-# </details>
+# %% stub
+# Stuck? Take a # away. Hints cost tiers.
+# hint(1)  # a nudge
+# hint(2)  # the idea
+# hint(3)  # almost the code
 
 # %% [markdown] solution
+# Everything before the stop equals what the target says, and the token at the stop is the target's own: so the text is the target's,
+# whatever was drafted. A rejection and the end of the draft need no separate cases, since `target` has one token more than `drafted`.
+#
 # The package does all rows at once, with a cumulative product over the agreement: `specmoe.speculate.sampling.accept_matching`.

@@ -3,10 +3,12 @@
 #
 # **Goal.** Many tokens of a block ask for the same expert. Fetch it once, then let it compute all of them.
 #
-# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/06_batched_verification.ipynb`
+# **Difficulty** medium · **Time** 15 minutes · **Before it** [06_batched_verification](../../notebooks/06_batched_verification.ipynb)
 
 # %%
 from specmoe.lab.exercises import check_coalescing
+
+hint = check_coalescing.hint
 
 # %% [markdown]
 # `routing[b][t]` lists the K experts that the router named for token t of row b; only the first `num_tokens[b]` tokens of a row
@@ -36,12 +38,14 @@ def coalesce(routing, num_tokens, resident):
 # %%
 check_coalescing(coalesce)
 
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Build the dictionary first. Its keys are the needed experts, each once; what is not resident among them is the list.
-#
-# </details>
+# %% stub
+# Stuck? Take a # away. Hints cost tiers.
+# hint(1)  # a nudge
+# hint(2)  # the idea
+# hint(3)  # almost the code
 
 # %% [markdown] solution
+# One pass over the tokens that count builds the dictionary; every needed expert is one key, however many tokens ask for it. Residents stay
+# in the dictionary, as their tokens have to be computed too. Only the fetch list leaves them out.
+#
 # With more rows the gain grows, as the number of different experts grows more slowly than the number of tokens.

@@ -3,10 +3,12 @@
 #
 # **Goal.** Choose gamma, the number of drafted tokens per round, for a link of any speed.
 #
-# **Difficulty** medium · **Time** 15 minutes · **Before it** `notebooks/09_when_does_it_pay.ipynb`
+# **Difficulty** medium · **Time** 15 minutes · **Before it** [09_when_does_it_pay](../../notebooks/09_when_does_it_pay.ipynb)
 
 # %%
 from specmoe.lab.exercises import check_planner
+
+hint = check_planner.hint
 
 # %% [markdown]
 # `rounds` is a list of dictionaries, one per gamma that was tried: `gamma`, `tokens` (that a row gains per round), `bytes` (fetched
@@ -35,12 +37,14 @@ def plan(rounds, link_bytes_per_s):
 # %%
 check_planner(plan)
 
-# %% [markdown]
-# <details><summary>Hint</summary>
-#
-# Neither the shortest round nor the one with the most tokens: a quotient. gamma = 0 is plain decoding, and a fair choice.
-#
-# </details>
+# %% stub
+# Stuck? Take a # away. Hints cost tiers.
+# hint(1)  # a nudge
+# hint(2)  # the idea
+# hint(3)  # almost the code
 
 # %% [markdown] solution
+# A round costs its reads and its compute, and pays in tokens: the quotient decides. On a slow link bytes per token rule, on a fast one
+# seconds of compute per token, and gamma = 0 wins where drafting costs more than it brings.
+#
 # `specmoe.speculate.planner.CostPlanner` does this while decoding, with costs that it measures itself.

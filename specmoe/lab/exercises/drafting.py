@@ -8,107 +8,162 @@ engine with a shipped checkpoint; it has to fetch less than HotTemporal.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pandas as pd
 
 from ...errors import OptionError
-from .verdict import ExerciseError, Passed, call, require
+from .calling import Task, wholes
+from .verdict import ExerciseError, Passed, Scale, require, scored
 from .workload import bytes_per_token
 
-EXPECTS = "a list of up to num_draft experts"
+TASK = Task(
+    "draft_set",
+    ("layer", "counts", "num_draft", "memory"),
+    "a list of up to num_draft experts",
+    writable=("memory",),
+)
 BUSY = [6, 5, 0, 0, 1, 0, 0, 0]
 OTHER = [0, 0, 1, 0, 0, 0, 5, 6]
-LATER = [[0, 0, 3, 2, 0, 0, 0, 0]] * 40
+LATER = [[0, 0, 3, 2, 0, 0, 0, 0]] * 30
+GOOD, EXCELLENT = 0.98, 0.97  # of HotTemporal's bytes
 
 
-def for_engine(draft_set: Callable) -> Callable:
-    """The student's function in the form that ``engine.generate(draft_set=...)`` takes, with a
-    fresh memory."""
-    memory: dict = {}
+class Chooser:
+    """The student's function with a memory of its own, in the form that
+    ``engine.generate(draft_set=...)`` takes; every answer is checked."""
 
-    def choose(layer, counts, num_draft):
-        answer = call(
-            lambda *given: draft_set(*given, memory), layer, counts, num_draft, expects=EXPECTS
+    def __init__(self, function: Callable, forgets: bool = False):
+        self.function = function
+        self.forgets = forgets
+        self.memory: dict = {}
+        self.told = ""
+
+    def __call__(self, layer, counts, num_draft) -> list[int]:
+        if self.forgets:
+            self.memory = {}
+        arguments = (layer, list(counts), num_draft, self.memory)
+        chosen = TASK.ask(self.function, arguments, wholes)
+        self.told = TASK.told(arguments, answer=chosen)
+        away = [expert for expert in chosen if not 0 <= expert < len(counts)]
+        require(not away, f"there is no expert {away[:1]} of {len(counts)}", self.told)
+        require(
+            len(chosen) <= num_draft,
+            f"you name {len(chosen)} experts where num_draft={num_draft} may draft",
+            self.told,
         )
-        try:
-            return [int(expert) for expert in answer]
-        except (TypeError, ValueError):
-            raise ExerciseError(
-                f"{answer!r:.60} has the wrong form: the function should give {EXPECTS}"
-            ) from None
+        require(
+            len(set(chosen)) == len(chosen),
+            "an expert is named twice: it takes one slot",
+            self.told,
+        )
+        require(
+            len(chosen) == num_draft,
+            f"you name {len(chosen)} of num_draft={num_draft} experts: a slot that stays empty "
+            "cannot draft",
+            self.told,
+        )
+        return chosen
 
-    return choose
+
+def for_engine(draft_set: Callable) -> Chooser:
+    """The student's function for one run."""
+    return Chooser(draft_set)
 
 
-def _check_small(draft_set: Callable) -> None:
-    first = for_engine(draft_set)(0, BUSY, 2)
-    require(len(first) <= 2, f"you name {len(first)} experts where num_draft=2 may draft")
-    require(len(set(first)) == len(first), "an expert is named twice: it takes one slot")
-    require(
-        len(first) == 2,
-        f"you name {len(first)} of num_draft=2 experts: a slot that stays empty cannot draft",
-    )
+def _check_first(draft_set: Callable) -> None:
+    """After one verification there is nothing but its counts to go by."""
+    chooser = for_engine(draft_set)
+    first = chooser(0, BUSY, 2)
     other = for_engine(draft_set)(0, OTHER, 2)
     require(
         set(first) != set(other),
         "you name the same experts whatever the verification used: look at counts",
+        chooser.told,
     )
     require(
         not set(first) & {2, 3, 5, 6, 7},
         "you name experts that the verification did not use, which costs fetches: most used first",
+        chooser.told,
     )
-    require(
-        set(first) == {0, 1},
-        "after one verification the most used experts are the best guess: sort counts from the top "
-        "down",
-    )
+    draw = random.Random(8)
+    for _ in range(20):
+        counts = draw.sample(range(12), 8)
+        chooser, top = for_engine(draft_set), sorted(range(8), key=lambda e: -counts[e])[:3]
+        require(
+            set(chooser(0, counts, 3)) == set(top),
+            "after one verification the most used experts are the best guess: sort counts from "
+            f"the top down, here {top}",
+            chooser.told,
+        )
+
+
+def _check_memory(draft_set: Callable) -> None:
+    """What is remembered belongs to one layer of one run, and fades."""
     choose = for_engine(draft_set)
-    for _ in range(5):
+    for _ in range(60):
         choose(0, BUSY, 2)
     require(
         set(choose(1, OTHER, 2)) == {6, 7},
         "layer 1 is given experts of layer 0: keep apart in memory what belongs to each layer",
+        choose.told,
     )
     for counts in LATER:
         last = choose(0, counts, 2)
     require(
         set(last) == {2, 3},
-        "forty verifications after the text changed you still draft with the "
-        "old experts: forget slowly",
+        "thirty verifications after the text changed you still draft with the old experts: let "
+        "old use fade",
+        choose.told,
     )
+    again = for_engine(draft_set)
     require(
-        set(for_engine(draft_set)(0, OTHER, 2)) == {6, 7},
+        set(again(0, OTHER, 2)) == {6, 7},
         "a second run remembers the first: use memory, not a global variable",
+        again.told,
     )
+
+
+def looks_back(draft_set: Callable) -> bool:
+    """Does memory ever change what is chosen?"""
+    draw, choose, forgetful = random.Random(9), Chooser(draft_set), Chooser(draft_set, forgets=True)
+    steps = [[draw.choice([0, 0, 1, 1, 2]) for _ in range(8)] for _ in range(60)]
+    return any(set(choose(0, counts, 3)) != set(forgetful(0, counts, 3)) for counts in steps)
 
 
 def check_draft_set(draft_set: Callable) -> Passed:
     """Verdict on ``draft_set(layer, counts, num_draft, memory)``; raises ``ExerciseError`` naming
     the mistake."""
-    _check_small(draft_set)
+    TASK.check_function(draft_set)
+    _check_first(draft_set)
+    _check_memory(draft_set)
+    require(
+        looks_back(draft_set),
+        "you look at this verification only: with one row many experts are used equally often, "
+        "and HotTemporal breaks such ties by earlier use, so use memory too",
+    )
     try:
         yours = bytes_per_token(for_engine(draft_set))
     except OptionError as failure:
         raise ExerciseError(str(failure)) from failure
-    sets = {
-        "yours": yours,
-        "hot_temporal": bytes_per_token("hot_temporal"),
-        "random": bytes_per_token("random"),
-    }
-    scores = pd.DataFrame(
-        [(name, round(size / 1e3, 1)) for name, size in sets.items()],
-        columns=["draft_set", "kB_per_token"],
-    )
-    temporal = sets["hot_temporal"]
+    return _score({"yours": yours} | {n: bytes_per_token(n) for n in ("hot_temporal", "random")})
+
+
+def _score(sizes: dict[str, float]) -> Passed:
+    """The verdict on bytes per token of the student's draft set and of others."""
+    yours, temporal = sizes["yours"], sizes["hot_temporal"]
     tail = f"{yours / 1e3:.1f} kB per token, HotTemporal {temporal / 1e3:.1f} kB"
     require(
         yours != temporal,
-        f"this fetches exactly what HotTemporal does ({tail}): look further "
-        "back than one verification",
+        f"this fetches exactly what HotTemporal does ({tail}): look further back than one "
+        "verification",
     )
     require(
         yours < temporal,
         f"valid, but it does not beat HotTemporal ({tail}): try another weight for the past",
     )
-    return Passed(tail, scores)
+    limits = [round(share * temporal / 1e3, 1) for share in (1.0, GOOD, EXCELLENT)]
+    rows = [(name, round(size / 1e3, 1)) for name, size in sizes.items()]
+    passed = Passed(tail, pd.DataFrame(rows, columns=["draft_set", "kB_per_token"]))
+    return scored(passed, round(yours / 1e3, 1), Scale("kB per token", tuple(limits)), tail)

@@ -9,16 +9,20 @@ costs there, reads overlapping with compute as the engine lets them.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
 
 from ..simulate import Hardware, ModelSize, Recording, preset, simulate
-from .verdict import Case, ExerciseError, Passed, call, check_cases, require
+from . import parts
+from .calling import Task, whole
+from .matching import Case, Mistake, Rule
+from .verdict import ExerciseError, Passed, require
 from .workload import recorded_rounds
 
-EXPECTS = "the gamma of one of the rounds"
+TASK = Task("plan", ("rounds", "link_bytes_per_s"), "the gamma of one of the rounds")
 LINKS = {"SSD 1 GB/s": 1e9, "PCIe 16 GB/s": 16e9, "in memory 400 GB/s": 400e9}
 # the machine around the link, and an expert's size there: imagined
 HARDWARE, EXPERT_BYTES = "consumer", 3 * 2**20
@@ -38,38 +42,139 @@ COMPUTE_RULES = [
 LINK_RULES = [_round(0, 1.0, 100.0, 1.0), _round(3, 2.0, 120.0, 3.0), _round(5, 2.4, 400.0, 2.0)]
 
 
-def _first_mistake(answer: int) -> str:
-    """For SHORT_OR_LONG at 100 bytes/s, where 4 is right."""
-    known = {
-        0: "you take the shortest round, but it gives one token only: divide its seconds by its "
-        "tokens",
-        8: "you take the round with the most tokens, whatever it costs: divide seconds by tokens",
-        1: "this is a position in the list of rounds: return its gamma",
-    }
-    return known.get(
-        answer, "this gamma was never measured: choose among the rounds that are given"
-    )
+def seconds(one, rate) -> float:
+    """Of a round whose reads and compute follow each other."""
+    return one["bytes"] / rate + one["compute_s"]
 
 
-CASES = [
-    Case((SHORT_OR_LONG, 100.0), 4, _first_mistake),
-    Case(
-        (COMPUTE_RULES, 1e9),
-        0,
-        "on a fast link compute rules: add compute_s to the seconds of the link",
+def least(key: Callable, choose: Callable = min) -> Callable:
+    """A wrong rule: the gamma of the round with the least ``key(round, rate)``."""
+    return lambda rounds, rate: choose(rounds, key=lambda one: key(one, rate))["gamma"]
+
+
+def _position(rounds, rate) -> int:
+    gamma = parts.plan(rounds, rate)
+    return [one["gamma"] for one in rounds].index(gamma)
+
+
+MISTAKES = (
+    Mistake(
+        "you take the round with the most tokens, whatever it costs: divide seconds by tokens",
+        least(lambda one, rate: -one["tokens"]),
     ),
-    Case(
-        (LINK_RULES, 10.0),
-        3,
-        "on a slow link bytes rule: the link takes bytes / link_bytes_per_s seconds",
+    Mistake(
+        "you take the shortest round, but it gives few tokens: divide its seconds by its tokens",
+        least(seconds),
     ),
-    Case(
-        (LINK_RULES, 1e9),
-        5,
-        "the link's seconds are bytes divided by the rate: on a fast link they vanish",
+    Mistake("this is a position in the list of rounds: return its gamma", _position),
+    Mistake(
+        "you multiply bytes by the rate: a link takes bytes / link_bytes_per_s seconds",
+        least(lambda one, rate: (one["bytes"] * rate + one["compute_s"]) / one["tokens"]),
     ),
-    Case((LINK_RULES[::-1], 10.0), 3, "rounds may come in any order"),
-]
+    Mistake(
+        "you divide the rate by the bytes: a link takes bytes / link_bytes_per_s seconds",
+        least(lambda one, rate: (rate / one["bytes"] + one["compute_s"]) / one["tokens"]),
+    ),
+    Mistake(
+        "you divide by gamma + 1, as if every drafted token were accepted: divide by tokens",
+        least(lambda one, rate: seconds(one, rate) / (one["gamma"] + 1)),
+    ),
+    Mistake(
+        "you leave compute_s out, and on a fast link compute rules: add it to the link's seconds",
+        least(lambda one, rate: one["bytes"] / one["tokens"]),
+    ),
+    Mistake(
+        "you leave the link out, and on a slow link bytes rule: add bytes / link_bytes_per_s",
+        least(lambda one, rate: one["compute_s"] / one["tokens"]),
+    ),
+    Mistake(
+        "you add bytes to seconds: bytes / link_bytes_per_s are the link's seconds",
+        least(lambda one, rate: (one["bytes"] + one["compute_s"]) / one["tokens"]),
+    ),
+    Mistake(
+        "you take the longer of the two: here reads and compute follow each other, so add them",
+        least(lambda one, rate: max(one["bytes"] / rate, one["compute_s"]) / one["tokens"]),
+    ),
+    Mistake(
+        "you multiply seconds by tokens: seconds per token is a quotient",
+        least(lambda one, rate: seconds(one, rate) * one["tokens"]),
+    ),
+    Mistake(
+        "you take the slowest: seconds per token are to be few",
+        least(lambda one, rate: seconds(one, rate) / one["tokens"], max),
+    ),
+    Mistake(
+        "only part of the sum is divided by tokens: put brackets around the sum",
+        least(lambda one, rate: one["bytes"] / rate + one["compute_s"] / one["tokens"]),
+    ),
+    Mistake(
+        "only part of the sum is divided by tokens: put brackets around the sum",
+        least(lambda one, rate: one["bytes"] / rate / one["tokens"] + one["compute_s"]),
+    ),
+    Mistake(
+        "you subtract compute_s, as if the link hid it: here they follow each other, so add them",
+        least(lambda one, rate: (one["bytes"] / rate - one["compute_s"]) / one["tokens"]),
+    ),
+    Mistake(
+        "you take the first round in the list: compare them all",
+        lambda rounds, rate: rounds[0]["gamma"],
+    ),
+    Mistake(
+        "you always draft as far as was tried: compare seconds per token",
+        lambda rounds, rate: max(one["gamma"] for one in rounds),
+    ),
+    Mistake(
+        "you never draft: compare seconds per token",
+        lambda rounds, rate: min(one["gamma"] for one in rounds),
+    ),
+)
+
+
+def read_gamma(answer) -> int:
+    if isinstance(answer, dict):
+        raise ExerciseError("this is the whole round: return its gamma")
+    return whole(answer)
+
+
+RULE = Rule(
+    TASK,
+    parts.plan,
+    read_gamma,
+    MISTAKES,
+    "this round does not have the fewest seconds per token: (bytes / link + compute_s) / tokens",
+)
+
+
+def _random_case(draw: random.Random) -> Case:
+    """Rounds in any order on a link where bytes and compute weigh about the same; the best is
+    ahead by 2 % or more."""
+    while True:
+        gammas = draw.sample(range(9), draw.randint(2, 5))
+        rounds = [
+            _round(
+                gamma,
+                round(1 + gamma * draw.uniform(0.1, 0.9), 2),
+                float(draw.randint(1, 9)),
+                round(draw.uniform(0.3, 5.0), 2),
+            )
+            for gamma in gammas
+        ]
+        rate = draw.choice([0.5, 1.0, 2.0, 8.0, 100.0])
+        costs = sorted(seconds(one, rate) / one["tokens"] for one in rounds)
+        if costs[1] > 1.02 * costs[0]:
+            return Case((rounds, rate))
+
+
+def _cases() -> list[Case]:
+    draw = random.Random(7)
+    small = [
+        Case((SHORT_OR_LONG, 100.0)),
+        Case((COMPUTE_RULES, 1e9)),
+        Case((LINK_RULES, 10.0)),
+        Case((LINK_RULES, 1e9)),
+        Case((LINK_RULES[::-1], 10.0), "rounds may come in any order"),
+    ]
+    return small + [_random_case(draw) for _ in range(60)]
 
 
 def machine(link_bytes_per_s: float) -> Hardware:
@@ -113,29 +218,36 @@ def milliseconds_per_token(link_bytes_per_s: float) -> dict[int, float]:
 def check_planner(plan: Callable) -> Passed:
     """Verdict on ``plan(rounds, link_bytes_per_s)``; raises ``ExerciseError`` naming the
     mistake."""
-    check_cases(plan, CASES, EXPECTS, int)
-    rows = []
-    for name, rate in LINKS.items():
-        times = milliseconds_per_token(rate)
-        gamma = int(call(plan, rounds_on(rate), rate, expects=EXPECTS))
-        if gamma not in times:
-            raise ExerciseError(f"gamma={gamma} was never measured: choose among {sorted(times)}")
-        rows.append(
-            (
-                name,
-                gamma,
-                *(round(times[g], 2) for g in (gamma, 0, 5)),
-                round(min(times.values()), 2),
-            )
-        )
-    columns = ["link", "gamma", "yours_ms", "gamma_0_ms", "gamma_5_ms", "best_ms"]
-    scores = pd.DataFrame(rows, columns=columns)
-    near = (scores["yours_ms"] <= NEAR * scores["best_ms"]).all()
+    cases = _cases()
+    given = cases[0].arguments
+    gamma = TASK.ask(plan, given, read_gamma, 4)
     require(
-        near,
-        "the small tables are right, a recorded one is not: your gamma is far from the "
-        "best on one of the links",
+        gamma in (0, 1, 4, 8),
+        f"gamma={gamma} was never measured: choose among the rounds that are given",
+        TASK.told(given, answer=gamma, right=4),
     )
+    RULE.check(plan, cases)
+    scores = pd.DataFrame([_on_link(plan, *link) for link in LINKS.items()])
     return Passed(
         "within five percent of the fewest simulated milliseconds per token on each link", scores
     )
+
+
+def _on_link(plan: Callable, name: str, rate: float) -> dict:
+    """What the choice costs on one link, simulated; raises where it is far from the best."""
+    times, rounds = milliseconds_per_token(rate), rounds_on(rate)
+    gamma = TASK.ask(plan, (rounds, rate), read_gamma)
+    told = TASK.told((rounds, rate), answer=gamma, right=parts.plan(rounds, rate))
+    require(gamma in times, f"gamma={gamma} was never measured: choose among {sorted(times)}", told)
+    require(
+        times[gamma] <= NEAR * min(times.values()),
+        f"the small tables are right, a recorded one is not: your gamma is far from the best on {name}",
+        told,
+    )
+    shown = {"yours_ms": gamma, "gamma_0_ms": 0, "gamma_5_ms": 5}
+    return {
+        "link": name,
+        "gamma": gamma,
+        **{column: round(times[g], 2) for column, g in shown.items()},
+        "best_ms": round(min(times.values()), 2),
+    }
