@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml
 	@$(PIP) install --quiet --disable-pip-version-check -e '.[notebooks,dev]'
 	@touch $@
 
-report: setup ## run the main report and print the path of its HTML
+report: setup ## run the main report and print the path of its HTML (REPORT_ARGS="--against reports/EARLIER": beside an earlier one)
 	@$(BIN)/specmoe report run report --out reports/$$(date +%Y-%m-%d_%H%M%S) $(REPORT_ARGS)
 
 # One thread per worker: two workers with two threads each would only take turns on two cores.

@@ -191,6 +191,19 @@ def test_table_has_one_row_per_trace(frame, nothing):
     assert (named["method"], named["eviction"]) == ("cached", "lru")
 
 
+def test_where_the_time_went_is_the_median_of_the_repeats_and_has_their_ends(frame):
+    shares = [
+        {"label": "cached", "batch": batch, "repeat": number}
+        | {"draft_share": 0.0, "verify_share": 0.9 - wait, "wait_share": wait, "rest_share": 0.1}
+        for batch, waits in ((4, [0.5, 0.3, 0.6]), (8, [0.1]))
+        for number, wait in enumerate(waits)
+    ]
+    table = metrics.table({("cached", 4): frame, ("cached", 16): frame}, shares)
+    assert table.loc[0, "wait_share"] == 0.5
+    assert (table.loc[0, "wait_share_min"], table.loc[0, "wait_share_max"]) == (0.3, 0.6)
+    assert table.loc[1, "wait_share"] == metrics.time_shares(frame)["wait"]
+
+
 def test_expert_use_is_counted_on_a_plain_method_at_the_largest_batch():
     traces = {
         ("specmoe", 64): "a",

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ...errors import OptionError, door, path_of
+from ...options import METHODS
 from ..figures import as_table, show_number
 from .setup import as_markdown
 from .summary import Ratio, speed
@@ -72,13 +73,16 @@ def _read(folder: Any) -> tuple[Path, dict]:
         raise OptionError(f"there is no metrics.json of an earlier report in {folder}: {_REMEDY}")
     with door(f"{path} is not what a report writes", _REMEDY, OptionError):
         numbers = json.loads(path.read_text(encoding="utf-8"))
+        if not numbers["rows"]:
+            raise ValueError("it has no rows")
         for row in numbers["rows"]:
             _check_row(row)
-        as_table(numbers["rows"])
     return path, numbers
 
 
 def _check_row(row: Mapping[str, Any]) -> None:
+    if row["method"] not in METHODS:
+        raise ValueError(f"method {row['method']!r:.60} is unknown")
     if type(row["batch"]) is not int:
         raise ValueError(f"batch {row['batch']!r:.60} is not a whole number")
     for name in (*_NUMBERS, "fetched_bytes_per_token"):
