@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors mutate browser-test lab slides notebooks bench bench-quick sizes lint clean
+.PHONY: help setup report test test-matrix test-processors mutate browser-test lab slides usb notebook-times notebooks bench bench-quick sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -93,6 +93,16 @@ SLIDES_OUT ?= reports/slides
 
 slides: setup ## slides of both workshop plans and the handout, from the notebooks, in reports/slides
 	@$(BIN)/python -m specmoe.lab.workshop slides --out $(SLIDES_OUT)
+
+# Packages come from the network, one set for each platform: some minutes, and some GB on the stick.
+USB_OUT ?= reports/usb
+USB_ARGS ?=
+
+usb: setup ## a kit for a room without a network: Linux, macOS, Windows (USB_ARGS="--platforms linux --python 3.12")
+	@$(BIN)/python -m specmoe.lab.workshop usb --out $(USB_OUT) $(USB_ARGS)
+
+notebook-times: setup ## how long each notebook takes, into docs/results/notebook_times.json; let nothing else run meanwhile
+	@$(SPIN) $(BIN)/python -m specmoe.lab.workshop times
 
 notebooks: setup ## execute all notebooks, by papermill and again under nbval (NOTEBOOKS_OUT=notebooks: in place, to commit them)
 	@mkdir -p $(NOTEBOOKS_OUT)

@@ -34,6 +34,13 @@ def test_distances_are_l2_between_all_weights_of_two_experts(dtype, tiny):
     assert distances.shape == (2, 8, 8) and (distances.diagonal(dim1=1, dim2=2) == 0).all()
 
 
+def test_distances_need_nothing_that_windows_lacks(own, monkeypatch):
+    import os
+
+    monkeypatch.delattr(os, "pread")
+    assert (affinity._layer_distances(own, 1).diagonal() == 0).all()
+
+
 def test_distances_are_computed_once_and_kept_beside_the_store(own, monkeypatch):
     first = expert_distances(own)
     monkeypatch.setattr(affinity, "_layer_distances", None)  # would fail if it were called

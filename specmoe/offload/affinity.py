@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,8 +88,9 @@ def _slices(packed: PackedExperts, layer: int):
             num_bytes = min(step, packed.layout.record_bytes - begin)
             rows = []
             for expert in range(packed.num_experts):
-                raw = os.pread(file.fileno(), num_bytes, packed.offset(layer, expert) + begin)
-                rows.append(torch.frombuffer(bytearray(raw), dtype=packed.layout.dtype))
+                file.seek(packed.offset(layer, expert) + begin)
+                raw = bytearray(file.read(num_bytes))
+                rows.append(torch.frombuffer(raw, dtype=packed.layout.dtype))
             yield torch.stack(rows).double()
 
 

@@ -145,8 +145,8 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def run_notebook(path: Path) -> None:
-    """Run every cell of a copy of ``path``; raises at the first that fails."""
+def run_notebook(path: Path):
+    """Run every cell of a copy of ``path`` and return it; raises at the first that fails."""
     import nbclient
     import nbformat
 
@@ -159,6 +159,6 @@ def run_notebook(path: Path) -> None:
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:
-        client.execute()
+        return client.execute()
     except nbclient.exceptions.CellExecutionError as failure:
         raise RuntimeError(f"{path.stem}: {failure.ename}: {failure.evalue}") from None
