@@ -32,6 +32,7 @@ EXACT = [
     "04_hot_experts",
     "06_batched_verification",
     "07_sampling_without_bias",
+    "10_real_machines",
 ]
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
@@ -212,6 +213,17 @@ def check_pays(found):
     assert per_round["16.0"] > per_round["2.0"] > 1
 
 
+def check_machines(found):
+    need, by_method = found["GB_per_token"], found["GB_per_token_by_method"]
+    assert need["gpt-oss-120b"] < need["Qwen3-30B-A3B"] < need["DeepSeek-V3"] < need["Mixtral-8x7B"]
+    assert by_method == sorted(by_method, reverse=True), "on demand, pool, round"
+    even, skewed = found["misses"]["tiny-balanced"], found["misses"]["tiny-skewed"]
+    assert all(few < many for few, many in zip(skewed, even, strict=True))
+    speeds = found["tokens_per_second_on_demand"]
+    assert sorted(speeds, key=speeds.get) == sorted(need, key=need.get, reverse=True)
+    assert 0.8 < found["link_decides"] <= 1
+
+
 def check_compiled(found):
     assert found["same_tokens"] and found["many_operator_calls"]
     assert found["shapes_up_to_300_tokens"] == 6 and 0 <= found["relative_difference"] < 0.05
@@ -233,6 +245,7 @@ CLAIMS = {
     "07_sampling_without_bias": check_sampling,
     "08_overlap_and_prefetch": check_overlap,
     "09_when_does_it_pay": check_pays,
+    "10_real_machines": check_machines,
     "12_eager_and_compiled": check_compiled,
     "11_your_model": check_own_model,
 }
@@ -304,6 +317,8 @@ BROKEN = [
     ("06_batched_verification", "reads_by_hand", [3, 7, 12]),
     ("06_batched_verification", "round_ahead_of_pool_with_many_rows", False),
     ("07_sampling_without_bias", "biased_sampler_caught", False),
+    ("10_real_machines", "GB_per_token_by_method", [3.6, 2.1, 2.4]),
+    ("10_real_machines", "link_decides", 0.4),
     ("07_sampling_without_bias", "accepted_by_coupling_and_at_best", [0.7, 0.6]),
     (
         "07_sampling_without_bias",

@@ -168,7 +168,7 @@ def _share(size: ModelSize, machine: Hardware, budget: float) -> float:
 def _expectation(
     method: str, size: ModelSize, machine: Hardware, counts: Counts, budget: float
 ) -> Expectation:
-    passes, experts, read, tokens = _work(method, counts)
+    passes, experts, read, tokens = work(method, counts)
     share = {"on_demand": size.top_k / size.num_experts / size.num_layers, "resident": 1.0}
     share = share.get(method, counts.share)
     held = size.held_bytes + share * size.experts_bytes
@@ -181,15 +181,16 @@ def _expectation(
     steps = passes + (counts.gamma if method == "specmoe" else 0)  # tokens computed in a round
     flop = size.trunk_flops_per_token
     flop += size.num_layers * size.top_k * size.expert_flops_per_token
-    work = (link_bytes, touched / tokens, steps * flop / tokens)
+    amounts = (link_bytes, touched / tokens, steps * flop / tokens)
     rates = (machine.link_bytes_per_s, machine.memory_bytes_per_s, machine.flop_per_s)
-    took = [amount / rate for amount, rate in zip(work, rates)]
+    took = [amount / rate for amount, rate in zip(amounts, rates)]
     fits = not budget or needed <= budget
-    return Expectation(method, size.name, machine.name, share, held, fits, *work, *took)
+    return Expectation(method, size.name, machine.name, share, held, fits, *amounts, *took)
 
 
-def _work(method: str, counts: Counts) -> tuple[float, float, float, float]:
-    """Passes through the trunk; experts touched and experts read, in top-k's; tokens given."""
+def work(method: str, counts: Counts) -> tuple[float, float, float, float]:
+    """What a method does to give so many tokens: passes through the trunk, experts multiplied with,
+    experts read over the link (both in top-k's of every layer), and the tokens."""
     if method == "specmoe":
         passes = counts.gamma + 1
         # each draft step touches resident experts, top-k of them
