@@ -11,6 +11,9 @@ of somebody's machine; widget metadata that GitHub can render (it carries ``stat
 One notebook builds the method before the reader's eyes (``BUILDS``): its cells define classes and
 functions of up to 35 lines, which tests/test_scratch.py compares with the package.
 
+A cell tagged ``by-hand`` may build again what its notebook teaches, however long, where a later cell
+sets it beside the package: an ``assert`` names every function and class that it defines.
+
 In ``tutorials/`` the code is what a student writes, without parameters. In ``tutorials/exercises``
 it is also still to be run: there only cell length, outputs and metadata count.
 """
@@ -131,7 +134,15 @@ def _mute(cell: dict[str, Any]) -> bool:
 
 
 def _package_logic(code: list) -> Iterator[str]:
-    for number, cell in code:
+    proven = set()
+    for number, cell in reversed(code):
+        proven |= _asserted(cell)
+        if "by-hand" in cell["metadata"].get("tags", []):
+            yield from (
+                f"cell {number} builds {name} by hand, and no assert sets it beside the package"
+                for name in _defined(cell) - proven
+            )
+            continue
         for node in ast.walk(ast.parse(_python(cell))):
             if isinstance(node, ast.ClassDef):
                 yield f"cell {number} defines class {node.name}: it belongs in the package"
@@ -142,6 +153,23 @@ def _package_logic(code: list) -> Iterator[str]:
                     yield f"cell {number} defines {node.name} of {lines} lines: {limit}"
             elif _loops(node) > MAX_NESTED_LOOPS:
                 yield f"cell {number} has three loops in each other: they belong in the package"
+
+
+def _defined(cell: dict[str, Any]) -> set[str]:
+    """The functions and classes that a cell defines at its top."""
+    return {
+        node.name
+        for node in ast.parse(_python(cell)).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+
+
+def _asserted(cell: dict[str, Any]) -> set[str]:
+    """Names in a cell that asserts something."""
+    nodes = list(ast.walk(ast.parse(_python(cell))))
+    if not any(isinstance(node, ast.Assert) for node in nodes):
+        return set()
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 def _loops(node: ast.AST) -> int:

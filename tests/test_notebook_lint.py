@@ -49,6 +49,12 @@ BROKEN = {
     "has 21 lines": made(executed("x = 1\n" * 21)),
     "defines class Pool": made(executed("class Pool:\n    pass")),
     "defines draw of 6 lines": made(executed("def draw():\n" + "    x = 1\n" * 5)),
+    "builds draw by hand, and no assert": made(
+        new_code_cell(
+            "def draw():\n" + "    x = 1\n" * 9, execution_count=2, metadata={"tags": ["by-hand"]}
+        ),
+        executed("draw()", count=3),
+    ),
     "three loops": made(
         executed("for i in x:\n    for j in i:\n        for k in j:\n            f(k)")
     ),
@@ -92,6 +98,10 @@ def test_what_is_allowed_passes():
             "for i in range(3):\n    for j in range(3):\n        print(i)", printed("0"), count=3
         ),
         executed("%matplotlib inline", count=4),
+        new_code_cell(
+            "def draw():\n" + "    x = 1\n" * 9, execution_count=5, metadata={"tags": ["by-hand"]}
+        ),
+        executed("assert draw() is None", count=6),
         widgets={WIDGETS: state},
     )
     assert broken_rules(notebook) == []
