@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 
 from ..engine.output import Output
 from ..errors import OptionError, UnsupportedModelError
+from .replay import Request
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -96,6 +98,18 @@ def record_routing(
     order = ["position", "layer", "step", "choice"]
     picks = picks.sort_values(order, ascending=[True, True, False, True], ignore_index=True)
     return Routing(output, picks, info["layers"], info["experts"], int(info["top_k"]), first_layer)
+
+
+def requests_by_token(routing: Routing, layer: int) -> list[Request]:
+    """What each token of the text, one after the other, asked of ``layer``: as if the full model
+    had decoded the prompt, too. For ``replay.replay_pool``."""
+    picks = routing.picks
+    part = picks[(picks["layer"] == layer) & (picks["step"] == "target")]
+    if not len(part):
+        raise OptionError(f"layer={layer!r} has no picks: layers are 0..{routing.num_layers - 1}")
+    counts = np.zeros((int(part["position"].max()) + 1, routing.num_experts), dtype=int)
+    np.add.at(counts, (part["position"], part["expert"]), 1)
+    return [Request(0, "verify", tuple(row)) for row in counts.tolist()]
 
 
 def _check(engine: Engine, prompt) -> None:
