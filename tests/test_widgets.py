@@ -286,6 +286,16 @@ def test_the_expert_used_most_is_the_darkest():
     assert tokens.use_ranks(picks) == {(0, 7): 0, (0, 3): 1, (0, 5): 2}
 
 
+def test_requests_by_token_are_what_each_token_asked_of_its_layer(routing):
+    for layer in range(routing.num_layers):
+        requests = requests_by_token(routing, layer)
+        picks = routing.picks[(routing.picks["layer"] == layer) & (routing.picks["step"] == "target")]
+        needed = picks.groupby("position")["expert"].agg(set)
+        assert [request.needed for request in requests] == needed.tolist()
+    with pytest.raises(OptionError, match="layer=99 has no picks"):
+        requests_by_token(routing, 99)
+
+
 def test_a_star_is_a_stand_in_and_a_dash_an_expert_left_out():
     part = pd.DataFrame(
         {

@@ -94,6 +94,7 @@ def pool_replay(
         f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed",
         loc="left",
         fontweight="bold",
+        pad=14,
     )
     _draw_misses(below, pool_table(requests, num_kept), step)
     return np.array([above, below], dtype=object)
