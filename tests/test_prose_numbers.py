@@ -161,7 +161,7 @@ SOURCES = {
         "351.5 MiB": of_log("351.5 MiB"),
         "0.0 %": "351.5 against 351.5",
     },
-    "notebooks/02_why_offloading_hurts.ipynb": {"10 tokens per second": "an exercise's wish"},
+    "notebooks/02_why_offloading_hurts.ipynb": {"0.25 GB": "a setting: link_bytes_per_s"},
     "notebooks/04_hot_experts.ipynb": {
         "12.5 %": lambda: f"{100 * 4 / 32} %",
         "7.220 tokens per round": lambda: (

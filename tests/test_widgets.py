@@ -31,7 +31,7 @@ from specmoe.lab import figures, replay, simulate, widgets
 from specmoe.lab.figures import tokens
 from specmoe.lab.live import data
 from specmoe.lab.report.run import widget_errors
-from specmoe.lab.routing import record_routing
+from specmoe.lab.routing import record_routing, requests_by_token
 from specmoe.tiny.texts.translate_data import held_out_pairs
 from specmoe.trace import Block
 
@@ -289,7 +289,9 @@ def test_the_expert_used_most_is_the_darkest():
 def test_requests_by_token_are_what_each_token_asked_of_its_layer(routing):
     for layer in range(routing.num_layers):
         requests = requests_by_token(routing, layer)
-        picks = routing.picks[(routing.picks["layer"] == layer) & (routing.picks["step"] == "target")]
+        picks = routing.picks[
+            (routing.picks["layer"] == layer) & (routing.picks["step"] == "target")
+        ]
         needed = picks.groupby("position")["expert"].agg(set)
         assert [request.needed for request in requests] == needed.tolist()
     with pytest.raises(OptionError, match="layer=99 has no picks"):
