@@ -28,6 +28,7 @@ ELSEWHERE = {
 }
 EXACT = [
     "00_start_here",
+    "01_specmoe_from_scratch",
     "02_why_offloading_hurts",
     "03_experts_in_slow_memory",
     "04_hot_experts",
