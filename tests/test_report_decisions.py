@@ -340,7 +340,7 @@ def test_a_folder_in_which_a_report_runs_is_refused(folder, tmp_path):
 
 
 def test_a_report_says_its_steps_also_when_nobody_sits_at_a_terminal(folder, tmp_path, capsys):
-    code = "from specmoe.lab import report\nfor done in range(3): report.tell(done, 3, f'run of {done}')"
+    code = "from specmoe.lab import report\ntell = report.teller([1], 2)\nfor done in range(3): tell(done, 3, f'run of {done}')"
     write(folder, "steps", new_markdown_cell("# S"), new_code_cell(code))
     report.run_report("steps", out_dir=tmp_path / "out")
     lines = capsys.readouterr().err.splitlines()
@@ -361,7 +361,7 @@ def test_a_report_says_its_steps_also_when_nobody_sits_at_a_terminal(folder, tmp
 
 def test_tell_is_silent_where_no_report_runs(monkeypatch, capsys):
     monkeypatch.delenv(progress.FILE, raising=False)
-    progress.tell(0, 3, "x")
+    report.teller([1], 2)(0, 3, "x")
     assert capsys.readouterr() == ("", "")
 
 
@@ -370,16 +370,25 @@ def test_the_time_left_is_that_of_the_runs_so_far(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now.s)
     out = io.StringIO()
     told = progress.Told("r", out=out)
-    told.run(0, 10, "a")
+    told.run(0, 10, "a", 0.0)
     now.s += 30
-    told.run(3, 10, "b")
+    told.run(3, 10, "b", 0.3)
     now.s += 170
-    told.run(5, 10, "c")
+    told.run(5, 10, "c", 0.5)
     assert out.getvalue().splitlines() == [
         "r: run 1 of 10: a",
         "r: run 4 of 10: b; about 1 min 10 s left",
         "r: run 6 of 10: c; about 3 min 20 s left",
     ]
+
+
+def test_large_batches_and_repeats_are_most_of_the_time():
+    """Two methods, two repeats: a warm-up and two runs of each, at batch 1 and at 64."""
+    shares = [progress.share_of_time(done, 12, [1, 64], 2) for done in range(13)]
+    assert shares[0] == 0 and shares[12] == 1 and shares == sorted(shares)
+    assert shares[6] == pytest.approx(1 / 9)
+    first, second = (shares[at + 1] - shares[at] for at in (0, 2))
+    assert second == pytest.approx(10 * first)
 
 
 def test_on_a_terminal_one_line_is_written_again():

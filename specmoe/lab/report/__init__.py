@@ -10,7 +10,7 @@ from __future__ import annotations
 from .against import changes, check_against, count_changes, say_change
 from .page import external_loads, offline_html
 from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
-from .progress import tell
+from .progress import teller
 from .run import run_report, widget_errors
 from .sentences import (
     number_table,
@@ -48,7 +48,7 @@ __all__ = [
     "say_time",
     "say_use",
     "say_setup",
-    "tell",
+    "teller",
     "typed_parameters",
     "widget_errors",
 ]

@@ -3,30 +3,53 @@ pipe) one line per step.
 
 Comes in: the cells that papermill starts, and what the notebook's kernel writes into a file (the
 kernel's own output would become part of the report). Goes out: lines on stderr. ``run`` opens a
-``Told``; the notebook hands ``tell`` to ``run_bench``.
+``Told``; the notebook hands ``run_bench`` a ``teller``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 FILE = "SPECMOE_REPORT_PROGRESS"  # in the kernel's environment: where ``tell`` writes
 EVERY_S = 0.25
+WARM_UP = 0.1  # of a run's time
 
 
-def tell(done: int, total: int, what: str) -> None:
+def teller(batches: Sequence[int], repeats: int) -> Callable[[int, int, str], None]:
     """A ``progress`` of ``run_bench``: told to whoever runs this notebook as a report, if anybody
     does."""
-    if file := os.environ.get(FILE):
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps([done, total, what]) + "\n")
+    file = os.environ.get(FILE)
+
+    def tell(done: int, total: int, what: str) -> None:
+        if file:
+            share = share_of_time(done, total, batches, repeats)
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps([done, total, what, share]) + "\n")
+
+    return tell
+
+
+def share_of_time(done: int, total: int, batches: Sequence[int], repeats: int) -> float:
+    """How much of the time ``done`` of ``total`` runs take. A larger batch decodes more prompts,
+    each faster: its runs took about the root of the batch (``tiny-translate``, 1 to 64); warm-ups
+    are short."""
+    runs = max(1, total // len(batches))
+    warm_ups = runs // (repeats + 1)
+    weights = [
+        math.sqrt(batch) * (WARM_UP if number < warm_ups else 1)
+        for batch in batches
+        for number in range(runs)
+    ]
+    return sum(weights[:done]) / sum(weights)
 
 
 class Told:
@@ -86,12 +109,13 @@ class Told:
         for line in whole.splitlines():
             self.run(*json.loads(line))
 
-    def run(self, done: int, total: int, what: str) -> None:
-        """A run of the bench begins; ``done`` before it took what has passed since the first."""
+    def run(self, done: int, total: int, what: str, share: float) -> None:
+        """A run of the bench begins; those before it took what has passed since the first, ``share``
+        of the whole."""
         if not done:
             self._first_s = time.monotonic()
         passed_s = time.monotonic() - self._first_s
-        left = f"; about {_span(passed_s / done * (total - done))} left" if done else ""
+        left = f"; about {_span(passed_s / share * (1 - share))} left" if share else ""
         self.say(f"run {done + 1} of {total}: {what}{left}")
 
 
