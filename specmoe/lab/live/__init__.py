@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "js"
-KINDS = ("rounds",)
+KINDS = ("rounds", "pool", "accept", "knobs", "winners", "routing")
 _ESM = """
 export default {
   render({ model, el }) {

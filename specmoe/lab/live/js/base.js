@@ -160,6 +160,9 @@ function dice(seed) {
   };
 }
 
+/** Rows that travel as lists, as objects again. */
+const records = ({ columns, rows }) => rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
+
 // ---- mounting ----
 
 /** Put a module into `root`. A module gets `ready(draw)` to call with its drawing function, and `say(words)`. */

@@ -17,9 +17,13 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   const scores = el("div"), board = el("div"), watched = el("div", {}, legend(
     ["sm-here", "resident, not needed"], ["sm-hit", "hit: needed and there"], ["sm-read", "miss: needed and read"], [COLORS.yellow, "P: prefill of a prompt"]),
   raster.box, lines.box, scores);
+  const steps = Object.fromEntries(data.layers.map((name) => [name, data.steps[name].map((flat, t) => ({
+    prefill: data.prefills[name].includes(t),
+    counts: range(0, flat.length / 2).map((i) => [flat[2 * i], flat[2 * i + 1]]), // [expert, tokens]
+  }))]));
   let game = null, cached = {};
 
-  function requests() { return data.requests[layer.value].filter((one) => prefills.value || !one.prefill); }
+  function requests() { return steps[layer.value].filter((one) => prefills.value || !one.prefill); }
 
   function window_() { // the sliders of the time line, for as many steps as there are
     const most = requests().length;
@@ -28,8 +32,8 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
     starts();
   }
   function starts() {
-    const steps = range(0, requests().length - zoom.value + 1);
-    first.offer(steps, clamp(first.value || 0, 0, steps.length - 1));
+    const offered = range(0, requests().length - zoom.value + 1);
+    first.offer(offered, clamp(first.value || 0, 0, offered.length - 1));
   }
 
   function show() {
