@@ -5,6 +5,7 @@ and ``mechanisms`` those of one run taken apart, ``machines`` what is calculated
 sliders in front of them.
 """
 
+from .acceptance import accept_or_reject
 from .base import (
     METHOD_COLORS,
     ORDER,
@@ -29,6 +30,7 @@ __all__ = [
     "ORDER",
     "PART_COLORS",
     "PART_NAMES",
+    "accept_or_reject",
     "as_table",
     "bytes_per_token",
     "caption",

@@ -121,6 +121,7 @@ def pool(source, layer: int | None = None, num_experts: int | None = None) -> di
     steps, prefills, room = {}, {}, MOST_PAIRS
     for one in [layer, *(other for other in layers if other != layer)]:
         requests = replay.layer_requests(frame, one, num_experts)
+        replay.decoding(requests)  # raises where there is nothing but prefills
         flat = [_pairs(request.counts) for request in requests]
         fits = _fitting(flat, room)
         if steps and fits < len(flat):

@@ -5,13 +5,14 @@ without widgets shows. This folder alone imports ipywidgets (``pip install specm
 """
 
 from .base import Live
-from .choices import knobs, winners_map
+from .choices import accept_or_reject, knobs, winners_map
 from .explorer import Explorer
 from .mechanisms import pool_replay, round_stepper, routing_explorer, timeline
 
 __all__ = [
     "Explorer",
     "Live",
+    "accept_or_reject",
     "knobs",
     "pool_replay",
     "round_stepper",

@@ -1,22 +1,24 @@
-"""Widgets that ask what settings do: every method at one choice, and the map of winners.
+"""Widgets that ask what settings do: every method at one choice, the map of winners, and p and q.
 
-Comes in: frames of simulated rows, made beforehand. Goes out: an ``Explorer``; a slider only picks
-rows.
+Comes in: frames of simulated rows, made beforehand, or weights. Goes out: a ``Live``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from .. import figures
-from ..figures import choices as drawn
+from ..figures.choices import MEASURES, check_rows
+from ..live import data
 from ..simulate.maps import knob_rows
-from .explorer import Explorer, choice, steps
+from .base import Live
 
 
-def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Explorer:
+def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Live:
     """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method
-    (``figures.knobs``).
+    (``figures.knobs``), on axes that hold for all choices.
 
     ``rows``: as ``figures.knobs`` takes them; or recordings (``simulate.Recording``), which are
     replayed at several link rates on ``hardware`` and at ``size`` (``simulate.knob_rows``). Every
@@ -25,39 +27,38 @@ def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) ->
     """
     if hardware is not None:
         rows = knob_rows(rows, hardware, size=size)
-    drawn.check_rows(rows)
-    chosen = drawn.choose(rows, settings)
-    reach = {measure: float(rows[measure].max()) for measure in drawn.MEASURES}
-
-    def draw(**values):
-        return figures.knobs(rows, reach, simulated, **{**chosen, **values})
-
-    return Explorer(
-        _controls(rows, chosen), draw, "bytes, tokens per round and speed of every method", 430
+    check_rows(rows)
+    reach = {measure: float(rows[measure].max()) for measure in MEASURES}
+    return Live(
+        "knobs",
+        data.knobs(rows, simulated, **settings),
+        "bytes, tokens per round and speed of every method",
+        lambda: figures.knobs(rows, reach, simulated, **settings),
     )
 
 
-def winners_map(frame: pd.DataFrame, **settings) -> Explorer:
+def winners_map(frame: pd.DataFrame, **settings) -> Live:
     """Which method wins over balance and batch, for a chosen model and N
     (``figures.winners_map``)."""
-    drawn.check_winners(frame)
-    chosen = drawn.choose(frame, settings, drawn.SLICES)
-
-    def draw(**values):
-        return figures.winners_map(frame, **{**chosen, **values})
-
-    return Explorer(
-        _controls(frame, chosen), draw, "the fastest method over balance and batch, simulated", 500
+    return Live(
+        "winners",
+        data.winners(frame, **settings),
+        "the fastest method over balance and batch, simulated",
+        lambda: figures.winners_map(frame, **settings),
     )
 
 
-def _controls(rows: pd.DataFrame, chosen: dict) -> dict:
-    """A control for every setting with a choice: a slider for numbers, a menu for names."""
-    controls = {}
-    for name, value in chosen.items():
-        values = drawn.values_of(rows, name)
-        options = [(drawn.setting_words(name, one), one) for one in values]
-        if len(values) > 1:
-            make = choice if isinstance(value, str) else steps
-            controls[name] = make(drawn.SETTING_NAMES[name], options, value)
-    return controls
+def accept_or_reject(
+    p: Sequence[int] = (10, 6, 3, 1),
+    q: Sequence[int] = (5, 4, 2, 9),
+    words: Sequence[str] = ("the", "a", "one", "no"),
+) -> Live:
+    """Set p and q of a few ``words``, accept or reject by hand, then let a rule do it ten thousand
+    times: which rules give text that follows p? ``p``, ``q``: whole weights from 1 to 20, of which
+    each word gets its share."""
+    return Live(
+        "accept",
+        data.acceptance(p, q, words),
+        "a drafted token is accepted or rejected, from p of the full model and q of the draft",
+        lambda: figures.accept_or_reject(p, q, words),
+    )

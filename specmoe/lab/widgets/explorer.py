@@ -21,7 +21,6 @@ from .base import still
 
 WIDE = ipywidgets.Layout(width="min(100%, 46rem)")
 NAMED = {"description_width": "9.5rem"}
-MOST_BUTTONS = 96
 
 
 class Explorer(ipywidgets.VBox):
@@ -128,43 +127,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def slider(name: str, least: int, most: int, value: int, unit: str = "") -> ipywidgets.IntSlider:
-    """A whole number that counts when let go."""
-    description = f"{name} ({unit})" if unit else name
-    return ipywidgets.IntSlider(
-        value,
-        least,
-        max(least, most),
-        description=description,
-        continuous_update=False,
-        style=NAMED,
-        layout=WIDE,
-    )
-
-
-def choice(name: str, options, value=None) -> ipywidgets.Dropdown:
-    """One of ``options``: values, or (words, value) pairs."""
-    options = list(options)
-    chosen = {} if value is None else {"value": value}
-    return ipywidgets.Dropdown(
-        options=options, description=name, style=NAMED, layout=WIDE, **chosen
-    )
-
-
-def words_to_click(name: str, options, value) -> ipywidgets.ToggleButtons | ipywidgets.Select:
-    """One of (word, value) pairs, laid out as the text they make; a list to scroll where there are
-    too many."""
-    if len(options) > MOST_BUTTONS:
-        numbered = [(f"{place}: {word}", one) for place, (word, one) in enumerate(options)]
-        return ipywidgets.Select(
-            options=numbered, value=value, rows=5, description=name, style=NAMED, layout=WIDE
-        )
-    look = {**NAMED, "button_width": "auto"}
-    return ipywidgets.ToggleButtons(
-        options=options, value=value, description=name, style=look, layout=WIDE
-    )
 
 
 def steps(name: str, options, value=None) -> ipywidgets.SelectionSlider:

@@ -7,40 +7,26 @@ again: a slider replays.
 from __future__ import annotations
 
 from .. import figures, replay
-from ..figures import mechanisms as drawn
-from ..figures import tokens as spelled
 from ..live import data
 from .base import Live
-from .explorer import Explorer, choice, slider, span, steps, words_to_click
+from .explorer import Explorer, span, steps
 
 
-def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Explorer:
+def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Live:
     """Tokens x layers coloured by expert; click a token of the text to have it spelled out
     (``figures.routing_map``).
 
-    ``routing``: of ``specmoe.lab.routing.record_routing(engine, prompt)``. Where nothing was
-    drafted, nothing offers the draft.
+    ``routing``: of ``specmoe.lab.routing.record_routing(engine, prompt)``; ``token``: the position
+    to begin with (None: the first generated); ``num_tokens``: at most so many in one picture.
+    Where nothing was drafted, nothing offers the draft.
     """
-    spelled.check_routing(routing)
-    positions = sorted(routing.picks["position"].unique().tolist())
-    first_new = min(routing.num_prompt_tokens, positions[-1])
-    token = first_new if token is None else replay.check_number("token", token, positions)
-    words = spelled.words_of(routing.output.tokenizer, routing.tokens)
-    layers = spelled.shown_layers(routing)
-    controls = {"token": words_to_click("token", [(words[p], p) for p in positions], token)}
-    if (routing.picks["step"] == "draft").any():
-        controls["step"] = choice(
-            "computed by", [("the full model", "target"), ("the draft, with stand-ins", "draft")]
-        )
-    if layers.stop < routing.num_layers:
-        controls["first_layer"] = slider(
-            "first layer", layers.start, routing.num_layers - len(layers), layers.start
-        )
-
-    def draw(**values):
-        return figures.routing_map(routing, num_tokens=num_tokens, **values)
-
-    return Explorer(controls, draw, "experts of one prompt by token and layer", 580)
+    made = data.routing(routing, token, num_tokens)
+    return Live(
+        "routing",
+        made,
+        "experts of one prompt by token and layer",
+        lambda: figures.routing_map(routing, made["start"]["token"], num_tokens=num_tokens),
+    )
 
 
 def round_stepper(output, row: int | None = None, step: int | None = None, tokenizer=None) -> Live:
@@ -63,31 +49,17 @@ def round_stepper(output, row: int | None = None, step: int | None = None, token
     )
 
 
-def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Explorer:
-    """One layer's requests under LRU, LFU, temporal and Belady, with a time slider
-    (``figures.pool_replay``)."""
-    frame = replay.as_frame(source)
-    layers = replay.layers_of(frame)
-    layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
-    requests, _ = replay.decoding(replay.layer_requests(frame, layer, num_experts))
-    most = len(requests[0].counts)
-    controls = {
-        "layer": choice("layer", layers, layer),
-        "policy": choice(
-            "policy drawn",
-            [(drawn.POLICY_NAMES[name], name) for name in replay.REPLAYED],
-            "temporal",
-        ),
-        "num_kept": slider("experts kept", 1, most, drawn.default_kept(most)),
-        "step": slider("time", 0, len(requests) - 1, len(requests) - 1, "step"),
-    }
-
-    def draw(step, **values):
-        of_layer = replay.layer_requests(frame, values["layer"], most)
-        last = len(replay.decoding(of_layer)[0]) - 1
-        return figures.pool_replay(frame, step=min(step, last), num_experts=most, **values)
-
-    return Explorer(controls, draw, "one layer's pool replayed under four policies", 560)
+def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Live:
+    """One layer's requests under LRU, LFU, temporal and Belady, or with the reader choosing what
+    leaves (``figures.pool_replay``). ``layer``: the one to begin with (None: the first)."""
+    made = data.pool(source, layer, num_experts)
+    layer, experts = made["start"]["layer"], made["experts"]
+    return Live(
+        "pool",
+        made,
+        "one layer's pool replayed under four policies, and by hand",
+        lambda: figures.pool_replay(source, layer, num_experts=experts),
+    )
 
 
 def timeline(source, round: int | None = None, mark: tuple[int, int] | None = None) -> Explorer:

@@ -9,16 +9,17 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   const layer = menu("layer", data.layers.map((one) => [one, one]), data.start.layer, () => { window_(); changed(); });
   const policy = menu("policy drawn", Object.entries(POLICIES).map(([name, words]) => [words, name]), "temporal", draw);
   const kept = slider("experts kept", range(1, data.experts + 1), data.start.kept, changed);
-  const prefills = check("with prefills", true, () => { window_(); changed(); });
+  const prefills = check("replay prefills, too", false, () => { window_(); changed(); });
   const zoom = slider("steps shown", [1], 1, () => { starts(); draw(); });
   const first = slider("from step", [0], 0, changed);
   const ahead = check("show me the next requests", false, draw);
   const raster = canvas("experts by step: resident, hit or miss"), lines = canvas("misses so far, by policy");
   const scores = el("div"), board = el("div"), watched = el("div", {}, legend(
-    ["sm-here", "resident, not needed"], ["sm-hit", "hit: needed and there"], ["sm-read", "miss: needed and read"], [COLORS.yellow, "P: prefill of a prompt"]),
+    ["sm-here", "resident, not needed"], ["sm-hit", "hit: needed and there"], ["sm-read", "miss: needed and read"], [COLORS.yellow, "P: a prompt's prefill"]),
   raster.box, lines.box, scores);
   const steps = Object.fromEntries(data.layers.map((name) => [name, data.steps[name].map((flat, t) => ({
     prefill: data.prefills[name].includes(t),
+    first: data.prefills[name].includes(t - 1), // the first step after a prefill
     counts: range(0, flat.length / 2).map((i) => [flat[2 * i], flat[2 * i + 1]]), // [expert, tokens]
   }))]));
   let game = null, cached = {};
@@ -74,7 +75,7 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
         pen.fillStyle = color;
         pen.fillRect(x, top + e * high, Math.max(1, wide - (wide > 4 ? 1 : 0)), Math.max(1, high - (high > 4 ? 1 : 0)));
       };
-      if (requests()[t].prefill) {
+      if (prefills.value ? requests()[t].prefill : requests()[t].first) {
         pen.fillStyle = COLORS.yellow;
         pen.fillRect(x, 0, Math.max(2, wide - 1), top - 2);
         if (wide > 9) { pen.fillStyle = "#000"; pen.fillText("P", x + wide / 2 - 4, 11); }

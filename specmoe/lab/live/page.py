@@ -1,0 +1,74 @@
+"""``specmoe.html``: one page that needs no server, no kernel and no network. Recorded rounds of
+``tiny-skewed`` are replayed in it, and the reader plays.
+
+Comes in: nothing. Goes out: the page's text, the same bytes every time. Its prose is
+``js/page.html``, where a comment names the module that stands there.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ... import __version__
+from ...engine.engine import load
+from ...tiny.texts.data import held_out_prompts
+from .. import simulate
+from ..routing import record_routing
+from ..simulate import shipped
+from ..writing import write_whole
+from . import data, place, read, script, style
+
+MODEL, DRAFT_EXPERTS, NUM_PROMPTS, SEED = "tiny-skewed", 4, 3, 100
+RUN = {"max_new_tokens": 48, "gamma": 4, "prefetch": False, "batch_size": 1}
+SIZED_AS, HARDWARE = "mixtral-8x7b", "h100"
+LINKS = [1e9 * 2**power for power in range(7)]
+BALANCES = (10, 100, 1000, 10_000, 100_000)
+
+
+def make_page(path: str | Path) -> Path:
+    """Write the page to ``path``; takes about half a minute."""
+    return write_whole(path, page())
+
+
+def page() -> str:
+    """The whole page. Nothing in it depends on the clock or the machine."""
+    modules = {**_recorded(), **_simulated()}
+    text = read("page.html").replace("VERSION", __version__)
+    text = text.replace("/* STYLE */", style()).replace("/* SCRIPT */", script(modules))
+    # the data last: a word of it is no placeholder
+    return re.sub(r"<!-- (\w+) -->", lambda found: modules[found[1]], text)
+
+
+def _recorded() -> dict[str, str]:
+    """Modules that replay runs, made here."""
+    prompts = held_out_prompts(NUM_PROMPTS, SEED)
+    with load(MODEL, draft_experts=DRAFT_EXPERTS, store="memory") as engine:
+        drafted = engine.generate(prompts, method="specmoe", **RUN)
+        cached = engine.generate(prompts, method="cached", **{**RUN, "gamma": 0})
+        routed = record_routing(engine, prompts[0], method="specmoe", **RUN)
+        experts = engine.info["experts"]
+    weights = data.acceptance((10, 6, 3, 1), (5, 4, 2, 9), ("the", "a", "one", "no"))
+    return {
+        "rounds": place("rounds", data.rounds(drafted), "a round: draft, verify, accept"),
+        "routing": place("routing", data.routing(routed), "experts by token and layer"),
+        "pool": place("pool", data.pool(cached, 0, experts), "one layer's pool, replayed"),
+        "accept": place("accept", weights, "accept or reject a drafted token"),
+    }
+
+
+def _simulated() -> dict[str, str]:
+    """Modules of the shipped recordings, replayed on imagined machines."""
+    hardware, size = simulate.preset(HARDWARE), simulate.PAPER_SIZES[SIZED_AS]
+    runs = [run for run in shipped.recordings(MODEL) if not run.settings.get("prefetch")]
+    rows = simulate.knob_rows(runs, hardware, LINKS, size)
+    maps = simulate.winners(
+        [run for run in shipped.recordings() if run.info["draft_experts"] == DRAFT_EXPERTS],
+        hardware,
+        balances=BALANCES,
+    )
+    knobs = data.knobs(rows, batch=16, gamma=4, draft_experts=DRAFT_EXPERTS)
+    return {
+        "knobs": place("knobs", knobs, "every method at one choice of settings, simulated"),
+        "winners": place("winners", data.winners(maps, model=MODEL), "who is fastest where"),
+    }
