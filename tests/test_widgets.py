@@ -7,12 +7,12 @@ import base64
 import dataclasses
 import gc
 import io
+import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -27,7 +27,7 @@ from PIL import Image
 import specmoe
 from specmoe.engine import run as engine_run
 from specmoe.errors import OptionError, UnsupportedModelError
-from specmoe.lab import figures, replay, simulate, widgets
+from specmoe.lab import figures, live, replay, simulate, widgets
 from specmoe.lab.figures import tokens
 from specmoe.lab.live import data
 from specmoe.lab.report.run import widget_errors
@@ -90,32 +90,42 @@ def words(ax) -> list[str]:
     return [text.get_text() for text in ax.findobj(Text)]
 
 
-# ---- every control moves its figure ----
+# ---- what every widget is ----
 
-MOVES = {
-    "routing_explorer": {"token": 12, "step": "draft"},
-    "pool_replay": {"layer": 1, "policy": "belady", "num_kept": 1, "step": 2},
-    "timeline": {"round": 0, "zoom": (10, 40)},
-    "knobs": {"batch": 4, "gamma": 5},
-    "winners_map": {"model": "b"},
+SOURCES = {
+    "routing_explorer": "routing",
+    "round_stepper": "output",
+    "pool_replay": "output",
+    "timeline": "output",
+    "knobs": "rows",
+    "winners_map": "winners",
+    "accept_or_reject": None,
 }
+LIVE = [name for name in SOURCES if name != "timeline"]
 
 
-def make(name: str, request) -> widgets.Explorer:
-    source = {"routing_explorer": "routing", "knobs": "rows", "winners_map": "winners"}.get(
-        name, "output"
-    )
-    return getattr(widgets, name)(request.getfixturevalue(source))
+def make(name: str, request):
+    source = SOURCES[name]
+    return getattr(widgets, name)(*([request.getfixturevalue(source)] if source else []))
 
 
-@pytest.mark.parametrize("name", MOVES)
-def test_every_control_changes_the_figure(request, name):
-    explorer = make(name, request)
-    assert set(MOVES[name]) == set(explorer.controls)
-    for control, value in MOVES[name].items():
+@pytest.mark.parametrize("name", LIVE)
+def test_a_live_widget_travels_with_its_module_and_data_and_needs_no_kernel(request, name):
+    widget = make(name, request)
+    state = widget.get_state()
+    assert f"LIVE.{widget.kind} = " in state["_esm"] and "export default" in state["_esm"]
+    assert ".sm-live" in state["_css"] and widget.kind in live.KINDS
+    sent = json.dumps(state["data"])
+    assert json.loads(sent) and "NaN" not in sent and "Infinity" not in sent
+    assert len(sent) < 100_000
+
+
+def test_every_control_of_the_timeline_changes_its_figure(output):
+    explorer = widgets.timeline(output)
+    for control, value in {"round": 0, "zoom": (10, 40)}.items():
         before = explorer.png
         explorer.controls[control].value = value
-        assert explorer.png != before, f"{name}: {control} = {value} changes nothing"
+        assert explorer.png != before, f"{control} = {value} changes nothing"
         (shown,) = explorer.output.outputs
         assert base64.b64decode(shown["data"]["image/png"]) == explorer.png
         assert shown["metadata"]["image/png"]["alt"] == explorer.about
@@ -131,19 +141,18 @@ def test_one_token_is_not_called_tokens(engine):
     assert "1 token, resident experts only" in said
 
 
-def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(request, monkeypatch):
-    explorer, seen = make("knobs", request), []
+def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(output, monkeypatch):
+    explorer, seen = widgets.timeline(output), []
     draw = explorer.draw
     monkeypatch.setattr(
         explorer, "draw", lambda **values: seen.append(gc.isenabled()) or draw(**values)
     )
-    explorer.controls["batch"].value = 4
+    explorer.controls["round"].value = 0
     assert seen == [False] and gc.isenabled()
 
 
-@pytest.mark.parametrize("name", MOVES)
-def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(request, name):
-    explorer = make(name, request)
+def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(output):
+    explorer = widgets.timeline(output)
     assert explorer.output.layout.height.endswith("px")
     for control in explorer.controls.values():
         assert getattr(control, "continuous_update", False) is False
@@ -153,7 +162,7 @@ def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(request, name
     )
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_page_without_widgets_gets_the_figure_and_its_description(request, name):
     explorer = make(name, request)
     bundle = explorer._repr_mimebundle_()
@@ -164,12 +173,12 @@ def test_a_page_without_widgets_gets_the_figure_and_its_description(request, nam
     assert explorer.about in data["text/plain"]
 
 
-def test_a_widget_whose_drawing_failed_claims_no_figure(rows, monkeypatch):
-    monkeypatch.setattr(figures, "knobs", lambda *args, **kwargs: 1 / 0)
+def test_a_widget_whose_drawing_failed_claims_no_figure(output, monkeypatch):
+    monkeypatch.setattr(figures, "timeline", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # in a kernel it lands in the widget's output instead
-        widgets.knobs(rows)
+        widgets.timeline(output)
     monkeypatch.undo()
-    explorer = widgets.knobs(rows)
+    explorer = widgets.timeline(output)
     explorer.png = b""
     data = explorer._repr_mimebundle_()[0]
     assert "image/png" not in data and data["text/plain"].startswith("Widget without a figure")
@@ -355,24 +364,17 @@ def test_knobs_shows_the_row_of_the_choice(rows):
 
 
 @pytest.mark.parametrize("moved", [{"batch": 4}, {"gamma": 5}])
-def test_no_axis_of_knobs_moves_with_a_slider(rows, moved, monkeypatch):
-    limits, drawn = [], figures.knobs
-
-    def watched(*args, **kwargs):
-        axes = drawn(*args, **kwargs)
-        limits.append([ax.get_xlim() for ax in axes])
-        return axes
-
-    monkeypatch.setattr(figures, "knobs", watched)
-    explorer = widgets.knobs(rows)
-    for name, value in moved.items():
-        explorer.controls[name].value = value
-    assert len(limits) == 2 and limits[0] == limits[1]
+def test_the_axes_of_knobs_are_the_same_for_every_choice(rows, moved):
+    first, other = widgets.knobs(rows).data, widgets.knobs(rows, **moved).data
+    assert first["measures"] == other["measures"] and first["settings"] != other["settings"]
+    speed = first["measures"][2]
+    assert (speed["least"], speed["most"]) == (100, 405)
+    assert speed["title"] == "tokens per second (simulated)"
 
 
 def test_a_name_starts_at_the_first_of_the_rows_not_of_the_alphabet(winners):
     later = winners.sort_values("model", ascending=False, ignore_index=True)
-    assert widgets.winners_map(later).controls["model"].value == "b"
+    assert widgets.winners_map(later).data["settings"][0]["start"] == "b"
 
 
 def test_the_stepper_opens_on_the_draft_of_a_rejected_round_and_its_still_shows_all(output):
@@ -454,13 +456,10 @@ def test_knobs_of_recordings_are_their_simulation(recordings):
 
 
 def test_knobs_take_recordings_and_hardware(recordings):
-    explorer = widgets.knobs(recordings, simulate.preset("laptop"))
-    assert set(explorer.controls) == {"gamma", "link_bytes_per_s"}
-    before = explorer.png
-    explorer.controls["link_bytes_per_s"].value = explorer.controls["link_bytes_per_s"].options[-1][
-        1
-    ]
-    assert explorer.png != before
+    made = widgets.knobs(recordings, simulate.preset("laptop")).data
+    assert [one["name"] for one in made["settings"]] == ["gamma", "link_bytes_per_s"]
+    assert made["settings"][1]["said"][0].startswith("link ")
+    assert len(made["rows"]) == 4 * 5  # recordings times links
 
 
 def test_the_map_takes_the_frame_of_simulate_winners(recordings):
@@ -501,6 +500,13 @@ def test_the_map_takes_the_frame_of_simulate_winners(recordings):
         ),
         (lambda o, r: widgets.knobs([o]), "list holds no rows: give simulate.knob_rows"),
         (lambda o, r: widgets.winners_map([]), "list holds no rows"),
+        (lambda o, r: widgets.round_stepper("trace"), "str holds no trace"),
+        (lambda o, r: widgets.pool_replay(o.trace.to_frame().head(0)), "no trace: load the engine"),
+        (lambda o, r: widgets.round_stepper(r), "DataFrame holds no trace"),
+        (lambda o, r: widgets.knobs(r.head(0)), "DataFrame holds no rows"),
+        (lambda o, r: widgets.routing_explorer(o, token=999), "no routing per token"),
+        (lambda o, r: widgets.accept_or_reject(p=(1, 0), q=(1, 1), words="ab"), "0 is no weight"),
+        (lambda o, r: widgets.accept_or_reject(words="ab"), "2 words, 4 weights p and 4 weights q"),
     ],
 )
 def test_bad_input_is_named_with_the_way_out(output, rows, call, said):
@@ -554,38 +560,70 @@ def test_routing_of_a_translation_is_the_decoders_and_adds_up_to_its_trace(trans
 
 
 def test_a_translation_is_explored_by_clicking_on_its_words(translated):
-    explorer = widgets.routing_explorer(translated[0])
-    words = [word for word, _ in explorer.controls["token"].options]
-    assert (
-        isinstance(explorer.controls["token"], ipywidgets.ToggleButtons) and "fra_Latn" in words[1]
-    )
-    before = explorer.png
-    explorer.controls["token"].value = 7
-    assert explorer.png != before
+    made = widgets.routing_explorer(translated[0]).data
+    assert "fra_Latn" in made["words"][1] and made["layers"][0] == translated[0].first_layer
     with pytest.raises(OptionError, match="first_layer=0 .*did you mean 2"):
         figures.routing_map(translated[0], first_layer=0)
 
 
-def test_a_long_text_gets_a_list_to_scroll(routing, monkeypatch):
-    monkeypatch.setattr(widgets.explorer, "MOST_BUTTONS", 5)
-    assert isinstance(widgets.routing_explorer(routing).controls["token"], ipywidgets.Select)
+def test_no_two_tokens_have_one_label(routing):
+    assert data.numbered(["a", "b", "a", "a (1)", "a"]) == [
+        "a (1)'",
+        "b",
+        "a (2)",
+        "a (1)",
+        "a (3)",
+    ]
+    made = widgets.routing_explorer(routing).data
+    assert len(set(made["labels"])) == made["positions"] and made["start"]["token"] == 8
+
+
+def test_the_explorer_holds_every_pick_once(routing):
+    made, found = data.routing(routing), []
+    for step, name in enumerate(("target", "draft")):
+        for position, layers in made["picks"][step].items():
+            for layer, picks in layers.items():
+                found += [
+                    (name, position, layer, expert, ran, made["states"][state])
+                    for expert, ran, state, _ in picks
+                ]
+    columns = ["step", "position", "layer", "expert", "computed", "state"]
+    picks = routing.picks.drop_duplicates(["step", "position", "layer", "choice"], keep="last")
+    assert sorted(found) == sorted(picks[columns].itertuples(index=False, name=None))
 
 
 def test_a_run_without_a_draft_offers_no_view_of_one(engine):
-    routing = record_routing(
-        engine, PROMPTS[0], max_new_tokens=4, method="on_demand", eos_token_id=[]
-    )
-    assert set(widgets.routing_explorer(routing).controls) == {"token"}
+    settings = {"method": "on_demand", "eos_token_id": []}
+    routing = record_routing(engine, PROMPTS[0], max_new_tokens=4, **settings)
+    made = widgets.routing_explorer(routing).data
+    assert made["drafted"] is False and len(made["picks"]) == 1
+
+
+def test_the_pool_is_played_on_what_the_layer_asked_for(output):
+    frame = output.trace.to_frame()
+    made = data.pool(output, layer=1)
+    requests = replay.layer_requests(frame, 1)
+    for t, (flat, request) in enumerate(zip(made["steps"][1], requests, strict=True)):
+        assert dict(zip(flat[::2], flat[1::2])) == {e: n for e, n in enumerate(request.counts) if n}
+        assert (t in made["prefills"][1]) == (request.phase == "prefill")
+    assert made["start"]["layer"] == 1 and made["layers"] == replay.layers_of(frame)
+
+
+def test_of_a_run_too_long_for_a_page_the_layer_asked_for_is_kept(output, monkeypatch):
+    monkeypatch.setattr(data, "MOST_PAIRS", 40)
+    made = data.pool(output, layer=1)
+    assert made["layers"] == [1]
+    assert 0 < sum(len(flat) for flat in made["steps"][1]) <= 80
 
 
 # ---- in a kernel without a front end ----
 
 CELLS = [
-    """import pandas as pd
+    """import ipywidgets
+import matplotlib.pyplot as plt
 from specmoe.lab import widgets
-names = ["method", "batch", "fetched_bytes_per_token", "tokens_per_round", "tokens_per_second"]
-rows = pd.DataFrame([("cached", batch, 100.0, 1.0, 10.0 * batch) for batch in (1, 2)], columns=names)
-explorer = widgets.knobs(rows)
+controls = {"batch": ipywidgets.IntSlider(1, 1, 2)}
+explorer = widgets.Explorer(controls, lambda batch: plt.figure().add_subplot(), "a figure", 500)
 explorer""",
     "explorer.controls['batch'].value = 2",
     "explorer.draw = lambda **values: 1 / 0\nexplorer.controls['batch'].value = 1",

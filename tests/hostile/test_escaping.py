@@ -4,6 +4,7 @@ widgets, terminals."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,12 +144,15 @@ def test_a_figure_with_a_hostile_caption_and_hostile_tokens_is_drawn(name):
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_a_menu_of_a_widget_shows_a_name_as_text(name):
-    from specmoe.lab.widgets.explorer import choice
+def test_the_data_of_a_module_cannot_end_its_script(name):
+    from specmoe.lab import live
 
-    menu = choice("model", [(name, 1)], 1)
-    assert menu.options == ((name, 1),)
-    assert not getattr(menu, "description_allow_html", False)
+    html = live.place("rounds", {"words": [name]}, name)
+    data = re.fullmatch(
+        r'<div data-live="rounds" data-about="[^"<>]*"><script type="application/json">([^<]*)</script></div>',
+        html,
+    )
+    assert json.loads(data[1]) == {"words": [name]}
 
 
 @pytest.mark.parametrize(

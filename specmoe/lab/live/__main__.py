@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..entry import leave
 from .page import make_page
 
 
@@ -15,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

@@ -22,7 +22,8 @@ from . import data, place, read, script, style
 MODEL, DRAFT_EXPERTS, NUM_PROMPTS, SEED = "tiny-skewed", 4, 3, 100
 RUN = {"max_new_tokens": 48, "gamma": 4, "prefetch": False, "batch_size": 1}
 SIZED_AS, HARDWARE = "mixtral-8x7b", "h100"
-LINKS = [1e9 * 2**power for power in range(7)]
+BATCHES = (1, 4, 16, 64)
+LINKS = [1e9 * 4**power for power in range(4)]
 BALANCES = (10, 100, 1000, 10_000, 100_000)
 
 
@@ -60,10 +61,13 @@ def _recorded() -> dict[str, str]:
 def _simulated() -> dict[str, str]:
     """Modules of the shipped recordings, replayed on imagined machines."""
     hardware, size = simulate.preset(HARDWARE), simulate.PAPER_SIZES[SIZED_AS]
-    runs = [run for run in shipped.recordings(MODEL) if not run.settings.get("prefetch")]
+    counted = [run for run in shipped.recordings() if run.batch in BATCHES]
+    runs = [
+        run for run in counted if run.info["name"] == MODEL and not run.settings.get("prefetch")
+    ]
     rows = simulate.knob_rows(runs, hardware, LINKS, size)
     maps = simulate.winners(
-        [run for run in shipped.recordings() if run.info["draft_experts"] == DRAFT_EXPERTS],
+        [run for run in counted if run.info["draft_experts"] == DRAFT_EXPERTS],
         hardware,
         balances=BALANCES,
     )

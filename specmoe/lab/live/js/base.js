@@ -128,7 +128,7 @@ function table(caption, head, rows) {
   return el("table", {}, el("caption", {}, caption),
     el("thead", {}, el("tr", {}, ...head.map((words) => el("th", { scope: "col" }, words)))),
     el("tbody", {}, ...rows.map(([name, ...cells]) =>
-      el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, String(cell)))))));
+      el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell instanceof Node ? cell : String(cell)))))));
 }
 
 /** A canvas as wide as its place and `height` CSS pixels high, sharp on any screen; draw in CSS pixels. */

@@ -30,13 +30,14 @@ LIVE.knobs = (root, data, { ready, say, timed }) => {
       : `${told}: no run was recorded at this choice.`);
   }
 
-  /** Bars on an axis from `least` to `most` of all rows: straight, or in powers of ten where they differ much. */
+  /** Bars on an axis from `least` to `most` of all rows: straight, or in equal factors where they differ much. */
   function chart({ name, title, least, most, log }, rows) {
     const left = 84, right = 74, wide = Math.max(230, Math.min(420, (root.clientWidth - 40) / (root.clientWidth > 900 ? 3 : 1))), high = 26;
     const words = name === "fetched_bytes_per_token" ? bytes : digits, span = wide - left - right;
-    const low = Math.floor(Math.log10(least)), top = Math.ceil(Math.log10(most));
-    const at = (value) => left + span * clamp(log ? (Math.log10(Math.max(value, least)) - low) / Math.max(1, top - low) : value / most, 0, 1);
-    const every = Math.ceil((top - low) / 4), ticks = log ? range(low, top + 1).filter((power) => (power - low) % every === 0).map((power) => 10 ** power) : [0, most / 2, most];
+    const base = words === bytes ? 2 : 10, power = (value) => Math.log(value) / Math.log(base);
+    const low = Math.floor(power(least)), every = Math.ceil((Math.ceil(power(most)) - low) / 3), top = low + 3 * every;
+    const at = (value) => left + span * clamp(log ? (power(Math.max(value, least)) - low) / (top - low) : value / most, 0, 1);
+    const ticks = log ? range(0, 4).map((i) => base ** (low + i * every)) : [0, most / 2, most];
     const foot = rows.length * high + 6, drawn = [];
     ticks.forEach((tick) => drawn.push(el("line", { x1: at(tick), x2: at(tick), y1: 0, y2: foot, class: "sm-rule" }),
       el("text", { x: at(tick), y: foot + 15, "text-anchor": "middle" }, words(tick))));
@@ -50,7 +51,7 @@ LIVE.knobs = (root, data, { ready, say, timed }) => {
       drawn.push(el("text", { x: end + 5, y: y + 13 }, words(value)));
     });
     const said = rows.map((row) => `${row.method} ${row[name] === null ? "-" : words(row[name])}`).join(", ");
-    return el("figure", { class: "sm-chart" }, el("figcaption", {}, title + (log ? ", powers of ten" : "")),
+    return el("figure", { class: "sm-chart", style: `width:${wide}px` }, el("figcaption", {}, title + (log ? `; each line is ${base ** every} times the last` : "")),
       el("svg", { width: wide, height: foot + 20, role: "img", "aria-label": `${title}: ${said}` }, ...drawn));
   }
 

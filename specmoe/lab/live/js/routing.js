@@ -64,7 +64,7 @@ LIVE.routing = (root, data, { ready, say, timed }) => {
       [choice ? "" : `layer ${name}`, expert, weight.toFixed(2), state === "substituted" ? `${ran} stands in` : STATES[state]]));
     fill(spelled, legend(["#00224e", "expert this text uses most"], ["#fdea45", "... and least"],
       ...(step.value ? [] : [["sm-framed", "framed: read, not resident"]])),
-    rows.length ? table(`token ${at + 1}, ${data.labels[at]}`, ["layer", "expert", "weight", "it"], rows)
+    rows.length ? table(`token ${at + 1}, ${data.labels[at]}`, ["layer", "expert", "weight", "what happened"], rows)
       : el("p", {}, `The draft never read token ${at + 1}.`));
     const read = rows.filter((row) => row[3] === STATES.fetched).length;
     say(`Token ${at + 1} of ${data.positions}, ${data.labels[at]}, ${at < data.prompt ? "of the prompt" : "generated"}: ${rows.length
