@@ -40,7 +40,7 @@ def keep(counts, resident, memory, num_kept):
 check_eviction(keep)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. The tier is given by bytes, so hints cost nothing.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

@@ -39,7 +39,7 @@ def draft_set(layer, counts, num_draft, memory):
 check_draft_set(draft_set)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. The tier is given by bytes, so hints cost nothing.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

@@ -1,8 +1,8 @@
 """``python -m specmoe.lab.exercises build tutorials [NN ...]``: write the notebooks of the sources,
 solutions executed.
 
-``python -m specmoe.lab.exercises compare tutorials``: say which notebooks differ from their source;
-exit code 1 if any does.
+``compare tutorials``: say which notebooks differ from their source; exit code 1 if any does.
+``nbgrader tutorials DIR``: write an nbgrader course. ``leaderboard FILE``: print the room's best.
 """
 
 from __future__ import annotations
@@ -12,24 +12,46 @@ from pathlib import Path
 
 from ..entry import leave
 from .build import build, differences
+from .leaderboard import standings
+from .nbgrader import export
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of one command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m specmoe.lab.exercises", description="exercises from their sources"
-    )
-    parser.add_argument("command", choices=["build", "compare"])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", help="beginnings of file names, such as 01; none: all")
-    parser.add_argument("--no-run", action="store_true", help="leave the solutions without outputs")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     if given.command == "compare":
         wrong = differences(given.folder)
         print("\n".join(wrong) or "every notebook agrees with its source")
         return int(bool(wrong))
-    print("\n".join(map(str, build(given.folder, not given.no_run, given.names))))
+    if given.command == "leaderboard":
+        print(standings(given.file).to_string(index=False))
+        return 0
+    written = (
+        export(given.folder, given.out)
+        if given.command == "nbgrader"
+        else build(given.folder, not given.no_run, given.names)
+    )
+    print("\n".join(map(str, written)))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m specmoe.lab.exercises", description="exercises from their sources"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("build", help="write the notebooks of the sources")
+    one.add_argument("folder", type=Path)
+    one.add_argument("names", nargs="*", help="beginnings of file names, such as 01; none: all")
+    one.add_argument("--no-run", action="store_true", help="leave the solutions without outputs")
+    one = commands.add_parser("compare", help="which notebooks differ from their source")
+    one.add_argument("folder", type=Path)
+    one = commands.add_parser("nbgrader", help="write an nbgrader course")
+    one.add_argument("folder", type=Path, help="the tutorials")
+    one.add_argument("out", type=Path, help="the course")
+    one = commands.add_parser("leaderboard", help="print the room's best")
+    one.add_argument("file", type=Path)
+    return parser
 
 
 if __name__ == "__main__":

@@ -119,10 +119,6 @@ MISTAKES = (
     ),
     Mistake("the draft draws from q: it has not seen p", drawn_by(_t, _t)),
     Mistake(
-        "the target draws from p: its own distribution",
-        drawn_by(_d, lambda p, q, n, i: _d(p, q, n, i) if i < len(q) else _t(p, q, n, i)),
-    ),
-    Mistake(
         "the draft is greedy and the target is not: both take the largest chance / noise",
         drawn_by(lambda p, q, n, i: q[i].index(max(q[i])), _t),
     ),
