@@ -97,11 +97,18 @@ def test_pip_is_told_every_package_and_the_platform(made):
         is_torch = any(word.endswith("+cpu") for word in words)
         assert is_torch == (usb.CPU_INDEX in words)
     windows = [words for words in downloads if "win_amd64" in words]
-    assert [words[words.index("--python-version") + 1] for words in windows] == ["3.11", "3.12"]
+    assert [words[words.index("--python-version") + 1] for words in windows] == [
+        "3.11.9",
+        "3.12.9",
+    ], "3.11 alone would be 3.11.0, which some packages refuse"
 
 
 def test_a_failing_pip_is_one_sentence(monkeypatch):
-    failing = [sys.executable, "-c", "import sys; sys.exit('ERROR: no such wheel')"]
+    failing = [
+        sys.executable,
+        "-c",
+        "import sys; sys.exit('ERROR: passed over\\nERROR: no such wheel')",
+    ]
     really = subprocess.run
     monkeypatch.setattr(usb.subprocess, "run", lambda command, **how: really(failing, **how))
     with pytest.raises(SpecMoEError, match="pip download failed .*no such wheel.*leave that"):

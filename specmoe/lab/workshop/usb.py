@@ -28,6 +28,8 @@ SCRIPTS = {
     "windows": ("start.bat",),
 }
 FOLDERS = ("notebooks", "tutorials")
+# "3.11" alone is 3.11.0 to pip, which some packages refuse; a room's Python is a later one.
+PATCH = 9
 # torch without its GPU libraries, which a room does not need; for Linux it has an index of its own.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -56,11 +58,10 @@ def run_pip(words: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or [
-            "it said nothing"
-        ]
+        # The first of its errors may only list what it passed over.
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["ERROR: no word"]
         raise SpecMoEError(
-            f"pip {words[0]} failed ({one_line(lines[0]):.300}): leave that platform or Python out, "
+            f"pip {words[0]} failed ({one_line(said[-1]):.300}): leave that platform or Python out, "
             "or try again with a network"
         )
 
@@ -88,7 +89,7 @@ def downloads(pins: Sequence[str], shelf: Path, platform: str, python: str) -> l
     """The words of each ``pip download``. It is told every package, so it follows no requirement:
     pip would read those as if they were of the machine that downloads."""
     words = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(shelf)]
-    words += ["--python-version", python, "--implementation", "cp"]
+    words += ["--python-version", f"{python}.{PATCH}", "--implementation", "cp"]
     for tag in PLATFORMS[platform].tags:
         words += ["--platform", tag]
     labelled = [pin for pin in pins if pin.endswith("+cpu")]
