@@ -126,6 +126,26 @@ def test_a_plan_adds_up(name):
     assert sum(part["minutes"] for part in PLANS[name]["parts"]) == LENGTHS[name]
 
 
+@pytest.mark.parametrize(("name", "title"), [("ninety_minutes", "Ninety"), ("half_a_day", "Half")])
+def test_the_readmes_plan_is_the_one_of_the_slides(name, title):
+    readme = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+    table = readme.split(f"\n## {title}")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| (.*)", table, re.MULTILINE)
+    minute = 0
+    for part, (said, words) in zip(PLANS[name]["parts"], rows, strict=True):
+        assert int(said) == minute
+        numbers = {one.strip() for one in part.get("sections", []) if one.strip().isdigit()}
+        if "notebook" in part:
+            assert part["notebook"] in words
+            first = words.split("|")[0]
+            spoken = re.findall(r"\d+", first.partition("section")[2].partition(":")[0])
+            ends = {str(n) for n in range(int(spoken[0]), int(spoken[-1]) + 1)} if spoken else set()
+            assert not spoken or numbers in ({*spoken}, ends), (said, numbers, words)
+        else:
+            assert part["task"].split(":")[0].split(",")[0].lower() in words.lower()
+        minute += part["minutes"]
+
+
 def test_the_command_writes_the_files_and_names_them(tmp_path, capsys):
     assert command.main(["slides", "--out", str(tmp_path / "new" / "folder")]) == 0
     named = capsys.readouterr().out.split()
