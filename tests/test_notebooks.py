@@ -40,7 +40,12 @@ EXACT = [
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
     "08_overlap_and_prefetch": {"new_tokens": 20},
-    "09_when_does_it_pay": {"batch_sizes": [1, 4], "balances": [10.0, 100000.0], "turned": [1, 64]},
+    "09_when_does_it_pay": {
+        "batch_sizes": [1, 4],
+        "prompt_sets": [0],
+        "balances": [10.0, 100000.0],
+        "turned": [1, 64],
+    },
     "12_eager_and_compiled": {"counts": [16]},
     "11_your_model": {"draft_choices": [2, 6], "gammas": [4], "new_tokens": 16},
 }
@@ -225,7 +230,10 @@ def check_pays(found):
         > chosen["fast link, draft 100 %"]
         == 0
     )
-    assert found["same_tokens"] and found["fewest_bytes_mostly_win_on_slowest_link"]
+    assert found["same_tokens"] and found["fewest_bytes_win_on_slowest_link"]
+    assert found["ahead_with_several_rows_on_slowest_link"]
+    assert found["by_hand_fastest"]["1 GB/s"] == "specmoe"
+    assert found["by_hand_fastest"]["20 GB/s"] == "cached"
     assert found["skewness"]["tiny-skewed"] > 2 * found["skewness"]["tiny-balanced"]
     assert found["cells"] == 2 * 2 * 2
     assert per_round["16.0"] > per_round["2.0"] > 1
@@ -361,6 +369,7 @@ GUESSED = [  # every *Predict* of these is followed by a cell to write a guess i
     "06_batched_verification",
     "07_sampling_without_bias",
     "08_overlap_and_prefetch",
+    "09_when_does_it_pay",
 ]
 
 

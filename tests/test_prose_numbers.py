@@ -327,6 +327,17 @@ def test_what_the_performance_page_says_of_its_table_is_in_the_table():
         assert any(f"{one:.{digits}f}" == number for one in found), number
 
 
+def test_what_the_readme_says_of_one_row_is_on_the_map():
+    """ "on tiny-translate a plain pool is ahead or level, on tiny-balanced drafting is ahead" """
+    cells = paper.winners(paper.load_results().recordings)
+    lead = paper.leads(cells, paper.BASE.balance).set_index("model")[1]
+    assert all(words.startswith("specmoe") for words in lead["tiny-balanced"])
+    assert all(
+        words.startswith("cached") or float(words.split()[1]) < 1.05
+        for words in lead["tiny-translate"]
+    )
+
+
 def test_counts_in_words_are_right():
     readme = " ".join(text_of("README.md").split())
     words = {7: "seven", 11: "eleven", 12: "twelve", 13: "thirteen"}

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from ...errors import OptionError, nearest
 from .base import (
+    FARTHEST,
     GAMMA,
     METHOD_COLORS,
     ORDER,
@@ -50,8 +51,8 @@ def knobs(
 
     ``rows``: one per method and setting, with ``method``, the columns of ``MEASURES`` and any of
     ``SETTINGS``; a method on which a setting has no bearing leaves it empty (nan). ``settings``:
-    the choice, by column (left out: the first value). ``reach``: the highest value on each axis by
-    measure, to hold axes still. ``simulated``: False where the rows were measured (those of a
+    the choice, by column (left out: the first value). ``reach``: the lowest and the highest value
+    on each axis by measure, to hold axes still; a wide one makes the axis of speed logarithmic. ``simulated``: False where the rows were measured (those of a
     bench); the figure says which. ``ax``: three ``Axes``. Returns the three.
     """
     check_rows(rows)
@@ -136,16 +137,17 @@ def at(rows: pd.DataFrame, chosen: dict) -> pd.DataFrame:
     return rows[kept].drop_duplicates("method")
 
 
+def reach_of(values: pd.Series) -> tuple[float, float]:
+    """The lowest value above 0 and the highest."""
+    return float(values[values > 0].min()), float(values.max())
+
+
 def _draw_bars(
-    ax: Axes, part: pd.DataFrame, measure: str, scale: float, reach: float | None
+    ax: Axes, part: pd.DataFrame, measure: str, scale: float, reach: tuple[float, float] | None
 ) -> None:
     values = part[measure].to_numpy(dtype=float) / scale
-    bars = ax.barh(
-        range(len(part)),
-        np.nan_to_num(values),
-        0.72,
-        color=[METHOD_COLORS[m] for m in part["method"]],
-    )
+    colors = [METHOD_COLORS[method] for method in part["method"]]
+    bars = ax.barh(range(len(part)), np.nan_to_num(values), 0.72, color=colors)
     base = part.loc[part["method"] == "on_demand", "tokens_per_second"]
     words = [show_number(value) if np.isfinite(value) else "-" for value in values]
     if measure == "tokens_per_second" and len(base) and base.iloc[0] > 0:
@@ -156,9 +158,16 @@ def _draw_bars(
         ]
     ax.bar_label(bars, words, padding=4, fontsize=12)
     ax.set_yticks(range(len(part)), part["method"])
-    most = (reach / scale) if reach else np.nanmax(values, initial=0)
-    ax.set(ylim=(len(part) - 0.45, -0.55), xlim=(0, 1.6 * (most or 1)))
+    ax.set_ylim(len(part) - 0.45, -0.55)
     ax.grid(False, axis="y")
+    if measure == "tokens_per_second" and reach and reach[1] > FARTHEST * reach[0]:
+        low, high = (value / scale for value in reach)
+        # room for the words behind the longest bar
+        ax.set(xscale="log", xlim=(low / 2, high * (2 * high / low) ** 0.6))
+        ax.xaxis.set_major_formatter(lambda value, _: show_number(value))
+        return
+    most = reach[1] / scale if reach else np.nanmax(values, initial=0)
+    ax.set_xlim(0, 1.6 * (most or 1))
     ax.locator_params(axis="x", nbins=4)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .. import figures
-from ..figures.choices import MEASURES, check_rows
+from ..figures.choices import MEASURES, check_rows, reach_of
 from ..live import data
 from ..simulate.maps import knob_rows
 from .base import Live
@@ -28,7 +28,7 @@ def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) ->
     if hardware is not None:
         rows = knob_rows(rows, hardware, size=size)
     check_rows(rows)
-    reach = {measure: float(rows[measure].max()) for measure in MEASURES}
+    reach = {measure: reach_of(rows[measure]) for measure in MEASURES}
     return Live(
         "knobs",
         data.knobs(rows, simulated, **settings),
