@@ -28,6 +28,7 @@ from specmoe.lab.paper.measured import measured_numbers
 from specmoe.lab.paper.settings import LINK, WIDENED
 from specmoe.lab.paper.simulated import IMPLIED
 from specmoe.lab.report import sentences as report
+from specmoe.lab.simulate.hardware import LINK_SHARE
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("docs/log.md", "docs/models.md", "docs/performance.md", "docs/reproduction.md")
@@ -174,9 +175,16 @@ SOURCES = {
         ),
     },
     "notebooks/08_overlap_and_prefetch.ipynb": {"16MiB": "a value to try"},
-    "notebooks/09_when_does_it_pay.ipynb": {"20 %": "a setting of the cell below"},
+    "notebooks/09_when_does_it_pay.ipynb": {
+        "20 %": "a setting of the cell below",
+        "1 MB": "imagined, for the sum by hand",
+        "5 ms": "imagined, for the sum by hand",
+        "1 ms": "imagined: 1 MB at 1 GB/s",
+        "20 times": "the fastest link of the sum by hand over its slowest",
+    },
     "notebooks/report.ipynb": {"10 %": lambda: f"{100 * (report.LEVEL - 1):.0f} %"},
     "notebooks/paper.ipynb": {
+        "85 %": lambda: f"{100 * LINK_SHARE:.0f} %",
         "28 GB": lambda: f"{IMPLIED.link_bytes_per_s * 256 / 28.6 * 0.9011 / 1e9:.0f} GB",
         "35 times": lambda: f"{70 / 2:.0f} times",
         "45 times": lambda: f"{value('growth', 'on_demand', GROWTH, of=FACTS):.0f} times",

@@ -45,7 +45,7 @@ def test_the_report_renders_from_committed_results_without_network(page):
     assert report.external_loads(html) == []
     committed = (DOCS / "reproduction.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", committed, re.M)
-    assert len(titles) == 14 and all(
+    assert len(titles) == 16 and all(
         title.replace("'", "&#39;") in html or title in html for title in titles
     )
 
@@ -219,6 +219,24 @@ def test_the_frame_of_claims_says_the_papers_number_and_ours():
     [row] = paper.claims_frame(paper.claims(growth)).to_dict("records")
     assert (row["paper"], row["holds"], row["kind"]) == ("11 times; 45.3 times", "yes", "measured")
     assert row["ours"].startswith("`specmoe` 9") and "`on_demand` 45" in row["ours"]
+
+
+def test_verdicts_count_by_kind_and_list_what_does_not_hold():
+    growth = [number("growth", "specmoe", GROWTH, 9.0), number("growth", "on_demand", GROWTH, 17.0)]
+    steps = [
+        number("draft_experts", f"N = {n}", TOKENS, float(n), batch=256) for n in (2, 4, 8, 16)
+    ]
+    said = paper.verdicts(paper.claims([*growth, *steps]))
+    assert said.startswith("**Measured: 1 of 2 claims hold.**")
+    assert "- *bytes grow less than half" in said and "rise with N" not in said
+    assert "Not ours" not in paper.verdicts(paper.claims(steps))
+
+
+def test_tables_by_batch_are_folded_away():
+    made = [number("ssd", "specmoe", "speed-up", 2.0, batch=batch) for batch in (1, 64)]
+    page = paper.markdown(made, "ssd")
+    assert page.startswith("<details><summary>By batch (table)</summary>\n\n")
+    assert page.endswith("</details>") and "Speed-up by batch" in page
 
 
 def test_an_order_holds_only_where_one_is_ahead_on_every_set():

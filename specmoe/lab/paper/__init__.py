@@ -8,7 +8,7 @@ them, and ``docs/reproduction.md`` is that notebook, exported.
 from __future__ import annotations
 
 from ..markdown import markdown_table
-from .claims import Claim, claims, claims_frame
+from .claims import Claim, claims, claims_frame, verdicts
 from .facts import FACTS, KINDS, PAPER_MODELS, Number, frame_of, labelled, value_of
 from .measure import measure
 from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
@@ -79,5 +79,6 @@ __all__ = [
     "speed_ratios",
     "timed_rows",
     "value_of",
+    "verdicts",
     "winners",
 ]

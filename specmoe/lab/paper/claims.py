@@ -56,6 +56,20 @@ def claims_frame(found: list[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def verdicts(found: list[Claim]) -> str:
+    """Markdown: how many claims hold, by kind, and those that do not, with our numbers."""
+    lines = []
+    for kind in dict.fromkeys(claim.kind for claim in found):
+        held = [claim.holds for claim in found if claim.kind == kind]
+        lines.append(f"**{kind.capitalize()}: {sum(held)} of {len(held)} claims hold.**")
+    failed = [
+        f"- *{claim.name}* ({claim.kind}): {'; '.join(map(_named, claim.numbers))}"
+        for claim in found
+        if not claim.holds
+    ]
+    return "\n".join([" ".join(lines), "", *(["Not ours:", "", *failed] if failed else [])])
+
+
 def _named(number: Number) -> str:
     at = "" if number.batch is None else f" at batch {number.batch}"
     return f"`{number.label}` {words(number)}{at}"

@@ -113,9 +113,14 @@ def figure(value: float) -> str:
 
 
 def markdown(numbers: list[Number], key: str) -> str:
-    """Both sorts of tables of one key."""
+    """Both sorts of tables of one key; those by batch are folded away."""
     compared = compare(numbers, key)
     parts = [markdown_table(compared)] if len(compared) else []
-    for each in pivots(numbers, key):
+    by_batch = pivots(numbers, key)
+    if by_batch:
+        tables = "table" if len(by_batch) == 1 else f"{len(by_batch)} tables"
+        parts.append(f"<details><summary>By batch ({tables})</summary>")
+    for each in by_batch:
         parts += [each.caption, markdown_table(each.frame, index="batch")]
+    parts += ["</details>"] * bool(by_batch)
     return "\n\n".join(parts) or "Nothing measured and nothing in the paper."
