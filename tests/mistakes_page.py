@@ -1,7 +1,7 @@
 """``docs/exercises.md``: every wrong answer of the table and the sentence that answers it.
 
-``python tests/mistakes_page.py`` writes it; ``test_tutorials`` compares each sentence with what the
-check says.
+``python tests/mistakes_page.py`` writes it, in some minutes; ``test_tutorials`` holds every sentence
+to the words of the table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Each exercise of [tutorials/](../tutorials/README.md) is tested with the wrong a
 sentence. A check also prints the call that failed, what was answered and what is right. Before any of this it tells a class, a generator,
 a print, an exception, a changed argument, random numbers of one's own, a wrong number of arguments and a loop without end.
 
-Written by `python tests/mistakes_page.py`; `tests/test_tutorials.py` compares it with what the checks say.
+Written by `python tests/mistakes_page.py`; `tests/test_tutorials.py` holds every sentence to words of its own.
 """
 
 
