@@ -582,3 +582,24 @@ def test_the_main_report_end_to_end(tmp_path):
     assert report.external_loads(page.read_text(encoding="utf-8")) == []
     pictures = re.findall(r'<img[^>]* alt="Figure: ([^"]*)"', page.read_text(encoding="utf-8"))
     assert len(pictures) == 5 and sum("batch kept full" in said for said in pictures) == 4
+
+
+def test_a_module_lives_in_the_page_with_its_data_and_its_picture_for_where_no_script_runs():
+    from specmoe.lab import live
+
+    view = {"model_id": "7", "version_major": 2, "version_minor": 0}
+    output = bundle(image_png="aGVsbG8=", text_plain="Widget: weights")
+    output["data"]["application/vnd.jupyter.widget-view+json"] = view
+    data = {"p": [1, 2], "q": [2, 1], "words": ["</script>", "{{ x }}"]}
+    state = {"7": {"state": {"kind": "accept", "data": data, "about": "weights"}}}
+    widgets = {"application/vnd.jupyter.widget-state+json": {"version_major": 2, "state": state}}
+    cells = [new_markdown_cell("# A"), new_code_cell("figure", outputs=[output])]
+    notebook = nbformat.from_dict(new_notebook(cells=cells, metadata={"widgets": widgets}))
+    page = report.offline_html(notebook)
+    place = re.search(r'<div [^>]*data-live="accept".*?</div>', page, re.S)[0]
+    assert 'src="data:image/png;base64,aGVsbG8="' in place
+    packed = re.search(r'<script type="application/json">(.*?)</script>', place)[1]
+    assert json.loads(packed) == data and report.external_loads(page) == []
+    assert page.count("LIVE.accept = ") == 1 and live.style() in page and "LIVE.pool" not in page
+    notebook["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"] = {}
+    assert "data-live" not in report.offline_html(notebook)

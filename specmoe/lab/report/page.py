@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .. import live
+
 # nbconvert's page without what it loads from elsewhere (RequireJS, MathJax, mermaid, widgets), all
 # of it unneeded here.
 _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
@@ -25,8 +27,10 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- set alt = output | get_metadata('alt', 'image/png') or 'figure' -%}
 {%- set number = output | get_metadata('number', 'image/png') -%}
 {%- set title = output | get_metadata('title', 'image/png') -%}
-<figure class="drawn" id="figure-{{ number }}"><img src="data:image/png;base64,{{ output.data['image/png'] }}"
+{%- set lives = output | get_metadata('live', 'image/png') -%}
+<figure class="drawn" id="figure-{{ number }}">{%- if lives -%}{{ lives[0] }}{%- endif -%}<img src="data:image/png;base64,{{ output.data['image/png'] }}"
  alt="{{ alt | escape_html }}"{% if width %} width="{{ width }}"{% endif %}>
+{%- if lives -%}{{ lives[1] }}{%- endif -%}
 <figcaption>Figure {{ number }}{% if title %}: {{ title | escape_html }}{% endif %}</figcaption></figure>
 {%- endblock -%}
 {%- block html_head_css -%}
@@ -39,6 +43,9 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 
 # Pictures before widgets and scripts: a bundle of both shows its static twin.
 _KINDS = ["image/png", "image/svg+xml", "image/jpeg", "text/html", "text/markdown", "text/plain"]
+_STATES = "application/vnd.jupyter.widget-state+json"
+_VIEW = "application/vnd.jupyter.widget-view+json"
+_PICTURE = "<!-- picture -->"
 _CONTENTS = '<nav class="contents"></nav>'
 _HEADING = re.compile(r'<h2 id="([^"]*)">(.*?)</h2>', re.S)
 
@@ -64,7 +71,7 @@ def offline_html(notebook: Mapping[str, Any], facts: Mapping[str, str] | None = 
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     title = _title(notebook, facts)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    return _with_contents(_with_facts(body, facts))
+    return _with_modules(_with_contents(_with_facts(body, facts)))
 
 
 def _template() -> str:
@@ -83,16 +90,39 @@ def _prepared(notebook: Mapping[str, Any]) -> Any:
     notebook = copy.deepcopy(notebook)
     # the page's title is said by its facts, too
     notebook["metadata"].pop("title", None)
+    states = notebook["metadata"].get("widgets", {}).get(_STATES, {}).get("state", {})
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     drawn = [output for output in outputs if "image/png" in output.get("data", {})]
     for number, output in enumerate(drawn, 1):
         about = output["metadata"].setdefault("image/png", {})
         about["number"] = number
         about["title"] = about.get("alt", "").removeprefix("Figure: ").split(". ")[0]
+        about["live"] = _alive(output, states)
     starts = [at for at, cell in enumerate(notebook["cells"]) if _has_section(cell)]
     if len(starts) > 1:
         notebook["cells"].insert(starts[0], new_markdown_cell(_CONTENTS))
     return notebook
+
+
+def _alive(output: Mapping[str, Any], states: Mapping[str, Any]) -> list[str] | None:
+    """HTML before and after the picture of a widget whose module the page brings to life."""
+    shown = output["data"].get(_VIEW, {}).get("model_id")
+    state = states.get(shown, {}).get("state", {})
+    if state.get("kind") not in live.KINDS or "data" not in state:
+        return None
+    html = live.place(state["kind"], state["data"], state.get("about", ""), _PICTURE)
+    return html.split(_PICTURE)
+
+
+def _with_modules(body: str) -> str:
+    """The script and style of the modules that stand in the page, at its end."""
+    kinds = [kind for kind in live.KINDS if f'data-live="{kind}"' in body]
+    if not kinds:
+        return body
+    head, end, tail = body.rpartition("</body>")
+    return (
+        f"{head}<style>{live.style()}</style>\n<script>{live.script(kinds)}</script>\n{end}{tail}"
+    )
 
 
 def _has_section(cell: Mapping[str, Any]) -> bool:

@@ -1,0 +1,272 @@
+"""``docs/specmoe.html`` from a file, with the network cut: no request, no error, every control by
+keyboard, what is drawn follows at once; and the modules replay as the package does.
+
+Where there is no Chromium or no playwright these tests skip.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from page import FIGURES, Problems  # noqa: E402
+
+from specmoe.lab import live, replay  # noqa: E402
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "specmoe.html"
+CHROMIUM = (
+    os.environ.get("SPECMOE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+)
+FIELDS = ".sm-controls input, .sm-pair input, .sm-controls select, button:not([tabindex='-1'])"
+# From a drag to the next frame that shows it, best of five: other work on the machine only adds.
+MOST_MS = 50
+DRAGGED = """async input => {
+    const frame = () => new Promise(requestAnimationFrame), times = [];
+    for (let i = 0; i < 5; i += 1) {
+        await frame();
+        const began = performance.now();
+        input.value = Number(input.value) < Number(input.max) ? Number(input.value) + 1 : 0;
+        input.dispatchEvent(new Event('input', { bubbles: true }));
+        input.closest('.sm-live').getBoundingClientRect();  // laid out, too
+        times.push(performance.now() - began);
+    }
+    return Math.min(...times);
+}"""
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium, or name one in SPECMOE_CHROMIUM")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: make browser-test installs it"
+    )
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """``opened(html or path, **of the context)``: a page without a network, its problems, and every
+    address that it asked for beside its own."""
+    contexts = []
+
+    def open_page(what: str | Path, **context):
+        contexts.append(browser.new_context(**context))
+        page, problems, asked = contexts[-1].new_page(), Problems(), []
+        problems.watch(page)
+        page.route(re.compile("^(?!file:)"), lambda route: route.abort())
+        page.on("request", lambda request: asked.append(request.url))
+        page.set_content(what) if isinstance(what, str) else page.goto(what.as_uri())
+        return page, problems, asked
+
+    yield open_page
+    for each in contexts:
+        each.close()
+
+
+def one_module(kind: str, data: dict) -> str:
+    style, script = live.style(), live.script([kind])
+    return f"<style>{style}</style>{live.place(kind, data, 'about')}<script>{script}</script>"
+
+
+def test_the_page_asks_for_nothing_but_itself_and_every_module_lives(opened):
+    page, problems, asked = opened(PAGE)
+    assert [Path(url).name for url in asked] == [PAGE.name] and problems == []
+    kinds = page.eval_on_selector_all(".sm-live", "all => all.map(one => one.dataset.live)")
+    assert sorted(kinds) == sorted(live.KINDS)
+    for module in page.query_selector_all(".sm-live"):
+        assert module.query_selector(".sm-summary").inner_text().strip()
+        assert module.get_attribute("aria-label") and not module.query_selector("[role=alert]")
+
+
+def press(field) -> None:
+    """What a hand on the keyboard does with this field."""
+    field.focus()
+    kind = field.evaluate("one => one.type || one.tagName")
+    if kind in ("checkbox", "submit", "button"):
+        field.press("Space")
+    elif kind == "range":
+        at_end = field.evaluate("one => Number(one.value) >= Number(one.max)")
+        field.press("ArrowLeft" if at_end else "ArrowRight")
+    elif kind == "radio":
+        field.press("ArrowRight")
+    else:
+        first = field.evaluate("one => one.selectedIndex === 0")
+        field.press("ArrowDown" if first else "ArrowUp")
+
+
+def test_every_control_changes_its_picture_by_keyboard(opened):
+    page, problems, _ = opened(PAGE, reduced_motion="reduce")
+    tried, still = 0, []
+    for module in page.query_selector_all(".sm-live"):
+        kind, done = module.get_attribute("data-live"), set()
+        while True:  # what is hidden or dead at first may be offered later
+            fields = [one for one in module.query_selector_all(FIELDS) if one.is_visible()]
+            open_ = [(name_of(one), one) for one in fields if one.is_enabled()]
+            left = [(name, one) for name, one in open_ if name not in done]
+            if not left:
+                break
+            name, field = left[0]
+            before = module.evaluate(FIGURES)
+            press(field)
+            done.add(name)
+            tried += 1
+            if module.evaluate(FIGURES) == before:
+                still.append(f"{kind}: {name}")
+    assert still == [] and problems == [] and tried >= 40
+
+
+def name_of(field) -> str:
+    return field.evaluate(
+        "one => one.getAttribute('aria-label') || one.dataset.key || one.closest('label, button').innerText"
+    )
+
+
+def test_a_drag_is_drawn_at_once(opened):
+    page, _, _ = opened(PAGE, reduced_motion="reduce")
+    bars = [one for one in page.query_selector_all("input[type=range]") if one.is_enabled()]
+    took = {name_of(bar): bar.evaluate(DRAGGED) for bar in bars if bar.is_visible()}
+    print({name: round(ms, 1) for name, ms in took.items()})
+    assert len(took) > 15 and max(took.values()) < MOST_MS, took
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_in_light_and_in_dark_and_a_phone_needs_no_sideways_scrolling(
+    opened, scheme
+):
+    page, _, _ = opened(PAGE, color_scheme=scheme, viewport={"width": 390, "height": 800})
+    colors = page.evaluate(
+        "() => [...document.querySelectorAll('.sm-live')].map(one => getComputedStyle(one)).map(s => [s.color, s.backgroundColor])"
+    )
+    for words, ground in colors:
+        light = [
+            sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 765 for color in (words, ground)
+        ]
+        assert abs(light[0] - light[1]) > 0.7 and (light[1] > 0.5) == (scheme == "light")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("policy", replay.REPLAYED)
+def test_the_page_s_pool_is_the_package_s(opened, policy):
+    chance = np.random.default_rng(5)
+    counts = chance.poisson(0.25, (120, 16)).tolist()
+    counts[0] = [3] * 16
+    requests = [replay.Request(0, "verify", tuple(row)) for row in counts]
+    pairs = [{"counts": [[e, n] for e, n in enumerate(row) if n]} for row in counts]
+    page, _, _ = opened("<p>")
+    code = f"{live.read('base.js')}\n{live.read('pool.js')}\nreturn poolReplay(requests, 16, kept, policy).misses"
+    for kept in (1, 4, 16):
+        given = [pairs, kept, policy]
+        played = page.evaluate(f"([requests, kept, policy]) => {{ {code} }}", given)
+        assert played == [one.misses for one in replay.replay_pool(requests, kept, policy)]
+
+
+def test_by_hand_the_bound_is_never_beaten_and_lru_s_choices_score_as_lru(opened):
+    """A whole game, each time dropping what was asked for longest ago."""
+    data = {
+        "layers": [0], "experts": 8, "prefills": {"0": []}, "start": {"layer": 0, "kept": 2},
+        "steps": {"0": [[t * t % 7, 1] for t in range(30)]},
+    }  # fmt: skip
+    page, problems, _ = opened(one_module("pool", data))
+    page.click("text=play by hand")
+    for _ in range(60):
+        drops = page.query_selector_all(".sm-drops button")
+        if not drops:
+            break
+        ago = [
+            int(re.search(r"(\d+) requests? ago|now", one.inner_text())[1] or 0) for one in drops
+        ]
+        drops[ago.index(max(ago))].click()
+    scores = page.eval_on_selector_all(
+        "table:last-of-type td", "all => all.map(one => Number(one.innerText))"
+    )
+    you, lru, bound = scores[-3:]
+    assert you == lru and bound < lru and problems == []
+    assert "level with LRU" in page.inner_text(".sm-summary")
+
+
+@pytest.mark.parametrize(
+    ("rule", "biased"),
+    [("min(1, p/q); a", False), ("every draft", True), ("at least q", True), ("all of p", True)],
+)
+def test_only_the_right_rule_gives_text_that_follows_p(opened, rule, biased):
+    data = {"p": [10, 6, 3, 1], "q": [5, 4, 2, 9], "words": ["the", "a", "one", "no"]}
+    page, _, _ = opened(one_module("accept", data))
+    labels = page.eval_on_selector_all("select option", "all => all.map(one => one.innerText)")
+    page.select_option("select", index=next(i for i, words in enumerate(labels) if rule in words))
+    page.click("text=10,000 tokens")
+    assert ("biased" in page.inner_text("body")) == biased
+
+
+def test_a_word_of_a_text_is_a_word_whatever_it_says(opened):
+    hostile = "</script><img src=x onerror=document.title='broken'>"
+    memory = {
+        "before": {"0": [1]},
+        "after": {"0": [1]},
+        "reads": [],
+        "needed": [[0, 1, 2]],
+        "committed": 1,
+    }
+    block = {
+        "round": 0,
+        "start": 1,
+        "drafted": [hostile],
+        "accepted": 1,
+        "committed": [hostile],
+        "kinds": ["accepted"],
+    }
+    data = {
+        "prompts": [{"number": 1, "words": [hostile, hostile], "rounds": [block]}], "memory": {"0": memory},
+        "layers": [0], "experts": 2, "record_bytes": 8, "batch": 1, "start": {"prompt": 0, "round": 0, "act": 2},
+    }  # fmt: skip
+    page, problems, _ = opened(one_module("rounds", data))
+    assert hostile in page.inner_text("body") and page.title() == "" and problems == []
+
+
+@pytest.mark.parametrize("kind", live.KINDS)
+def test_a_module_over_foreign_data_says_one_sentence(opened, kind):
+    page, _, _ = opened(one_module(kind, {"nothing": "of ours"}))
+    said = page.inner_text("[role=alert]")
+    assert said.startswith(f"This {kind} module could not show its data:")
+
+
+def test_the_colours_are_those_of_the_figures():
+    """No browser needed: one palette in two languages."""
+    from matplotlib.colors import to_hex
+
+    from specmoe.lab.figures import METHOD_COLORS
+
+    text = live.read("base.js")
+    palette = dict(re.findall(r"(\w+): \"(#\w{6})\"", text))
+    methods = dict(re.findall(r"(\w+): COLORS\.(\w+)", text))
+    assert {name: palette[color] for name, color in methods.items()} == {
+        name: to_hex(color) for name, color in METHOD_COLORS.items()
+    }
+
+
+def test_the_committed_page_is_small_and_of_this_version():
+    import specmoe
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(text.encode()) < 1_000_000 and f"specmoe {specmoe.__version__}" in text
+    for kind in live.KINDS:
+        assert live.read(f"{kind}.js") in text, f"{kind}.js has changed: make the page again"
+
+
+@pytest.mark.slow
+def test_making_the_page_again_gives_the_same_bytes():
+    from specmoe.lab.live.page import page
+
+    assert page() == PAGE.read_text(encoding="utf-8")
