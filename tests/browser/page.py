@@ -165,9 +165,10 @@ def _move(page, box, control) -> bool | None:
 def _set_next(control) -> bool:
     """Another value by hand: the next of a menu, a button pressed, a slider moved. False: there is
     none."""
+    if not control.evaluate("one => one.isConnected && one.offsetParent !== null"):
+        return False  # an earlier move replaced or hid it
     if control.evaluate("one => one.tagName === 'BUTTON'"):
-        control.evaluate("one => !one.disabled && one.click()")
-        return control.is_enabled()
+        return control.evaluate("one => { const open = !one.disabled; one.click(); return open; }")
     if select := control.query_selector("select"):
         count, chosen = select.evaluate("s => [s.options.length, s.selectedIndex]")
         if count > 1:

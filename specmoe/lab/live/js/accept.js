@@ -89,7 +89,7 @@ LIVE.accept = (root, data, { ready, say, timed }) => {
     fill(tally, el("h4", {}, "Let the rule decide"), el("div", { class: "sm-controls" }, rule.box,
       button("1 token", () => run(1), { "data-key": "1" }), button("100 tokens", () => run(100), { "data-key": "100" }),
       button("10,000 tokens", () => run(10000), { "data-key": "10000" }), button("Forget", () => { forget(); draw(); }, { "data-key": "forget" })),
-    table(total ? `${count(total, "token")}: ${percent(off(p))} away from p${off(p) > 0.03 && total >= 10000 ? ", which is not chance: this rule is biased" : ""}` : "no token yet",
+    table(total ? `${count(total, "token")}: ${percent(off(p))} away from p${off(p) > 0.03 && total >= 10000 ? ", which is not chance: this rule is biased" : ""}` : `no token yet; rule: ${RULES[rule.value][0]}`,
       ["token", "p, what should come out", "what came out"], data.words.map((word, i) => [`“${word}”`, bar(p[i], METHODS.on_demand), bar(total ? counts[i] / total : 0, COLORS.pink)])));
   }
 
