@@ -70,7 +70,7 @@ def _prompt(output, row: int, first: int, tokenizer) -> dict:
 
 def memory(frame: pd.DataFrame, layers: list[int]) -> dict[int, dict]:
     """By round: who was in fast memory ``before`` and ``after`` (layer -> experts), the ``reads``
-    [layer, expert, ahead of the router?] in order, who was ``needed`` [layer, expert, tokens], and
+    [layer, expert, ahead of the router?], who was ``needed`` [layer, expert, tokens], and
     how many tokens were ``committed``."""
     here, found = _at_first(frame), {}
     for event in frame.itertuples():
@@ -86,6 +86,8 @@ def memory(frame: pd.DataFrame, layers: list[int]) -> dict[int, dict]:
         elif event.kind == "route" and decodes:
             found[event.round]["needed"].append([*key, event.count])
         elif event.kind == "round":
+            # in which order readers finish is chance; what they read is not
+            found[event.round]["reads"].sort()
             found[event.round] |= {"after": _by_layer(here, layers), "committed": event.count}
     return {number: one for number, one in found.items() if "after" in one}
 
