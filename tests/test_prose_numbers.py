@@ -150,6 +150,11 @@ SOURCES = {
         "300 s": "the length of the run of which the page is the record",
         "4 s": "when it found something in that run",
     },
+    "tutorials/answers.md": {
+        "1 GB/s": "the question's own",
+        "20 GB/s": "the question's own, 20 times 1 GB/s",
+        "3.3 GB/s": lambda: f"{(20 * 3.36 - 40) / (25 - 5 * 3.36):.1f} GB/s",
+    },
     "docs/testing.md": {
         "3 to 11 ulp": "how wide the ties of a router in tests/long/results/ties.jsonl are",
         "3 ulp": "the widest of those that were looked into layer by layer",
