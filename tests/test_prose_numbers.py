@@ -3,7 +3,7 @@
 Looked at: the README, the pages of docs/, the Markdown cells of the notebooks, the texts beside the
 benchmarks and the tutorials. A number is fine where an output of the same notebook shows it; else it
 stands in ``SOURCES`` with code that computes it from results, settings or the paper's numbers, or
-with words where nothing can be computed. The model cards and docs/models.md are generated whole and
+with words where nothing can be computed. The model cards, docs/models.md and docs/exercises.md are generated whole and
 compared in tests of their own (test_tiny, test_translation, test_families), and so are the pages
 that are notebooks (test_reproduction, test_benchmarks). docs/log.md is a diary, true of its day: it
 is a source for what was measured once and not kept as a result.
@@ -31,7 +31,13 @@ from specmoe.lab.report import sentences as report
 from specmoe.lab.simulate.hardware import LINK_SHARE
 
 ROOT = Path(__file__).parent.parent
-ELSEWHERE = ("docs/log.md", "docs/models.md", "docs/performance.md", "docs/reproduction.md")
+ELSEWHERE = (
+    "docs/exercises.md",
+    "docs/log.md",
+    "docs/models.md",
+    "docs/performance.md",
+    "docs/reproduction.md",
+)
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in (

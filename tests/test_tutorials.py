@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import wrong_answers
-from mistakes_page import CHECKS, diagnosis
+from mistakes_page import CHECKS, PAGE, diagnosis, row
 
 from specmoe.engine.engine import load
 from specmoe.errors import OptionError
@@ -51,6 +51,16 @@ def test_there_are_twelve_exercises_and_each_names_its_check():
     used = [re.search(r"\bcheck_\w+", source.read_text(encoding="utf-8"))[0] for source in SOURCES]
     assert used == list(CHECKS) and len(used) == 12
     assert [getattr(exercises, check) for check in used] == list(exercises.EXERCISES)
+
+
+def test_the_page_of_wrong_answers_has_each_with_its_diagnosis():
+    """Numbers may depend on the machine that wrote the page; names and diagnoses do not."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    told = [line for line in lines if line.startswith("| ") and "wrong answer" not in line]
+    assert len(told) == len(WRONG)
+    for line, (check, name) in zip(told, WRONG):
+        words = row("", CHECKS[check][name][1])[5:-2]
+        assert line.startswith(f"| {name} |") and words in line
 
 
 @pytest.mark.parametrize(
