@@ -1,7 +1,7 @@
 """Did a change cost speed? The same runs by two commits, in turn, with an A/A control.
 
-    git worktree add /tmp/before 2189921
-    python tests/long/speeds.py --before /tmp/before --out docs/results/speeds.json
+    git worktree add ../before 2189921
+    python tests/long/speeds.py --before ../before --out docs/results/speeds.json
 
 Three workers hold their engines for the whole time: the package as it was (twice: what these two
 differ by is noise) and as it is. They decode one after the other, in an order that turns, and each
