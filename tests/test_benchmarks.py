@@ -464,16 +464,19 @@ def test_the_page_says_how_far_slices_of_one_method_lie_apart():
     assert page.spread_words([row("cached", 256, 9.0), row("cached", 64, 12.0)]) == ""
 
 
-def test_the_page_says_that_no_gpu_has_run_until_one_has():
+def test_the_page_says_on_which_gpu_what_ran():
     written = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert ("proven on CPU only" in written) == ("gpu" not in results.read_all())
+    found = results.read_all()["gpu"]
+    assert page.gpu_words(found) in written and found["about"]["name"] in page.gpu_words(found)
+    assert all(words in written for words in page.gpu_frames(found))
+    assert page.gpu_words({}).startswith("No GPU has run")
     assert page.gpu_frames({}) == {} == page.gpu_frames({"about": {"device": "cpu"}})
 
 
 def test_figures_are_drawn_for_what_is_there():
     files = files_of(row("on_demand", 4, 10), row("specmoe", 4, 30), row("probe", 4, 0.0, **PROBE))
     for draw in (pictures.speedups, pictures.over_floor):
-        assert pictures.png(draw(files)).startswith(b"\x89PNG")
+        assert len(draw(files).axes) == 4
 
 
 def test_results_files_are_small_and_name_no_folder_of_a_machine():
@@ -492,7 +495,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
         gpu, "compiled", lambda found, scale: {"plain_step_s": 3.0, "compiled_step_s": 1.0}
     )
     before = os.environ["SPECMOE_CACHE"]
-    assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--figures", str(tmp_path)]) == 0
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["failed"] == [] and found["left_out"] == [] and found["about"]["device"] == "cpu"
     assert os.environ["SPECMOE_CACHE"] == before
@@ -506,16 +509,15 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
             all(row["measured_over_floor"] > 0 for row in part["rows"])
             and part["copies"]["pageable_bytes_per_s"] > 0
         )
-        assert (tmp_path / f"gpu_{model}.png").exists()
     shown = page.gpu_frames({**found, "about": {"device": "cuda", "name": "this one"}})
-    assert len(shown["targets, this one"]) == len(found["targets"])
-    assert list(shown["speed tiny-balanced"]["method"]) == sorted(ALL_METHODS)
+    assert len(shown["Targets, this one"]) == len(found["targets"])
+    [rows] = [frame for words, frame in shown.items() if words.startswith("tiny-balanced")]
+    assert list(rows["method"]) == sorted(ALL_METHODS)
 
 
 def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch):
     for part in ("correctness", "compiled", "speed"):
         monkeypatch.setattr(gpu, part, lambda *_: {})
-    monkeypatch.setattr(gpu, "draw", lambda *_: [])
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0"]) == 0
     assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == [
         "all of tiny-translate",

@@ -1,9 +1,9 @@
 """``python -m specmoe.lab.bench.gpu``: the methods with experts in pinned host memory and the rest
 on a GPU, in under 8 minutes.
 
-Comes in: nothing but this repository; it needs torch, transformers, numpy (figures only where
-seaborn is). Goes out: ``results/gpu.json`` and figures. Without a GPU it runs small on the CPU,
-which is how the tests run it.
+Comes in: nothing but this repository; it needs torch, transformers, numpy. Goes out:
+``results/gpu.json``, which the notebook ``performance`` shows. Without a GPU it runs small on the
+CPU, which is how the tests run it.
 
 1. correctness: the CPU's tokens in fp32 against the device's with TF32 off, every method; first
    divergences in bf16
@@ -40,9 +40,9 @@ from .gpu_parts import Found, Scale, compiled, correctness, speed
 from .results import FOLDER
 from .workplace import Workplace
 
-IMAGES, MIB = Path(__file__).resolve().parents[3] / "docs" / "images", 2**20
+MIB = 2**20
 LARGE = Scale(
-    batches=(256, 1, 64, 16, 128, 4),  # in the order in which they run
+    batches=(256, 1, 64, 16),  # in the order in which they run
     # NLLB-MoE's and Mixtral's, in bf16
     experts={"tiny-translate": (64 * MIB, 20), "tiny-balanced": (336 * MIB, 4)},
     slice_s=2.0,
@@ -92,22 +92,6 @@ def roomy_folder() -> str | None:
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > needed else None
 
 
-def draw(content: dict, folder: Path) -> list[str]:
-    """A figure for each model; none where seaborn is missing."""
-    try:
-        from .pictures import speed_figure
-    except ImportError:
-        return []
-    files = []
-    for model in ("tiny-translate", "tiny-balanced"):
-        part = content.get(f"speed {model}")
-        if part and part["rows"]:
-            file = folder / f"gpu_{model}.png"
-            write_whole(file, speed_figure(part, model, content["about"]["name"]))
-            files.append(file.name)
-    return files
-
-
 def run(scale: Scale, device: torch.device, minutes: float, folder: str | None) -> dict:
     """All parts, in the packed experts' own folder, which is removed at the end."""
     place = Workplace(scale.num_prompts, device)
@@ -147,16 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--minutes", type=float, default=7.5, help="what does not fit is left out, and listed"
     )
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--figures", type=Path, default=IMAGES)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     small = options.small or device.type == "cpu"
-    for folder in (options.out, options.figures):
-        check_folder(folder)
+    check_folder(options.out)
     content = run(
         SMALL if small else LARGE, device, options.minutes, None if small else roomy_folder()
     )
-    content["figures"] = draw(content, options.figures)
     write_whole(options.out / "gpu.json", json.dumps(content, indent=0, default=str) + "\n")
     for row in content["targets"]:
         print(f"{row['name']}: {row['measured']} (target {row['goal']}, met: {row['met']})")

@@ -168,19 +168,55 @@ def peer_frame(files: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def gpu_words(content: dict) -> str:
+    """What ran on a GPU, on which and how often; or that nothing has."""
+    about = content.get("about", {})
+    if about.get("device") != "cuda":
+        return "No GPU has run this code yet: `python -m specmoe.lab.bench.gpu` does, where one is."
+    exact = [row for row in content["correctness"] if row["dtype"] == "float32"]
+    parted = [row for row in content["correctness"] if row["dtype"] != "float32"]
+    same, prompts = (sum(row[name] for row in exact) for name in ("same", "prompts"))
+    left, all_parted = (sum(row[name] for row in parted) for name in ("same", "prompts"))
+    return (
+        f"Measured {about['date'][:10]} on one {about['name']}, torch {about['torch']}, transformers "
+        f"{about['transformers']}: one window of 2 s for each cell, not repeated, so there is no "
+        "interval, and small differences mean nothing. Experts lie in pinned host memory and are "
+        "padded with zeros to the size of the paper's models; the rest is on the GPU, in bf16.\n\n"
+        f"Tokens against those of the CPU in fp32: {same} of {prompts} prompts the same in fp32 "
+        f"(TF32 off), all methods together; in bf16 {left} of {all_parted}."
+    )
+
+
+def gpu_models(content: dict) -> list[str]:
+    """The models whose speed was measured on a GPU."""
+    on_gpu = content.get("about", {}).get("device") == "cuda"
+    return [name.split()[1] for name in sorted(content) if on_gpu and name.startswith("speed ")]
+
+
 def gpu_frames(content: dict) -> dict[str, pd.DataFrame]:
     """What ``gpu`` found: its targets, and by model tokens per second (in brackets: measured over
     floor) of every method and batch. Empty unless it ran on a GPU."""
     if content.get("about", {}).get("device") != "cuda":
         return {}
-    frames = {f"targets, {content['about']['name']}": pd.DataFrame(content["targets"])}
-    for name, part in content.items():
-        if name.startswith("speed "):
-            rows = pd.DataFrame(part["rows"])
-            speed, over = rows["tokens_per_second"], rows["measured_over_floor"]
-            said = speed.map("{:.1f} ".format) + over.map("({:.1f})".format)
-            table = rows.assign(said=said).pivot(index="method", columns="batch", values="said")
-            frames[name] = table.reset_index()
+    rows = [
+        {
+            "what": row["name"],
+            "target": f"≥ {row['goal']:.2f}",
+            "measured": "" if row["measured"] is None else f"{row['measured']:.2f}",
+            "met": {True: "yes", False: "no", None: "not measured"}[row["met"]],
+        }
+        for row in content["targets"]
+    ]
+    frames = {f"Targets, {content['about']['name']}": pd.DataFrame(rows)}
+    for model in gpu_models(content):
+        part = content[f"speed {model}"]
+        rows = pd.DataFrame(part["rows"])
+        speed, over = rows["tokens_per_second"], rows["measured_over_floor"]
+        said = speed.map("{:.1f} ".format) + over.map("({:.1f})".format)
+        table = rows.assign(said=said).pivot(index="method", columns="batch", values="said")
+        size = part["info"]["expert_bytes"] / 2**20
+        words = f"{model}, experts of {size:.0f} MiB: tokens per second"
+        frames[f"{words} (in brackets: measured time over floor)"] = table.reset_index()
     return frames
 
 

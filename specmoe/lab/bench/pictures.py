@@ -1,15 +1,14 @@
 """Figures of the performance page: speed over on-demand by batch, and how far each method is from
 its floor; on a GPU, speed by batch.
 
-Comes in: the contents of the result files. Goes out: a matplotlib figure, or PNG bytes. The
+Comes in: the contents of the result files. Goes out: a matplotlib figure. The
 notebook ``performance`` shows them."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 
-from ..figures.base import METHOD_COLORS, compact_png, styled
+from ..figures.base import METHOD_COLORS, styled
 from .cells import SKEWED, TRANSLATE, cell_rows
 
 PANELS = [(model, link) for model in (TRANSLATE, SKEWED) for link in ("native", "throttled")]
@@ -66,7 +65,7 @@ def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
 
 
 @styled
-def speed_figure(part: dict, model: str, device: str) -> bytes:
+def gpu_speed(part: dict, model: str, device: str):
     """Of a part "speed <model>" of ``gpu.json``: tokens per second by batch, one line for each
     method, both axes logarithmic."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -77,7 +76,7 @@ def speed_figure(part: dict, model: str, device: str) -> bytes:
     size = part["info"]["record_bytes"] / 2**20
     axis.set_title(f"{model}, experts of {size:.4g} MiB in host memory, on {device}", loc="left")
     axis.legend(frameon=False)
-    return png(figure)
+    return figure
 
 
 def _draw(axis, rows: list[dict], value: str) -> None:
@@ -91,10 +90,3 @@ def _draw(axis, rows: list[dict], value: str) -> None:
     axis.set_xscale("log", base=2)
     shown = sorted({row["batch"] for row in rows})
     axis.set_xticks(shown, [str(batch) for batch in shown])
-
-
-def png(figure) -> bytes:
-    """A small picture; the figure is closed."""
-    picture = compact_png(np.array(figure.axes), dots_per_inch=80)
-    plt.close(figure)
-    return picture
