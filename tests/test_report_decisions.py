@@ -9,8 +9,10 @@ import json
 import math
 import re
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -19,6 +21,7 @@ from test_report import folder, write  # noqa: F401 - a fixture
 import specmoe
 from specmoe.errors import OptionError, SpecMoEError
 from specmoe.lab import report
+from specmoe.lab.markdown import pictures_of
 from specmoe.lab.report import about, progress
 
 
@@ -249,8 +252,6 @@ def test_a_folder_without_metrics_and_one_without_settings_are_named(earlier, tm
 
 def test_nothing_is_run_or_written_for_a_comparison_that_cannot_be(earlier, tmp_path, monkeypatch):
     monkeypatch.setattr(report.run, "_execute", lambda *_: pytest.fail("ran all the same"))
-    if "against" not in report.report_parameters("report"):
-        pytest.skip("the report that takes --against has not been executed and committed yet")
     with pytest.raises(OptionError, match="model='tiny-skewed'"):
         report.run_report("report", out_dir=tmp_path / "out", against=earlier())
     with pytest.raises(OptionError, match="model='tiny-skewed'"):
@@ -400,3 +401,9 @@ def test_on_a_terminal_one_line_is_written_again():
     told.say("a long line")
     told.say("short")
     assert out.getvalue() == "\rr: a long line\rr: short      "
+
+
+def test_the_readme_shows_the_figure_of_the_committed_report():
+    notebook = nbformat.read(report.notebooks_dir() / "report.ipynb", as_version=4)
+    shown = Path(__file__).parent.parent / "docs" / "images" / "report.png"
+    assert pictures_of(notebook) == {"report.png": shown.read_bytes()}
