@@ -168,6 +168,7 @@ def test_only_what_specmoe_wrote_is_listed_and_removed(mixtral, root, tmp_path):
     assert sorted(path.name for path in outside.directory.iterdir()) == [
         "experts.bin",
         "manifest.json",
+        "model",
     ]
     assert len(list(root.iterdir())) == 5
 

@@ -28,7 +28,10 @@ from specmoe.checkpoint import (
     packing,
     resolve,
 )
+from specmoe.checkpoint.files import open_checkpoint
 from specmoe.checkpoint.layout import ffn_axes, pad_ffn, place
+from specmoe.checkpoint.plan import plan_experts
+from specmoe.checkpoint.rest import rest_bytes
 from specmoe.cli.copies import verify_packed
 from specmoe.errors import CheckpointError, OptionError, StoreError, UnsupportedModelError
 
@@ -358,6 +361,7 @@ def test_an_interrupted_pack_goes_on_where_it_stopped(mixtral, tmp_path, monkeyp
     assert sorted(path.name for path in packed.directory.iterdir()) == [
         "experts.bin",
         "manifest.json",
+        "model",
     ]
     assert not (tmp_path / "packed.partial").exists()
 
@@ -422,7 +426,8 @@ def test_a_killed_and_damaged_pack_keeps_only_the_good_records(
 def test_no_space_is_said_before_anything_is_written(mixtral, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(StoreError, match=r"327680 bytes needed, 1000 available"):
+    needed = 327680 + rest_bytes(plan_experts(open_checkpoint(mixtral)))
+    with pytest.raises(StoreError, match=f"{needed} bytes needed, 1000 available"):
         pack(mixtral, tmp_path / "deep" / "packed")
     assert list(tmp_path.iterdir()) == []
 
@@ -433,6 +438,7 @@ def test_a_nearly_full_disk_needs_room_only_for_what_is_not_packed_yet(
     monkeypatch.setattr(packing, "SYNC_BYTES", 1)
     partial = killed_at(7, mixtral, tmp_path)
     left = 327680 - (partial / "experts.bin").stat().st_size
+    left += rest_bytes(plan_experts(open_checkpoint(mixtral)))
     usage = type("Usage", (), {"free": left - 1})
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda place: usage)
     with pytest.raises(StoreError, match=rf"{left} bytes needed, {left - 1} available"):

@@ -5,7 +5,8 @@ Comes in: a shipped name, a folder or a hub id. Goes out: ``build_model`` gives 
 model with its expert parameters still on ``meta``; ``pack`` gives ``PackedExperts``, which
 ``offload.store`` reads next. In this order: ``files`` and ``header`` open a checkpoint, ``recipes``
 says which of its tensors make which of the model, ``model`` loads what is no expert, ``plan`` finds
-the experts, and ``packing`` writes them in the ``layout`` of a record.
+the experts, and ``packing`` writes them in the ``layout`` of a record, with the ``rest`` beside
+them where a packed folder is to be loaded by itself.
 """
 
 from .cache import cache_folder, lock, write_whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .layout import FORMAT
 # All that specmoe ever writes into a packed folder; nothing else in it is touched.
 OURS = {"experts.bin", "manifest.json", "affinity.npy", "journal", "lock"}
 OURS |= {"manifest.json.partial", "affinity.npy.partial", "journal.partial"}
+OURS |= {"model", "model.partial"}  # folders: see ``rest``
 MAX_LINE = 2**26  # bytes of a manifest
 
 
@@ -51,7 +53,7 @@ def remove_packed(folder: Path) -> None:
     # the manifest and the journal go last: what a killed removal leaves can be recognised
     there = [path for path in folder.iterdir() if path.name in OURS]
     for path in sorted(there, key=lambda path: path.name in ("manifest.json", "journal")):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     # where somebody keeps files of his own in it, it stays
     with suppress(OSError):
         folder.rmdir()

@@ -9,10 +9,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import CheckpointError, OptionError, door
+from .cache import is_journal
 from .header import DTYPES, USE_UNQUANTISED, StoredTensor, read_header
+from .layout import open_packed
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 SINGLE = "model.safetensors"
+# Of a packed folder, the checkpoint without experts inside it.
+REST = "model"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_JSON_BYTES = 100_000_000
@@ -66,12 +70,24 @@ def _local(name_or_path: str | Path) -> Path | None:
         path = Path(name).expanduser()
         is_there, is_folder = path.exists(), path.is_dir()
     if is_folder:
-        return path.resolve()
+        return _inside(path.resolve())
     if isinstance(name_or_path, str) and re.fullmatch(f"{NAME}/{NAME}", name):
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     what = "is a file, not a checkpoint folder" if is_there else "does not exist"
     raise CheckpointError(f"{name!r} {what}: {GIVE} ({shipped})")
+
+
+def _inside(folder: Path) -> Path:
+    """``folder``, or of a packed one, which must be whole, the checkpoint without experts in it."""
+    manifest = folder / "manifest.json"
+    if (folder / "config.json").exists() or not is_journal(manifest):
+        return folder
+    open_packed(folder)
+    if not (folder / REST / "config.json").is_file():
+        what = f"{folder} holds packed experts, but not the rest of the model ({REST}/config.json)"
+        raise CheckpointError(f"{what}: load the checkpoint it was packed from, or pack that again")
+    return folder / REST
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,10 @@ class StoredTensor(NamedTuple):
         start = self.start + index * math.prod(shape) * self.dtype.itemsize
         return self._replace(shape=shape, start=start)
 
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def meta(self) -> torch.Tensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
@@ -73,12 +78,17 @@ class StoredTensor(NamedTuple):
     def add_to(self, digest: Any) -> None:
         """Add dtype, shape and bytes to ``digest``, a piece at a time."""
         digest.update(repr((self.dtype, self.shape)).encode())
-        start, left = self.start, math.prod(self.shape) * self.dtype.itemsize
+        for piece in self.pieces():
+            digest.update(piece)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, a piece at a time; each is valid until the next one is taken."""
+        start, left = self.start, self.num_bytes
         piece = memoryview(bytearray(min(left, PIECE_BYTES)))
         while left:
             piece = piece[:left]
             _read_into(self.file, start, piece)
-            digest.update(piece)
+            yield piece
             start, left = start + len(piece), left - len(piece)
 
 

@@ -29,6 +29,7 @@ from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
 from .layout import PackedExperts, open_packed, seal
 from .plan import ExpertPlan, plan_experts
+from .rest import as_asked, packed_plan, rest_bytes, write_rest
 
 logger = logging.getLogger("specmoe")
 
@@ -47,8 +48,16 @@ def pack(
     progress: Progress = None,
 ) -> PackedExperts:
     """Pack the experts of a checkpoint into ``directory`` (None: the cache folder), or reuse what
-    is there. ``expert_bytes`` widens every expert with zero columns to at least that payload."""
-    plan = plan_experts(open_checkpoint(resolve(path)), expert_bytes)
+    is there. ``expert_bytes`` widens every expert with zero columns to at least that payload.
+    A ``directory`` also gets the rest of the model (``rest``), so that it can be loaded by itself;
+    packed already, it is given back as it is."""
+    source = resolve(path)
+    if there := packed_plan(source):
+        if directory is not None:
+            what = f"{source.parent} is packed already"
+            raise CheckpointError(f"{what}: copy the folder, or pack the checkpoint it came from")
+        return as_asked(there.packed, expert_bytes)
+    plan = plan_experts(open_checkpoint(source), expert_bytes)
     contents, source = Contents(plan), plan.checkpoint.folder
     if directory is None:
         # two checkpoints of one name never share what is half packed
@@ -61,7 +70,10 @@ def pack(
             raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
         partial = folder.with_name(folder.name + ".partial")
     try:
-        packed = _find(contents, folder) or _pack_into(folder, partial, contents, progress)
+        if found := _find(contents, folder):
+            if folder is not None:
+                write_rest(plan, folder)
+        packed = found or _pack_into(folder, partial, contents, progress)
         contents.keep()
         with suppress(OSError):
             os.utime(packed.directory / "manifest.json")  # when it was last used
@@ -101,7 +113,7 @@ def _pack_into(
 ) -> PackedExperts:
     """``folder`` None: into the cache, where a copy is named after what turns out to be in it."""
     _refuse_foreign(partial)
-    _check_space(contents.plan, partial)
+    _check_space(contents.plan, partial, with_rest=folder is not None)
     partial.mkdir(parents=True, exist_ok=True)
     with open(partial / "lock", "w") as stream:
         if not lock(stream.fileno(), "LOCK_EX"):
@@ -113,7 +125,7 @@ def _pack_into(
             return found
         if folder is None:
             _take_over(contents, partial)
-        packed = _write(contents, partial, progress)
+        packed = _write(contents, partial, progress, with_rest=folder is not None)
         if folder is None:
             digest = hashlib.sha256(json.dumps([packed.records, str(_shape_of(packed))]).encode())
             folder = partial.with_name(f"{packed.source['name']}-{digest.hexdigest()[:12]}")
@@ -166,12 +178,14 @@ def _checked(packed: PackedExperts, contents: Contents) -> PackedExperts:
     raise CheckpointError(f"{packed.directory} {what}: {remedy}")
 
 
-def _write(contents: Contents, partial: Path, progress: Progress) -> PackedExperts:
+def _write(contents: Contents, partial: Path, progress: Progress, with_rest: bool) -> PackedExperts:
     """Write all records and the manifest into ``partial``, but for the good records there."""
     plan, name = contents.plan, display_name(contents.plan.checkpoint.folder)
     layers, num_experts, layout, widened = _shape_of(plan)
     packed = PackedExperts(partial, layers, num_experts, layout, (), {"name": name}, widened)
     done = _resume(packed, contents)
+    if with_rest:
+        write_rest(plan, partial)
     logger.info("packing %d experts into %s, %d are there", plan.num_records, partial, len(done))
     with (
         open(packed.data_file, "r+b") as data,
@@ -246,10 +260,11 @@ def _resume(packed: PackedExperts, contents: Contents) -> Done:
     return good
 
 
-def _check_space(plan: ExpertPlan, partial: Path) -> None:
+def _check_space(plan: ExpertPlan, partial: Path, with_rest: bool) -> None:
     data = partial / "experts.bin"
     written = data.stat().st_size if data.is_file() else 0
     needed = plan.num_records * plan.layout.record_bytes - written
+    needed += rest_bytes(plan) if with_rest else 0
     available = shutil.disk_usage(next(filter(Path.is_dir, partial.parents))).free
     if needed > available:
         how = f"{needed} bytes needed, {available} available"

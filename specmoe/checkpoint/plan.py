@@ -54,6 +54,13 @@ class ExpertPlan:
     def num_records(self) -> int:
         return len(self.layers) * self.num_experts
 
+    def others(self) -> list[StoredTensor]:
+        """Every tensor of the checkpoint that is no expert's."""
+        groups = [g for layer in self.recipes for recipe in layer for g in recipe.sources.values()]
+        experts = {stored.name for group in groups for stored in group}
+        found = sorted(self.checkpoint.tensors.items())
+        return [stored for name, stored in found if name not in experts]
+
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
         """Write one expert, but for its padding, into ``record``; returns its ``digest``."""
         views, digest = self.layout.views(record), hashlib.sha256()

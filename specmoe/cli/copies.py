@@ -29,7 +29,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _entry(folder: Path) -> dict:
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.name in OURS]
+    ours = [path for path in folder.iterdir() if path.name in OURS]
+    files = [file for path in ours for file in (path.rglob("*") if path.is_dir() else [path])]
+    sizes = [file.stat().st_size for file in files if file.is_file()]
     row = {"name": folder.name, "bytes": sum(sizes), "model": None, "layers": None, "experts": None}
     try:
         packed = open_packed(folder)

@@ -9,14 +9,17 @@ from pathlib import Path
 from ..checkpoint.files import open_checkpoint, resolve
 from ..checkpoint.identity import SETTINGS, Contents
 from ..checkpoint.plan import ExpertPlan, plan_experts
+from ..checkpoint.rest import PackedPlan, packed_plan
 
 
 def identity_of(path: str | Path, revision: str | None = None) -> str:
     """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
     and with nothing else. The first call for a checkpoint reads all of it; later ones only the
-    small files, until a time stamp of its shards changes."""
+    small files, until a time stamp of its shards changes. A packed folder has the identity of the
+    checkpoint that it was packed from."""
     folder = resolve(path, revision)
-    weights = _weights(Contents(plan_experts(open_checkpoint(folder))))
+    plan = packed_plan(folder) or plan_experts(open_checkpoint(folder))
+    weights = _weights(Contents(plan))
     digest = hashlib.sha256(weights.encode())
     files = {file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(files):
@@ -34,13 +37,10 @@ def _weights(contents: Contents) -> str:
     return hashlib.sha256(json.dumps([contents.records, contents.rest]).encode()).hexdigest()
 
 
-def _rest(plan: ExpertPlan) -> str:
+def _rest(plan: ExpertPlan | PackedPlan) -> str:
     """The digest of every tensor that is no expert's, by name, dtype, shape and bytes."""
-    groups = [g for layer in plan.recipes for recipe in layer for g in recipe.sources.values()]
-    experts = {stored.name for group in groups for stored in group}
     digest = hashlib.sha256()
-    for name, stored in sorted(plan.checkpoint.tensors.items()):
-        if name not in experts:
-            digest.update(name.encode())
-            stored.add_to(digest)
+    for stored in plan.others():
+        digest.update(stored.name.encode())
+        stored.add_to(digest)
     return digest.hexdigest()

@@ -256,7 +256,7 @@ def _loading(parser: _Parser) -> None:
 
 
 def _pack(parser: _Parser) -> None:
-    """one contiguous record per expert, with checksums"""
+    """one contiguous record per expert, with checksums, in a folder that loads as a checkpoint"""
     parser.add_argument(
         "model", metavar="CHECKPOINT", help="a shipped model, a checkpoint folder or a hub id"
     )

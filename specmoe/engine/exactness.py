@@ -15,6 +15,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -180,6 +181,8 @@ def choose_reference(engine, **options) -> TransformersReference | PlainReferenc
     kind = engine.model.config.model_type
     if kind in NO_REFERENCE:
         return PlainReference(engine, NO_REFERENCE[kind])
+    if engine.packed.directory == Path(engine.model.name_or_path).parent:
+        return PlainReference(engine, "transformers reads no packed folder")
     needed = sum(p.numel() for p in engine.model.parameters()) * engine.model.dtype.itemsize
     if needed > SHARE_OF_MEMORY * free_bytes(engine.options.device):
         return PlainReference(
