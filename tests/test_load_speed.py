@@ -4,18 +4,23 @@ large experts come from a sample of their weights."""
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import PROMPTS, tokens_of
 from safetensors.torch import load_file
 
 import specmoe
-from specmoe.checkpoint import build_model, open_packed, pack
-from specmoe.checkpoint.layout import VERSION
+from specmoe.checkpoint import ExpertLayout, build_model, open_packed, pack, packing
+from specmoe.checkpoint.files import open_checkpoint
+from specmoe.checkpoint.layout import VERSION, PackedExperts
+from specmoe.checkpoint.plan import plan_experts
 from specmoe.cli.copies import entries, remove
 from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError
+from specmoe.offload import affinity
 
 OPTIONS = {"dtype": "float64", "draft_experts": 3}
 
@@ -155,3 +160,51 @@ def test_an_interrupted_packing_goes_on_with_the_rest(source, tmp_path):
     assert not (tmp_path / "packed").exists()
     pack(source, tmp_path / "packed")
     assert open_packed(tmp_path / "packed") and decoded(tmp_path / "packed")[0]
+
+
+# ---- distances between large experts come from a sample ----
+
+
+@pytest.fixture
+def sampled(tiny, monkeypatch):
+    """Experts of four times a page, of which half is read."""
+    packed = pack(tiny("mixtral"))
+    assert packed.layout.record_bytes == 5 * 4096
+    monkeypatch.setattr(affinity, "LARGEST_WHOLE", packed.layout.payload_bytes - 1)
+    monkeypatch.setattr(affinity, "PIECES", 2)
+    monkeypatch.setattr(affinity, "PIECE_BYTES", 4096)
+    return packed
+
+
+def test_distances_of_large_experts_are_near_those_of_all_weights(sampled, monkeypatch):
+    found = affinity.expert_distances(sampled)
+    (sampled.directory / "affinity.npy").unlink()
+    monkeypatch.setattr(affinity, "LARGEST_WHOLE", 2**40)
+    whole = affinity.expert_distances(sampled)
+    assert not torch.equal(found, whole)
+    torch.testing.assert_close(found, whole, rtol=0.15, atol=0)
+
+
+def test_they_are_never_read_whole(sampled):
+    places = affinity._places(sampled)
+    pieces = list(affinity._weights(sampled, 1, places))
+    assert sum(piece.numel() for piece in pieces) * 8 == 2 * 4096 * sampled.num_experts
+    assert max(begin + size for begin, size in places) <= sampled.layout.record_bytes
+    assert places[1][0] >= sampled.layout.record_bytes // 4, "not only the first tensor"
+
+
+@pytest.mark.parametrize("expert_bytes", [None, 3 * 2**20, 24 * 2**20])
+def test_shipped_experts_are_compared_whole_however_wide(expert_bytes):
+    plan = plan_experts(open_checkpoint(specmoe_folder("tiny-skewed")), expert_bytes)
+    layers, num_experts, layout, widened = packing._shape_of(plan)
+    packed = PackedExperts(Path(), layers, num_experts, layout, (), {}, widened)
+    assert sum(size for _, size in affinity._places(packed)) == layout.record_bytes
+
+
+def test_an_expert_of_real_size_costs_half_a_mebibyte():
+    layout = ExpertLayout.of(
+        {"gate_up_proj": (2048, 2048), "down_proj": (2048, 1024)}, torch.bfloat16
+    )
+    packed = PackedExperts(Path(), ("a",), 64, layout, (), {}, None)
+    places = affinity._places(packed)
+    assert sum(size for _, size in places) == 2**19 and places[-1][0] > 0.8 * layout.record_bytes

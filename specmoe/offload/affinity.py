@@ -24,11 +24,16 @@ logger = logging.getLogger("specmoe")
 
 # of all experts of a layer together, so that no layer is ever loaded whole
 CHUNK_BYTES = 32 * 2**20
+# An expert of more bytes than this is not read whole for its distances, but in pieces that lie
+# evenly over it: reading all of a large model takes minutes, and which expert is nearest shows in
+# a quarter of a million weights (where they are independent, to 0.14 % of a distance).
+LARGEST_WHOLE = 4 * 2**20
+PIECES, PIECE_BYTES = 8, 2**16
 
 
 def expert_distances(packed: PackedExperts) -> torch.Tensor:
     """L2 distance between the weights of every two experts of a layer, float32 ``[L, E, E]``, zero
-    on the diagonal.
+    on the diagonal; of large experts an estimate from a sample, the same every time.
 
     Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be
     written, when that file is not of these very experts.
@@ -72,20 +77,30 @@ def _seal(packed: PackedExperts, array: bytes) -> bytes:
 
 
 def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:
-    """[E, E] from the Gram matrix, accumulated over slices of the records in float64."""
+    """[E, E] from the Gram matrix, accumulated over places of the records in float64."""
     gram = torch.zeros(packed.num_experts, packed.num_experts, dtype=torch.float64)
-    for weights in _slices(packed, layer):  # [E, columns]
+    places = _places(packed)
+    for weights in _weights(packed, layer, places):  # [E, columns]
         gram += (weights @ weights.T).double()
     squared = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
+    squared *= packed.layout.record_bytes / sum(num_bytes for _, num_bytes in places)
     return squared.clamp(min=0).sqrt().float().fill_diagonal_(0)
 
 
-def _slices(packed: PackedExperts, layer: int):
-    """The layer's weights, a few columns at a time: float64 ``[E, columns]``."""
+def _places(packed: PackedExperts) -> list[tuple[int, int]]:
+    """(first byte, bytes) of what is read of every record: all of it, or a sample."""
+    whole = packed.layout.record_bytes
+    if (packed.widened_from or packed.layout.payload_bytes) > LARGEST_WHOLE:
+        step = whole // PIECES // 4096 * 4096
+        return [(begin, PIECE_BYTES) for begin in range(0, PIECES * step, step)]
     step = max(4096, CHUNK_BYTES // packed.num_experts // 4096 * 4096)
+    return [(begin, min(step, whole - begin)) for begin in range(0, whole, step)]
+
+
+def _weights(packed: PackedExperts, layer: int, places: list[tuple[int, int]]):
+    """The layer's weights, one place after the other: float64 ``[E, columns]``."""
     with open(packed.data_file, "rb", buffering=0) as file:
-        for begin in range(0, packed.layout.record_bytes, step):
-            num_bytes = min(step, packed.layout.record_bytes - begin)
+        for begin, num_bytes in places:
             rows = []
             for expert in range(packed.num_experts):
                 file.seek(packed.offset(layer, expert) + begin)
