@@ -248,7 +248,7 @@ def test_a_failing_cell_is_named_with_its_error_and_gives_no_html(folder, tmp_pa
 
 def test_an_error_inside_a_widget_callback_is_a_failure_too(folder, tmp_path):
     pytest.importorskip("ipywidgets")
-    # set, not captured: see widgets.Explorer for the hang that captured output may cause under
+    # set, not captured: nbclient sends captured output back, and can miss the cell's answer under
     # papermill
     code = (
         "import ipywidgets\n"

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import gc
-import io
 import json
 
 import matplotlib
@@ -21,15 +19,13 @@ import pytest
 from conftest import PROMPTS
 from matplotlib.text import Text
 from nbclient import NotebookClient
-from nbclient.output_widget import OutputWidget
-from PIL import Image
 
 import specmoe
 from specmoe.engine import run as engine_run
 from specmoe.errors import OptionError, UnsupportedModelError
 from specmoe.lab import figures, live, replay, simulate, widgets
-from specmoe.lab.figures import tokens
-from specmoe.lab.live import data
+from specmoe.lab.figures import routing as drawn_map
+from specmoe.lab.live import data, traces
 from specmoe.lab.report.run import widget_errors
 from specmoe.lab.routing import record_routing, requests_by_token
 from specmoe.tiny.texts.translate_data import held_out_pairs
@@ -101,7 +97,6 @@ SOURCES = {
     "winners_map": "winners",
     "accept_or_reject": None,
 }
-LIVE = [name for name in SOURCES if name != "timeline"]
 
 
 def make(name: str, request):
@@ -109,7 +104,7 @@ def make(name: str, request):
     return getattr(widgets, name)(*([request.getfixturevalue(source)] if source else []))
 
 
-@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_live_widget_travels_with_its_module_and_data_and_needs_no_kernel(request, name):
     widget = make(name, request)
     state = widget.get_state()
@@ -118,17 +113,6 @@ def test_a_live_widget_travels_with_its_module_and_data_and_needs_no_kernel(requ
     sent = json.dumps(state["data"])
     assert json.loads(sent) and "NaN" not in sent and "Infinity" not in sent
     assert len(sent) < 100_000
-
-
-def test_every_control_of_the_timeline_changes_its_figure(output):
-    explorer = widgets.timeline(output)
-    for control, value in {"round": 0, "zoom": (10, 40)}.items():
-        before = explorer.png
-        explorer.controls[control].value = value
-        assert explorer.png != before, f"{control} = {value} changes nothing"
-        (shown,) = explorer.output.outputs
-        assert base64.b64decode(shown["data"]["image/png"]) == explorer.png
-        assert shown["metadata"]["image/png"]["alt"] == explorer.about
 
 
 def test_one_token_is_not_called_tokens(engine):
@@ -141,47 +125,15 @@ def test_one_token_is_not_called_tokens(engine):
     assert "1 token, resident experts only" in said
 
 
-def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_afterwards(output, monkeypatch):
-    explorer, seen = widgets.timeline(output), []
-    draw = explorer.draw
-    monkeypatch.setattr(
-        explorer, "draw", lambda **values: seen.append(gc.isenabled()) or draw(**values)
-    )
-    explorer.controls["round"].value = 0
-    assert seen == [False] and gc.isenabled()
-
-
-def test_sliders_speak_when_let_go_and_the_figure_keeps_its_height(output):
-    explorer = widgets.timeline(output)
-    assert explorer.output.layout.height.endswith("px")
-    for control in explorer.controls.values():
-        assert getattr(control, "continuous_update", False) is False
-    height = Image.open(io.BytesIO(explorer.png)).height
-    assert height <= int(explorer.output.layout.height.removesuffix("px")), (
-        "the figure would need a scroll bar"
-    )
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_page_without_widgets_gets_the_figure_and_its_description(request, name):
-    explorer = make(name, request)
-    bundle = explorer._repr_mimebundle_()
+    widget = make(name, request)
+    bundle = widget._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= set(data)
-    assert base64.b64decode(data["image/png"]) == explorer.png
-    assert len(explorer.png) < 120_000
-    assert explorer.about in data["text/plain"]
-
-
-def test_a_widget_whose_drawing_failed_claims_no_figure(output, monkeypatch):
-    monkeypatch.setattr(figures, "timeline", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # in a kernel it lands in the widget's output instead
-        widgets.timeline(output)
-    monkeypatch.undo()
-    explorer = widgets.timeline(output)
-    explorer.png = b""
-    data = explorer._repr_mimebundle_()[0]
-    assert "image/png" not in data and data["text/plain"].startswith("Widget without a figure")
+    assert base64.b64decode(data["image/png"]) == widget.png
+    assert len(widget.png) < 120_000
+    assert widget.about in data["text/plain"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +227,7 @@ def test_recording_leaves_the_engine_as_it_was(engine):
 def test_the_map_prints_the_experts_that_were_picked(routing, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        tokens,
+        drawn_map,
         "_draw_words",
         lambda ax, places, words, colors: drawn.extend(zip(places.tolist(), words)),
     )
@@ -292,7 +244,7 @@ def test_the_expert_used_most_is_the_darkest():
     picks = pd.DataFrame(
         {"step": ["target"] * 4 + ["draft"], "layer": [0] * 5, "expert": [7, 3, 7, 5, 3]}
     )
-    assert tokens.use_ranks(picks) == {(0, 7): 0, (0, 3): 1, (0, 5): 2}
+    assert drawn_map.use_ranks(picks) == {(0, 7): 0, (0, 3): 1, (0, 5): 2}
 
 
 def test_requests_by_token_are_what_each_token_asked_of_its_layer(routing):
@@ -315,7 +267,7 @@ def test_a_star_is_a_stand_in_and_a_dash_an_expert_left_out():
             "expert": [3, 4, 5],
         }
     )
-    assert tokens.cell_words(part) == ["3", "7*", "-"]
+    assert drawn_map.cell_words(part) == ["3", "7*", "-"]
 
 
 # ---- what the twins draw ----
@@ -396,7 +348,7 @@ def test_the_stepper_knows_who_was_in_fast_memory(engine, monkeypatch):
         engine_run, "_new_pool", lambda *given: pools.append(new_pool(*given)) or pools[0]
     )
     settings = {"method": "specmoe", "gamma": 3, "prefetch": False, "eos_token_id": []}
-    made = data.rounds(engine.generate(PROMPTS, max_new_tokens=10, batch_size=2, **settings))
+    made = traces.rounds(engine.generate(PROMPTS, max_new_tokens=10, batch_size=2, **settings))
     last = made["memory"][max(made["memory"])]["after"]
     assert last == {layer: sorted(pools[0].resident_experts(layer)) for layer in made["layers"]}
     assert any(one["reads"] for one in made["memory"].values())
@@ -485,6 +437,8 @@ def test_the_map_takes_the_frame_of_simulate_winners(recordings):
         (lambda o, r: widgets.pool_replay(o, layer=9), "layer=9 .*did you mean"),
         (lambda o, r: widgets.timeline(o, round=999), "round=999 .*did you mean"),
         (lambda o, r: widgets.timeline(o, round="0"), "round='0' must be a whole number"),
+        (lambda o, r: widgets.timeline(o, mark="L2"), "mark='L2' names no read: give"),
+        (lambda o, r: widgets.timeline(o, mark=(1, 2, 3)), "names no read: give .layer, expert."),
         (lambda o, r: widgets.round_stepper(o, row=99), "row=99 .*did you mean 3"),
         (lambda o, r: widgets.round_stepper(o, step=99), "step=99 .*did you mean"),
         (lambda o, r: figures.round_steps(o, act="vrify"), "did you mean 'verify'"),
@@ -601,7 +555,7 @@ def test_a_run_without_a_draft_offers_no_view_of_one(engine):
 
 def test_the_pool_is_played_on_what_the_layer_asked_for(output):
     frame = output.trace.to_frame()
-    made = data.pool(output, layer=1)
+    made = traces.pool(output, layer=1)
     requests = replay.layer_requests(frame, 1)
     for t, (flat, request) in enumerate(zip(made["steps"][1], requests, strict=True)):
         assert dict(zip(flat[::2], flat[1::2])) == {e: n for e, n in enumerate(request.counts) if n}
@@ -610,23 +564,65 @@ def test_the_pool_is_played_on_what_the_layer_asked_for(output):
 
 
 def test_of_a_run_too_long_for_a_page_the_layer_asked_for_is_kept(output, monkeypatch):
-    monkeypatch.setattr(data, "MOST_PAIRS", 40)
-    made = data.pool(output, layer=1)
+    monkeypatch.setattr(traces, "MOST_PAIRS", 40)
+    made = traces.pool(output, layer=1)
     assert made["layers"] == [1]
     assert 0 < sum(len(flat) for flat in made["steps"][1]) <= 80
+
+
+# ---- the clock ----
+
+
+def test_the_clock_holds_every_interval_of_every_round_on_one_axis(output):
+    frame, made = output.trace.to_frame(), traces.timeline(output, 1, mark=(0, 3))
+    assert [one["round"] for one in made["rounds"]] == replay.rounds_of(frame)
+    assert made["start"] == {"round": 1, "mark": [0, 3]}
+    ends = []
+    for one in made["rounds"]:
+        table = replay.timeline(frame, one["round"])
+        shown = [
+            (lane, made["kinds"][kind], layer, expert, begin, end)
+            for lane, kind, layer, expert, begin, end in one["bars"]
+        ]
+        lanes = [0 if lane == "compute" else int(lane.split()[1]) for lane in table["lane"]]
+        times = (1e3 * table[["begin_s", "end_s"]]).round(3).to_numpy().tolist()
+        named = table[["kind", "layer", "expert"]].to_numpy().tolist()
+        assert sorted(shown) == sorted(
+            (lane, *name, *time) for lane, name, time in zip(lanes, named, times)
+        )
+        ends.append(max(bar[-1] for bar in shown))
+    assert made["longest"] == max(ends)
+    assert made["lanes"] == 1 + max(bar[0] for one in made["rounds"] for bar in one["bars"])
+
+
+def test_a_wait_is_drawn_over_the_layer_that_it_interrupts(output):
+    for one in traces.timeline(output)["rounds"]:
+        kinds = [traces.BUSY[bar[1]] for bar in one["bars"] if bar[0] == 0]
+        assert kinds == sorted(kinds, key=lambda kind: kind == "wait")
+
+
+def test_of_a_run_too_long_for_a_page_the_round_asked_for_and_its_neighbours_are_kept(
+    output, monkeypatch
+):
+    rounds = replay.rounds_of(output.trace.to_frame())
+    monkeypatch.setattr(traces, "MOST_BARS", 1)
+    made = traces.timeline(output, rounds[-1])
+    assert [one["round"] for one in made["rounds"]] == [rounds[-1]]
+    assert made["start"]["round"] == 0
+    bars = {one: len(replay.timeline(output.trace.to_frame(), one)) for one in rounds}
+    monkeypatch.setattr(traces, "MOST_BARS", bars[rounds[-1]] + bars[rounds[-2]])
+    made = traces.timeline(output, rounds[-1])
+    assert [one["round"] for one in made["rounds"]] == rounds[-2:] and made["start"]["round"] == 1
 
 
 # ---- in a kernel without a front end ----
 
 CELLS = [
+    "from specmoe.lab import widgets\nwidgets.accept_or_reject()",
     """import ipywidgets
-import matplotlib.pyplot as plt
-from specmoe.lab import widgets
-controls = {"batch": ipywidgets.IntSlider(1, 1, 2)}
-explorer = widgets.Explorer(controls, lambda batch: plt.figure().add_subplot(), "a figure", 500)
-explorer""",
-    "explorer.controls['batch'].value = 2",
-    "explorer.draw = lambda **values: 1 / 0\nexplorer.controls['batch'].value = 1",
+shown = ipywidgets.Output()
+shown.outputs = ({"output_type": "error", "ename": "KeyError", "evalue": "7", "traceback": []},)
+shown""",
 ]
 
 
@@ -636,36 +632,12 @@ def run_cells(*cells: str):
     return notebook
 
 
-def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_callback_is_found():
-    healthy = run_cells(*CELLS[:2])
+def test_run_without_a_front_end_the_twin_appears_and_an_error_in_a_widget_is_found():
+    healthy = run_cells(CELLS[0])
     shown = healthy.cells[0].outputs[-1]["data"]
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(shown)
     assert widget_errors(healthy) == []
-    broken = run_cells(*CELLS)
-    assert widget_errors(broken) == ["ZeroDivisionError: division by zero"]
-
-
-def test_under_papermill_nothing_is_sent_back_to_the_kernel(monkeypatch):
-    """nbclient sends captured output back while it waits for the cell's answer, and can miss that
-    answer's wake-up."""
-    sent = []
-    monkeypatch.setattr(
-        OutputWidget, "_publish_msg", lambda self, kind, **content: sent.append(kind)
-    )
-    notebook = run_cells(*CELLS)
-    assert sent == []
-    (output,) = [
-        model["state"]["outputs"]
-        for model in widget_states(notebook)
-        if model["model_name"] == "OutputModel"
-    ]
-    assert [each["output_type"] for each in output] == ["error"]
-
-
-def widget_states(notebook) -> list[dict]:
-    return list(
-        notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
-    )
+    assert widget_errors(run_cells(*CELLS)) == ["KeyError: 7"]
 
 
 def test_a_picture_does_not_need_the_canvas_that_pyplot_gave_the_figure():

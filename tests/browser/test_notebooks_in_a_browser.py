@@ -107,7 +107,7 @@ def test_an_external_request_and_a_console_error_would_be_seen(page):
 
 
 BOX = (
-    "<div class='jp-OutputArea-output'><div class='widget-vbox'>{}<img "
+    "<div class='jp-OutputArea-output'><div class='sm-live'>{}<img "
     "src='data:image/png;base64,AAAA'></div></div>"
 )
 MENU = "<div class='sm-menu'>name<select><option>a<option>b</select></div>"

@@ -197,6 +197,53 @@ def test_by_hand_the_bound_is_never_beaten_and_lru_s_choices_score_as_lru(opened
     assert "level with LRU" in page.inner_text(".sm-summary")
 
 
+CLOCK = {  # two rounds; the fetch of (1, 7) is waited for, that of (1, 5) is not
+    "kinds": ["draft", "verify", "wait", "rest", "fetch", "prefetch"],
+    "rounds": [
+        {"round": 4, "bars": [[0, 0, -1, -1, 0, 4], [0, 1, 1, -1, 4, 10], [0, 2, 1, 7, 5, 8],
+                              [1, 4, 1, 7, 4.5, 8], [2, 5, 1, 5, 1, 3]]},
+        {"round": 5, "bars": [[0, 1, 0, -1, 0, 20]]},
+    ],
+    "lanes": 3, "longest": 20, "start": {"round": 0, "mark": [1, 7]},
+}  # fmt: skip
+MOVE = "(one, at) => { one.value = at; one.dispatchEvent(new Event('input')); }"
+
+
+def test_the_clock_says_who_waits_for_a_read_and_its_axis_is_one_for_all_rounds(opened):
+    page, problems, _ = opened(one_module("timeline", CLOCK))
+    round_, _, _, read = page.query_selector_all("input[type=range]")
+    said = page.inner_text(".sm-summary")
+    assert said.startswith("Round 4: 10 ms (measured), 30 % of it waiting for reads. 2 reads, 1 of")
+    assert "Chosen: layer 1, expert 7, fetched from 4.5 to 8 ms" in said
+    assert "Computing waited 3 ms for it." in said
+    # the read and the wait for it, both framed
+    assert len(page.query_selector_all(".sm-chosen")) == 2
+    read.evaluate(MOVE, 1)
+    assert "layer 1, expert 5, prefetched from 1 to 3 ms" in page.inner_text(".sm-summary")
+    assert "Computing did not wait for it." in page.inner_text(".sm-summary")
+    ticks = page.eval_on_selector_all(
+        "svg text[text-anchor=middle]", "all => all.map(o => o.textContent)"
+    )
+    round_.evaluate(MOVE, 1)
+    again = page.eval_on_selector_all(
+        "svg text[text-anchor=middle]", "all => all.map(o => o.textContent)"
+    )
+    numbers = [[one for one in each if one.replace(".", "").isdigit()] for each in (ticks, again)]
+    assert numbers[0] == numbers[1] == ["0", "5", "10", "15", "20"] and problems == []
+
+
+def test_a_read_outside_the_stretched_axis_is_brought_into_it(opened):
+    page, problems, _ = opened(one_module("timeline", CLOCK))
+    _, zoom, from_, read = page.query_selector_all("input[type=range]")
+    read.evaluate(MOVE, 0)
+    zoom.evaluate(MOVE, 2)  # 1 ms of 20
+    shown, start = zoom.get_attribute("aria-valuetext"), from_.get_attribute("aria-valuetext")
+    assert (shown, start) == ("1", "0 ms")
+    read.evaluate(MOVE, 2)  # it runs from 4.5 to 8 ms
+    assert 4.5 <= float(from_.get_attribute("aria-valuetext").removesuffix(" ms")) <= 8
+    assert page.query_selector(".sm-chosen") and problems == []
+
+
 @pytest.mark.parametrize(
     ("rule", "biased"),
     [("min(1, p/q); a", False), ("every draft", True), ("at least q", True), ("all of p", True)],

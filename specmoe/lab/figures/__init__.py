@@ -1,8 +1,8 @@
 """Figures: a frame in, matplotlib ``Axes`` out.
 
-``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``tokens``
-and ``mechanisms`` those of one run taken apart, ``machines`` what is calculated for real ones. Notebooks and reports show them; the widgets put
-sliders in front of them.
+``base`` holds what all share (colours, style, words), ``bench`` the figures of a bench, ``routing``,
+``tokens``, ``pool`` and ``clock`` those of one run taken apart, ``machines`` what is calculated for
+real ones. Notebooks and reports show them; a widget's still picture is one of them.
 """
 
 from .acceptance import accept_or_reject
@@ -21,9 +21,11 @@ from .base import (
 )
 from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
 from .choices import knobs, winners_map
+from .clock import timeline
 from .machines import speeds_on_machines
-from .mechanisms import pool_replay, timeline
-from .tokens import round_steps, routing_map
+from .pool import pool_replay
+from .routing import routing_map
+from .tokens import round_steps
 
 __all__ = [
     "METHOD_COLORS",

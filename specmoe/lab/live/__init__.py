@@ -1,10 +1,10 @@
 """The widgets' pictures, drawn in the page: small browser modules, which need no kernel, no server
 and no request.
 
-Comes in: a run's trace or simulated rows, as plain data (``data``). Goes out: the text of a module
-for a widget (``module``), or a script and style that bring a page's modules to life (``script``,
-``style``). A module is one file under ``js/``; before it always stands ``base.js``. ``page`` makes
-``specmoe.html``: ``python -m specmoe.lab.live --out specmoe.html``.
+Comes in: a run's trace or simulated rows, as plain data (``traces``, ``data``). Goes out: the text
+of a module for a widget (``module``), or a script and style that bring a page's modules to life
+(``script``, ``style``). A module is one file under ``js/``; before it always stands ``base.js``.
+``page`` makes ``specmoe.html``: ``python -m specmoe.lab.live --out specmoe.html``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "js"
-KINDS = ("rounds", "pool", "accept", "knobs", "winners", "routing")
+KINDS = ("rounds", "pool", "timeline", "accept", "knobs", "winners", "routing")
 _ESM = """
 export default {
   render({ model, el }) {

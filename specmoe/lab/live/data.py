@@ -1,7 +1,7 @@
 """What the browser modules replay, as plain data: numbers, words, lists.
 
-Comes in: an output with its trace, a ``Routing``, or simulated rows. Goes out: a dict that JSON can
-hold. Pure functions; bad input raises one ``OptionError``.
+Comes in: weights, a ``Routing``, or simulated rows. Goes out: a dict that JSON can hold. Pure
+functions; bad input raises one ``OptionError``. What replays a trace is in ``traces``.
 """
 
 from __future__ import annotations
@@ -15,146 +15,9 @@ from ...errors import OptionError
 from .. import replay
 from ..figures import choices as drawn
 from ..figures.base import ORDER
-from ..figures.mechanisms import default_kept
-from ..figures.tokens import check_routing, use_ranks, words_of
+from ..figures.routing import check_routing, use_ranks
+from ..figures.tokens import words_of
 from ..routing import STATES
-
-# ---- rounds ----
-
-
-def rounds(output, row: int | None = None, step: int | None = None, tokenizer=None) -> dict:
-    """Every round of every prompt, its text, and which experts were where (``js/rounds.js``).
-
-    ``row``: the prompt to begin with, from 0 (None: the first); ``step``: its round, from 0 (None:
-    the first with a rejection). Prompts and rounds are shown counted from 1.
-    """
-    frame = replay.as_frame(output)
-    blocks = replay.any_blocks(output.trace)
-    rows = sorted({block.row for block in blocks})
-    row = rows[0] if row is None else replay.check_number("row", row, rows)
-    own = replay.blocks_of(output.trace, row)
-    step = replay.telling_round(own) if step is None else step
-    step = replay.check_number("step", step, range(len(own)))
-    tokenizer = tokenizer or getattr(output, "tokenizer", None)
-    reads = frame[frame["kind"].isin(["fetch", "prefetch"])]
-    routed = frame["kind"] == "route"
-    layers = sorted(frame.loc[routed & (frame["round"] >= 0), "layer"].unique().tolist())
-    return {
-        "prompts": [_prompt(output, one, rows[0], tokenizer) for one in rows],
-        "memory": memory(frame, layers),
-        "layers": layers,
-        "experts": int(frame.loc[routed, "expert"].max()) + 1,
-        "record_bytes": int(reads["size"].max()) if len(reads) else 0,
-        "batch": int(frame.loc[frame["kind"] == "round", "size"].max()),
-        "start": {"prompt": rows.index(row), "round": step, "act": 0},
-    }
-
-
-def _prompt(output, row: int, first: int, tokenizer) -> dict:
-    return {
-        "number": row + 1,
-        "words": words_of(tokenizer, output.sequences[row - first].tolist(), safe=None),
-        "rounds": [
-            {
-                "round": block.round,
-                "start": block.start,
-                "drafted": words_of(tokenizer, block.drafted, safe=None),
-                "accepted": block.accepted,
-                "committed": words_of(tokenizer, block.committed, safe=None),
-                "kinds": replay.token_kinds(block),
-            }
-            for block in replay.blocks_of(output.trace, row)
-        ],
-    }
-
-
-def memory(frame: pd.DataFrame, layers: list[int]) -> dict[int, dict]:
-    """By round: who was in fast memory ``before`` and ``after`` (layer -> experts), the ``reads``
-    [layer, expert, ahead of the router?], who was ``needed`` [layer, expert, tokens], and
-    how many tokens were ``committed``."""
-    here, found = _at_first(frame), {}
-    for event in frame.itertuples():
-        key, decodes = (event.layer, event.expert), event.round >= 0 and event.phase != "prefill"
-        if decodes and event.round not in found:
-            found[event.round] = {"before": _by_layer(here, layers), "reads": [], "needed": []}
-        if event.kind == "evict":
-            here.discard(key)
-        elif event.kind in ("fetch", "prefetch"):
-            here.add(key)
-            if decodes:
-                found[event.round]["reads"].append([*key, event.kind == "prefetch"])
-        elif event.kind == "route" and decodes:
-            found[event.round]["needed"].append([*key, event.count])
-        elif event.kind == "round":
-            # in which order readers finish is chance; what they read is not
-            found[event.round]["reads"].sort()
-            found[event.round] |= {"after": _by_layer(here, layers), "committed": event.count}
-    return {number: one for number, one in found.items() if "after" in one}
-
-
-def _at_first(frame: pd.DataFrame) -> set[tuple[int, int]]:
-    """Who must have been in fast memory when the trace began: found there, or leaving it, before
-    any read brought them."""
-    moves = frame[frame["kind"].isin(["fetch", "prefetch", "hit", "evict"])]
-    firsts = moves.drop_duplicates(["layer", "expert"])
-    there = firsts[firsts["kind"].isin(["hit", "evict"])]
-    return set(zip(there["layer"].tolist(), there["expert"].tolist()))
-
-
-def _by_layer(here: set[tuple[int, int]], layers: list[int]) -> dict[int, list[int]]:
-    return {layer: sorted(e for of, e in here if of == layer) for layer in layers}
-
-
-# ---- one layer's pool ----
-
-MOST_PAIRS = 12_000  # of step and expert: about 80 KB
-
-
-def pool(source, layer: int | None = None, num_experts: int | None = None) -> dict:
-    """Every full-model step of every layer, prefills marked (``js/pool.js``). Of a run too long for
-    a page: the layer asked for, and as much as there is room for.
-
-    ``source``: an output or a trace frame; ``layer`` None: the first; ``num_experts`` None: as many
-    as the trace names.
-    """
-    frame = replay.as_frame(source)
-    layers = replay.layers_of(frame)
-    layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
-    steps, prefills, room = {}, {}, MOST_PAIRS
-    for one in [layer, *(other for other in layers if other != layer)]:
-        requests = replay.layer_requests(frame, one, num_experts)
-        replay.decoding(requests)  # raises where there is nothing but prefills
-        flat = [_pairs(request.counts) for request in requests]
-        fits = _fitting(flat, room)
-        if steps and fits < len(flat):
-            break
-        steps[one], room = flat[:fits], room - sum(map(len, flat[:fits])) // 2
-        prefills[one] = [t for t in range(fits) if requests[t].phase == "prefill"]
-    experts = len(requests[0].counts)
-    start = {"layer": layer, "kept": default_kept(experts)}
-    return {
-        "layers": sorted(steps),
-        "steps": steps,
-        "prefills": prefills,
-        "experts": experts,
-        "start": start,
-    }
-
-
-def _pairs(counts) -> list[int]:
-    """Expert, tokens, expert, tokens, ... of the experts that were needed."""
-    return [number for expert, n in enumerate(counts) if n for number in (expert, int(n))]
-
-
-def _fitting(flat: list[list[int]], room: int) -> int:
-    """How many of these steps have at most ``room`` pairs; at least one."""
-    total = 0
-    for place, pairs in enumerate(flat):
-        total += len(pairs) // 2
-        if total > room and place:
-            return place
-    return len(flat)
-
 
 # ---- accept or reject ----
 

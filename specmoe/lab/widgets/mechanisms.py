@@ -1,15 +1,14 @@
 """Widgets that take a run apart: its routing, its rounds, its pool, its clock.
 
-Comes in: an output with its trace (or a ``Routing``). Goes out: an ``Explorer``. Nothing is run
-again: a slider replays.
+Comes in: an output with its trace (or a ``Routing``). Goes out: a ``Live``. Nothing is run again: a
+slider replays.
 """
 
 from __future__ import annotations
 
-from .. import figures, replay
-from ..live import data
+from .. import figures
+from ..live import data, traces
 from .base import Live
-from .explorer import Explorer, span, steps
 
 
 def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) -> Live:
@@ -37,7 +36,7 @@ def round_stepper(output, row: int | None = None, step: int | None = None, token
     (None: the first); ``step``: its round, from 0 (None: the first with a rejection). The page
     counts both from 1.
     """
-    replayed = data.rounds(output, row, step, tokenizer)
+    replayed = traces.rounds(output, row, step, tokenizer)
     start = replayed["start"]
     row = replayed["prompts"][start["prompt"]]["number"] - 1
     about = "one round on its own text: drafted, verified, accepted"
@@ -52,7 +51,7 @@ def round_stepper(output, row: int | None = None, step: int | None = None, token
 def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Live:
     """One layer's requests under LRU, LFU, temporal and Belady, or with the reader choosing what
     leaves (``figures.pool_replay``). ``layer``: the one to begin with (None: the first)."""
-    made = data.pool(source, layer, num_experts)
+    made = traces.pool(source, layer, num_experts)
     layer, experts = made["start"]["layer"], made["experts"]
     return Live(
         "pool",
@@ -62,22 +61,18 @@ def pool_replay(source, layer: int | None = None, num_experts: int | None = None
     )
 
 
-def timeline(source, round: int | None = None, mark: tuple[int, int] | None = None) -> Explorer:
-    """Who waits for whom in one round, zoomable (``figures.timeline``)."""
-    frame = replay.as_frame(source)
-    rounds = replay.rounds_of(frame)
-    round = (
-        rounds[len(rounds) // 2] if round is None else replay.check_number("round", round, rounds)
+def timeline(source, round: int | None = None, mark: tuple[int, int] | None = None) -> Live:
+    """Who waits for whom, round by round (``figures.timeline``). Every round is drawn on one axis,
+    which can be stretched; a read that is chosen says how long computing waited for it.
+
+    ``round``: the one to begin with (None: the middle one); ``mark``: (layer, expert) whose read is
+    chosen at first.
+    """
+    made = traces.timeline(source, round, mark)
+    shown = made["rounds"][made["start"]["round"]]["round"]
+    return Live(
+        "timeline",
+        made,
+        "reads and compute of one round on the clock, measured",
+        lambda: figures.timeline(source, shown, mark=mark),
     )
-    zoom = span("zoom (% of round)", 0, 100)
-    controls = {"round": steps("round", rounds, round), "zoom": zoom}
-
-    def draw(round, zoom):
-        whole = (
-            frame[(frame["kind"] == "round") & (frame["round"] == round)]["seconds"].iloc[0] * 1e3
-        )
-        begin, end = (zoom[0], max(zoom[1], zoom[0] + 1))
-        return figures.timeline(frame, round, whole * begin / 100, whole * end / 100, mark)
-
-    lanes = max(1, frame["kind"].isin(["fetch", "prefetch"]).any() * 4)
-    return Explorer(controls, draw, "reads and compute of one round on the clock", 330 + 55 * lanes)

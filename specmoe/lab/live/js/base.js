@@ -15,7 +15,7 @@ const METHODS = { // in the order of every figure, as in specmoe/lab/figures/bas
 
 /** An element: attributes by name ("on..." are listeners, null is left out), children are text or elements. */
 function el(tag, attributes = {}, ...children) {
-  const svg = ["svg", "g", "rect", "line", "path", "text", "circle"].includes(tag);
+  const svg = ["svg", "g", "rect", "line", "path", "text", "circle", "defs", "pattern"].includes(tag);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;

@@ -1,5 +1,5 @@
 // One layer's requests against a pool of any size: under a policy, or with the reader choosing what
-// leaves. Data: specmoe/lab/live/data.py:pool. The rules are those of specmoe/offload/policies.py.
+// leaves. Data: specmoe/lab/live/traces.py:pool. The rules are those of specmoe/offload/policies.py.
 LIVE.pool = (root, data, { ready, say, timed }) => {
   const POLICIES = { lru: "LRU", lfu: "LFU", temporal: "temporal", belady: "Belady (the bound)" };
   const LOOKS = { temporal: [COLORS.blue, 4, []], lfu: [COLORS.pink, 2.5, [2, 3]], lru: [COLORS.orange, 2.5, [7, 4]], belady: ["", 2.5, []] };

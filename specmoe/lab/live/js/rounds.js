@@ -1,5 +1,5 @@
 // Step through a recorded round: draft, verify, accept, on the text itself, with the experts moving
-// between slow and fast memory. Data: specmoe/lab/live/data.py:rounds.
+// between slow and fast memory. Data: specmoe/lab/live/traces.py:rounds.
 LIVE.rounds = (root, data, { ready, say, timed }) => {
   const ACTS = ["draft", "verify", "accept"];
   const KINDS = {
