@@ -167,9 +167,9 @@ def test_an_interrupted_packing_goes_on_with_the_rest(source, tmp_path):
 
 @pytest.fixture
 def sampled(tiny, monkeypatch):
-    """Experts of four times a page, of which half is read."""
+    """Experts of nine pages, of which two are read."""
     packed = pack(tiny("mixtral"))
-    assert packed.layout.record_bytes == 5 * 4096
+    assert packed.layout.record_bytes == 9 * 4096
     monkeypatch.setattr(affinity, "LARGEST_WHOLE", packed.layout.payload_bytes - 1)
     monkeypatch.setattr(affinity, "PIECES", 2)
     monkeypatch.setattr(affinity, "PIECE_BYTES", 4096)
