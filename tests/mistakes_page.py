@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import wrong_answers
+import wrong_engines
 import wrong_rounds
 
 from specmoe.lab import exercises
@@ -29,6 +30,8 @@ CHECKS = {
     "check_coupling": wrong_rounds.COUPLING,
     "check_expected_tokens": wrong_rounds.EXPECTATION,
     "check_capstone": wrong_rounds.CAPSTONE,
+    "check_read_ahead": wrong_engines.READ_AHEAD,
+    "check_repair": wrong_engines.REPAIR,
 }
 HEAD = """# Exercises: wrong answers and what the checks say
 

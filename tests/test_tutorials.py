@@ -3,6 +3,7 @@ passes."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import wrong_answers
+import wrong_engines
 from mistakes_page import CHECKS, PAGE, diagnosis, row
 
 from specmoe.engine.engine import load
@@ -32,6 +34,7 @@ from specmoe.lab.exercises import (
 from specmoe.lab.exercises.build import build, differences, read_source, sources_of
 from specmoe.lab.exercises.nbgrader import export
 from specmoe.lab.simulate import simulate
+from specmoe.offload.votes import Votes
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -47,9 +50,9 @@ def run_cells(source: Path, left_out: str) -> None:
             exec(compile(cell.text, source.name, "exec"), names)
 
 
-def test_there_are_twelve_exercises_and_each_names_its_check():
+def test_there_are_fourteen_exercises_and_each_names_its_check():
     used = [re.search(r"\bcheck_\w+", source.read_text(encoding="utf-8"))[0] for source in SOURCES]
-    assert used == list(CHECKS) and len(used) == 12
+    assert used == list(CHECKS) and len(used) == 14
     assert [getattr(exercises, check) for check in used] == list(exercises.EXERCISES)
 
 
@@ -218,6 +221,50 @@ def test_the_readme_names_every_exercise_and_commands_that_exist():
         assert done.returncode == 0, words
     offline = [words for words in pips if "--no-index" in words]
     assert offline and all("--find-links" in words for words in offline)
+
+
+def test_the_broken_engine_shows_its_four_bugs_one_after_the_other():
+    """As a student mends them, from the first that the check names to the last."""
+    [cell] = [cell for cell in read_source(SOURCES[13]) if "def broken" in cell.text]
+    mends = (
+        ("the same text", "model.draft(text)", "model.draft(text + drafted)"),
+        ("behind the first rejection", "sum(", "wrong_engines.prefix(drafted, target) or 0 * sum("),
+        ("keys that stand", "forget(accepted)", "forget(len(drafted) - accepted)"),
+        ("room for", "range(gamma)", "range(min(gamma, num_new + len(prompt) - len(text) - 1))"),
+    )
+    left, code = {words for words, _, _ in mends}, cell.text
+    while left:
+        names: dict = {"wrong_engines": wrong_engines}
+        exec(code, names)
+        with pytest.raises(ExerciseError) as caught:
+            exercises.check_repair(names["broken"])
+        [found] = [mend for mend in mends if mend[0] in caught.value.sentence]
+        left.remove(found[0])
+        assert found[1] in code
+        code = code.replace(found[1], found[2])
+    exec(code, names)
+    assert exercises.check_repair(names["broken"]).points == 3
+
+
+def test_reading_ahead_is_the_engines_own_order():
+    draw = random.Random(3)
+    for _ in range(50):
+        votes = Votes(3, 5)
+        votes.counts = [[draw.choice([0, 0, 1, 2, 3]) for _ in range(5)] for _ in range(3)]
+        votes.quorum = draw.choice([1, 2])
+        wanted = [tuple(key) for key in votes.after(-1)]
+        assert parts.read_ahead(votes.counts, set(), votes.quorum, 99) == wanted
+
+
+def test_every_exercise_has_a_slot_in_a_plan():
+    plans = json.loads((TUTORIALS / "slides.json").read_text(encoding="utf-8"))
+    said = " ".join(
+        part.get("text", "") + part.get("notes", "")
+        for plan in plans.values()
+        for part in plan["parts"]
+    )
+    missing = [one.stem for one in SOURCES if f"tutorials/exercises/{one.stem}.ipynb" not in said]
+    assert missing == []
 
 
 BAD_ANSWERS = {

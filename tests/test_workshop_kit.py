@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
 PLANS = places.read_json(TUTORIALS / "slides.json")
 KNOWN = answers.read_answers(TUTORIALS / "answers.md")
-LENGTHS = {"ninety_minutes": 90, "half_a_day": 240}
+LENGTHS = {"ninety_minutes": 90, "half_a_day": 240, "second_half_day": 240}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
@@ -126,7 +126,14 @@ def test_a_plan_adds_up(name):
     assert sum(part["minutes"] for part in PLANS[name]["parts"]) == LENGTHS[name]
 
 
-@pytest.mark.parametrize(("name", "title"), [("ninety_minutes", "Ninety"), ("half_a_day", "Half")])
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("ninety_minutes", "Ninety"),
+        ("half_a_day", "Half"),
+        ("second_half_day", "The second half-day"),
+    ],
+)
 def test_the_readmes_plan_is_the_one_of_the_slides(name, title):
     readme = (TUTORIALS / "README.md").read_text(encoding="utf-8")
     table = readme.split(f"\n## {title}")[1].split("\n## ")[0]

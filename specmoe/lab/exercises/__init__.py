@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import (
     acceptance,
+    ahead,
     capstone,
     coalesce,
     coupling,
@@ -20,6 +21,7 @@ from . import (
     nearest,
     planning,
     rejection,
+    repair,
     rollback,
 )
 from .exercise import Exercise
@@ -37,6 +39,8 @@ check_rollback = Exercise("rollback", rollback.check_rollback)
 check_coupling = Exercise("coupling", coupling.check_coupling)
 check_expected_tokens = Exercise("expectation", expectation.check_expected_tokens)
 check_capstone = Exercise("capstone", capstone.check_capstone)
+check_read_ahead = Exercise("read_ahead", ahead.check_read_ahead)
+check_repair = Exercise("repair", repair.check_repair)
 
 EXERCISES = (
     check_nearest,
@@ -51,6 +55,8 @@ EXERCISES = (
     check_coupling,
     check_expected_tokens,
     check_capstone,
+    check_read_ahead,
+    check_repair,
 )
 
 __all__ = [
@@ -68,6 +74,8 @@ __all__ = [
     "check_expected_tokens",
     "check_nearest",
     "check_planner",
+    "check_read_ahead",
+    "check_repair",
     "check_rollback",
     "check_sampling",
 ]

@@ -111,4 +111,22 @@ HINTS = {
         "round: block = [last token, drafted...]; logits = forward(block, begins, mask, full)\n"
         "accept(argmax of logits, drafted, lengths) -> append drafted[:accepted] and the token",
     ),
+    "read_ahead": (
+        "Which layer of the verification waits first, and for whom?",
+        "Go through the layers in order. In each, keep what has votes enough and is not held, and "
+        "sort that by votes from the most down. Cut to room at the very end.",
+        "named = [e for e in range(E) if votes[layer][e] >= quorum and (layer, e) not in held]\n"
+        "reads += [(layer, e) for e in sorted(named, key=lambda e: -votes[layer][e])]\n"
+        "return reads[:room]          after the last layer",
+    ),
+    "repair": (
+        "Play one round by hand: gamma 3, the second drafted token is rejected, the third agrees.",
+        "Ask four lines the same question, what is this number after a rejection: what draft is "
+        "given, how many are drafted when one token is missing, what accepted counts, what is "
+        "forgotten.",
+        "model.draft(text + drafted)\n"
+        "for _ in range(min(gamma, len(prompt) + num_new - len(text) - 1))\n"
+        "accepted: the length of the common prefix of drafted and target\n"
+        "model.forget(len(drafted) - accepted)",
+    ),
 }

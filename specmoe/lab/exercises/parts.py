@@ -102,3 +102,27 @@ def coupled(p, q, noise):
 def expected_tokens(alpha, gamma):
     """Exercise 11: expected tokens of a round."""
     return sum(alpha**i for i in range(gamma + 1))
+
+
+def read_ahead(votes, held, quorum, room):
+    """Exercise 13: (layer, expert) to read before the verification, the first in front."""
+    reads = []
+    for layer, row in enumerate(votes):
+        named = [e for e in range(len(row)) if row[e] >= quorum and (layer, e) not in held]
+        reads += [(layer, e) for e in sorted(named, key=lambda e: -row[e])]
+    return reads[:room]
+
+
+def decode(model, prompt, num_new, gamma):
+    """Exercise 14: the engine without its bugs."""
+    text, end = list(prompt), len(prompt) + num_new
+    model.forward(text[:-1])
+    while len(text) < end:
+        drafted = []
+        for _ in range(min(gamma, end - len(text) - 1)):
+            drafted.append(model.draft(text + drafted))
+        target = model.forward([text[-1], *drafted])
+        [(accepted, token)] = accept([target], [drafted], [len(drafted)])
+        text += [*drafted[:accepted], token]
+        model.forget(len(drafted) - accepted)
+    return text[len(prompt) :]

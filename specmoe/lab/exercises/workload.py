@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -106,3 +107,37 @@ def recorded_rounds() -> dict[int, Recording]:
             output = generate(engine, num_prompts=12, method="specmoe", gamma=gamma, batch_size=4)
             runs[gamma] = Recording.of(output, engine.info).full()
     return runs
+
+
+class VotedRound(NamedTuple):
+    """One round: ``votes`` [L][E] of its draft, and when its verification asked, (layer, expert)
+    ``held`` in fast memory and ``needed``."""
+
+    votes: list[list[int]]
+    held: set[tuple[int, int]]
+    needed: set[tuple[int, int]]
+
+
+@functools.lru_cache(maxsize=1)
+def recorded_votes() -> list[VotedRound]:
+    """Rounds of one row without prefetching: what the draft's routers named, and what was
+    needed."""
+    rounds: dict[int, VotedRound] = {}
+
+    def see(run, layer: int, index: torch.Tensor, weights: torch.Tensor) -> None:
+        trace, num_layers = run.pool.tier.trace, run.installed.num_layers
+        if trace.phase not in ("draft", "verify"):
+            return
+        votes = [[0] * NUM_EXPERTS for _ in range(num_layers)]
+        now = rounds.setdefault(trace.round, VotedRound(votes, set(), set()))
+        if trace.phase == "draft":
+            for expert in index.flatten().tolist():
+                now.votes[layer][expert] += 1
+            return
+        now.needed.update((layer, expert) for expert in index.flatten().tolist())
+        now.held.update((layer, expert) for expert in run.pool.resident_experts(layer))
+
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        with engine.experts.watched_by(see):
+            generate(engine, 8, method="specmoe", gamma=5, batch_size=1)
+    return list(rounds.values())
