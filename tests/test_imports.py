@@ -97,7 +97,7 @@ def test_the_readme_map_has_a_row_for_each_room():
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_bookkeeping_needs_no_torch(name):
     """Neither the file nor anything of ours that it imports names torch or transformers."""
-    waiting, seen = [PACKAGE / f"{name}.py"], set()
+    waiting, seen = files_behind(name.split("/")), set()
     while waiting:
         path = waiting.pop()
         seen.add(path)

@@ -135,12 +135,9 @@ def test_every_row_of_the_table_says_where_it_is_from():
             assert row.note, f"{name}: a config of another name, and no word why"
 
 
-def test_the_sizes_that_the_papers_page_was_computed_with_are_nearly_those_counted():
-    for name, size in PAPER_SIZES.items():
-        counted = known_models()[name].size
-        assert size.num_layers == counted.num_layers and size.top_k == counted.top_k
-        assert size.expert_bytes == pytest.approx(counted.expert_bytes, rel=1e-3)
-        assert size.trunk_bytes == pytest.approx(counted.trunk_bytes, rel=2e-3)
+def test_the_papers_page_is_computed_with_the_sizes_that_are_counted():
+    counted = {name: known_models()[name].size for name in PAPER_SIZES}
+    assert len(PAPER_SIZES) == 3 and counted == PAPER_SIZES
 
 
 def test_experts_have_the_bytes_that_hand_arithmetic_gives():

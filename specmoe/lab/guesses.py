@@ -21,6 +21,11 @@ def compare(guess, answer) -> str:
     return f"You guessed {_say(guess)}, but it is {_say(answer)}{_how_far(guess, answer)}."
 
 
+def beside(guess, answer: int) -> str:
+    """The answer within a sentence of the notebook's own; beside it the guess, if there was one."""
+    return f"{answer:,}" if guess is None else f"{answer:,} (you said {guess})"
+
+
 def _same(guess, answer) -> bool:
     if isinstance(answer, list | tuple) and isinstance(guess, list | tuple):
         return len(guess) == len(answer) and all(map(_same, guess, answer))

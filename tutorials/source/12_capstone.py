@@ -3,7 +3,8 @@
 #
 # **Goal.** Assemble your parts into a decoder. Its tokens must be those of plain decoding; its score is the bytes that it fetches.
 #
-# **Difficulty** hard · **Time** 60 minutes · **Before it** [06_batched_verification](../../notebooks/06_batched_verification.ipynb), and exercises 1, 3, 5, 6, 8 and 9
+# **Difficulty** hard · **Time** 60 minutes · **Before it** [01_specmoe_from_scratch](../../notebooks/01_specmoe_from_scratch.ipynb), which builds one row of it
+# step by step, and exercises 1, 3, 5, 6, 8 and 9
 
 # %%
 from specmoe.lab.exercises import check_capstone

@@ -2,9 +2,8 @@
 
 Comes in: the student's ``verify(p, q, token, uniform)``: distributions of target and draft (lists
 that sum to 1), the token drawn from q, one draw in [0, 1) -> ``None`` when the token is accepted,
-else the distribution of the token that replaces it. Goes out: a verdict. Nothing is drawn: the
-answers are compared at draws on both sides of the right threshold, and what comes out is summed
-over all tokens and a grid of draws.
+else the distribution of its replacement. Goes out: a verdict. Nothing is drawn: answers are compared
+on both sides of the right threshold, and what comes out is summed over tokens and a grid of draws.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 ``checks`` has one for each step of the notebook, ``compare`` the sentences that say what differs.
 """
 
+from ..guesses import beside
 from .checks import (
-    beside,
     check_decoder,
     check_draft,
     check_on_demand,

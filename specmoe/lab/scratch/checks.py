@@ -44,11 +44,6 @@ def prompts(engine: Engine, domains: Sequence[str], number: int = 0) -> list[lis
     return [engine.tokenizer(text)["input_ids"] for text in texts]
 
 
-def beside(guess, found) -> str:
-    """What came out; beside it what was predicted, if anything was."""
-    return f"{found:,}" if guess is None else f"{found:,} (you said {guess})"
-
-
 class FromPrompt:
     """A draft set that never changes: the N experts that the prompt used most. State: ``sets``, of
     every layer."""
