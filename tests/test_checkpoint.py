@@ -621,7 +621,7 @@ def test_no_weights_at_all(copy, tmp_path):
     refused(copy, CheckpointError, "neither model.safetensors nor", tmp_path)
 
 
-@pytest.mark.parametrize("method", ["fp8", "mxfp4", "gptq", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["fbgemm_fp8", "gptq", "bitsandbytes"])
 def test_a_quantised_config_is_refused_by_name(copy, tmp_path, method):
     edit_json(copy / "config.json", quantization_config={"quant_method": method})
     refused(copy, CheckpointError, f"quantised .{method}", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from specmoe.checkpoint import ExpertLayout
 from specmoe.model import kernels
 from specmoe.model.kernels import ExpertKernel, expert_forward
 
@@ -107,9 +108,7 @@ def test_no_clock_decides_how_a_small_expert_drafts(size, widen_from, monkeypatc
     not widen)."""
     timed = []
     monkeypatch.setattr(kernels, "_best_s", lambda work: timed.append(1) or 1.0)
-    layout = SimpleNamespace(
-        dtype=torch.bfloat16, names=("up_proj",), shapes=((2, 3),), views=lambda record: {}
-    )
+    layout = ExpertLayout.of({"up_proj": (2, 3)}, torch.bfloat16)
     kernel = ExpertKernel(layout, torch.float32)
     kernel.calibrate(None, torch.empty(size, dtype=torch.uint8), hidden=3)
     assert kernel.widen_from == widen_from and bool(timed) == (widen_from > 1)

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import CheckpointError, OptionError, door
 from .cache import is_journal
-from .header import DTYPES, USE_UNQUANTISED, StoredTensor, read_header
+from .header import DTYPES, StoredTensor, read_header
 from .layout import open_packed
+from .low_bit import Tensors, fold, refuse_unknown
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 SINGLE = "model.safetensors"
@@ -35,11 +36,12 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     shards: tuple[Path, ...]
-    tensors: dict[str, StoredTensor]
+    tensors: Tensors
 
     def lacks(self, what: str) -> CheckpointError:
         """The error about missing tensors; quantised ones, if any, stand in their place."""
-        odd = (stored.refusal() for stored in self.tensors.values() if stored.format not in DTYPES)
+        stored = [found for found in self.tensors.values() if isinstance(found, StoredTensor)]
+        odd = (found.refusal() for found in stored if found.format not in DTYPES)
         return next(odd, CheckpointError(f"{self.folder} {what}: download it again"))
 
 
@@ -118,7 +120,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     with door(f"checkpoint folder {folder} could not be opened", "download it again"):
         _refuse_odd_files(folder)
         config = _read_json(folder / "config.json")
-        _refuse_quantised_config(folder, config)
+        is_low_bit = _is_low_bit(folder, config)
         shard_of = _find_shards(folder)
         shards = tuple(sorted(set((shard_of or {"": folder / SINGLE}).values())))
         found = [item for shard in shards for item in read_header(shard).items()]
@@ -127,7 +129,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             what = f"{shard_of[lost[0]]} lacks the tensor {lost[0]!r} that the index of {folder}"
             raise CheckpointError(f"{what} promises ({len(lost)} in all): {AGAIN}")
         _refuse_absurd_counts(folder / "config.json", config, tensors)
-        return Checkpoint(folder, config, shards, tensors)
+        return Checkpoint(folder, config, shards, fold(tensors) if is_low_bit else tensors)
 
 
 def _refuse_odd_files(folder: Path) -> None:
@@ -182,13 +184,13 @@ def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
-def _refuse_quantised_config(folder: Path, config: dict[str, Any]) -> None:
-    for part in _parts(config):
-        found = part.get("quantization_config") or part.get("compression_config")
-        if found:
-            method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
-            what = f"{folder} is quantised ({method}, says its config.json)"
-            raise CheckpointError(f"{what}: {USE_UNQUANTISED}")
+def _is_low_bit(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a config says so; refused where it names what is not read here."""
+    names = ("quantization_config", "compression_config")
+    found = [part[name] for part in _parts(config) for name in names if part.get(name)]
+    for settings in found:
+        refuse_unknown(folder, settings)
+    return bool(found)
 
 
 def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict) -> None:

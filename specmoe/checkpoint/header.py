@@ -25,6 +25,11 @@ DTYPES |= {"BF16": torch.bfloat16, "BOOL": torch.bool}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
 QUANTISED = {"U8": "packed integers, as in MXFP4 or int4", "I8": "int8"}
 QUANTISED |= {"F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+# What parts of low-bit weights may lie in.
+RAW = DTYPES | {"U8": torch.uint8, "I8": torch.int8}
+RAW |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+# torch before 2.7 does not know the third
+RAW |= {"F8_E8M0": getattr(torch, "float8_e8m0fnu", torch.uint8)}
 USE_UNQUANTISED = (
     "specmoe runs weights as they are; use an unquantised checkpoint (bf16, fp16, fp32)"
 )
@@ -144,7 +149,7 @@ def _entry(key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> t
     sized = typed and all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape))
     if not (sized and begin <= end):
         raise ValueError(f"tensor {key!r} has fields of a wrong type or range")
-    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+    if dtype in RAW and end - begin != math.prod(shape) * RAW[dtype].itemsize:
         raise ValueError(f"tensor {key!r} has a size unlike its shape")
     return begin, end, key, dtype, tuple(shape)
 

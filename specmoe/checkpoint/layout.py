@@ -11,22 +11,28 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import CheckpointError, OptionError, door, path_of
+from .formats import WIDEN
+from .header import RAW
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 FORMAT, VERSION = "specmoe-experts", 2
+NAMES = {dtype: name for name, dtype in RAW.items()}
 # What a manifest says as it is of a folder, and of its layout.
 OWN = ("layers", "num_experts", "checksums", "source", "widened_from")
 OF_RECORD = ("names", "shapes", "record_bytes")
+PIECE_ELEMENTS = 2**18
 RECORD_ALIGN, TENSOR_ALIGN = 4096, 64  # bytes: what direct I/O and vector loads ask for
 
 
@@ -34,35 +40,163 @@ def align(num_bytes: int, to: int) -> int:
     return -(-num_bytes // to) * to
 
 
+class Part(NamedTuple):
+    """A serialised tensor as it lies in a record."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Weight(NamedTuple):
+    """A weight of ``shape``, made of ``parts`` of a record, and where in the parameter ``target``
+    it goes: of each of its dimensions the target's dimension, the first index there, the step."""
+
+    target: str
+    format: str
+    parts: tuple[int, ...]
+    shape: tuple[int, ...]
+    places: tuple[tuple[int, int, int], ...]
+
+    def place(self, target: torch.Tensor) -> torch.Tensor:
+        """The view of ``target`` that the weight fills."""
+        dims, indices = [], {}
+        for length, (dim, first, step) in zip(self.shape, self.places, strict=True):
+            indices[dim] = slice(first, first + (length - 1) * step + 1, step)
+            dims.append(dim)
+        return target[tuple(indices[dim] for dim in sorted(dims))].permute(dims)
+
+
+class Piece(NamedTuple):
+    """Rows of a weight, from ``first`` to before ``last``; ``parts``: for each the first byte in
+    the record, and what lies there."""
+
+    weight: Weight
+    first: int
+    last: int
+    parts: tuple[tuple[int, Part], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.last - self.first, *self.weight.shape[1:]
+
+    def widened(self, read: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
+        """The rows; ``read(first byte, number of bytes)`` gives uint8."""
+        tensors = [
+            read(start, part.num_bytes).view(part.dtype).view(part.shape)
+            for start, part in self.parts
+        ]
+        return WIDEN[self.weight.format](*tensors)
+
+
 @dataclass(frozen=True)
 class ExpertLayout:
-    """One record, the same for all experts: the tensors of one, in ``dtype``, 64-byte aligned."""
+    """One record, the same for all experts: the tensors of one, 64-byte aligned.
+
+    ``names`` and ``shapes`` are those of the module's parameters. Without ``weights`` these lie in
+    the record, in ``dtype``. With them ``parts`` do, as in the checkpoint, and ``widen`` makes
+    parameters of them."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
     record_bytes: int
     payload_bytes: int
+    parts: tuple[Part, ...] = field(repr=False)
+    weights: tuple[Weight, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> ExpertLayout:
-        sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
-        record_bytes = align(sum(align(size, TENSOR_ALIGN) for size in sizes), RECORD_ALIGN)
+    def of(
+        cls,
+        shapes: dict[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        parts: tuple[Part, ...] = (),
+        weights: tuple[Weight, ...] = (),
+    ) -> ExpertLayout:
         names, sides = tuple(shapes), tuple(map(tuple, shapes.values()))
-        return cls(names, sides, dtype, record_bytes, sum(sizes))
+        parts = parts or tuple(Part(name, dtype, shape) for name, shape in zip(names, sides))
+        sizes = [part.num_bytes for part in parts]
+        record_bytes = align(sum(align(size, TENSOR_ALIGN) for size in sizes), RECORD_ALIGN)
+        return cls(names, sides, dtype, record_bytes, sum(sizes), parts, weights)
+
+    @property
+    def is_low_bit(self) -> bool:
+        return bool(self.weights)
+
+    @property
+    def stored_as(self) -> str:
+        """The format of the weights, or their dtype."""
+        formats = {weight.format for weight in self.weights} - {"plain"}
+        return ", ".join(sorted(formats)) or str(self.dtype).removeprefix("torch.")
+
+    @property
+    def elements(self) -> int:
+        """Of all parameters of an expert."""
+        return sum(map(math.prod, self.shapes))
 
     def offsets(self) -> tuple[int, ...]:
-        """First byte of each tensor in the record."""
-        sizes = [align(math.prod(s) * self.dtype.itemsize, TENSOR_ALIGN) for s in self.shapes]
+        """First byte of each part of the record."""
+        sizes = [align(part.num_bytes, TENSOR_ALIGN) for part in self.parts]
         return tuple(accumulate(sizes, initial=0))[:-1]
 
     def views(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors inside ``record`` (uint8 ``[record_bytes]``), by name; no copy."""
+        return {
+            part.name: record[start : start + part.num_bytes].view(part.dtype).view(part.shape)
+            for part, start in zip(self.parts, self.offsets())
+        }
+
+    def empty(self, dtype: torch.dtype, device="cpu") -> dict[str, torch.Tensor]:
+        """Memory for the parameters; turned where a weight's rows would be scattered otherwise."""
+        turned = {w.target for w in self.weights if [dim for dim, *_ in w.places] == [1, 0]}
         made = {}
-        for name, shape, start in zip(self.names, self.shapes, self.offsets()):
-            num_bytes = math.prod(shape) * self.dtype.itemsize
-            made[name] = record[start : start + num_bytes].view(self.dtype).view(shape)
+        for name, shape in zip(self.names, self.shapes):
+            sides = shape[::-1] if name in turned else shape
+            memory = torch.empty(sides, dtype=dtype, device=device)
+            made[name] = memory.T if name in turned else memory
         return made
+
+    def widen(self, record: torch.Tensor, into: dict[str, torch.Tensor]) -> None:
+        """Fill ``into`` (as ``empty`` made it) with the parameters of the expert in ``record``."""
+        if not self.is_low_bit:
+            for name, weight in self.views(record).items():
+                into[name].copy_(weight)
+        for piece in self.pieces:
+            rows = piece.widened(lambda start, length: record[start : start + length])
+            piece.weight.place(into[piece.weight.target])[piece.first : piece.last].copy_(rows)
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The weights in rows so few that what widening them takes stays in a processor's cache."""
+        return tuple(piece for weight in self.weights for piece in self._pieces(weight))
+
+    def _pieces(self, weight: Weight) -> Iterator[Piece]:
+        offsets = self.offsets()
+        parts = [(offsets[index], self.parts[index]) for index in weight.parts]
+        # a part with one row is of all rows
+        sides = [part.shape[0] for _, part in parts if math.prod(part.shape[:1]) > 1]
+        units = math.gcd(weight.shape[0], *sides)
+        row_elements = math.prod(weight.shape) // units
+        step = max(1, PIECE_ELEMENTS // row_elements)
+        for begin in range(0, units, step):
+            end = min(units, begin + step)
+            cut = tuple(_cut(start, part, begin, end, units) for start, part in parts)
+            rows = weight.shape[0] // units
+            yield Piece(weight, begin * rows, end * rows, cut)
+
+
+def _cut(start: int, part: Part, begin: int, end: int, units: int) -> tuple[int, Part]:
+    """Of a part the share of the rows from ``begin`` to ``end`` of ``units``."""
+    if math.prod(part.shape[:1]) == 1:
+        return start, part
+    rows = part.shape[0] // units
+    row_bytes = part.num_bytes // part.shape[0]
+    shape = ((end - begin) * rows, *part.shape[1:])
+    return start + begin * rows * row_bytes, part._replace(shape=shape)
 
 
 @dataclass(frozen=True)
@@ -98,6 +232,9 @@ def _is_concatenated(module: nn.Module) -> bool:
 def pad_ffn(native: ExpertLayout, axes: dict[str, FfnAxis], expert_bytes: int) -> ExpertLayout:
     """The layout with so many zero FFN columns that the payload is at least ``expert_bytes``."""
     shapes = dict(zip(native.names, native.shapes))
+    if native.is_low_bit:
+        what = f"expert_bytes={expert_bytes}: experts in {native.stored_as} can't be widened"
+        raise OptionError(f"{what}: leave it out, or use the unquantised checkpoint")
     if expert_bytes < native.payload_bytes:
         what = f"expert_bytes={expert_bytes} is below the {native.payload_bytes} bytes of an expert"
         raise OptionError(f"{what}: experts can only be widened")
@@ -168,14 +305,21 @@ class PackedExperts:
         own = {name: getattr(self, name) for name in OWN}
         of_record = {name: getattr(self.layout, name) for name in OF_RECORD}
         dtype = str(self.layout.dtype).removeprefix("torch.")
-        return {"format": FORMAT, "version": VERSION, "dtype": dtype, **own, **of_record}
+        made = {"format": FORMAT, "version": VERSION, "dtype": dtype, **own, **of_record}
+        if self.layout.is_low_bit:
+            parts = [(name, NAMES[kind], shape) for name, kind, shape in self.layout.parts]
+            made |= {"parts": parts, "weights": self.layout.weights}
+        return made
 
     @classmethod
     def from_manifest(cls, directory: Path, manifest: dict[str, Any]) -> PackedExperts:
         """Raises whatever Python does, or ``ValueError``, where a field is not what ``manifest``
         would have written."""
         shapes = dict(zip(manifest["names"], _frozen(manifest["shapes"])))
-        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]])
+        parts, weights = (_frozen(manifest.get(name, ())) for name in ("parts", "weights"))
+        parts = tuple(Part(name, RAW[kind], shape) for name, kind, shape in parts)
+        weights = tuple(Weight(*weight) for weight in weights)
+        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]], parts, weights)
         own = {name: _frozen(manifest[name]) for name in OWN}
         packed = cls(directory, layout=layout, **own)
         widened, num_experts, layers = packed.widened_from, packed.num_experts, packed.layers

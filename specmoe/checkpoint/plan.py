@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import AGAIN, Checkpoint
 from .header import StoredTensor
 from .layout import ExpertLayout, FfnAxis, ffn_axes, pad_ffn, place
+from .low_bit import LowBitTensor, parts_of
 from .model import expert_modules, expert_parameters, meta_model, read_config
+from .placing import is_fused, low_bit_layout, odd_one, one_each, signature
 from .recipes import Recipe, recipes
 
 DIGITS = 32  # of the digest of one expert
@@ -59,14 +62,18 @@ class ExpertPlan:
         groups = [g for layer in self.recipes for recipe in layer for g in recipe.sources.values()]
         experts = {stored.name for group in groups for stored in group}
         found = sorted(self.checkpoint.tensors.items())
-        return [stored for name, stored in found if name not in experts]
+        return list(chain(*(parts_of(one) for name, one in found if name not in experts)))
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
         """Write one expert, but for its padding, into ``record``; returns its ``digest``."""
         views, digest = self.layout.views(record), hashlib.sha256()
+        if self.layout.is_low_bit:
+            for view, part in zip(views.values(), self.parts(layer, expert), strict=True):
+                view.copy_(part.read(digest).view(view.shape))
+            return digest.hexdigest()[:DIGITS]
         for recipe in self.recipes[layer]:
             tensors = {}
-            for pattern, stored in _of_one(recipe, expert).items():
+            for pattern, stored in one_each(recipe, expert).items():
                 digest.update(pattern.encode())
                 tensors[pattern] = [stored.read(digest)]
             for name, tensor in recipe.convert(tensors, self.model).items():
@@ -74,27 +81,23 @@ class ExpertPlan:
                 place(views[leaf], tensor[0], self.axes.get(leaf))
         return digest.hexdigest()[:DIGITS]
 
+    def parts(self, layer: int, expert: int) -> list[StoredTensor]:
+        """The tensors that an expert is made from, where they lie: of a low-bit one its record."""
+        stored = chain(*(one_each(recipe, expert).values() for recipe in self.recipes[layer]))
+        return list(chain(*map(parts_of, stored)))
+
     def digest(self, layer: int, expert: int) -> str:
         """Of the bytes that the expert is made from."""
         digest = hashlib.sha256()
+        if self.layout.is_low_bit:
+            for part in self.parts(layer, expert):
+                part.add_to(digest)
+            return digest.hexdigest()[:DIGITS]
         for recipe in self.recipes[layer]:
-            for pattern, stored in _of_one(recipe, expert).items():
+            for pattern, stored in one_each(recipe, expert).items():
                 digest.update(pattern.encode())
                 stored.add_to(digest)
         return digest.hexdigest()[:DIGITS]
-
-
-def _of_one(recipe: Recipe, expert: int) -> dict[str, StoredTensor]:
-    """Of each source pattern the tensor of one expert alone."""
-    return {
-        pattern: stored[0].part(expert) if _is_fused(pattern, stored) else stored[expert]
-        for pattern, stored in recipe.sources.items()
-    }
-
-
-def _is_fused(pattern: str, stored: list[StoredTensor]) -> bool:
-    """Whether one tensor holds all experts, not one each (``*`` stands for a number)."""
-    return len(stored) == 1 and "*" not in pattern
 
 
 def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> ExpertPlan:
@@ -112,7 +115,7 @@ def plan_experts(checkpoint: Checkpoint, expert_bytes: int | None = None) -> Exp
         by_layer = _recipes_by_layer(model, checkpoint, num_experts)
         for layer, found in by_layer.items():
             _check_shapes(checkpoint, view, layer, shapes, found)
-        native = ExpertLayout.of(shapes, _common_dtype(checkpoint, by_layer))
+        native = _layout(checkpoint, view, shapes, by_layer)
         axes = ffn_axes(next(iter(modules.values())))
         layout = pad_ffn(native, axes, expert_bytes) if expert_bytes is not None else native
         widened = None if layout == native else native.payload_bytes
@@ -163,7 +166,7 @@ def _fault(checkpoint: Checkpoint, recipe: Recipe, pattern: str, num_experts: in
     """Why the tensors of ``pattern`` are not those of all experts: one tensor, or one each."""
     stored, folder, target = recipe.sources[pattern], checkpoint.folder, recipe.target
     usual = Counter(tensor.shape for tensor in stored).most_common(1)[0][0]
-    if _is_fused(pattern, stored):
+    if is_fused(pattern, stored):
         if usual[:1] == (num_experts,):
             return None
         want = f"expected {num_experts} experts in its first dimension (for {target})"
@@ -171,10 +174,10 @@ def _fault(checkpoint: Checkpoint, recipe: Recipe, pattern: str, num_experts: in
     if len(stored) != num_experts:
         detail = _first_missing([tensor.name for tensor in stored], num_experts)
         return f"{folder} has {len(stored)} of {num_experts} experts for {target}, {detail}"
-    for name, file, _, shape, _ in stored:
-        if shape != usual:
+    for one in stored:
+        if one.shape != usual:
             want = f"expected {list(usual)} as its siblings have"
-            return f"tensor {name!r} in {file} has shape {list(shape)}, {want}"
+            return f"tensor {one.name!r} in {one.file} has shape {list(one.shape)}, {want}"
     return None
 
 
@@ -194,7 +197,7 @@ def _check_shapes(
     """Whether a conversion of shapes only gives one expert of the model."""
     made: Shapes = {}
     for recipe in found:
-        tensors = {pattern: [t.meta()] for pattern, t in _of_one(recipe, 0).items()}
+        tensors = {pattern: [t.meta()] for pattern, t in one_each(recipe, 0).items()}
         made |= {name: tuple(t.shape) for name, t in recipe.convert(tensors, model).items()}
     for leaf, shape in shapes.items():
         name = f"{layer}.{leaf}"
@@ -206,12 +209,34 @@ def _check_shapes(
             raise CheckpointError(f"{has}, but config.json asks for {list(shape)}: {why}")
 
 
-def _common_dtype(checkpoint: Checkpoint, by_layer: dict[str, list[Recipe]]) -> torch.dtype:
-    """The smallest dtype that holds all expert tensors without loss."""
+def _layout(
+    checkpoint: Checkpoint, model: OneExpert, shapes: Shapes, by_layer: dict[str, list[Recipe]]
+) -> ExpertLayout:
+    """As in the checkpoint where weights are low-bit; else what ``shapes`` says, in one dtype."""
     groups = [g for layer in by_layer.values() for recipe in layer for g in recipe.sources.values()]
-    names = {stored.dtype: stored.name for group in groups for stored in group}
-    for dtype, name in names.items():
-        if not dtype.is_floating_point:
-            what = f"expert tensor {name!r} in {checkpoint.folder} is quantised ({dtype})"
-            raise CheckpointError(f"{what}: use an unquantised checkpoint")
-    return functools.reduce(torch.promote_types, names)
+    _refuse_integers(checkpoint, groups)
+    if not any(isinstance(one, LowBitTensor) for one in chain(*groups)):
+        return ExpertLayout.of(shapes, _common_dtype(groups))
+    for group in groups:
+        if odd := odd_one(group):
+            what = f"tensor {odd.name!r} in {odd.file} is stored otherwise than {group[0].name!r}"
+            raise CheckpointError(f"{what}: {AGAIN}, or use the unquantised checkpoint")
+    kinds = {signature(name, found): name for name, found in by_layer.items()}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        what = f"the experts of {one} and of {other} in {checkpoint.folder} are stored differently"
+        raise UnsupportedModelError(f"{what}: specmoe needs one format, or none, in all layers")
+    layer, found = next(iter(by_layer.items()))
+    return low_bit_layout(model, layer, shapes, found)
+
+
+def _refuse_integers(checkpoint: Checkpoint, groups: list[list[StoredTensor]]) -> None:
+    for stored in chain(*groups):
+        if not stored.dtype.is_floating_point:
+            what = f"expert tensor {stored.name!r} in {checkpoint.folder} is quantised"
+            raise CheckpointError(f"{what} ({stored.dtype}): use an unquantised checkpoint")
+
+
+def _common_dtype(groups: list[list[StoredTensor]]) -> torch.dtype:
+    """The smallest dtype that holds all expert tensors without loss."""
+    return functools.reduce(torch.promote_types, [stored.dtype for stored in chain(*groups)])

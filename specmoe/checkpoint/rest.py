@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -20,6 +21,7 @@ from .files import REST, SINGLE, Checkpoint, open_checkpoint
 from .header import StoredTensor
 from .identity import SETTINGS
 from .layout import PackedExperts, open_packed
+from .low_bit import parts_of
 from .plan import ExpertPlan
 
 
@@ -42,7 +44,7 @@ class PackedPlan:
         return self.packed.records[layer * self.num_experts + expert]
 
     def others(self) -> list[StoredTensor]:
-        return list(self.checkpoint.tensors.values())
+        return list(chain(*map(parts_of, self.checkpoint.tensors.values())))
 
 
 def packed_plan(folder: Path) -> PackedPlan | None:

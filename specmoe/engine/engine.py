@@ -174,7 +174,7 @@ class Engine:
             "expert_bytes": layout.payload_bytes,
             "record_bytes": layout.record_bytes,
             "widened_from": self.packed.widened_from,
-            "expert_dtype": str(layout.dtype).removeprefix("torch."),
+            "expert_dtype": layout.stored_as,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.options.device),
             "draft_experts": memory.draft_experts,

@@ -94,19 +94,12 @@ class ExpertKernel:
     ):
         self.layout = layout
         self.dtype = dtype
-        upcast = layout.dtype != dtype
-        self.scratch = (
-            {
-                name: torch.empty(shape, dtype=dtype, device=device)
-                for name, shape in zip(layout.names, layout.shapes, strict=True)
-            }
-            if upcast
-            else None
-        )
+        upcast = layout.is_low_bit or layout.dtype != dtype
+        self.scratch = layout.empty(dtype, device) if upcast else None
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
         self.compiled = compile
         # tokens of a draft from which on widening pays; see ``calibrate``
-        self.widen_from = 1 << 30
+        self.widen_from = 0 if layout.is_low_bit else 1 << 30
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
         """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply
@@ -114,6 +107,7 @@ class ExpertKernel:
         may the drafts, never what is decoded."""
         if (
             self.scratch is None
+            or self.layout.is_low_bit
             or record.device.type != "cpu"
             or record.numel() > LARGEST_CALIBRATED
         ):
@@ -133,10 +127,9 @@ class ExpertKernel:
     @staticmethod
     def scratch_bytes(layout: ExpertLayout, dtype: torch.dtype) -> int:
         """Bytes that widening one expert to ``dtype`` takes (0 when it needs none)."""
-        if layout.dtype == dtype:
+        if layout.dtype == dtype and not layout.is_low_bit:
             return 0
-        elements = sum(torch.Size(shape).numel() for shape in layout.shapes)
-        return elements * torch.empty((), dtype=dtype).element_size()
+        return layout.elements * dtype.itemsize
 
     def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
@@ -144,17 +137,19 @@ class ExpertKernel:
 
     def _in_dtype(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record's weights in the model's dtype: as they are, or widened in the scratch."""
-        weights = self.layout.views(record)
         if self.scratch is None:
-            return weights
-        for name, weight in weights.items():
-            self.scratch[name].copy_(weight)
+            return self.layout.views(record)
+        self.layout.widen(record, self.scratch)
         return self.scratch
 
     def upcast_copy(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record's weights in the model's dtype, in memory of their own (for records that never
         move)."""
-        return {name: weight.to(self.dtype) for name, weight in self.layout.views(record).items()}
+        if self.scratch is None:
+            return self.layout.views(record)
+        made = self.layout.empty(self.dtype, record.device)
+        self.layout.widen(record, made)
+        return made
 
     def draft(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in any dtype -> [n, D] of the same, computed in the record's dtype; or

@@ -30,7 +30,7 @@ def flops_per_token(engine) -> dict:
         encoder = ".encoder." in f".{name}." or any(part in name for part in ENCODED_ONCE)
         if isinstance(module, nn.Linear) and not module.weight.is_meta and not encoder:
             trunk += 2 * module.weight.numel()
-    elements = engine.packed.layout.payload_bytes // engine.packed.layout.dtype.itemsize
+    elements = engine.packed.layout.elements
     return {
         "trunk": trunk,
         "experts": 2 * elements * engine.info["top_k"] * engine.memory.num_layers,
