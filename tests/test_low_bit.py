@@ -178,6 +178,14 @@ def test_fast_memory_counts_records_as_stored_and_the_scratch_as_widened(low_bit
         assert engine.memory.scratch_bytes == 2 * elements
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_packed_folder_loads_by_itself(low_bit, plain_tokens, tmp_path, name):
+    pack(low_bit(name), tmp_path / "packed")
+    with specmoe.load(tmp_path / "packed") as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens(name)
+
+
 def test_every_byte_and_every_scale_of_mxfp4_is_that_of_transformers():
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
