@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import ExpertLayout, PackedExperts, write_whole
+from ..checkpoint.layout import Piece
 
 logger = logging.getLogger("specmoe")
 
@@ -30,8 +31,8 @@ CHUNK_BYTES = 32 * 2**20
 # a quarter of a million weights (where they are independent, to 0.14 % of a distance).
 LARGEST_WHOLE = 4 * 2**20
 PIECES, PIECE_BYTES = 8, 2**16
-# The size of a part of a record, and what makes its weights of ``read(first byte, bytes)``.
-Place = tuple[int, Callable]
+# What is compared at a time: (first byte, bytes) of a record, or of a low-bit one some rows.
+Place = tuple[int, int] | Piece
 
 
 def expert_distances(packed: PackedExperts) -> torch.Tensor:
@@ -82,41 +83,48 @@ def _seal(packed: PackedExperts, array: bytes) -> bytes:
 def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:
     """[E, E] from the Gram matrix, accumulated over places of the records in float64."""
     gram = torch.zeros(packed.num_experts, packed.num_experts, dtype=torch.float64)
-    places, whole = _places(packed)
+    places = _places(packed)
     for weights in _weights(packed, layer, places):  # [E, columns]
         gram += (weights @ weights.T).double()
     squared = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
-    squared *= whole / sum(size for size, _ in places)
+    squared *= _whole(packed.layout) / sum(map(_size, places))
     return squared.clamp(min=0).sqrt().float().fill_diagonal_(0)
 
 
-def _places(packed: PackedExperts) -> tuple[list[Place], int]:
-    """What is read of every record, all of it or a sample, and the size of all."""
-    layout = packed.layout
+def _places(packed: PackedExperts) -> list[Place]:
+    """What is read of every record: all of it, or a sample."""
+    layout, whole = packed.layout, packed.layout.record_bytes
     if layout.is_low_bit:
-        places = [(math.prod(p.shape), p.widened) for p in layout.pieces]
-        whole = sum(size for size, _ in places)
-        is_large = whole * layout.dtype.itemsize > LARGEST_WHOLE
-        return places[:: max(1, len(places) // PIECES) if is_large else 1], whole
-    whole, step, num = layout.record_bytes, max(4096, CHUNK_BYTES // packed.num_experts), None
+        is_large = _whole(layout) * layout.dtype.itemsize > LARGEST_WHOLE
+        return list(layout.pieces[:: max(1, len(layout.pieces) // PIECES) if is_large else 1])
     if (packed.widened_from or layout.payload_bytes) > LARGEST_WHOLE:
-        step, num = whole // PIECES, PIECE_BYTES
-    step = step // 4096 * 4096
-    begins = range(0, whole if num is None else PIECES * step, step)
-    sizes = [num or min(step, whole - begin) for begin in begins]
-    return [(size, partial(_as_stored, layout, at, size)) for at, size in zip(begins, sizes)], whole
+        step = whole // PIECES // 4096 * 4096
+        return [(begin, PIECE_BYTES) for begin in range(0, PIECES * step, step)]
+    step = max(4096, CHUNK_BYTES // packed.num_experts // 4096 * 4096)
+    return [(begin, min(step, whole - begin)) for begin in range(0, whole, step)]
 
 
-def _as_stored(layout: ExpertLayout, begin: int, num_bytes: int, read: Callable) -> torch.Tensor:
-    return read(begin, num_bytes).view(layout.dtype)
+def _size(place: Place) -> int:
+    return math.prod(place.shape) if isinstance(place, Piece) else place[1]
+
+
+def _whole(layout: ExpertLayout) -> int:
+    """The size of all places there are."""
+    return sum(map(_size, layout.pieces)) or layout.record_bytes
 
 
 def _weights(packed: PackedExperts, layer: int, places: list[Place]):
     """The layer's weights, one place after the other: float64 ``[E, columns]``."""
     with open(packed.data_file, "rb", buffering=0) as file:
-        for _, weights_of in places:
-            records = [packed.offset(layer, expert) for expert in range(packed.num_experts)]
-            rows = [weights_of(partial(_read, file, record)) for record in records]
+        for place in places:
+            rows = []
+            for expert in range(packed.num_experts):
+                read = partial(_read, file, packed.offset(layer, expert))
+                rows.append(
+                    place.widened(read)
+                    if isinstance(place, Piece)
+                    else read(*place).view(packed.layout.dtype)
+                )
             yield torch.stack(rows).flatten(1).double()
 
 
