@@ -62,7 +62,7 @@ test: setup ## all tests
 	@if { command -v chromium || command -v google-chrome; } >/dev/null 2>&1 && ! $(BIN)/python -c 'import playwright' 2>/dev/null; then \
 	  $(PIP) install --quiet --disable-pip-version-check -e '.[browser]' || echo "No playwright: the browser test will skip." >&2; \
 	fi
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder $(TEST_ARGS)
 
 # The oldest transformers that pyproject.toml allows, in a place of its own; the newest is the one of `make test`.
 OLDEST := transformers==5.2.0

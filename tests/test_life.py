@@ -68,6 +68,10 @@ def num_calls(engine) -> int:
     return counting.num_calls
 
 
+# Each way at other moments than the next.
+MOMENTS = 6
+
+
 @pytest.mark.parametrize(
     "again", [(), (1,), (2, 5), (1, 2, 3)], ids=["once", "twice", "three times", "four times"]
 )
@@ -80,13 +84,13 @@ def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(
 
     def slow(*arguments):
         if arguments[2] % 7 == 3:
-            late.wait(0.02)
+            late.wait(0.005)
         return real(*arguments)
 
     monkeypatch.setattr(os, "preadv", slow)
     total = num_calls(engine)
     num_interrupted = 0
-    for first in range(1, total, max(1, total // 25)):
+    for first in range(1 + len(again), total, max(1, total // MOMENTS)):
         try:
             with Interrupts({first, *(first + more for more in again)}):
                 engine.generate(PROMPTS, **JOB)
@@ -95,7 +99,7 @@ def test_after_interrupts_anywhere_the_next_run_has_the_right_tokens(
         assert tokens_of(engine.generate(PROMPTS, **JOB)) == plain("mixtral"), (
             f"interrupted at call {first}"
         )
-    assert engine.store.is_idle() and num_interrupted > 20
+    assert engine.store.is_idle() and num_interrupted >= MOMENTS - 1
 
 
 def test_reads_that_an_interrupt_left_behind_end_before_the_next_run_has_buffers(
