@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from test_notebooks import EXACT
+
 ROOT = Path(__file__).parent.parent
 SETS = {
     "oldest": {
@@ -43,12 +45,8 @@ SHORT = (
     "test_exactness.py::test_logits_equal_transformers_logits",
     "test_exactness.py::test_fp32_arithmetic_on_bf16_experts_is_exact",
 )
-NOTEBOOKS = (
-    "03_experts_in_slow_memory",
-    "04_hot_experts",
-    "06_batched_verification",
-    "07_sampling_without_bias",
-)
+PARTS = ("tests", "exact notebooks")
+SHORT_NOTEBOOKS = ("07_sampling_without_bias",)
 
 
 def main() -> int:
@@ -56,18 +54,18 @@ def main() -> int:
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--notebooks", nargs="+", choices=EXACT, default=EXACT)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     sets, threads = (["oldest"], [1]) if options.short else (options.sets, options.threads)
-    tests, notebooks = (SHORT, NOTEBOOKS[-1:]) if options.short else (TESTS, NOTEBOOKS)
+    tests, notebooks = (SHORT, SHORT_NOTEBOOKS) if options.short else (TESTS, options.notebooks)
     failed = False
     print("| instructions | threads | part | result | seconds |\n|---|---|---|---|---|", flush=True)
     for name in sets:
         for num in threads:
-            for part, command in (
-                ("tests", pytest_of(tests)),
-                ("exact notebooks", nbval_of(notebooks)),
-            ):
-                failed |= not run(name, num, part, command)
+            for part, command in zip(PARTS, (pytest_of(tests), nbval_of(notebooks))):
+                if part in options.parts:
+                    failed |= not run(name, num, part, command)
     return int(failed)
 
 
