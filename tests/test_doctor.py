@@ -267,7 +267,7 @@ def test_the_offline_flag_is_read_as_the_hub_reads_it(value, offline, monkeypatc
         ("balance.fp32_flop_per_byte", 412.0, "412 FLOP/byte"),
         ("disk.random_bytes_per_s.2", 9.5e8, "950 MB/s"),
         ("disk.page_latency_s", 0.0002, "0.2 ms"),
-        ("memory.total_bytes", 2**30, "1024.0 MiB"),
+        ("memory.total_bytes", 2**30, "1 GiB"),
         ("compiler.can_compile", False, "no"),
         ("compiler.compiler", None, "none"),
         ("cpu", "some cpu", "some cpu"),

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..entry import leave
 from ..markdown import write_page
+from ..words import show_bytes
 from .cells import SKEWED, TRANSLATE, Measured, cell_rows
 from .pictures import LINK_WORDS
 from .settings import BATCHES, LINKS, PEER_BATCHES
@@ -90,8 +91,8 @@ def facts_words(files: dict[str, dict], model: str, link: str) -> str:
     return (
         f"{facts['experts']} experts, top-{facts['top_k']}, {facts['decoding_layers']} MoE layers "
         "that decode; an expert's"
-        f" record {facts['record_bytes'] / 2**20:.2f} MiB ({facts['expert_dtype']}); fast memory"
-        f" {facts['fast_memory_bytes'] / 2**20:.0f} MiB for every method but `resident`; "
+        f" record {show_bytes(facts['record_bytes'])} ({facts['expert_dtype']}); fast memory"
+        f" {show_bytes(facts['fast_memory_bytes'])} for every method but `resident`; "
         f"{facts['cached_experts']} experts"
         f" per layer can be cached in it, {facts['draft_experts']} draft."
         f" {(flops['trunk'] + flops['experts']) / 1e6:.1f} MFLOP per token, "
@@ -153,7 +154,7 @@ def peer_frame(files: dict[str, dict]) -> pd.DataFrame:
             speeds = [found.speed(SKEWED, link, batch, what, part) for what in (ours, peer)]
             if all(speeds):
                 row = found.rows(SKEWED, link, batch, peer, part)[0]
-                limit = f", {row['limit_bytes'] / 2**20:.0f} MiB" if row.get("limit_bytes") else ""
+                limit = f", {show_bytes(row['limit_bytes'])}" if row.get("limit_bytes") else ""
                 words = {
                     SKEWED: f"{ours} / {peer}",
                     "B": batch,
@@ -214,8 +215,8 @@ def gpu_frames(content: dict) -> dict[str, pd.DataFrame]:
         speed, over = rows["tokens_per_second"], rows["measured_over_floor"]
         said = speed.map("{:.1f} ".format) + over.map("({:.1f})".format)
         table = rows.assign(said=said).pivot(index="method", columns="batch", values="said")
-        size = part["info"]["expert_bytes"] / 2**20
-        words = f"{model}, experts of {size:.0f} MiB: tokens per second"
+        size = show_bytes(part["info"]["expert_bytes"])
+        words = f"{model}, experts of {size}: tokens per second"
         frames[f"{words} (in brackets: measured time over floor)"] = table.reset_index()
     return frames
 

@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, words for numbers, panels by batch.
+"""What all figures share: colours, style, panels by batch.
 
 A method has one colour everywhere, from seaborn's colour-blind palette. Styles live in a context,
 so nobody's own settings change. Figures by batch have one panel per batch, all on one scale: equal
@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 
 from ...errors import OptionError, check_choice
 from ...options import METHODS
+from ..words import show_bytes, show_number, size_unit  # noqa: F401 - figures say numbers so, too
 
 COLORS = sns.color_palette("colorblind")
 METHOD_COLORS = {  # in the order of every figure, top to bottom
@@ -42,7 +43,6 @@ DARK = ("verify", "wait")  # parts whose labels are white
 GREY = "#505050"
 FARTHEST = 10  # panels whose largest values are further apart than this do not share a scale
 OWN_SCALES = "each panel has its own scale"
-_SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 TIMES, MINUS, GAMMA = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER GAMMA}"
 
 
@@ -85,22 +85,6 @@ def show(axes, num_colors: int = 96, dots_per_inch: int = 100) -> None:
 
 
 # ---- words ----
-
-
-def size_unit(num_bytes: float) -> tuple[int, str]:
-    """The largest unit that leaves at least 1 of it: ``(1048576, "MiB")``."""
-    return next((unit for unit in _SIZES if num_bytes >= unit[0]), _SIZES[-1])
-
-
-def show_bytes(num_bytes: float) -> str:
-    """``"1.5 MiB"``."""
-    unit, name = size_unit(num_bytes)
-    return f"{show_number(num_bytes / unit)} {name}"
-
-
-def show_number(value: float) -> str:
-    """Three digits that count, never an exponent: ``1234``, ``41.3``, ``0.052``."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def plain(text: object) -> str:

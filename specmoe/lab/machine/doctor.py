@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ...errors import one_line, path_of
 from ...options import parse_bytes
+from ..words import show_bytes
 from . import probes
 
 RECORD_BYTES = 3 * 2**20
@@ -240,4 +241,4 @@ def readable(name: str, value) -> str:
             return f"{value / scale:.4g} {unit}"
     if "bytes_per_s" in name:
         return f"{value / 1e6:.0f} MB/s"
-    return f"{value / 2**20:.1f} MiB" if name.endswith("_bytes") else f"{value:g}"
+    return show_bytes(value) if name.endswith("_bytes") else f"{value:g}"
