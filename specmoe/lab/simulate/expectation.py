@@ -1,17 +1,18 @@
-"""What to expect of a machine that decodes one text with a model too large for its fast memory: the
-link, the memory and the arithmetic each take their time, and the slowest decides.
+"""What to expect of a machine that decodes with a model too large for its fast memory: the link, the
+memory and the arithmetic each take their time, and the slowest decides.
 
 Comes in: a ``ModelSize``, a ``Hardware``, how much fast memory there is. Goes out: an
-``Expectation`` for each method, calculated, at batch 1. Reads, memory and arithmetic are taken to
-overlap fully and overheads to be nothing, so the speed is a ceiling. What a pool misses and what a
-round gives is not calculated: it was counted in recordings of a small model (``Counts``), and to
-carry it over to another model is an assumption.
+``Expectation`` for each method, calculated. Reads, memory and arithmetic are taken to overlap fully
+and overheads to be nothing, so the speed is a ceiling. What a pool misses and what a round gives is
+not calculated: it was counted in recordings of a small model (``Counts``), and to carry it over to
+another model is an assumption. One text asks for so many times its top-k; of a batch, the distinct
+experts grow as those of even use do (``distinct``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from ...errors import FastMemoryError, OptionError, check_choice
 from .hardware import Hardware, is_number, preset
 from .real_models import size_of
 from .recording import Recording
-from .shipped import GAMMAS, SHIPPED, recordings
+from .shipped import BATCHES, GAMMAS, SHIPPED, recordings
 from .sizes import ModelSize
 
 LIKE = "tiny-balanced"  # its experts are used as evenly as large models are trained to use theirs
@@ -30,28 +31,35 @@ GAMMA = 4
 
 @dataclass(frozen=True)
 class Counts:
-    """At batch 1 and one share of experts in fast memory; reads and experts per layer are relative
+    """At one batch and one share of experts in fast memory; reads and experts per layer are relative
     to the model's top-k, so that they carry over."""
 
     like: str  # the recorded model
     share: float  # 0 .. 1
-    pool_reads: float  # of a token: the share of its experts that a pool misses
+    pool_reads: float  # of a plain pass: what a pool misses
     round_tokens: float  # tokens that a round gives
     round_reads: float  # of a round
     round_experts: float  # distinct ones that its verification needs
     gamma: float  # draft steps of a round, on average
+    batch: int = 1
+    pass_experts: float = 1.0  # distinct ones that a plain pass needs
+    like_shape: tuple[int, int] = (1, 1)  # experts of a layer, and how many a token gets
 
 
-def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA) -> Counts:
+def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA, batch: int = 1) -> Counts:
     """Of the shipped recordings of ``like``, between which we interpolate; with no expert in fast
     memory everything is read, with all of them nothing."""
     check_choice("like", like, SHIPPED)
+    if isinstance(batch, bool) or batch not in BATCHES:
+        there = ", ".join(map(str, BATCHES))
+        raise OptionError(f"batch={batch!r} was not recorded: one of {there}")
     if gamma not in GAMMAS:
         raise OptionError(f"gamma={gamma!r} was not recorded: one of {', '.join(map(str, GAMMAS))}")
     if not is_number(share) or not 0 <= share <= 1:
         raise OptionError(f"share={share!r} of the experts in fast memory must be 0 to 1")
-    known = _counted(like, gamma)
-    ends = {"pool_reads": (1.0, 0.0), "token_reads": (1.0, 0.0)}
+    known = _counted(like, gamma, batch)
+    plain = float(known["pass_experts"].mean())
+    ends = {"pool_reads": (plain, 0.0), "token_reads": (plain / batch, 0.0)}
 
     def at(name: str) -> float:
         left, right = ends.get(name, (known[name].iloc[0], known[name].iloc[-1]))
@@ -60,16 +68,41 @@ def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA) -> Counts:
 
     tokens = at("tokens")
     reads = at("token_reads") * tokens
-    return Counts(like, share, at("pool_reads"), tokens, reads, at("experts"), at("gamma"))
+    shape = tuple(int(known[name].iloc[0]) for name in ("num_experts", "top_k"))
+    counted = (at("pool_reads"), tokens, reads, at("experts"), at("gamma"))
+    return Counts(like, share, *counted, batch, plain, shape)
+
+
+def distinct(num_tokens: float, num_experts: int, top_k: int) -> float:
+    """Experts of a layer that so many tokens need if use is even, in top-k's."""
+    return num_experts * (1 - (1 - top_k / num_experts) ** num_tokens) / top_k
+
+
+def _carried(counts: Counts, size: ModelSize) -> Counts:
+    """To a model with another number of experts: one text as it is, a batch by ``distinct``."""
+    if counts.batch == 1:
+        return counts
+    shape = (size.num_experts, size.top_k)
+    plain, block = (
+        distinct(tokens, *shape) / distinct(tokens, *counts.like_shape)
+        for tokens in (counts.batch, counts.batch * (counts.gamma + 1))
+    )
+    return replace(
+        counts,
+        pool_reads=counts.pool_reads * plain,
+        pass_experts=counts.pass_experts * plain,
+        round_reads=counts.round_reads * block,
+        round_experts=counts.round_experts * block,
+    )
 
 
 @cache
-def _counted(like: str, gamma: int) -> pd.DataFrame:
+def _counted(like: str, gamma: int, batch: int) -> pd.DataFrame:
     """One row per recorded size of fast memory, by share."""
     found = []
-    for pool in recordings(like, batch=1, method="cached"):
+    for pool in recordings(like, batch=batch, method="cached"):
         draft_experts = pool.info["draft_experts"]
-        of = recordings(like, draft_experts, 1, "specmoe")
+        of = recordings(like, draft_experts, batch, "specmoe")
         fits = [r for r in of if r.settings["gamma"] == gamma and not r.settings["prefetch"]]
         found.append(_row(pool, fits[0]))
     return pd.DataFrame(found).sort_values("share")
@@ -81,8 +114,11 @@ def _row(pool: Recording, drafting: Recording) -> dict[str, float]:
     per_token = [each.num_reads / layers / each.num_new_tokens / top_k for each in (pool, drafting)]
     return {
         "share": info["slots"] / layers / info["experts"],
-        "pool_reads": per_token[0],
+        "pool_reads": per_token[0] * pool.batch,
         "token_reads": per_token[1],
+        "pass_experts": pool.experts.sum() / len(pool.rows) / layers / top_k,
+        "num_experts": info["experts"],
+        "top_k": top_k,
         "tokens": drafting.num_new_tokens / rounds,
         "experts": drafting.experts.sum() / rounds / layers / top_k,
         "gamma": float(drafting.gammas.mean()),
@@ -91,7 +127,7 @@ def _row(pool: Recording, drafting: Recording) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Of one method, per token of one text. Calculated, not measured."""
+    """Of one method, per token. Calculated, not measured."""
 
     method: str
     model: str
@@ -105,6 +141,7 @@ class Expectation:
     link_s: float
     memory_s: float
     compute_s: float
+    batch: int = 1  # texts decoded together
 
     @property
     def seconds(self) -> float:
@@ -132,13 +169,14 @@ def expect(
     like: str = LIKE,
     gamma: int = GAMMA,
     weights: str | None = None,
+    batch: int = 1,
 ) -> dict[str, Expectation]:
     """``on_demand``, ``cached``, ``specmoe`` and ``resident`` (everything in fast memory).
 
     ``model``: what ``size_of`` takes. ``machine``: a ``Hardware`` or a preset's name.
     ``budget_bytes``: fast memory to use, None: the machine's; what the trunk leaves of it holds
-    experts. ``share``: of the experts instead (0 .. 1), whatever memory that takes. ``like`` and
-    ``gamma``: which recordings (``counts_at``). ``FastMemoryError`` where not even one layer's
+    experts. ``share``: of the experts instead (0 .. 1), whatever memory that takes. ``like``,
+    ``gamma`` and ``batch``: which recordings (``counts_at``). ``FastMemoryError`` where not even one layer's
     top-k experts fit.
     """
     size = size_of(model, weights)
@@ -146,7 +184,7 @@ def expect(
     budget = machine.fast_memory_bytes if budget_bytes is None else budget_bytes
     if share is None:
         share = _share(size, machine, budget)
-    counts = counts_at(share, like, gamma)
+    counts = _carried(counts_at(share, like, gamma, batch), size)
     return {
         method: _expectation(method, size, machine, counts, budget)
         for method in ("on_demand", "cached", "specmoe", "resident")
@@ -175,17 +213,19 @@ def _expectation(
     # a unified memory is the slow memory too
     needed = size.held_bytes + size.experts_bytes if machine.is_unified else held
     link_bytes = read * size.bytes_per_token / tokens
-    # a verification cannot need more experts than there are
+    # a pass cannot need more experts than there are
     experts = min(experts, passes * size.num_experts / size.top_k)
     touched = passes * size.trunk_bytes + experts * size.bytes_per_token
-    steps = passes + (counts.gamma if method == "specmoe" else 0)  # tokens computed in a round
+    # tokens computed in a round
+    steps = counts.batch * (passes + (counts.gamma if method == "specmoe" else 0))
     flop = size.trunk_flops_per_token
     flop += size.num_layers * size.top_k * size.expert_flops_per_token
     amounts = (link_bytes, touched / tokens, steps * flop / tokens)
     rates = (machine.link_bytes_per_s, machine.memory_bytes_per_s, machine.flop_per_s)
     took = [amount / rate for amount, rate in zip(amounts, rates)]
     fits = not budget or needed <= budget
-    return Expectation(method, size.name, machine.name, share, held, fits, *amounts, *took)
+    said = (method, size.name, machine.name, share, held, fits)
+    return Expectation(*said, *amounts, *took, counts.batch)
 
 
 def work(method: str, counts: Counts) -> tuple[float, float, float, float]:
@@ -193,11 +233,11 @@ def work(method: str, counts: Counts) -> tuple[float, float, float, float]:
     experts read over the link (both in top-k's of every layer), and the tokens."""
     if method == "specmoe":
         passes = counts.gamma + 1
-        # each draft step touches resident experts, top-k of them
-        touched = counts.gamma + counts.round_experts
+        # each draft step touches resident experts, as many as a plain pass at most
+        touched = counts.gamma * counts.pass_experts + counts.round_experts
         return passes, touched, counts.round_reads, counts.round_tokens
-    reads = {"on_demand": 1.0, "cached": counts.pool_reads, "resident": 0.0}
-    return 1.0, 1.0, reads[method], 1.0
+    reads = {"on_demand": counts.pass_experts, "cached": counts.pool_reads, "resident": 0.0}
+    return 1.0, counts.pass_experts, reads[method], float(counts.batch)
 
 
 def expectations(
