@@ -26,7 +26,18 @@ from specmoe.errors import CheckpointError, OptionError
 from specmoe.lab.bench import methods as bench
 from specmoe.options import SPIN, GenerateOptions, LoadOptions
 
-COMMANDS = ["models", "generate", "bench", "pack", "verify", "cache", "report", "train", "doctor"]
+COMMANDS = [
+    "models",
+    "generate",
+    "bench",
+    "plan",
+    "pack",
+    "verify",
+    "cache",
+    "report",
+    "train",
+    "doctor",
+]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ Nothing is measured here.
 
 Comes in: a ``Recording`` (of any run's trace; ``recordings()`` gives those that come with the
 package), a ``Hardware``, a ``ModelSize``. Goes out: ``Simulated`` (seconds, bytes, waits), the
-frame of the map of winners. ``probe_machine`` and ``fit_machine`` describe this machine;
+frame of the map of winners, a ``Plan``. ``probe_machine`` and ``fit_machine`` describe this machine;
 ``clock`` compares with its clock.
 """
 
@@ -13,6 +13,7 @@ from .expectation import Expectation, counts_at, expect, expectations
 from .hardware import PRESETS, Hardware, preset
 from .machine import fit_machine
 from .maps import knob_rows, winners
+from .plan import Plan, plan
 from .probe import probe_machine
 from .real_models import PAPER_SIZES, RealModel, known_models, size_of
 from .recording import Recording
@@ -26,6 +27,7 @@ __all__ = [
     "Expectation",
     "Hardware",
     "ModelSize",
+    "Plan",
     "RealModel",
     "Recording",
     "Simulated",
@@ -35,6 +37,7 @@ __all__ = [
     "fit_machine",
     "knob_rows",
     "known_models",
+    "plan",
     "preset",
     "probe_machine",
     "recordings",

@@ -124,6 +124,13 @@ def _count(text: str, weights: WeightFormat) -> Parameters:
     )
 
 
+def model_without_memory(config) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """The model of a config (object or dict) on ``meta``, and its modules of experts."""
+    fields = config if isinstance(config, dict) else config.to_dict()
+    model = _on_meta(_config({k: v for k, v in fields.items() if k != "quantization_config"}))
+    return model, list(_experts(model).values())
+
+
 def _config(fields: dict) -> PreTrainedConfig:
     kind = fields.pop("model_type", None)
     if kind not in CONFIG_MAPPING:

@@ -58,10 +58,11 @@ def size_of(model, weights: str | None = None) -> ModelSize:
     if str(model) in known_models():
         found = known_models()[str(model)]
         return found.size if weights is None else ModelSize.of(found.config, weights)
-    return ModelSize.of(_read(model), weights)
+    return ModelSize.of(read_config(model), weights)
 
 
-def _read(path: str | Path) -> dict:
+def read_config(path: str | Path) -> dict:
+    """Of a ``config.json``, or of the folder that has it."""
     file = path_of(path, "a config.json or a model")
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
