@@ -15,7 +15,10 @@ import nbformat
 import pytest
 import wrong_answers
 import wrong_engines
+import wrong_rounds
+import yaml
 from mistakes_page import CHECKS, PAGE, diagnosis, row
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from specmoe.engine.engine import load
@@ -26,6 +29,7 @@ from specmoe.lab.exercises import (
     calling,
     capstone,
     leaderboard,
+    otter,
     parts,
     planning,
     rollback,
@@ -284,6 +288,52 @@ def test_what_is_no_answer_at_all_is_told_in_one_sentence(name):
     assert words in caught.value.sentence and "\n" not in caught.value.sentence
 
 
+def yields(*given):
+    yield from given
+
+
+NO_FUNCTIONS = {
+    "a class": (dict, "is a class"),
+    "a generator function": (yields, "yields or awaits"),
+    "a generator": (yields(), "leave out its brackets"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FUNCTIONS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_check_tells_a_class_and_a_generator_in_one_sentence(check, name, tmp_path):
+    """And such an answer never reaches the leaderboard."""
+    answer, words = NO_FUNCTIONS[name]
+    board = tmp_path / "room.jsonl"
+    with pytest.raises(ExerciseError) as caught:
+        getattr(exercises, check)(answer, board=board)
+    assert words in caught.value.sentence and "\n" not in str(caught.value)
+    assert not board.exists()
+
+
+@pytest.mark.parametrize("name", NO_FUNCTIONS)
+def test_graded_cells_tell_a_class_and_a_generator_in_one_sentence(name, tmp_path):
+    answer, words = NO_FUNCTIONS[name]
+    cells = nbformat.read(export(TUTORIALS, tmp_path)[8], as_version=4).cells
+    [graded] = [cell.source for cell in cells if cell.metadata["nbgrader"]["grade"]]
+    with pytest.raises(ExerciseError, match=words):
+        exec(graded, {"check_rollback": exercises.check_rollback, "next_block": answer})
+    names: dict = {}
+    tests = _between(
+        nbformat.read(otter.export(TUTORIALS, tmp_path)[8], as_version=4).cells, "TESTS"
+    )
+    exec(tests[0].source, names)
+    with pytest.raises(ExerciseError, match=words):
+        names["test_pass"](answer)
+
+
+@pytest.mark.parametrize("board", [dict, yields(), 7])
+def test_a_board_that_is_no_file_name_is_one_sentence(board):
+    with pytest.raises(OptionError, match="is no name of a leaderboard file") as caught:
+        exercises.Exercise("rollback", rollback.check_rollback)(parts.next_block, board=board)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_generator_function_and_a_loop_without_end_are_told(monkeypatch):
     def yields(distances, residents):
         yield 0
@@ -397,7 +447,88 @@ def test_the_nbgrader_course_locks_the_text_and_grades_the_check(tmp_path):
                 exec(compile("import torch\n" + cell.source, path.name, "exec"), names)
 
 
-def test_a_course_into_a_file_is_refused(tmp_path):
+def test_the_otter_assignments_are_in_the_documented_format(tmp_path):
+    """As its documentation has it: raw YAML cells open and close blocks, in this order; the
+    configuration comes first; three tests of a point each call the check."""
+    written = otter.export(TUTORIALS, tmp_path)
+    assert [path.stem for path in written] == [source.stem for source in SOURCES]
+    for path in written:
+        cells = nbformat.read(path, as_version=4).cells
+        raw = [cell.source.splitlines()[0] for cell in cells if cell.cell_type == "raw"]
+        assert raw == ["# ASSIGNMENT CONFIG", *(f"# {one}" for one in OTTER_BLOCKS)]
+        config, question = (yaml.safe_load(cells[i].source) for i in (0, _begin(cells, "QUESTION")))
+        assert config["name"] == path.stem and config["tests"] == {"ok_format": False}
+        assert question["points"] == 3 and cells[0].cell_type == "raw"
+        solved = _between(cells, "SOLUTION")
+        assert solved and all("    # BEGIN SOLUTION\n" in cell.source for cell in solved)
+        names: dict = {}
+        for cell in solved:  # the marks are comments: the master notebook runs as it is
+            exec(compile("import torch\n" + cell.source, path.name, "exec"), names)
+        assert callable(names[question["name"]])
+        tests = [cell.source for cell in _between(cells, "TESTS")]
+        heads = [yaml.safe_load(one.split('"""')[1].partition("\n")[2]) for one in tests]
+        assert heads == [{"points": 1}] * 3 and len(set(tests)) == 3
+        assert not any("](../" in cell.source for cell in cells)
+
+
+OTTER_BLOCKS = [
+    "BEGIN QUESTION",
+    "BEGIN SOLUTION",
+    "END SOLUTION",
+    "BEGIN TESTS",
+    "END TESTS",
+    "END QUESTION",
+]
+
+
+def _begin(cells, block: str) -> int:
+    return next(i for i, cell in enumerate(cells) if cell.source.startswith(f"# BEGIN {block}"))
+
+
+def _between(cells, block: str) -> list:
+    end = next(i for i, cell in enumerate(cells) if cell.source == f"# END {block}")
+    return [cell for cell in cells[_begin(cells, block) + 1 : end] if cell.cell_type == "code"]
+
+
+def test_otters_tests_give_a_point_for_each_tier(tmp_path):
+    cells = nbformat.read(otter.export(TUTORIALS, tmp_path)[8], as_version=4).cells
+    names: dict = {}
+    for cell in _between(cells, "TESTS"):
+        exec(cell.source, names)
+    tests = [names[f"test_{tier}"] for tier in ("pass", "good", "excellent")]
+    exercises.check_rollback.hints_read = 1
+    try:
+        tests[0](parts.next_block)
+        tests[1](parts.next_block)
+        with pytest.raises(AssertionError):
+            tests[2](parts.next_block)
+        with pytest.raises(ExerciseError, match="one position early"):
+            tests[0](wrong_rounds.ROLLBACK["one early"][0])
+    finally:
+        exercises.check_rollback.hints_read = 0
+
+
+def test_an_exported_notebook_grades_a_right_and_a_wrong_answer_in_a_kernel(tmp_path):
+    """What nbgrader does: run all cells, take the number that the graded cell shows; an error is
+    nought points."""
+    [path] = [p for p in export(TUTORIALS, tmp_path) if p.stem == "09_kv_rollback"]
+    notebook = nbformat.read(path, as_version=4)
+    solved, graded = (
+        next(cell for cell in notebook.cells if cell.metadata["nbgrader"][kind])
+        for kind in ("solution", "grade")
+    )
+    early = solved.source.replace("start + 1 + number", "start + number")
+    assert early != solved.source
+    notebook.cells += [nbformat.v4.new_code_cell(text) for text in (early, graded.source)]
+    NotebookClient(notebook, timeout=120, allow_errors=True).execute()
+    [right], [wrong] = graded.outputs, notebook.cells[-1].outputs
+    assert right["data"]["text/plain"] == "3"
+    assert wrong["output_type"] == "error" and wrong["ename"] == "ExerciseError"
+    assert "one position early" in "".join(wrong["traceback"])
+
+
+@pytest.mark.parametrize("grader", [export, otter.export])
+def test_a_course_into_a_file_is_refused(tmp_path, grader):
     (tmp_path / "course").write_text("")
     with pytest.raises(OptionError, match="cannot be written"):
-        export(TUTORIALS, tmp_path / "course")
+        grader(TUTORIALS, tmp_path / "course")

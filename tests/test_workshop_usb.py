@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -35,7 +36,7 @@ def fake_wheel(folder: Path, requires=REQUIRES) -> Path:
 
 
 class FakePip:
-    """Builds and downloads empty files, and remembers what it was asked."""
+    """Builds and downloads wheels of nothing, and remembers what it was asked."""
 
     def __init__(self):
         self.asked = []
@@ -48,7 +49,9 @@ class FakePip:
             return
         shelf = Path(words[words.index("--dest") + 1])
         for pin in (word for word in words if "==" in word):
-            (shelf / f"{pin}.whl").write_bytes(b"")
+            with zipfile.ZipFile(shelf / f"{pin}.whl", "w") as archive:
+                needs = ">=3.11.5" if pin.startswith("numpy") else ">=3.9,!=3.9.0"
+                archive.writestr("a.dist-info/METADATA", f"Name: a\nRequires-Python: {needs}\n")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,13 @@ def test_windows_has_its_own_folders_and_line_ends(made):
     out, _, _ = made
     text = (out / "start.bat").read_bytes().decode()
     assert r"\Scripts\python.exe" in text and "\n" not in text.replace("\r\n", "")
-    assert "(3.11 3.12)" in text and "@" not in text.replace("@echo", "")
+    assert (
+        "(3.11 3.12)" in text and "{11: 5, 12: 0}" in text and "@" not in text.replace("@echo", "")
+    )
+    echoed = [line for line in text.splitlines() if line.startswith("  echo")]
+    assert echoed and not any(")" in line for line in echoed), (
+        "a bracket would end the block around it"
+    )
     shell = (out / "start.sh").read_text()
     assert "\r" not in shell and "for version in 3.11 3.12;" in shell
     assert (out / "start.command").read_text() == shell
@@ -150,12 +159,36 @@ def test_windows_has_its_own_folders_and_line_ends(made):
 
 def test_the_shell_script_is_sound_and_refuses_a_wrong_python_in_one_sentence(tmp_path):
     script = tmp_path / "start.sh"
-    script.write_text(usb.script("start.sh", ["2.6"]))
+    script.write_text(usb.script("start.sh", {"2.6": 3}))
     assert subprocess.run(["sh", "-n", script]).returncode == 0
     env = {**os.environ, "SPECMOE_WORKSHOP": str(tmp_path / "work")}
     done = subprocess.run(["sh", script], env=env, capture_output=True, text=True)
     assert done.returncode == 1 and not (tmp_path / "work").exists()
-    assert done.stderr.startswith("This kit is for Python 2.6, and none is here")
+    assert done.stderr.startswith("This kit is for Python 2.6 from 2.6.3 on, and none")
+
+
+@pytest.mark.parametrize(("more", "taken"), [(0, True), (1, False)])
+def test_a_python_older_than_the_packages_take_is_refused_before_anything_is_made(
+    tmp_path, more, taken
+):
+    """Debian 12 has 3.11.2, and a package of the kit wants 3.11.5: pip would say so at the end."""
+    major, minor, patch = sys.version_info[:3]
+    (tmp_path / "start.sh").write_text(usb.script("start.sh", {f"{major}.{minor}": patch + more}))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("dirname", "mkdir", "find", "cp", "touch"):
+        (folder / name).symlink_to(shutil.which(name))
+    env = {"HOME": str(tmp_path), "PATH": str(folder), "PYTHON": sys.executable}
+    env["SPECMOE_WORKSHOP"] = str(tmp_path / "work")
+    done = subprocess.run(
+        [shutil.which("sh"), tmp_path / "start.sh", "--check"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    refused = f"from {major}.{minor}.{patch + more} on, and none is here" in done.stderr
+    assert refused != taken and done.stdout.startswith("Setting up") == taken
+    assert (tmp_path / "work").exists() == taken and done.returncode
 
 
 def test_the_shell_script_copies_what_is_missing_and_keeps_what_is_yours(tmp_path):
@@ -166,7 +199,7 @@ def test_the_shell_script_copies_what_is_missing_and_keeps_what_is_yours(tmp_pat
     (kit / "notebooks" / "a b.ipynb").write_text("new")
     (kit / "tutorials" / "exercises" / "1.ipynb").write_text("new")
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    (kit / "start.sh").write_text(usb.script("start.sh", [here]))
+    (kit / "start.sh").write_text(usb.script("start.sh", {here: 0}))
     (work / ".venv" / "bin").mkdir(parents=True)
     python = work / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\necho "$SPECMOE_NOTEBOOKS" "$@"\n')

@@ -2,7 +2,8 @@
 solutions executed.
 
 ``compare tutorials``: say which notebooks differ from their source; exit code 1 if any does.
-``nbgrader tutorials DIR``: write an nbgrader course. ``leaderboard FILE``: print the room's best.
+``nbgrader tutorials DIR``: write an nbgrader course; ``otter tutorials DIR``: the same for
+otter-grader. ``leaderboard FILE``: print the room's best.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import argparse
 from pathlib import Path
 
 from ..entry import leave
+from . import nbgrader, otter
 from .build import build, differences
 from .leaderboard import standings
-from .nbgrader import export
+
+GRADERS = {"nbgrader": nbgrader, "otter": otter}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.command == "leaderboard":
         print(standings(given.file).to_string(index=False))
         return 0
-    written = (
-        export(given.folder, given.out)
-        if given.command == "nbgrader"
-        else build(given.folder, not given.no_run, given.names)
-    )
+    if given.command == "build":
+        written = build(given.folder, not given.no_run, given.names)
+    else:
+        written = GRADERS[given.command].export(given.folder, given.out)
     print("\n".join(map(str, written)))
     return 0
 
@@ -46,9 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--no-run", action="store_true", help="leave the solutions without outputs")
     one = commands.add_parser("compare", help="which notebooks differ from their source")
     one.add_argument("folder", type=Path)
-    one = commands.add_parser("nbgrader", help="write an nbgrader course")
-    one.add_argument("folder", type=Path, help="the tutorials")
-    one.add_argument("out", type=Path, help="the course")
+    for grader in GRADERS:
+        one = commands.add_parser(grader, help=f"write the exercises for {grader}")
+        one.add_argument("folder", type=Path, help="the tutorials")
+        one.add_argument("out", type=Path, help="where to")
     one = commands.add_parser("leaderboard", help="print the room's best")
     one.add_argument("file", type=Path)
     return parser

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...errors import OptionError
+from ...errors import OptionError, path_of
 from .verdict import TIERS, Passed
 
 FILE, NAME = "SPECMOE_LEADERBOARD", "SPECMOE_NAME"
@@ -25,10 +25,11 @@ LONGEST_NAME = 40
 
 def add(exercise: str, passed: Passed, board: str | Path | None = None) -> str:
     """Append a line for ``passed``; a sentence where that failed, and "" otherwise. A board that
-    cannot be written spoils no answer."""
-    path = board or os.environ.get(FILE)
-    if not path:
+    cannot be written spoils no answer; what is no file name raises ``OptionError``."""
+    named = board or os.environ.get(FILE)
+    if not named:
         return ""
+    path = path_of(named, "a leaderboard file")
     line = dict(zip(FIELDS, (who(), exercise, passed.tier, passed.score)))
     try:
         # one short write at the end of the file: lines of a whole room do not mix

@@ -9,6 +9,7 @@ specmoe.lab.exercises nbgrader tutorials DIR`` calls it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import OptionError
@@ -36,13 +37,13 @@ def tags(name: str, cell_type: str, solution: bool = False, grade: bool = False)
     return {"nbgrader": found | ({"points": POINTS} if grade else {})}
 
 
-def marked(code: str) -> str:
-    """A solution with its body between nbgrader's marks: the ``def`` line stays in the student's
+def marked(code: str, begin: str = BEGIN, end: str = END) -> str:
+    """A solution with its body between a grader's marks: the ``def`` line stays in the student's
     copy."""
     lines = code.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("def "))
     body = "\n".join(lines[first + 1 :])
-    return "\n".join([*lines[: first + 1], f"    {BEGIN}", body, f"    {END}"])
+    return "\n".join([*lines[: first + 1], f"    {begin}", body, f"    {end}"])
 
 
 def notebook_of(source: Path):
@@ -59,9 +60,7 @@ def notebook_of(source: Path):
 
 def _cell(v4, cell: Cell, name: str):
     if cell.markdown:
-        # the notebooks lie elsewhere: names, no links
-        text = re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", cell.text)
-        return v4.new_markdown_cell(text, id=name, metadata=tags(name, "markdown"))
+        return v4.new_markdown_cell(unlinked(cell.text), id=name, metadata=tags(name, "markdown"))
     if cell.tag == "solution":
         found = tags(name, "code", solution=True)
         return v4.new_code_cell(marked(cell.text), id=name, metadata=found)
@@ -71,21 +70,31 @@ def _cell(v4, cell: Cell, name: str):
     return v4.new_code_cell(cell.text, id=name, metadata=tags(name, "code"))
 
 
+def unlinked(text: str) -> str:
+    """The notebooks lie elsewhere: names, no links."""
+    return re.sub(r"\[([^]]+)\]\(\.\./[^)]+\)", r"\1", text)
+
+
 def export(tutorials: Path, folder: Path) -> list[Path]:
     """Write a course into ``folder``; a configuration that is there stays."""
-    sources = sources_of(tutorials)
-    target = folder / "source" / ASSIGNMENT
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        config = folder / "nbgrader_config.py"
-        if not config.exists():
-            config.write_text(CONFIG, encoding="utf-8")
-    except OSError as failure:
-        raise OptionError(
-            f"{folder} cannot be written ({failure.strerror}): name a folder"
-        ) from None
-    written = []
-    for source in sources:
-        written.append(target / f"{source.stem}.ipynb")
-        write(notebook_of(source), written[-1])
+    targets = [
+        folder / "source" / ASSIGNMENT / f"{one.stem}.ipynb" for one in sources_of(tutorials)
+    ]
+    written = write_each(tutorials, targets, notebook_of)
+    config = folder / "nbgrader_config.py"
+    if not config.exists():
+        config.write_text(CONFIG, encoding="utf-8")
     return written
+
+
+def write_each(tutorials: Path, targets: list[Path], make: Callable) -> list[Path]:
+    """``make(source)`` of every source as one of ``targets``, their folders made."""
+    for source, target in zip(sources_of(tutorials), targets, strict=True):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(make(source), target)
+        except OSError as failure:
+            raise OptionError(
+                f"{target.parent} cannot be written ({failure.strerror}): name a folder"
+            ) from None
+    return targets

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,20 +135,30 @@ def _copy_material(kit: Kit, out: Path) -> None:
         shutil.copy2(page, out)
     slides.make(kit.root, places.writable(out / "slides"))
     names = [name for platform in kit.platforms for name in SCRIPTS[platform]]
+    first = {one: wheels.first_patch(out / "wheels", one, PATCH) for one in kit.pythons}
     for name in names:
-        text = script(name, kit.pythons)
+        text = script(name, first)
         (out / name).write_bytes(text.encode("utf-8"))
         (out / name).chmod(0o755)
     read_me = (TEMPLATES / "README.txt").read_text(encoding="utf-8")
-    (out / "README.txt").write_text(read_me.format(pythons=", ".join(kit.pythons)), "utf-8")
+    (out / "README.txt").write_text(read_me.format(pythons=_said(first)), "utf-8")
 
 
-def script(name: str, pythons: Sequence[str]) -> str:
-    """A start script; Windows wants its own line ends."""
+def script(name: str, first: Mapping[str, int]) -> str:
+    """A start script for Pythons of which the ``first`` patch is named (3.11 from 3.11.5 on);
+    Windows wants its own line ends."""
     source = "start.bat" if name.endswith(".bat") else "start.sh"
     text = (TEMPLATES / source).read_text(encoding="utf-8")
-    text = text.replace("@PYTHONS@", " ".join(pythons))
+    patches = {int(version.partition(".")[2]): patch for version, patch in first.items()}
+    words = {"@PYTHONS@": " ".join(first), "@FIRST@": repr(patches), "@SAID@": _said(first)}
+    for mark, word in words.items():
+        text = text.replace(mark, word)
     return text.replace("\n", "\r\n") if source == "start.bat" else text
+
+
+def _said(first: Mapping[str, int]) -> str:
+    # no brackets: in a Windows script they would end the block that says this
+    return ", ".join(f"{one} from {one}.{patch} on" for one, patch in first.items())
 
 
 def _record(kit: Kit, out: Path, wheel: str, pins: dict) -> dict:

@@ -11,6 +11,7 @@ import importlib.metadata
 import re
 import zipfile
 from collections.abc import Iterator
+from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import NamedTuple
@@ -109,8 +110,22 @@ def _installed(name: str) -> tuple[str | None, list[str]]:
     return found.version, found.requires or []
 
 
+def first_patch(shelf: Path, python: str, last: int) -> int:
+    """The first patch of Python ``python`` that all wheels of ``shelf`` take: 5 for 3.11.5. They
+    take ``last``, for which they were downloaded."""
+    from packaging.specifiers import SpecifierSet
+
+    texts = [_metadata(path)["Requires-Python"] for path in shelf.glob("*.whl")]
+    wanted = [SpecifierSet(text) for text in texts if text]
+    fitting = (p for p in range(last) if all(f"{python}.{p}" in one for one in wanted))
+    return next(fitting, last)
+
+
 def _requirements_of(wheel: Path) -> Iterator[str]:
+    yield from _metadata(wheel).get_all("Requires-Dist") or ()
+
+
+def _metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         name = next(one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
-        text = archive.read(name).decode("utf-8")
-    yield from HeaderParser().parsestr(text).get_all("Requires-Dist") or ()
+        return HeaderParser().parsestr(archive.read(name).decode("utf-8"))

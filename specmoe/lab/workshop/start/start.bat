@@ -10,10 +10,10 @@ set "VENV=%SPECMOE_WORKSHOP%\.venv"
 if exist "%SPECMOE_WORKSHOP%\.ready" goto material
 set "FOUND="
 for %%v in (@PYTHONS@) do (
-  if not defined FOUND py -%%v -c "pass" >nul 2>nul && set "FOUND=%%v"
+  if not defined FOUND py -%%v -c "import sys; v = sys.version_info; sys.exit(v[2] < @FIRST@.get(v[1], 0))" >nul 2>nul && set "FOUND=%%v"
 )
 if not defined FOUND (
-  echo This kit is for Python @PYTHONS@, and the launcher py finds none: install one from python.org.
+  echo This kit is for Python @SAID@, and the launcher py finds none: install one from python.org.
   pause
   exit /b 1
 )

@@ -10,12 +10,12 @@ python=
 for version in @PYTHONS@; do
   for name in "${PYTHON:-}" "python$version" python3; do
     [ -n "$name" ] || continue
-    found=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    found=$("$name" -c 'import sys; v = sys.version_info; print("%d.%d" % v[:2]); sys.exit(v[2] < @FIRST@.get(v[1], 0))' 2>/dev/null) || continue
     if [ "$found" = "$version" ]; then python=$name; break 2; fi
   done
 done
 if [ -z "$python" ]; then
-  echo "This kit is for Python @PYTHONS@, and none is here: install one, or name it: PYTHON=/path/to/python sh start.sh" >&2
+  echo "This kit is for Python @SAID@, and none is here: install one, or name it: PYTHON=/path/to/python sh start.sh" >&2
   exit 1
 fi
 
