@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import PROMPTS, tokens_of
 from tiny_architectures import make_checkpoint
-from tiny_low_bit import make_low_bit, mxfp4, rewrite
-from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
+from tiny_low_bit import fp8, make_low_bit, mxfp4, rewrite, ue8m0
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
 
 import specmoe
 from specmoe.checkpoint import formats, layout
@@ -24,23 +24,26 @@ METHODS = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
 NEW_TOKENS = 16
 # what a checkpoint is made with, how transformers is told to dequantise it
 FORMATS = {
-    "mxfp4": ("gpt_oss", mxfp4, lambda: Mxfp4Config(dequantize=True)),
+    "mxfp4 gpt_oss": (mxfp4, lambda: Mxfp4Config(dequantize=True)),
+    "fp8 qwen3_moe": (fp8, lambda: FineGrainedFP8Config(dequantize=True)),
+    "fp8 deepseek_v3": (fp8, lambda: FineGrainedFP8Config(dequantize=True)),
+    "ue8m0 qwen3_moe": (ue8m0, lambda: FineGrainedFP8Config(dequantize=True)),
 }
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2}
-FFN = {"gpt_oss": {"intermediate_size": 96}}
+SIZES = {"hidden_size": 64}
+FFN = {"gpt_oss": "intermediate_size"}
 
 
 @pytest.fixture(scope="module")
 def low_bit(tmp_path_factory):
-    """``low_bit("mxfp4")``: the folder of a tiny checkpoint in that format, made once."""
+    """``low_bit("mxfp4 gpt_oss")``: the folder of a tiny checkpoint in that format, made once."""
     root = tmp_path_factory.mktemp("low_bit")
 
     @cache
     def make(name: str) -> Path:
-        architecture, change, _ = FORMATS[name]
-        sizes = SIZES | FFN[architecture]
+        architecture = name.split()[1]
+        sizes = SIZES | {FFN.get(architecture, "moe_intermediate_size"): 96}
         plain = make_checkpoint(architecture, root / f"{name}_plain", dtype=torch.bfloat16, **sizes)
-        return make_low_bit(plain, root / name, change)
+        return make_low_bit(plain, root / name, FORMATS[name][0])
 
     return make
 
@@ -51,7 +54,7 @@ def reference(low_bit):
 
     @cache
     def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        options = {"dtype": dtype, "quantization_config": FORMATS[name][2]()}
+        options = {"dtype": dtype, "quantization_config": FORMATS[name][1]()}
         model = AutoModelForCausalLM.from_pretrained(low_bit(name), **options)
         for module in model.modules():
             if hasattr(module, "config"):
@@ -103,7 +106,7 @@ def test_the_backbone_is_that_of_transformers_bit_for_bit(low_bit, reference, na
 def test_every_method_gives_the_tokens_of_transformers(low_bit, plain_tokens, name, method):
     with specmoe.load(low_bit(name), draft_experts=3) as engine:
         output = engine.generate(PROMPTS, method=method, max_new_tokens=NEW_TOKENS, eos_token_id=[])
-        assert engine.info["expert_dtype"] == name
+        assert engine.info["expert_dtype"] == name.split()[0].replace("ue8m0", "fp8")
     assert tokens_of(output) == plain_tokens(name)
 
 
@@ -186,6 +189,13 @@ def test_a_packed_folder_loads_by_itself(low_bit, plain_tokens, tmp_path, name):
     assert tokens_of(output) == plain_tokens(name)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_check_of_an_engine_compares_with_the_dequantised_model(low_bit, name):
+    with specmoe.load(low_bit(name)) as engine:
+        report = engine.check_exact(PROMPTS[:1], max_new_tokens=8)
+    assert report and report.reference.startswith("transformers")
+
+
 def test_every_byte_and_every_scale_of_mxfp4_is_that_of_transformers():
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -225,28 +235,28 @@ METHODS_REFUSED = ["gptq", "awq", "bitsandbytes", "hqq", "nvfp4", "quip5000"]
 
 @pytest.mark.parametrize("method", METHODS_REFUSED)
 def test_formats_that_are_not_read_are_refused_by_name(own, tmp_path, method):
-    folder = own("mxfp4")
+    folder = own("mxfp4 gpt_oss")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method}
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, tmp_path, rf"quantised \({method}.*unquantised checkpoint, or one in mxfp4")
+    refused(folder, tmp_path, rf"quantised \({method}.*unquantised checkpoint, or one in MXFP4")
 
 
 SCALES = "model.layers.1.mlp.experts.down_proj_scales"
 
 
 def test_a_missing_scale_is_named(own, tmp_path):
-    folder = own("mxfp4")
+    folder = own("mxfp4 gpt_oss")
     rewrite(folder, lambda tensors: tensors.__delitem__(SCALES))
-    refused(folder, tmp_path, f"the scales '{SCALES}' of .* missing")
+    refused(folder, tmp_path, f"the tensor '{SCALES}' that belongs to .* missing")
 
 
 def test_a_grid_of_scales_that_does_not_fit_is_named(own, tmp_path):
-    folder = own("mxfp4")
+    folder = own("mxfp4 gpt_oss")
     rewrite(folder, lambda tensors: tensors.update({SCALES: tensors[SCALES].transpose(1, 2)}))
-    refused(folder, tmp_path, rf"{SCALES}' .*\[8, 3, 64\], but .* needs \[8, 64, 3\]")
+    refused(folder, tmp_path, rf"{SCALES}' .*\[8, 3, 64\], not \[8, 64, 3\]")
 
 
 def test_low_bit_experts_are_not_widened(low_bit):
     with pytest.raises(OptionError, match="expert_bytes=99999: experts in mxfp4"):
-        specmoe.load(low_bit("mxfp4"), expert_bytes=99_999)
+        specmoe.load(low_bit("mxfp4 gpt_oss"), expert_bytes=99_999)

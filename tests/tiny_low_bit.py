@@ -53,3 +53,39 @@ def make_low_bit(source: Path, folder: Path, change=mxfp4) -> Path:
     shutil.copytree(source, folder)
     rewrite(folder, change)
     return folder
+
+
+BLOCK = (8, 16)  # 128 x 128 in what is published
+
+
+def to_fp8(weight: torch.Tensor, block: tuple[int, int], scale_dtype=torch.float32):
+    """``[out, in]`` -> float8 and the scale of each block, as in DeepSeek-V3."""
+    rows, columns = weight.shape
+    padded = torch.zeros(-(-rows // block[0]) * block[0], -(-columns // block[1]) * block[1])
+    padded[:rows, :columns] = weight
+    blocks = padded.unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0]))
+    scales = (blocks.abs().amax((1, 3)) / 448).clamp(min=1e-6)
+    if scale_dtype != torch.float32:
+        scales = scales.log2().ceil().exp2()
+    scales = scales.to(scale_dtype)
+    whole = scales.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return (padded / whole)[:rows, :columns].to(torch.float8_e4m3fn), scales
+
+
+def _linears(tensors: dict[str, torch.Tensor]) -> list[str]:
+    kept = ("lm_head", "embed_tokens", "norm", "mlp.gate.")
+    return [n for n in tensors if n.endswith("weight") and not any(part in n for part in kept)]
+
+
+def fp8(tensors: dict[str, torch.Tensor], scale_dtype=torch.float32) -> dict:
+    """As Qwen3-FP8 and DeepSeek-V3 are published: all linear layers but router and head."""
+    for name in _linears(tensors):
+        tensors[name], scales = to_fp8(tensors[name], BLOCK, scale_dtype)
+        tensors[f"{name}_scale_inv"] = scales
+    config = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+    return config | {"weight_block_size": list(BLOCK), "modules_to_not_convert": ["lm_head"]}
+
+
+def ue8m0(tensors: dict[str, torch.Tensor]) -> dict:
+    """The same with scales that are powers of two, a byte each."""
+    return fp8(tensors, torch.float8_e8m0fnu) | {"scale_fmt": "ue8m0"}

@@ -120,7 +120,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     with door(f"checkpoint folder {folder} could not be opened", "download it again"):
         _refuse_odd_files(folder)
         config = _read_json(folder / "config.json")
-        is_low_bit = _is_low_bit(folder, config)
+        settings = _low_bit_settings(folder, config)
         shard_of = _find_shards(folder)
         shards = tuple(sorted(set((shard_of or {"": folder / SINGLE}).values())))
         found = [item for shard in shards for item in read_header(shard).items()]
@@ -129,7 +129,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             what = f"{shard_of[lost[0]]} lacks the tensor {lost[0]!r} that the index of {folder}"
             raise CheckpointError(f"{what} promises ({len(lost)} in all): {AGAIN}")
         _refuse_absurd_counts(folder / "config.json", config, tensors)
-        return Checkpoint(folder, config, shards, fold(tensors) if is_low_bit else tensors)
+        return Checkpoint(folder, config, shards, fold(tensors, settings) if settings else tensors)
 
 
 def _refuse_odd_files(folder: Path) -> None:
@@ -184,13 +184,13 @@ def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
-def _is_low_bit(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a config says so; refused where it names what is not read here."""
+def _low_bit_settings(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says about low bits; refused where it names what is not read here."""
     names = ("quantization_config", "compression_config")
     found = [part[name] for part in _parts(config) for name in names if part.get(name)]
     for settings in found:
         refuse_unknown(folder, settings)
-    return bool(found)
+    return found[0] if found else {}
 
 
 def _refuse_absurd_counts(file: Path, config: dict[str, Any], tensors: dict) -> None:

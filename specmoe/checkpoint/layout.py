@@ -54,13 +54,20 @@ class Part(NamedTuple):
 
 class Weight(NamedTuple):
     """A weight of ``shape``, made of ``parts`` of a record, and where in the parameter ``target``
-    it goes: of each of its dimensions the target's dimension, the first index there, the step."""
+    it goes: of each of its dimensions the target's dimension, the first index there, the step.
+    ``numbers`` are what its format asks for (``formats``)."""
 
     target: str
     format: str
     parts: tuple[int, ...]
     shape: tuple[int, ...]
     places: tuple[tuple[int, int, int], ...]
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def unit(self) -> int:
+        """The rows that are widened together."""
+        return self.numbers[0] if self.numbers else 1
 
     def place(self, target: torch.Tensor) -> torch.Tensor:
         """The view of ``target`` that the weight fills."""
@@ -90,7 +97,7 @@ class Piece(NamedTuple):
             read(start, part.num_bytes).view(part.dtype).view(part.shape)
             for start, part in self.parts
         ]
-        return WIDEN[self.weight.format](*tensors)
+        return WIDEN[self.weight.format](*tensors, *self.weight.numbers)
 
 
 @dataclass(frozen=True)
@@ -175,28 +182,25 @@ class ExpertLayout:
         return tuple(piece for weight in self.weights for piece in self._pieces(weight))
 
     def _pieces(self, weight: Weight) -> Iterator[Piece]:
-        offsets = self.offsets()
+        offsets, rows = self.offsets(), weight.shape[0]
         parts = [(offsets[index], self.parts[index]) for index in weight.parts]
-        # a part with one row is of all rows
-        sides = [part.shape[0] for _, part in parts if math.prod(part.shape[:1]) > 1]
-        units = math.gcd(weight.shape[0], *sides)
-        row_elements = math.prod(weight.shape) // units
-        step = max(1, PIECE_ELEMENTS // row_elements)
-        for begin in range(0, units, step):
-            end = min(units, begin + step)
-            cut = tuple(_cut(start, part, begin, end, units) for start, part in parts)
-            rows = weight.shape[0] // units
-            yield Piece(weight, begin * rows, end * rows, cut)
+        units = max(1, PIECE_ELEMENTS * rows // math.prod(weight.shape) // weight.unit)
+        step = units * weight.unit
+        for first in range(0, rows, step):
+            last = min(rows, first + step)
+            cut = tuple(_cut(start, part, weight, first, last) for start, part in parts)
+            yield Piece(weight, first, last, cut)
 
 
-def _cut(start: int, part: Part, begin: int, end: int, units: int) -> tuple[int, Part]:
-    """Of a part the share of the rows from ``begin`` to ``end`` of ``units``."""
-    if math.prod(part.shape[:1]) == 1:
+def _cut(start: int, part: Part, weight: Weight, first: int, last: int) -> tuple[int, Part]:
+    """What of a part belongs to some rows of its weight."""
+    rows = part.shape[0] if part.shape else 1
+    if rows == 1:
         return start, part
-    rows = part.shape[0] // units
-    row_bytes = part.num_bytes // part.shape[0]
-    shape = ((end - begin) * rows, *part.shape[1:])
-    return start + begin * rows * row_bytes, part._replace(shape=shape)
+    unit = 1 if rows == weight.shape[0] else weight.unit
+    first, last = first // unit, align(last, unit) // unit
+    shape = (last - first, *part.shape[1:])
+    return start + first * (part.num_bytes // rows), part._replace(shape=shape)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def low_bit_layout(
             shape, turned = stored.shape[alone:], getattr(stored, "turned", False)
             shape, places = (shape[::-1], places[::-1]) if turned else (shape, places)
             kind = stored.format if isinstance(stored, LowBitTensor) else "plain"
-            numbers = tuple(range(begin, len(parts)))
-            mine.append(Weight(leaf, kind, numbers, shape, places))
+            numbers = getattr(stored, "numbers", ())
+            indices = tuple(range(begin, len(parts)))
+            mine.append(Weight(leaf, kind, indices, shape, places, numbers))
         _prove(recipe, mine, layer, model)
         weights += mine
     return ExpertLayout.of(shapes, torch.bfloat16, tuple(parts), tuple(weights))

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from .ties import is_tie, tie_before
 
@@ -106,7 +107,11 @@ class TransformersReference:
         self.name = f"transformers' generate ({str(dtype).removeprefix('torch.')})"
         self.tokenizer = engine.tokenizer
         self.dtype = dtype
-        self.model = auto.from_pretrained(path, dtype=dtype).to(engine.options.device).eval()
+        config = AutoConfig.from_pretrained(path)
+        if quantised := getattr(config, "quantization_config", None):
+            quantised["dequantize"] = True
+        model = auto.from_pretrained(path, config=config, dtype=dtype)
+        self.model = model.to(engine.options.device).eval()
         for module in self.model.modules():
             if hasattr(module, "config"):
                 module.config._experts_implementation = "eager"
