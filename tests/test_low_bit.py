@@ -4,6 +4,7 @@ transformers gives with ``dequantize=True``, and so with the same tokens."""
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +12,30 @@ import pytest
 import torch
 from conftest import PROMPTS, tokens_of
 from tiny_architectures import make_checkpoint
-from tiny_low_bit import fp8, make_low_bit, mxfp4, rewrite, ue8m0
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
+from tiny_low_bit import (
+    compressed_fp8,
+    decompressed,
+    fp8,
+    int4,
+    int8,
+    make_low_bit,
+    mxfp4,
+    rewrite,
+    ue8m0,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    CompressedTensorsConfig,
+    FineGrainedFP8Config,
+    Mxfp4Config,
+    PreTrainedModel,
+)
+from transformers.utils.import_utils import is_compressed_tensors_available
 
 import specmoe
 from specmoe.checkpoint import formats, layout
 from specmoe.checkpoint.packing import pack
-from specmoe.errors import CheckpointError, OptionError
+from specmoe.errors import CheckpointError, OptionError, UnsupportedModelError
 from specmoe.offload.affinity import expert_distances
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
@@ -28,9 +46,13 @@ FORMATS = {
     "fp8 qwen3_moe": (fp8, lambda: FineGrainedFP8Config(dequantize=True)),
     "fp8 deepseek_v3": (fp8, lambda: FineGrainedFP8Config(dequantize=True)),
     "ue8m0 qwen3_moe": (ue8m0, lambda: FineGrainedFP8Config(dequantize=True)),
+    "int4 qwen3_moe": (int4, lambda: CompressedTensorsConfig(dequantize=True)),
+    "int8 mixtral": (int8, lambda: CompressedTensorsConfig(dequantize=True)),
+    "compressed-fp8 mixtral": (compressed_fp8, lambda: CompressedTensorsConfig(dequantize=True)),
 }
+COMPRESSED = (int4, int8, compressed_fp8)
 SIZES = {"hidden_size": 64}
-FFN = {"gpt_oss": "intermediate_size"}
+FFN = {"gpt_oss": "intermediate_size", "mixtral": "intermediate_size"}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +71,21 @@ def low_bit(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(low_bit):
-    """transformers' own model of a format, dequantised while it is loaded."""
+def reference(low_bit, tmp_path_factory):
+    """transformers' own model of a format, dequantised while it is loaded; where the package for
+    that is missing, from a checkpoint that was dequantised before."""
 
     @cache
     def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        options = {"dtype": dtype, "quantization_config": FORMATS[name][1]()}
-        model = AutoModelForCausalLM.from_pretrained(low_bit(name), **options)
+        if FORMATS[name][0] in COMPRESSED and not is_compressed_tensors_available():
+            folder, options = tmp_path_factory.mktemp("decompressed") / "model", {}
+            make_low_bit(low_bit(name), folder, decompressed)
+        else:
+            folder, options = low_bit(name), {"quantization_config": FORMATS[name][1]()}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        # packed integers stay in the dtype of their scales there
+        for parameter in (p for p in model.parameters() if p.dim() == 3):
+            parameter.data = parameter.data.to(dtype)
         for module in model.modules():
             if hasattr(module, "config"):
                 module.config._experts_implementation = "eager"
@@ -106,7 +136,7 @@ def test_the_backbone_is_that_of_transformers_bit_for_bit(low_bit, reference, na
 def test_every_method_gives_the_tokens_of_transformers(low_bit, plain_tokens, name, method):
     with specmoe.load(low_bit(name), draft_experts=3) as engine:
         output = engine.generate(PROMPTS, method=method, max_new_tokens=NEW_TOKENS, eos_token_id=[])
-        assert engine.info["expert_dtype"] == name.split()[0].replace("ue8m0", "fp8")
+        assert engine.info["expert_dtype"] == re.sub("ue8m0|compressed-fp8", "fp8", name.split()[0])
     assert tokens_of(output) == plain_tokens(name)
 
 
@@ -193,7 +223,11 @@ def test_a_packed_folder_loads_by_itself(low_bit, plain_tokens, tmp_path, name):
 def test_the_check_of_an_engine_compares_with_the_dequantised_model(low_bit, name):
     with specmoe.load(low_bit(name)) as engine:
         report = engine.check_exact(PROMPTS[:1], max_new_tokens=8)
-    assert report and report.reference.startswith("transformers")
+    assert report
+    if FORMATS[name][0] in COMPRESSED and not is_compressed_tensors_available():
+        assert "compressed-tensors" in report.reference
+    else:
+        assert report.reference.startswith("transformers' generate")
 
 
 def test_every_byte_and_every_scale_of_mxfp4_is_that_of_transformers():
@@ -206,6 +240,55 @@ def test_every_byte_and_every_scale_of_mxfp4_is_that_of_transformers():
         want = convert_moe_packed_tensors(blocks, scales, dtype=dtype)[0].T
         have = formats.mxfp4(blocks[0], scales[0].contiguous()).to(dtype)
         assert torch.equal(have.nan_to_num(7), want.nan_to_num(7))
+
+
+def every(dtype: torch.dtype) -> torch.Tensor:
+    """A matrix [32, 64] of all bytes."""
+    return torch.arange(256, dtype=torch.uint8).repeat(8).view(32, 64).view(dtype)
+
+
+SCALES_OF_BLOCKS = {
+    "float32": torch.linspace(1e-6, 3, 32).view(4, 8),
+    "bfloat16": torch.linspace(1e-6, 3, 32).view(4, 8).bfloat16(),
+    "uint8": torch.arange(100, 132, dtype=torch.uint8).view(4, 8),
+    "float8_e8m0fnu": torch.arange(100, 132, dtype=torch.uint8).view(4, 8),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES_OF_BLOCKS)
+@pytest.mark.parametrize("weight", ["float8_e4m3fn", "float8_e5m2", "int8"])
+def test_every_byte_of_fp8_and_of_fp4_is_that_of_transformers(weight, kind):
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    scales = SCALES_OF_BLOCKS[kind]
+    scales = scales.view(torch.float8_e8m0fnu) if "e8m0" in kind else scales
+    content = every(getattr(torch, weight))
+    widen, columns = (formats.fp4, 16) if weight == "int8" else (formats.fp8, 8)
+    for dtype in (torch.float32, torch.bfloat16):
+        want = Fp8Dequantize(None)._dequantize_one(content, scales, dtype)
+        have = widen(content, scales, 8, columns).to(dtype)
+        assert torch.equal(have.nan_to_num(7), want.nan_to_num(7))
+
+
+def test_blocks_at_the_edge_are_cut_short_not_stretched():
+    """As in DeepSeek's own kernel; transformers divides the matrix evenly, or refuses it."""
+    weight, scales = torch.ones(11, 10).to(torch.float8_e4m3fn), torch.arange(1.0, 7).view(3, 2)
+    have = formats.fp8(weight, scales, 4, 8)
+    assert have[:, 0].tolist() == [1] * 4 + [3] * 4 + [5] * 3
+    assert have[10].tolist() == [5] * 8 + [6] * 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_integer_is_where_the_words_have_it(bits):
+    """Row by row, the first integer in the lowest bits; what fills the last word is left out."""
+    half = 1 << (bits - 1)
+    whole = (torch.arange(2 * 44) * 7 % (2 * half) - half).view(2, 44)
+    padded = torch.nn.functional.pad(whole, (0, 4)) + half
+    words = (padded.unflatten(1, (-1, 32 // bits)) << torch.arange(0, 32, bits)).sum(-1)
+    words = words.to(torch.uint32).view(torch.int32)[:, : -(-44 * bits // 32)].contiguous()
+    scales = torch.tensor([[0.5, 3.0], [1.0, 7.0]])
+    have = formats.packed(words, scales, 1, 22, bits, 44)
+    assert torch.equal(have, whole * scales.repeat_interleave(22, 1))
 
 
 # ---- what is refused ----
@@ -260,3 +343,81 @@ def test_a_grid_of_scales_that_does_not_fit_is_named(own, tmp_path):
 def test_low_bit_experts_are_not_widened(low_bit):
     with pytest.raises(OptionError, match="expert_bytes=99999: experts in mxfp4"):
         specmoe.load(low_bit("mxfp4 gpt_oss"), expert_bytes=99_999)
+
+
+def without(tensors: dict, name: str) -> None:
+    del tensors[name]
+
+
+def turned(tensors: dict, name: str) -> None:
+    tensors[name] = tensors[name].T
+
+
+def shorter(tensors: dict, name: str) -> None:
+    tensors[name] = tensors[name][:-1]
+
+
+QWEN = "model.layers.1.mlp.experts.5.down_proj.weight"
+W2 = "model.layers.1.block_sparse_moe.experts.5.w2.weight"
+SPOILT = {
+    ("fp8 qwen3_moe", without, f"{QWEN}_scale_inv"): "that belongs to .* missing",
+    ("fp8 qwen3_moe", turned, f"{QWEN}_scale_inv"): r"\[6, 8\], not \[8, 6\], one for each block",
+    ("fp8 qwen3_moe", without, "model.layers.0.self_attn.q_proj.weight_scale_inv"): "missing",
+    ("int4 qwen3_moe", without, f"{QWEN}_scale"): "that belongs to .* missing",
+    ("int4 qwen3_moe", without, f"{QWEN}_shape"): "that belongs to .* missing",
+    ("int4 qwen3_moe", shorter, f"{QWEN}_packed"): "not .* integers of 4 or 8 bits",
+    ("int4 qwen3_moe", turned, f"{QWEN}_scale"): r"\[6, 64\], not a grid over \[64, 96\]",
+    ("int8 mixtral", shorter, f"{W2}_packed"): "not .* integers of 4 or 8 bits",
+    ("compressed-fp8 mixtral", shorter, f"{W2}_scale"): r"\[63, 1\], not a grid",
+}
+
+
+@pytest.mark.parametrize("name, spoil, tensor", SPOILT)
+def test_what_does_not_fit_is_named(own, tmp_path, name, spoil, tensor):
+    folder = own(name)
+    rewrite(folder, lambda tensors: spoil(tensors, tensor))
+    refused(folder, tmp_path, f"{tensor}.*{SPOILT[name, spoil, tensor]}")
+
+
+def test_a_zero_point_is_refused_by_name(own, tmp_path):
+    folder = own("int4 qwen3_moe")
+    rewrite(
+        folder, lambda t: t.update({f"{QWEN}_zero_point": torch.zeros(8, 6, dtype=torch.int32)})
+    )
+    refused(folder, tmp_path, f"'{QWEN}' .* has a zero_point, which specmoe does not read")
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
+        ({"format": "int-quantized"}, "int-quantized"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 3, "type": "int"}}}}, "3-bit int"),
+    ],
+)
+def test_kinds_of_compressed_tensors_that_are_not_read_are_named(own, tmp_path, settings, match):
+    folder = own("int4 qwen3_moe")
+    rewrite(folder, lambda tensors: {"quant_method": "compressed-tensors", **settings})
+    refused(folder, tmp_path, rf"quantised \({match}, says its config.json\)")
+
+
+def test_layers_in_two_formats_are_refused(own, tmp_path):
+    """Records have one layout; layer 0 as it was before FP8."""
+    folder = own("fp8 qwen3_moe")
+
+    def change(tensors):
+        for name in [n for n in tensors if "layers.0.mlp.experts" in n and n.endswith("weight")]:
+            tensors[name] = tensors[name].bfloat16()
+            del tensors[f"{name}_scale_inv"]
+
+    rewrite(folder, change)
+    with pytest.raises(UnsupportedModelError, match="layers.0.mlp.experts and of .* differently"):
+        specmoe.load(folder)
+    rewrite(folder, lambda tensors: change_one(tensors, QWEN))
+    with pytest.raises(CheckpointError, match=f"'{QWEN}' .* stored otherwise than"):
+        specmoe.load(folder)
+
+
+def change_one(tensors: dict, name: str) -> None:
+    tensors[name] = tensors[name].bfloat16()
+    del tensors[f"{name}_scale_inv"]

@@ -39,11 +39,13 @@ def mxfp4(tensors: dict[str, torch.Tensor]) -> dict:
 
 def rewrite(folder: Path, change) -> None:
     """``change(tensors)`` edits the weights of a checkpoint of one file; it may return a
-    ``quantization_config``."""
+    ``quantization_config``, empty for none."""
     tensors = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    if made := change(tensors):
+    if (made := change(tensors)) is not None:
         config["quantization_config"] = made
+    if not config.get("quantization_config"):
+        config.pop("quantization_config", None)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
@@ -89,3 +91,64 @@ def fp8(tensors: dict[str, torch.Tensor], scale_dtype=torch.float32) -> dict:
 def ue8m0(tensors: dict[str, torch.Tensor]) -> dict:
     """The same with scales that are powers of two, a byte each."""
     return fp8(tensors, torch.float8_e8m0fnu) | {"scale_fmt": "ue8m0"}
+
+
+def _compressed(form: str, weights: dict) -> dict:
+    group = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}}
+    config = {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"]}
+    return config | {"quantization_status": "compressed", "config_groups": {"group_0": group}}
+
+
+def to_int(weight: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[out, in]`` -> words of 32 bits (the first integer lowest) and a bfloat16 scale of each
+    ``group`` of a row."""
+    half, groups = 1 << (bits - 1), weight.float().unflatten(1, (-1, group))
+    scales = (groups.abs().amax(-1) / (half - 1)).to(torch.bfloat16)
+    whole = (groups / scales.float()[..., None]).round().clamp(-half, half - 1)
+    whole = (whole.flatten(1).to(torch.int64) + half).unflatten(1, (-1, 32 // bits))
+    words = (whole << torch.arange(0, 32, bits)).sum(-1)
+    return words.to(torch.uint32).view(torch.int32), scales
+
+
+def int4(tensors: dict[str, torch.Tensor], bits: int = 4) -> dict:
+    """As llm-compressor writes W4A16: all linear layers but router and head."""
+    for name in _linears(tensors):
+        weight = tensors.pop(name)
+        tensors[f"{name}_packed"], tensors[f"{name}_scale"] = to_int(weight, bits, 16)
+        tensors[f"{name}_shape"] = torch.tensor(weight.shape)
+    weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": 16}
+    return _compressed("pack-quantized", weights)
+
+
+def int8(tensors: dict[str, torch.Tensor]) -> dict:
+    return int4(tensors, 8)
+
+
+def compressed_fp8(tensors: dict[str, torch.Tensor]) -> dict:
+    """As llm-compressor writes FP8: a bfloat16 scale of each row."""
+    for name in _linears(tensors):
+        weight = tensors[name].float()
+        scales = (weight.abs().amax(1, keepdim=True) / 448).to(torch.bfloat16)
+        tensors[name] = (weight / scales.float()).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale"] = scales
+    return _compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"})
+
+
+def decompressed(tensors: dict[str, torch.Tensor]) -> dict:
+    """What compressed-tensors makes of the three above, in float32, by arithmetic of its own."""
+    for name in [name for name in tensors if name.endswith("_scale")]:
+        stem, scales = name.removesuffix("_scale"), tensors.pop(name)
+        if stem in tensors:
+            made = tensors[stem].float() * scales.float()
+            is_expert = ".experts." in stem
+        else:
+            rows, columns = tensors.pop(f"{stem}_shape").tolist()
+            words = tensors.pop(f"{stem}_packed").to(torch.int64)
+            bits = 32 * words.shape[1] // columns
+            whole = (words[..., None] >> torch.arange(0, 32, bits)) % (1 << bits) - (
+                1 << (bits - 1)
+            )
+            wide = scales.float().repeat_interleave(columns // scales.shape[1], 1)
+            made, is_expert = whole.view(rows, columns) * wide, False
+        tensors[stem] = made if is_expert else made.to(scales.dtype).float()
+    return {}

@@ -111,6 +111,9 @@ class TransformersReference:
         if quantised := getattr(config, "quantization_config", None):
             quantised["dequantize"] = True
         model = auto.from_pretrained(path, config=config, dtype=dtype)
+        # packed integers stay in the dtype of their scales there, which no other layer has
+        for parameter in (p for p in model.parameters() if quantised and p.dim() == 3):
+            parameter.data = parameter.data.to(dtype)
         self.model = model.to(engine.options.device).eval()
         for module in self.model.modules():
             if hasattr(module, "config"):
@@ -193,7 +196,11 @@ def choose_reference(engine, **options) -> TransformersReference | PlainReferenc
         return PlainReference(
             engine, f"the whole model needs {needed / 2**30:.1f} GiB, more than is free"
         )
-    return TransformersReference(engine, **options)
+    try:
+        return TransformersReference(engine, **options)
+    except ImportError as error:
+        why = str(error).strip().split("\n")[0]
+        return PlainReference(engine, f"transformers cannot read the checkpoint here: {why}")
 
 
 def free_bytes(device="cpu") -> int:
