@@ -4,6 +4,7 @@ input."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,7 +26,17 @@ from specmoe.lab.simulate import (
 )
 from specmoe.lab.simulate.machine import fit_machine
 from specmoe.lab.simulate.recording import load_all, save_all
-from specmoe.lab.simulate.shipped import BATCHES, FOLDER, SHIPPED, recordings
+from specmoe.lab.simulate.shipped import (
+    BATCHES,
+    BUDGET_BATCHES,
+    BUDGET_N,
+    BUDGETS,
+    FOLDER,
+    GAMMAS,
+    SHIPPED,
+    budgets,
+    recordings,
+)
 
 
 def test_on_demand_reads_a_wave_and_only_then_computes_it():
@@ -209,8 +220,34 @@ def test_every_shipped_recording_is_of_a_full_batch_at_equal_fast_memory():
     } <= set(frame)
 
 
+def test_the_shipped_budgets_have_every_n_at_every_size_of_fast_memory():
+    found = budgets()
+    assert all((each.rows == each.batch).all() and len(each.rows) >= 5 for each in found)
+    rooms = sorted({each.info["slots"] for each in found})
+    assert len(rooms) == len(BUDGETS)
+    drafted = [
+        (each.batch, each.info["draft_experts"], each.info["slots"], int(each.gammas.max()))
+        for each in found
+        if each.method == "specmoe"
+    ]
+    assert sorted(drafted) == sorted(product(BUDGET_BATCHES, BUDGET_N, rooms, GAMMAS))
+    kept = [(each.batch, each.info["slots"]) for each in found if each.method == "cached"]
+    assert sorted(kept) == sorted(product(BUDGET_BATCHES, rooms))
+    # more room, fewer reads: of a pool, and of a round with the same draft
+    for method in ("cached", "specmoe"):
+        for batch in BUDGET_BATCHES:
+            reads = [
+                each.num_reads / each.num_new_tokens
+                for each in sorted(found, key=lambda each: each.info["slots"])
+                if (each.method, each.batch) == (method, batch)
+                and each.info["draft_experts"] == BUDGET_N[0]
+                and (method == "cached" or each.gammas.max() == GAMMAS[0])
+            ]
+            assert reads == sorted(reads, reverse=True), (method, batch)
+
+
 def test_shipped_recordings_are_small():
-    sizes = [path.stat().st_size for path in FOLDER.glob("*.npz")]
+    sizes = [path.stat().st_size for path in FOLDER.rglob("*.npz")]
     assert max(sizes) < 300_000 and sum(sizes) < 3_000_000
 
 

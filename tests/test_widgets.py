@@ -414,6 +414,29 @@ def test_knobs_take_recordings_and_hardware(recordings):
     assert len(made["rows"]) == 4 * 5  # recordings times links
 
 
+def test_fast_memory_is_a_knob_of_its_own_where_one_n_has_several_sizes_of_it(recordings):
+    runs = recordings["hot_temporal"]
+    total = runs[0].info["layers"] * runs[0].info["experts"]
+    larger = [dataclasses.replace(run, info={**run.info, "slots": total}) for run in runs[1:]]
+    rows = simulate.knob_rows([*runs, *larger], simulate.preset("laptop"), links=[1e7])
+    drafted = rows["method"] == "specmoe"
+    assert sorted(set(rows.loc[drafted, "fast_memory"])) == [runs[0].info["slots"] / total, 1.0]
+    # a pool follows the memory now, and no longer N; plain decoding follows neither
+    cached = rows[rows["method"] == "cached"]
+    assert cached["draft_experts"].isna().all() and cached["fast_memory"].nunique() == 2
+    assert rows.loc[rows["method"] == "on_demand", "fast_memory"].isna().all()
+    made = widgets.knobs(rows, fast_memory=1.0).data
+    (knob,) = [one for one in made["settings"] if one["name"] == "fast_memory"]
+    assert knob["start"] == 1 and knob["said"][-1] == "memory for 100 % of the experts"
+    title = figures.knobs(rows, fast_memory=1.0)[0].figure.get_suptitle()
+    assert "memory for 100 % of the experts" in title
+
+
+def test_where_fast_memory_follows_n_it_is_no_knob(recordings):
+    rows = simulate.knob_rows(recordings, simulate.preset("laptop"), links=[1e7])
+    assert "fast_memory" not in rows and rows.loc[rows["method"] == "cached", "draft_experts"].all()
+
+
 def test_the_map_takes_the_frame_of_simulate_winners(recordings):
     frame = simulate.winners(
         recordings["hot_temporal"], simulate.preset("laptop"), balances=(10, 1000)

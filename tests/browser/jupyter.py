@@ -70,8 +70,9 @@ def _emptied(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def _write_settings(folder: Path) -> None:
-    for name, values in SETTINGS.items():
+def _write_settings(folder: Path, theme: str) -> None:
+    own = {"@jupyterlab/apputils-extension:themes": {"theme": theme, "adaptive-theme": False}}
+    for name, values in {**SETTINGS, **own}.items():
         package, plugin = name.split(":")
         path = folder / package / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def _write_kernel(folder: Path) -> None:
 
 @contextmanager
 def serving(
-    notebooks: list[Path], folder: Path, front_end: str = "lab"
+    notebooks: list[Path], folder: Path, front_end: str = "lab", theme: str = "JupyterLab Light"
 ) -> Iterator[tuple[str, str]]:
     """``(address, token)`` of a server on copies of ``notebooks`` in ``folder``; stopped with all
     its kernels at the end."""
@@ -104,7 +105,7 @@ def serving(
     work.mkdir(parents=True)
     for notebook in notebooks:
         nbformat.write(_emptied(notebook), work / notebook.name)
-    _write_settings(settings)
+    _write_settings(settings, theme)
     _write_kernel(folder / "data")
     own = {
         name: str(folder / name.lower())

@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,6 +92,31 @@ def test_a_notebook_runs_and_its_widgets_move(path, page, server):
     assert len(moved) == widgets_in(path) and all(moved), (
         "a widget of this notebook shows no control that moves"
     )
+
+
+def brightness(color: str) -> float:
+    return sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 765
+
+
+@pytest.mark.skipif(FRONT_END != "lab", reason="the theme is JupyterLab's")
+def test_in_jupyterlab_s_dark_theme_a_widget_is_dark_and_its_words_are_light(
+    browser, page, tmp_path
+):
+    cell = nbformat.v4.new_code_cell("from specmoe.lab import widgets\nwidgets.accept_or_reject()")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, tmp_path / "dark.ipynb")
+    with serving([tmp_path / "dark.ipynb"], tmp_path / "jupyter", theme="JupyterLab Dark") as where:
+        open_and_run(page, *where, "dark.ipynb")
+        page.wait_for_selector(".jp-OutputArea-output .sm-live .sm-summary")
+        assert page.get_attribute("body", "data-jp-theme-light") == "false"
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / "dark_theme.png")
+        ground, *words = page.evaluate(
+            "() => ['.sm-live', '.sm-live', '.sm-name', '.sm-summary', '.sm-live button'].map((one, i) => "
+            "getComputedStyle(document.querySelector(one))[i ? 'color' : 'backgroundColor'])"
+        )
+    assert brightness(ground) < 0.25 and min(map(brightness, words)) > 0.6
 
 
 def test_an_external_request_and_a_console_error_would_be_seen(page):

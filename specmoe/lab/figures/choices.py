@@ -27,13 +27,15 @@ from .base import (
     styled,
 )
 
-SETTINGS = ("model", "draft_set", "batch", "gamma", "draft_experts", "link_bytes_per_s")
+SETTINGS = ("model", "draft_set", "batch", "gamma", "draft_experts", "fast_memory")
+SETTINGS += ("link_bytes_per_s",)
 SETTING_NAMES = {
     "model": "model",
     "draft_set": "draft set",
     "batch": "batch (rows)",
     "gamma": f"{GAMMA} (tokens)",
     "draft_experts": "N (experts)",
+    "fast_memory": "fast memory",
     "link_bytes_per_s": "link",
 }
 MEASURES = ("fetched_bytes_per_token", "tokens_per_round", "tokens_per_second")
@@ -185,6 +187,8 @@ def setting_words(name: str, value) -> str:
             if value >= 1e8
             else f"link {show_number(value / 1e6)} MB/s"
         )
+    if name == "fast_memory":
+        return f"memory for {value:.0%} of the experts".replace("%", " %")
     short = {
         "gamma": f"{GAMMA} =",
         "draft_experts": "N =",

@@ -87,17 +87,11 @@ def _seconds(clock: dict) -> float:
 def _simulated() -> dict[str, str]:
     """Modules of the shipped recordings, replayed on imagined machines."""
     hardware, size = simulate.preset(HARDWARE), simulate.PAPER_SIZES[SIZED_AS]
-    counted = [run for run in shipped.recordings() if run.batch in BATCHES]
-    runs = [
-        run for run in counted if run.info["name"] == MODEL and not run.settings.get("prefetch")
-    ]
-    rows = simulate.knob_rows(runs, hardware, LINKS, size)
-    maps = simulate.winners(
-        [run for run in counted if run.info["draft_experts"] == DRAFT_EXPERTS],
-        hardware,
-        balances=BALANCES,
-    )
+    rows = simulate.knob_rows(shipped.budgets(), hardware, LINKS, size)
     knobs = data.knobs(rows, batch=16, gamma=4, draft_experts=DRAFT_EXPERTS)
+    counted = shipped.recordings(draft_experts=DRAFT_EXPERTS)
+    counted = [run for run in counted if run.batch in BATCHES]
+    maps = simulate.winners(counted, hardware, balances=BALANCES)
     return {
         "knobs": place("knobs", knobs, "every method at one choice of settings, simulated"),
         "winners": place("winners", data.winners(maps, model=MODEL), "who is fastest where"),

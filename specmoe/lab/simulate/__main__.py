@@ -3,8 +3,9 @@
 ``python -m specmoe.lab.simulate clock [MODEL] [--link native|RATE]``: every method against this
 machine's clock, into ``results/clock.json`` (about two minutes for each model and link; nothing
 else should run meanwhile). ``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``:
-the shipped recordings (no clock in them; minutes). ``python -m specmoe.lab.simulate count``: the
-sizes in ``real_models.json``, from the configs in it.
+the shipped recordings (no clock in them; minutes); ``budgets``: those at several sizes of fast
+memory. ``python -m specmoe.lab.simulate count``: the sizes in ``real_models.json``, from the configs
+in it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 from ..entry import leave
 from ..machine import doctor
 from . import clock, real_models
-from .shipped import SHIPPED, record_shipped
+from .shipped import SHIPPED, record_budgets, record_shipped
 
 
 def main() -> None:
@@ -23,13 +24,13 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["clock", "record", "count"])
+    parser.add_argument("command", choices=["clock", "record", "budgets", "count"])
     parser.add_argument("model", nargs="?", choices=list(SHIPPED))
     parser.add_argument("--draft-experts", type=int)
     parser.add_argument("--link", help="native, or bytes per second (default: both)")
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
-    {"clock": compare, "record": record, "count": count}[given.command](given)
+    {"clock": compare, "record": record, "budgets": budgets, "count": count}[given.command](given)
 
 
 def compare(given) -> None:
@@ -51,6 +52,11 @@ def record(given) -> None:
         for number in [given.draft_experts] if given.draft_experts else SHIPPED[model]:
             path = record_shipped(model, number, progress=lambda line: print(line, flush=True))
             print(f"wrote {path.name}: {path.stat().st_size} bytes")
+
+
+def budgets(given) -> None:
+    path = record_budgets(progress=lambda line: print(line, flush=True))
+    print(f"wrote {path.name}: {path.stat().st_size} bytes")
 
 
 def count(given) -> None:

@@ -77,7 +77,8 @@ def knob_rows(
 ) -> pd.DataFrame:
     """One row per recording and link rate: model, method, batch, gamma, draft_experts, draft_set,
     link_bytes_per_s, fetched_bytes_per_token, tokens_per_round, tokens_per_second (simulated). A
-    setting that a method does not have is nan.
+    setting that a method does not have is nan. Where one N was recorded with several sizes of fast
+    memory (``shipped.budgets``), there is fast_memory too: its share of all experts.
 
     ``recordings``: of any methods; a mapping names the draft set of each group. ``links``: bytes
     per second (None: a quarter of ``hardware``'s rate to four times it). Raises ``OptionError``
@@ -103,7 +104,15 @@ def knob_rows(
             ]
     if not rows:
         raise OptionError("there are no recordings: give at least one")
-    return pd.DataFrame(rows)
+    return _with_memory(pd.DataFrame(rows))
+
+
+def _with_memory(rows: pd.DataFrame) -> pd.DataFrame:
+    """Fast memory as a setting of its own, if it does not follow N; then a pool does not, either."""
+    drafting = rows[rows["method"].isin(DRAFTING)].groupby(["model", "draft_experts"])
+    if not (drafting["fast_memory"].nunique() > 1).any():
+        return rows.drop(columns="fast_memory")
+    return rows.assign(draft_experts=rows["draft_experts"].mask(rows["method"] == "cached"))
 
 
 def _row(run: Recording, hardware: Hardware, draft_set: str | None, size: ModelSize | None) -> dict:
@@ -114,9 +123,15 @@ def _row(run: Recording, hardware: Hardware, draft_set: str | None, size: ModelS
         "batch": run.batch,
         "gamma": int(run.gammas.max()) if run.method == "specmoe" else np.nan,
         "draft_experts": run.info["draft_experts"] if run.method in KEEPING else np.nan,
+        "fast_memory": _share(run.info) if run.method in KEEPING else np.nan,
         "draft_set": draft_set if run.method in DRAFTING else None,
         "link_bytes_per_s": hardware.link_bytes_per_s,
         "fetched_bytes_per_token": played.fetched_bytes / played.num_new_tokens,
         "tokens_per_round": run.num_new_tokens / int(run.rows.sum()),
         "tokens_per_second": played.tokens_per_second,
     }
+
+
+def _share(info: Mapping) -> float:
+    """Of all experts, how many find room in fast memory."""
+    return info["slots"] / (info["layers"] * info["experts"])

@@ -9,7 +9,8 @@ in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ...engine.engine import Engine, load
@@ -27,6 +28,9 @@ GAMMAS = (4, 10)
 SEED, NEW_TOKENS, QUEUE_BATCHES, FEWEST_PROMPTS = 100, 64, 3, 32
 # up to batch 16, beyond
 ALL_EVICTIONS, EVICTIONS = ("temporal", "static", "lru", "lfu"), ("temporal", "static")
+# Fast memory as a setting of its own: so many experts' bytes of it, whatever N is.
+BUDGETED, BUDGETS, BUDGET_N, BUDGET_BATCHES = "tiny-skewed", (40, 66, 98), (4, 8), (1, 4, 16)
+BUDGET_TOKENS, BUDGET_PROMPTS = 32, 8
 Progress = Callable[[str], None]
 
 
@@ -65,6 +69,12 @@ def recordings(
     return chosen
 
 
+def budgets() -> list[Recording]:
+    """Shipped recordings in which fast memory is a setting of its own: every N at every size of it.
+    What does not depend on N (``cached``) or on memory (plain decoding) was recorded once."""
+    return load_all(FOLDER / "budgets" / f"{BUDGETED}.npz")
+
+
 def prompts_for(engine: Engine, num: int, seed: int = SEED) -> list[str]:
     """Held-out texts of the shipped models: English sentences for an encoder-decoder."""
     if engine.is_translation:
@@ -91,10 +101,7 @@ def _record_batch(engine: Engine, batch: int, progress: Progress) -> Iterator[Re
     prompts = prompts_for(engine, max(QUEUE_BATCHES * batch, FEWEST_PROMPTS))
 
     def run(method: str, **settings) -> Recording:
-        output = engine.generate(
-            prompts, method=method, batch_size=batch, max_new_tokens=NEW_TOKENS, **settings
-        )
-        made = Recording.of(output, engine.info, **settings).full()
+        made = _record(engine, prompts, batch, NEW_TOKENS, method, **settings)
         progress(
             f"{engine.info['name']} N={engine.info['draft_experts']} B={batch} {method} "
             f"{settings or ''}: "
@@ -106,10 +113,41 @@ def _record_batch(engine: Engine, batch: int, progress: Progress) -> Iterator[Re
     evictions = ALL_EVICTIONS if batch <= 16 else EVICTIONS
     yield run("on_demand")
     yield run("overlapped")
-    yield min(
-        (run("cached", eviction=name) for name in evictions),
-        key=lambda each: each.num_reads / each.num_new_tokens,
-    )
+    yield _least(run("cached", eviction=name) for name in evictions)
     for gamma in GAMMAS:
         yield run("specmoe", gamma=gamma, prefetch=False)
     yield run("specmoe", gamma=GAMMAS[-1], prefetch=True)
+
+
+def record_budgets(folder: Path = FOLDER / "budgets", progress: Progress = print) -> Path:
+    """Record what ``budgets`` returns; takes minutes."""
+    check_folder(folder)
+    runs = [run for room in BUDGETS for n in BUDGET_N for run in _record_budget(room, n, progress)]
+    return save_all(runs, folder / f"{BUDGETED}.npz")
+
+
+def _record_budget(room: int, draft_experts: int, progress: Progress) -> Iterator[Recording]:
+    where = {"draft_experts": draft_experts, "store": "memory"}
+    with load(BUDGETED, **where) as engine:
+        num_bytes = room * engine.info["record_bytes"]
+    with load(BUDGETED, fast_memory=num_bytes, **where) as engine:
+        for batch in BUDGET_BATCHES:
+            prompts = prompts_for(engine, max(QUEUE_BATCHES * batch, BUDGET_PROMPTS))
+            progress(f"{room} experts, N={draft_experts}, batch {batch}")
+            run = functools.partial(_record, engine, prompts, batch, BUDGET_TOKENS)
+            if draft_experts == BUDGET_N[0]:
+                yield from map(run, ("on_demand", "overlapped") if room == BUDGETS[0] else ())
+                yield _least(run("cached", eviction=name) for name in ALL_EVICTIONS)
+            yield from (run("specmoe", gamma=gamma, prefetch=False) for gamma in GAMMAS)
+
+
+def _record(engine, prompts, batch: int, new_tokens: int, method: str, **settings) -> Recording:
+    """One run's recording, of its rounds with every row in flight."""
+    size = {"batch_size": batch, "max_new_tokens": new_tokens}
+    output = engine.generate(prompts, method=method, **size, **settings)
+    return Recording.of(output, engine.info, **settings).full()
+
+
+def _least(runs: Iterable[Recording]) -> Recording:
+    """The one with the fewest reads per token."""
+    return min(runs, key=lambda each: each.num_reads / each.num_new_tokens)
