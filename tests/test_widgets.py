@@ -427,9 +427,9 @@ def test_fast_memory_is_a_knob_of_its_own_where_one_n_has_several_sizes_of_it(re
     assert rows.loc[rows["method"] == "on_demand", "fast_memory"].isna().all()
     made = widgets.knobs(rows, fast_memory=1.0).data
     (knob,) = [one for one in made["settings"] if one["name"] == "fast_memory"]
-    assert knob["start"] == 1 and knob["said"][-1] == "memory for 100 % of the experts"
+    assert knob["start"] == 1 and knob["said"][-1] == "memory 100 %"
     title = figures.knobs(rows, fast_memory=1.0)[0].figure.get_suptitle()
-    assert "memory for 100 % of the experts" in title
+    assert "memory 100 %" in title
 
 
 def test_where_fast_memory_follows_n_it_is_no_knob(recordings):

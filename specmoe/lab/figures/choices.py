@@ -35,7 +35,7 @@ SETTING_NAMES = {
     "batch": "batch (rows)",
     "gamma": f"{GAMMA} (tokens)",
     "draft_experts": "N (experts)",
-    "fast_memory": "fast memory",
+    "fast_memory": "fast memory (of all experts)",
     "link_bytes_per_s": "link",
 }
 MEASURES = ("fetched_bytes_per_token", "tokens_per_round", "tokens_per_second")
@@ -188,7 +188,7 @@ def setting_words(name: str, value) -> str:
             else f"link {show_number(value / 1e6)} MB/s"
         )
     if name == "fast_memory":
-        return f"memory for {value:.0%} of the experts".replace("%", " %")
+        return f"memory {100 * value:.0f} %"
     short = {
         "gamma": f"{GAMMA} =",
         "draft_experts": "N =",

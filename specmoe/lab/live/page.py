@@ -39,7 +39,8 @@ def make_page(path: str | Path) -> Path:
 
 
 def page() -> str:
-    """The whole page. Nothing in it depends on the clock or the machine."""
+    """The whole page. What was measured for it is kept (``CLOCK``); nothing else in it depends on the
+    clock or the machine."""
     modules = {**_recorded(), **_simulated()}
     text = read("page.html").replace("VERSION", __version__)
     text = text.replace("/* STYLE */", style()).replace("/* SCRIPT */", script(modules))
