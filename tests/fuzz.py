@@ -27,7 +27,7 @@ from tiny_architectures import make_checkpoint
 
 from specmoe.checkpoint import packing
 from specmoe.checkpoint.header import read_header
-from specmoe.checkpoint.layout import open_packed
+from specmoe.checkpoint.packed import open_packed
 from specmoe.cli import job_lines
 from specmoe.errors import SpecMoEError
 

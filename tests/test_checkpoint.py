@@ -29,7 +29,7 @@ from specmoe.checkpoint import (
     resolve,
 )
 from specmoe.checkpoint.files import open_checkpoint
-from specmoe.checkpoint.layout import ffn_axes, pad_ffn, place
+from specmoe.checkpoint.padding import ffn_axes, pad_ffn, place
 from specmoe.checkpoint.plan import plan_experts
 from specmoe.checkpoint.rest import rest_bytes
 from specmoe.cli.copies import verify_packed

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import specmoe
 from specmoe.checkpoint import ExpertLayout, build_model, open_packed, pack, packing
 from specmoe.checkpoint.files import open_checkpoint
-from specmoe.checkpoint.layout import VERSION, PackedExperts
+from specmoe.checkpoint.packed import VERSION, PackedExperts
 from specmoe.checkpoint.plan import plan_experts
 from specmoe.cli.copies import entries, remove
 from specmoe.cli.identity import identity_of

@@ -12,8 +12,9 @@ them where a packed folder is to be loaded by itself.
 from .cache import cache_folder, lock, write_whole
 from .files import resolve
 from .identity import TICK_NS, unchanged
-from .layout import ExpertLayout, PackedExperts, open_packed
+from .layout import ExpertLayout
 from .model import build_model, expert_modules
+from .packed import PackedExperts, open_packed
 from .packing import pack
 
 __all__ = [

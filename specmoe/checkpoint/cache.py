@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
-from .layout import FORMAT
+from .packed import FORMAT
 
 # All that specmoe ever writes into a packed folder; nothing else in it is touched.
 OURS = {"experts.bin", "manifest.json", "affinity.npy", "journal", "lock"}

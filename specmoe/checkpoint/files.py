@@ -11,8 +11,8 @@ from typing import Any
 from ..errors import CheckpointError, OptionError, door
 from .cache import is_journal
 from .header import DTYPES, StoredTensor, read_header
-from .layout import open_packed
 from .low_bit import Tensors, fold, refuse_unknown
+from .packed import open_packed
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 SINGLE = "model.safetensors"

@@ -20,7 +20,7 @@ import transformers
 
 from ..errors import CheckpointError, SpecMoEError, StoreError
 from .cache import cache_folder, write_whole
-from .layout import seal, unseal
+from .packed import seal, unseal
 from .plan import ExpertPlan
 
 logger = logging.getLogger("specmoe")

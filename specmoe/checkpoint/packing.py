@@ -7,7 +7,6 @@ and keeps a journal of the records done: an interrupted packing goes on where it
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -22,23 +21,22 @@ from typing import BinaryIO, TextIO
 
 import torch
 
-from ..errors import CheckpointError, SpecMoEError, StoreError, path_of
+from ..errors import CheckpointError, SpecMoEError, path_of
 from . import cache
 from .cache import force, lock, write_whole
 from .files import display_name, open_checkpoint, resolve
 from .identity import Contents
-from .layout import PackedExperts, open_packed, seal
+from .packed import PackedExperts, open_packed, seal
 from .plan import ExpertPlan, plan_experts
-from .rest import as_asked, packed_plan, rest_bytes, write_rest
+from .reporting import Progress, reporting
+from .rest import as_asked, packed_plan, write_rest
+from .space import check_space, store_error
 
 logger = logging.getLogger("specmoe")
 
-# called with bytes done and bytes in all; True: a bar, where it takes long enough to wonder
-Progress = Callable[[int, int], None] | bool | None
 Done = dict[int, tuple[int, str]]  # index of a record -> its checksum, the digest of its source
 # Written at most before it is forced to the disk, the journal after the data.
 SYNC_BYTES = 256 * 2**20
-LONG_BYTES = 2**28
 
 
 def pack(
@@ -58,28 +56,34 @@ def pack(
             raise CheckpointError(f"{what}: copy the folder, or pack the checkpoint it came from")
         return as_asked(there.packed, expert_bytes)
     plan = plan_experts(open_checkpoint(source), expert_bytes)
-    contents, source = Contents(plan), plan.checkpoint.folder
-    if directory is None:
-        # two checkpoints of one name never share what is half packed
-        digest = hashlib.sha256(os.fsencode(f"{source.resolve()}\n{_shape_of(plan)}"))
-        name = f"{display_name(source)}-{digest.hexdigest()[:12]}.partial"
-        folder, partial = None, cache.cache_folder() / name
-    else:
-        folder = path_of(directory, "a folder").absolute()
-        if folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
-        partial = folder.with_name(folder.name + ".partial")
+    contents = Contents(plan)
+    folder, partial = _places(plan, directory)
     try:
-        if found := _find(contents, folder):
-            if folder is not None:
-                write_rest(plan, folder)
-        packed = found or _pack_into(folder, partial, contents, progress)
+        packed = _find(contents, folder)
+        if packed and folder is not None:
+            write_rest(plan, folder)
+        packed = packed or _pack_into(folder, partial, contents, progress)
         contents.keep()
         with suppress(OSError):
             os.utime(packed.directory / "manifest.json")  # when it was last used
         return packed
     except OSError as error:
-        raise _store_error(error, partial) from error
+        raise store_error(error, partial) from error
+
+
+def _places(plan: ExpertPlan, directory: str | Path | None) -> tuple[Path | None, Path]:
+    """Where the packed experts go (None: the cache, under a name to be found), and where they are
+    while they are written."""
+    if directory is None:
+        source = plan.checkpoint.folder
+        # two checkpoints of one name never share what is half packed
+        digest = hashlib.sha256(os.fsencode(f"{source.resolve()}\n{_shape_of(plan)}"))
+        name = f"{display_name(source)}-{digest.hexdigest()[:12]}.partial"
+        return None, cache.cache_folder() / name
+    folder = path_of(directory, "a folder").absolute()
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder: name one for the packed experts")
+    return folder, folder.with_name(folder.name + ".partial")
 
 
 def _find(contents: Contents, folder: Path | None) -> PackedExperts | None:
@@ -113,7 +117,7 @@ def _pack_into(
 ) -> PackedExperts:
     """``folder`` None: into the cache, where a copy is named after what turns out to be in it."""
     _refuse_foreign(partial)
-    _check_space(contents.plan, partial, with_rest=folder is not None)
+    check_space(contents.plan, partial, with_rest=folder is not None)
     partial.mkdir(parents=True, exist_ok=True)
     with open(partial / "lock", "w") as stream:
         if not lock(stream.fileno(), "LOCK_EX"):
@@ -260,27 +264,6 @@ def _resume(packed: PackedExperts, contents: Contents) -> Done:
     return good
 
 
-def _check_space(plan: ExpertPlan, partial: Path, with_rest: bool) -> None:
-    data = partial / "experts.bin"
-    written = data.stat().st_size if data.is_file() else 0
-    needed = plan.num_records * plan.layout.record_bytes - written
-    needed += rest_bytes(plan) if with_rest else 0
-    available = shutil.disk_usage(next(filter(Path.is_dir, partial.parents))).free
-    if needed > available:
-        how = f"{needed} bytes needed, {available} available"
-        where = "choose another place with `specmoe pack CHECKPOINT DIR` or $SPECMOE_CACHE"
-        raise StoreError(f"no space to pack into {partial.parent}: {how}; free some, or {where}")
-
-
-def _store_error(error: OSError, partial: Path) -> StoreError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        todo = "choose another place or set $SPECMOE_CACHE"
-        return StoreError(f"could not pack into {partial} ({error}): {todo}")
-    what = f"no space left while packing into {partial} ({error.strerror})"
-    again = "free some and run it again (it goes on where it stopped)"
-    return StoreError(f"{what}: {again}, or delete that folder and choose another place")
-
-
 def _publish(partial: Path, folder: Path) -> None:
     """Give the finished folder its name, in one step."""
     if folder.exists():  # an empty one, or in the cache one that cannot be opened
@@ -301,15 +284,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def reporting(progress: Progress, total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A function that takes the bytes done so far and tells ``progress``, a bar, or nobody."""
-    if progress is not True or total < LONG_BYTES:
-        yield lambda done: callable(progress) and progress(done, total)
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
-        yield lambda done: bar.update(done - bar.n)

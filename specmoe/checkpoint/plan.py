@@ -15,9 +15,10 @@ from torch import nn
 from ..errors import CheckpointError, UnsupportedModelError, door
 from .files import AGAIN, Checkpoint
 from .header import StoredTensor
-from .layout import ExpertLayout, FfnAxis, ffn_axes, pad_ffn, place
+from .layout import ExpertLayout
 from .low_bit import LowBitTensor, parts_of
 from .model import expert_modules, expert_parameters, meta_model, read_config
+from .padding import FfnAxis, ffn_axes, pad_ffn, place
 from .placing import is_fused, low_bit_layout, odd_one, one_each, signature
 from .recipes import Recipe, recipes
 

@@ -20,8 +20,8 @@ from . import cache
 from .files import REST, SINGLE, Checkpoint, open_checkpoint
 from .header import StoredTensor
 from .identity import SETTINGS
-from .layout import PackedExperts, open_packed
 from .low_bit import parts_of
+from .packed import PackedExperts, open_packed
 from .plan import ExpertPlan
 
 

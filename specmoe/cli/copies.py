@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 
 from ..checkpoint.cache import OURS, cache_folder, folders, is_journal, remove_packed
-from ..checkpoint.layout import PackedExperts, open_packed
-from ..checkpoint.packing import Progress, reporting
+from ..checkpoint.packed import PackedExperts, open_packed
+from ..checkpoint.reporting import Progress, reporting
 from ..errors import OptionError, SpecMoEError, StoreError, door, nearest
 
 

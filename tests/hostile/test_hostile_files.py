@@ -31,7 +31,7 @@ from transformers import GenerationConfig
 
 import specmoe
 from specmoe import checkpoint
-from specmoe.checkpoint import layout
+from specmoe.checkpoint import packed as packed_folder
 from specmoe.cli import copies, job_lines, jobs
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 
@@ -270,7 +270,7 @@ def test_a_manifest_altered_in_any_field_is_refused_though_its_checksum_fits(
         if field in honest and honest[field] == value:
             continue
         made = {key: item for key, item in {**honest, field: value}.items() if item is not ...}
-        text = layout.seal(made) if field != "manifest_crc32" else json.dumps(made)
+        text = packed_folder.seal(made) if field != "manifest_crc32" else json.dumps(made)
         (folder / "manifest.json").write_text(text)
         with limits(), pytest.raises(SpecMoEError) as caught:
             # opens what is there, and compares it with the checkpoint
@@ -291,7 +291,7 @@ def test_a_manifest_whose_source_is_not_ours_is_refused_and_can_be_listed(source
     made = {
         key: value for key, value in {**manifest["source"], **source}.items() if value is not ...
     }
-    (folder / "manifest.json").write_text(layout.seal({**manifest, "source": made}))
+    (folder / "manifest.json").write_text(packed_folder.seal({**manifest, "source": made}))
     with pytest.raises(CheckpointError, match="altered or cut short"):
         checkpoint.open_packed(folder)
     assert [row["state"] for row in copies.entries()] == ["unusable"]
