@@ -28,6 +28,7 @@ import specmoe
 from specmoe.checkpoint.model import WITH_IMAGES, auto_class
 from specmoe.errors import SpecMoEError
 from specmoe.model.decoder import UNCUT_SCORES
+from specmoe.model.kv_cache import MIXERS
 
 # What a field is made, wherever a config has it. Windows are narrower than the prompts; experts'
 # widths differ from D.
@@ -373,6 +374,8 @@ def note_of(kind: str) -> str:
         notes.append(f"run as `{text.model_type}`, its text part")
     if hasattr(text, "index_n_heads") and text.model_type not in UNCUT_SCORES:
         notes.append(INDEXED)
+    if text.model_type in MIXERS:
+        notes.append("recurrent layers; every method and refills: tests/test_recurrent.py")
     return "; ".join(notes)
 
 
@@ -408,6 +411,13 @@ def read_page() -> dict[str, str]:
     )
 
 
+def page_rows() -> dict[str, Verdict]:
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([a-z ]+) \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    return {kind: Verdict(kind, word, why.strip()) for kind, word, why in rows}
+
+
 def page_version() -> str:
     return re.search(r"transformers (\S+);", PAGE.read_text("utf-8"))[1]
 
@@ -415,12 +425,12 @@ def page_version() -> str:
 def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    verdicts = []
+    # With names: only these are judged, the others stay as the page has them.
+    verdicts = {kind: row for kind, row in page_rows().items() if kind in architectures()}
     for kind in sys.argv[1:] or architectures():
-        verdicts.append(judge(kind))
-        print(verdicts[-1], flush=True)
-    if not sys.argv[1:]:
-        PAGE.write_text(page(verdicts), "utf-8")
+        verdicts[kind] = judge(kind)
+        print(verdicts[kind], flush=True)
+    PAGE.write_text(page(list(verdicts.values())), "utf-8")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ QUICK = (
     "cohere2_moe",
     "deepseek_v2",
     "gemma4_text",
+    "granitemoehybrid",
     "laguna",
     "lfm2_moe",
     "mimo_v2_flash",
     "mistral_large4",
-    "qwen3_next",
     "qwen3_vl_moe",
 )
 

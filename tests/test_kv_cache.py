@@ -160,35 +160,6 @@ SMALL = dict(
     tie_word_embeddings=False,
 )
 REFUSED = {
-    "jamba": dict(
-        num_experts=4,
-        num_experts_per_tok=2,
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        expert_layer_period=1,
-        expert_layer_offset=0,
-        mamba_d_state=4,
-        mamba_dt_rank=4,
-        use_mamba_kernels=False,
-    ),
-    "qwen3_next": dict(
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        shared_expert_intermediate_size=16,
-        layer_types=["linear_attention", "full_attention"],
-    ),
-    "lfm2_moe": dict(
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        num_dense_layers=0,
-        layer_types=["conv", "full_attention"],
-    ),
     "minimax": dict(
         num_local_experts=4,
         num_experts_per_tok=2,
@@ -229,6 +200,7 @@ def test_an_unknown_kind_of_attention_is_refused_by_name():
 @pytest.mark.parametrize("sign", [{"_is_stateful": True}, {"is_hybrid": True}], ids=str)
 def test_every_sign_of_recurrent_state_is_enough(sign):
     config = SimpleNamespace(model_type="strange", is_hybrid=sign.get("is_hybrid", False))
+    config.get_text_config = lambda decoder: config
     with pytest.raises(UnsupportedModelError, match="strange keeps recurrent state"):
         check_rollback(SimpleNamespace(config=config, _is_stateful=sign.get("_is_stateful", False)))
 

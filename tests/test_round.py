@@ -114,6 +114,9 @@ class FakeModel:
         self.rows = self.all_rows or self.rows
         self.all_rows = None
 
+    def settle(self, starts):
+        assert len(starts) == len(self.rows)
+
     # the experts
     @contextmanager
     def drafting(self):

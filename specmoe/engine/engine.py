@@ -14,9 +14,9 @@ import torch
 from .. import checkpoint
 from ..checkpoint import adapters
 from ..errors import SpecMoEError
-from ..model.decoder import CausalDecoder
 from ..model.inputs import one_of
 from ..model.kernels import ExpertKernel, compiler_works
+from ..model.recurrent import decoder_of
 from ..model.seq2seq import Seq2SeqDecoder
 from ..model.texts import load_tokenizer
 from ..offload.affinity import expert_distances
@@ -62,7 +62,7 @@ class Engine:
             self.packed = checkpoint.pack(path, None, options.expert_bytes, progress=True)
             tokenizer = load_tokenizer(path)
         is_translation = bool(self.model.config.is_encoder_decoder)
-        self.decoder = (Seq2SeqDecoder if is_translation else CausalDecoder)(self.model)
+        self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
         self.reader = Reader(self.model, self.decoder, tokenizer)
         self.experts = _experts(self.model, self.packed, options)
         self.memory = _memory(self.experts, self.packed, options)

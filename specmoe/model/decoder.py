@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..checkpoint.adapters import position_modules, rope_switch
 from ..errors import OptionError, SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
-from .kv_cache import RaggedKVCache, attention_windows, kv_argument
+from .kv_cache import MIXERS, RaggedKVCache, attention_windows, kv_argument
 
 logger = logging.getLogger("specmoe")
 
@@ -122,6 +122,10 @@ class Decoder:
     def restore_rows(self) -> None:
         """All rows again, as they were before ``select_rows``."""
         self.kv_cache, self._all_rows = self._all_rows or self.kv_cache, None
+
+    def settle(self, starts: torch.Tensor) -> None:
+        """What was fed before ``starts`` [B] is final. Keys and values behind that are overwritten
+        by the next block, so nothing has to be done."""
 
     def largest_block(self, num_rows: int) -> int | None:
         """Tokens of a row that may run at once; None: any number."""
@@ -255,6 +259,8 @@ def tell_positions(
 
 def check_rollback(model: PreTrainedModel) -> None:
     """Refuse models whose state cannot be rolled back to an earlier token."""
+    if model.config.get_text_config(decoder=True).model_type in MIXERS:
+        return
     if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
         raise UnsupportedModelError(
             f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when "

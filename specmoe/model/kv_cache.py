@@ -21,6 +21,21 @@ from ..errors import FastMemoryError, UnsupportedModelError
 # Positions that the buffers have room for at first; they double when a row grows out of them.
 FEWEST_POSITIONS = 256
 ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+# Kinds of layers that look at no earlier token by attention.
+UNMASKED = ("conv", "linear_attention", "moe", "mlp")
+# model_type -> the class of its layers with a state, which ``recurrent`` rolls back. Only what was
+# found exact is here.
+MIXERS = {
+    "bailing_hybrid": "BailingHybridDeltaAttention",
+    "granitemoehybrid": "GraniteMoeHybridMambaLayer",
+    "jamba": "JambaMambaMixer",
+    "kimi_linear": "KimiLinearDeltaAttention",
+    "lara_mini": "LaraMiniGatedDeltaNet",
+    "lfm2_moe": "Lfm2MoeShortConv",
+    "nemotron_h": "NemotronHMamba2Mixer",
+    "qwen3_5_moe_text": "Qwen3_5MoeGatedDeltaNet",
+    "qwen3_next": "Qwen3NextGatedDeltaNet",
+}
 
 
 def kv_argument(model) -> str:
@@ -221,7 +236,8 @@ def attention_windows(config) -> dict[str, int | None]:
         kinds = {
             "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         }
-    strange = sorted(kind for kind in kinds if kind not in ATTENTIONS)
+    known = (*ATTENTIONS, *(UNMASKED if config.model_type in MIXERS else ()))
+    strange = sorted(kind for kind in kinds if kind not in known)
     if strange:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {', '.join(strange)}: such state cannot be "

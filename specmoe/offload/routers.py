@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import nn
@@ -26,7 +27,9 @@ class Routers:
     def __init__(self, model: PreTrainedModel, experts_names: Iterable[str], num_experts: int):
         self.model_type = model.config.model_type
         self.num_experts = num_experts
-        self.modules = [router_of(model, name) for name in experts_names]
+        names = list(experts_names)
+        self.modules = [router_of(model, name) for name in names]
+        self.given = [given_by(model, *each) for each in zip(names, self.modules)]
         self.logits: list[torch.Tensor | None] = [None] * len(self.modules)
 
     def require(self, what: str) -> None:
@@ -54,7 +57,7 @@ class Routers:
 
     def ask(self, layer: int, hidden: torch.Tensor, top_k: int) -> list[int]:
         """The experts that the router of ``layer`` would choose for ``hidden`` [T, D]."""
-        logits = logits_of(self.modules[layer](hidden), self.num_experts)
+        logits = logits_of(self.modules[layer](hidden, **self.given[layer]), self.num_experts)
         return logits.topk(top_k, dim=-1).indices.unique().tolist()
 
     def among(
@@ -83,6 +86,14 @@ def logits_of(output, num_experts: int) -> torch.Tensor:
     tensors = [x for x in outputs if isinstance(x, torch.Tensor) and x.is_floating_point()]
     logits = next((x for x in tensors if x.shape[-1] == num_experts), outputs[0])
     return logits.reshape(-1, logits.shape[-1])
+
+
+def given_by(model: PreTrainedModel, experts_name: str, router: nn.Module | None) -> dict:
+    """What else the block around an experts module hands its router, such as a bias: what it has by
+    the name of an argument."""
+    block = model.get_submodule(experts_name.rpartition(".")[0])
+    names = list(signature(router.forward).parameters)[1:] if router is not None else ()
+    return {name: getattr(block, name) for name in names if hasattr(block, name)}
 
 
 def router_of(model: PreTrainedModel, experts_name: str) -> nn.Module | None:

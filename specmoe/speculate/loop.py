@@ -196,6 +196,7 @@ def accept(batch: Batch, drafted: Drafted, logits: torch.Tensor) -> tuple[list[i
         new, accepted = row.tokens[before:], verdict.accepted
         num_new += len(new)
         batch.trace.add_block(row.prompt, before, drafts[:num], accepted, new)
+    batch.decoder.settle(_starts(rows))
     return [verdict.accepted for verdict in verdicts], num_new
 
 

@@ -234,7 +234,7 @@ def kv_bytes_per_token(config) -> int | None:
     model's class without memory; None where it keeps state of another kind, or has an encoder."""
     import torch
 
-    from ...model.decoder import CausalDecoder
+    from ...model.recurrent import decoder_of
     from .parameters import model_without_memory
 
     model, experts = model_without_memory(config)
@@ -243,7 +243,7 @@ def kv_bytes_per_token(config) -> int | None:
     for module in experts:
         module.forward = lambda hidden, *rest, **more: hidden
     try:
-        decoder = CausalDecoder(model)
+        decoder = decoder_of(model)
     except SpecMoEError:
         return None
     decoder.allocate(1, 2)
