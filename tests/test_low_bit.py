@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROMPTS, tokens_of
+from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
 from tiny_low_bit import (
     compressed_fp8,
@@ -51,8 +52,22 @@ FORMATS = {
     "compressed-fp8 mixtral": (compressed_fp8, lambda: CompressedTensorsConfig(dequantize=True)),
 }
 COMPRESSED = (int4, int8, compressed_fp8)
-SIZES = {"hidden_size": 64}
-FFN = {"gpt_oss": "intermediate_size", "mixtral": "intermediate_size"}
+MAKERS = {name.split()[0]: both for name, both in FORMATS.items()}
+# Beside those that every method was tried with.
+ALSO = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe", "phimoe")
+ALSO += ("ernie4_5_moe",)
+PAIRS = [f"{kind} {architecture}" for kind in ("fp8", "int4") for architecture in ALSO]
+PAIRS = [pair for pair in PAIRS if pair not in FORMATS]
+OLDER = ("gpt_oss", "mixtral", "olmoe", "phimoe")  # their name of the experts' width
+SHARED = {"qwen2_moe": {"shared_expert_intermediate_size": 80}}
+PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
+
+
+def sizes_of(architecture: str) -> dict:
+    width = "intermediate_size" if architecture in OLDER else "moe_intermediate_size"
+    # the norms of olmoe's queries and keys ask for the size that it has
+    hidden = {} if architecture == "olmoe" else {"hidden_size": 64}
+    return {width: 96, **hidden, **SHARED.get(architecture, {})}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +78,9 @@ def low_bit(tmp_path_factory):
     @cache
     def make(name: str) -> Path:
         architecture = name.split()[1]
-        sizes = SIZES | {FFN.get(architecture, "moe_intermediate_size"): 96}
+        sizes = sizes_of(architecture)
         plain = make_checkpoint(architecture, root / f"{name}_plain", dtype=torch.bfloat16, **sizes)
-        return make_low_bit(plain, root / name, FORMATS[name][0])
+        return make_low_bit(plain, root / name, MAKERS[name.split()[0]][0])
 
     return make
 
@@ -77,11 +92,11 @@ def reference(low_bit, tmp_path_factory):
 
     @cache
     def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        if FORMATS[name][0] in COMPRESSED and not is_compressed_tensors_available():
+        if MAKERS[name.split()[0]][0] in COMPRESSED and not is_compressed_tensors_available():
             folder, options = tmp_path_factory.mktemp("decompressed") / "model", {}
             make_low_bit(low_bit(name), folder, decompressed)
         else:
-            folder, options = low_bit(name), {"quantization_config": FORMATS[name][1]()}
+            folder, options = low_bit(name), {"quantization_config": MAKERS[name.split()[0]][1]()}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
         # packed integers stay in the dtype of their scales there
         for parameter in (p for p in model.parameters() if p.dim() == 3):
@@ -153,6 +168,15 @@ def plain_tokens(reference):
     return make
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_architectures_are_as_exact(low_bit, reference, plain_tokens, name):
+    packed = pack(low_bit(name))
+    assert packed.layout.is_low_bit and differences(packed, reference(name)) == []
+    with specmoe.load(low_bit(name)) as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens(name)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_record_holds_the_bytes_of_the_file_and_nothing_else(low_bit, name):
     packed = pack(low_bit(name))
@@ -165,17 +189,69 @@ def test_a_record_holds_the_bytes_of_the_file_and_nothing_else(low_bit, name):
     assert sum(part.num_bytes for part in packed.layout.parts) == packed.layout.payload_bytes
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_records_of_real_experts_are_at_most_two_percent_larger(low_bit, name):
-    """Parts are aligned, a record too: of 200 kB and more that is next to nothing."""
-    small = pack(low_bit(name)).layout
-    parts = tuple(
-        part._replace(shape=tuple(side if side == 16 else side * 8 for side in part.shape))
-        for part in small.parts
-    )
-    large = layout.ExpertLayout.of(dict(zip(small.names, small.shapes)), small.dtype, parts)
-    assert large.payload_bytes > 200_000
-    assert large.record_bytes <= 1.02 * large.payload_bytes
+U8, BF16, F32, F8 = torch.uint8, torch.bfloat16, torch.float32, torch.float8_e4m3fn
+
+
+def _gpt_oss() -> list[tuple]:
+    wide = [(U8, (5760, 90, 16)), (U8, (5760, 90)), (BF16, (5760,))]
+    return wide + [(U8, (2880, 90, 16)), (U8, (2880, 90)), (BF16, (2880,))]
+
+
+def _gated(hidden: int, ffn: int, parts) -> list[tuple]:
+    return [
+        part
+        for rows, columns in [(ffn, hidden)] * 2 + [(hidden, ffn)]
+        for part in parts(rows, columns)
+    ]
+
+
+# The experts of published models as they lie in their files.
+REAL = {
+    "gpt-oss-20b, MXFP4": _gpt_oss(),
+    "Qwen3-30B-A3B, FP8": _gated(
+        2048, 768, lambda rows, cols: [(F8, (rows, cols)), (F32, (rows // 128, cols // 128))]
+    ),
+    "DeepSeek-V3, FP8": _gated(
+        7168, 2048, lambda rows, cols: [(F8, (rows, cols)), (F32, (rows // 128, cols // 128))]
+    ),
+    "Mixtral-8x7B, int4 in groups of 128": _gated(
+        4096,
+        14336,
+        lambda rows, cols: [(torch.int32, (rows, cols // 8)), (BF16, (rows, cols // 128))],
+    ),
+}
+
+
+def stored(name: str) -> layout.ExpertLayout:
+    parts = [layout.Part(str(i), dtype, shape) for i, (dtype, shape) in enumerate(REAL[name])]
+    return layout.ExpertLayout.of({}, BF16, tuple(parts))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_records_of_real_experts_are_at_most_two_percent_larger(name):
+    found = stored(name)
+    in_file = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in REAL[name])
+    assert found.payload_bytes == in_file and found.record_bytes <= 1.02 * in_file
+
+
+def tables() -> str:
+    """What ``docs/formats.md`` says of formats and architectures, and of sizes."""
+    found: dict[str, list[str]] = {}
+    for name in sorted({*FORMATS, *PAIRS}):
+        kind, architecture = name.split()
+        found.setdefault(kind, []).append(f"`{architecture}`")
+    rows = ["| Format | Architectures found exact |", "|---|---|"]
+    rows += [f"| {kind} | {', '.join(made)} |" for kind, made in found.items()]
+    rows += ["", "| An expert of | in the file | its record | record / file |", "|---|---|---|---|"]
+    for name in REAL:
+        one = stored(name)
+        share = one.record_bytes / one.payload_bytes
+        rows.append(f"| {name} | {one.payload_bytes:,} | {one.record_bytes:,} | {share:.4f} |")
+    return "\n".join(rows)
+
+
+def test_the_page_of_formats_says_what_these_tests_try():
+    assert tables() in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -224,7 +300,7 @@ def test_the_check_of_an_engine_compares_with_the_dequantised_model(low_bit, nam
     with specmoe.load(low_bit(name)) as engine:
         report = engine.check_exact(PROMPTS[:1], max_new_tokens=8)
     assert report
-    if FORMATS[name][0] in COMPRESSED and not is_compressed_tensors_available():
+    if MAKERS[name.split()[0]][0] in COMPRESSED and not is_compressed_tensors_available():
         assert "compressed-tensors" in report.reference
     else:
         assert report.reference.startswith("transformers' generate")
@@ -399,6 +475,28 @@ def test_kinds_of_compressed_tensors_that_are_not_read_are_named(own, tmp_path, 
     folder = own("int4 qwen3_moe")
     rewrite(folder, lambda tensors: {"quant_method": "compressed-tensors", **settings})
     refused(folder, tmp_path, rf"quantised \({match}, says its config.json\)")
+
+
+def test_gguf_is_refused_by_name(own, tmp_path):
+    folder = own("fp8 qwen3_moe")
+    (folder / "model.safetensors").rename(folder / "q4.gguf")
+    refused(folder, tmp_path, r"holds GGUF \(q4.gguf\), which is not read: use the unquantised")
+    refused(folder / "q4.gguf", tmp_path, "q4.gguf' is GGUF, which is not read: use")
+
+
+def test_parts_of_one_expert_may_lie_in_several_shards(own, low_bit, plain_tokens):
+    """Scales in one file, weights in another, as some writers of large models leave them."""
+    folder = own("fp8 qwen3_moe")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    place = {name: f"{'a' if 'scale' in name else 'b'}.safetensors" for name in tensors}
+    for file in set(place.values()):
+        save_file({n: t for n, t in tensors.items() if place[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+    assert pack(folder).records == pack(low_bit("fp8 qwen3_moe")).records
+    with specmoe.load(folder) as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
 
 
 def test_layers_in_two_formats_are_refused(own, tmp_path):

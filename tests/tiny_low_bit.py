@@ -75,7 +75,7 @@ def to_fp8(weight: torch.Tensor, block: tuple[int, int], scale_dtype=torch.float
 
 
 def _linears(tensors: dict[str, torch.Tensor]) -> list[str]:
-    kept = ("lm_head", "embed_tokens", "norm", "mlp.gate.")
+    kept = ("lm_head", "embed_tokens", "norm", "gate.weight")
     return [n for n in tensors if n.endswith("weight") and not any(part in n for part in kept)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, OptionError, door
 from .cache import is_journal
 from .header import DTYPES, StoredTensor, read_header
-from .low_bit import Tensors, fold, refuse_unknown
+from .low_bit import INSTEAD, Tensors, fold, refuse_unknown
 from .packed import open_packed
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
@@ -76,6 +76,8 @@ def _local(name_or_path: str | Path) -> Path | None:
     if isinstance(name_or_path, str) and re.fullmatch(f"{NAME}/{NAME}", name):
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{name!r} is GGUF, which is not read: {INSTEAD}")
     what = "is a file, not a checkpoint folder" if is_there else "does not exist"
     raise CheckpointError(f"{name!r} {what}: {GIVE} ({shipped})")
 
@@ -153,6 +155,8 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     index = folder / f"{SINGLE}.index.json"
     if index.is_file():
         return _read_index(index)
+    if found := sorted(path.name for path in folder.glob("*.gguf")):
+        raise CheckpointError(f"{folder} holds GGUF ({found[0]}), which is not read: {INSTEAD}")
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not pickles:
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {index.name}: download it again")
