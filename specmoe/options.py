@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import OptionError, check_choice, nearest
 
-STORES = ("disk", "memory")
+STORES = ("disk", "memory", "checkpoint")
 METHODS = ("specmoe", "on_demand", "cached", "overlapped", "resident", "auto")
 EVICTIONS = ("lru", "lfu", "static", "temporal")
 DRAFT_SETS = ("random", "hot_global", "hot_temporal")

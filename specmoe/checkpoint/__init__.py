@@ -12,6 +12,7 @@ them where a packed folder is to be loaded by itself.
 from .cache import cache_folder, lock, write_whole
 from .files import resolve
 from .identity import TICK_NS, unchanged
+from .in_place import InPlaceExperts, in_place
 from .layout import ExpertLayout
 from .model import build_model, expert_modules
 from .packed import PackedExperts, open_packed
@@ -20,10 +21,12 @@ from .packing import pack
 __all__ = [
     "TICK_NS",
     "ExpertLayout",
+    "InPlaceExperts",
     "PackedExperts",
     "build_model",
     "cache_folder",
     "expert_modules",
+    "in_place",
     "lock",
     "open_packed",
     "pack",

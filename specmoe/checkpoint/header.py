@@ -74,7 +74,7 @@ class StoredTensor(NamedTuple):
         with door(f"tensor {self.name!r} in {self.file} could not be made", "download it again"):
             tensor = torch.empty(self.shape, dtype=self.dtype)
         content = tensor.reshape(-1).view(torch.uint8).numpy()
-        _read_into(self.file, self.start, memoryview(content))
+        read_into(self.file, self.start, memoryview(content))
         if digest is not None:
             digest.update(repr((self.dtype, self.shape)).encode())
             digest.update(content)
@@ -92,7 +92,7 @@ class StoredTensor(NamedTuple):
         piece = memoryview(bytearray(min(left, PIECE_BYTES)))
         while left:
             piece = piece[:left]
-            _read_into(self.file, start, piece)
+            read_into(self.file, start, piece)
             yield piece
             start, left = start + len(piece), left - len(piece)
 
@@ -154,7 +154,7 @@ def _entry(key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> t
     return begin, end, key, dtype, tuple(shape)
 
 
-def _read_into(file: Path, start: int, view: memoryview) -> None:
+def read_into(file: Path, start: int, view: memoryview) -> None:
     try:
         with open(file, "rb", buffering=0) as stream:
             stream.seek(start)

@@ -93,7 +93,7 @@ class Contents:
         return [read_kept(file).get("records") for file in files]
 
     def _stamps(self) -> dict[str, list[int] | None]:
-        return {shard.name: _stamp(shard) for shard in self.plan.checkpoint.shards}
+        return {shard.name: stamp_of(shard) for shard in self.plan.checkpoint.shards}
 
     def _file(self) -> Path:
         place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
@@ -105,7 +105,7 @@ class Contents:
         return root / "stamps" / f"{place}.json"
 
 
-def _stamp(file: Path) -> list[int] | None:
+def stamp_of(file: Path) -> list[int] | None:
     """Size, change of content, change of inode (no tool sets it back), inode; None: unreachable."""
     try:
         s = file.stat()
@@ -135,7 +135,7 @@ def unchanged(folder: Path) -> Iterator[None]:
 def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
     """Of each file whose content counts: weights, their index, settings, tokenizer."""
     files = {file for pattern in (*WEIGHTS, *SETTINGS) for file in folder.glob(pattern)}
-    return {str(file.relative_to(folder)): _stamp(file) for file in files}
+    return {str(file.relative_to(folder)): stamp_of(file) for file in files}
 
 
 def read_kept(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It holds ``experts.bin`` (one record per expert, layer by layer) and ``manifest.
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ class PackedExperts:
     @property
     def data_file(self) -> Path:
         return self.directory / "experts.bin"
+
+    @property
+    def affinity_file(self) -> Path:
+        """Where the distances between the experts are kept."""
+        return self.directory / "affinity.npy"
+
+    def opened(self) -> io.RawIOBase:
+        """All records, to ``seek`` and ``read`` in."""
+        return open(self.data_file, "rb", buffering=0)
 
     @property
     def data_bytes(self) -> int:

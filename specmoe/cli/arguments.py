@@ -133,7 +133,10 @@ def _loading(parser: ArgumentParser) -> None:
     group.add_argument(
         "--fast-memory", metavar="BYTES", help="all expert bytes in fast memory, e.g. 2GiB"
     )
-    group.add_argument("--store", help="where experts live: disk (default) or memory")
+    group.add_argument(
+        "--store",
+        help="where experts live: disk (default), memory, or checkpoint (no copy)",
+    )
     group.add_argument(
         "--link-bytes-per-s", type=float, metavar="RATE", help="throttle the store, e.g. 2.5e8"
     )

@@ -58,7 +58,7 @@ def remove(names: list[str] | None = None) -> list[dict]:
         except OSError as error:
             raise StoreError(f"cannot remove {row['path']} ({error})") from error
     if names is None:
-        for file in (cache_folder() / "stamps").glob("*.json*"):
+        for file in (cache_folder() / "stamps").glob("*"):
             file.unlink(missing_ok=True)
     return chosen
 

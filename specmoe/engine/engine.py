@@ -59,7 +59,11 @@ class Engine:
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
             self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-            self.packed = checkpoint.pack(path, None, options.expert_bytes, progress=True)
+            self.packed = (
+                checkpoint.in_place(path, options.expert_bytes)
+                if options.store == "checkpoint"
+                else checkpoint.pack(path, None, options.expert_bytes, progress=True)
+            )
             tokenizer = load_tokenizer(path)
         is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)

@@ -121,14 +121,15 @@ def compile_products(layout: ExpertLayout, dtype: torch.dtype) -> bool:
 
 
 def _compiled_product(x: torch.Tensor, weight: torch.Tensor) -> Callable:
-    from torch import _inductor, fx
+    import torch._inductor
+    from torch import fx
 
     def product(x, weight):
         return (x[:, None] * weight.to(x.dtype)).sum(-1)
 
     # as many threads as torch has when it is called, not when it was compiled
     options = {"cpp.dynamic_threads": True, "compile_threads": 1}
-    compiled = _inductor.compile(fx.symbolic_trace(product), [x, weight], options=options)
+    compiled = torch._inductor.compile(fx.symbolic_trace(product), [x, weight], options=options)
     compiled(x, weight)
     return compiled
 

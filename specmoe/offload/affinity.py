@@ -42,7 +42,7 @@ def expert_distances(packed: PackedExperts) -> torch.Tensor:
     Read from ``affinity.npy`` beside the store; made again, and kept where the folder can be
     written, when that file is not of these very experts.
     """
-    path = Path(packed.directory) / "affinity.npy"
+    path = packed.affinity_file
     shape = (len(packed.layers), packed.num_experts, packed.num_experts)
     stored = _read_kept(path, packed, shape)
     if stored is not None:
@@ -51,6 +51,7 @@ def expert_distances(packed: PackedExperts) -> torch.Tensor:
     content = io.BytesIO()
     np.save(content, distances.numpy())
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue() + _seal(packed, content.getvalue()))
     except OSError as error:
         logger.info("distances between experts not kept in %s (%s)", path, error)
@@ -115,7 +116,7 @@ def _whole(layout: ExpertLayout) -> int:
 
 def _weights(packed: PackedExperts, layer: int, places: list[Place]):
     """The layer's weights, one place after the other: float64 ``[E, columns]``."""
-    with open(packed.data_file, "rb", buffering=0) as file:
+    with packed.opened() as file:
         for place in places:
             rows = []
             for expert in range(packed.num_experts):

@@ -17,7 +17,7 @@ import zlib
 
 import torch
 
-from ..checkpoint import TICK_NS, PackedExperts, lock
+from ..checkpoint import TICK_NS, InPlaceExperts, PackedExperts, lock
 from ..errors import StoreError
 from .read_queue import DEMAND, ReadQueue
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
@@ -151,7 +151,7 @@ class ExpertStore:
         pass
 
 
-class _CudaLane:
+class CudaLane:
     """One reader's own copy stream; the host waits for its copy, so a finished read is a filled
     buffer."""
 
@@ -179,7 +179,7 @@ class DiskStore(ExpertStore):
         link_bytes_per_s: float | None = None,
         num_readers: int = 4,
     ):
-        self._file, self.how = _open_around_page_cache(packed.data_file)
+        self._file, self.how = open_around_page_cache(packed.data_file)
         lock(self._file, "LOCK_SH")
         self._close_file = weakref.finalize(self, os.close, self._file)
         self._last_stamp = None
@@ -196,9 +196,9 @@ class DiskStore(ExpertStore):
         return self._last_stamp
 
     def _make_reader(self):
-        return _CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
+        return CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
 
-    def _copy(self, read: Read, lane: _CudaLane | None) -> None:
+    def _copy(self, read: Read, lane: CudaLane | None) -> None:
         memory = memory_of(read.buffer if lane is None else lane.bounce)
         offset, filled = self.packed.offset(*read.key), 0
         stamp = self._stamp()
@@ -230,7 +230,7 @@ def _stamp_of(file: int) -> tuple[int, ...] | None:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _open_around_page_cache(path) -> tuple[int, str]:
+def open_around_page_cache(path) -> tuple[int, str]:
     """A file descriptor and how it reads: "direct", or "page cache dropped" after every read."""
     try:
         if hasattr(os, "O_DIRECT"):
@@ -274,9 +274,9 @@ class MemoryStore(ExpertStore):
         super().__init__(packed, device, link_bytes_per_s, num_readers)
 
     def _make_reader(self):
-        return _CudaLane(self.device) if self.device.type == "cuda" else None
+        return CudaLane(self.device) if self.device.type == "cuda" else None
 
-    def _copy(self, read: Read, lane: _CudaLane | None) -> None:
+    def _copy(self, read: Read, lane: CudaLane | None) -> None:
         record = self._records[read.key.layer * self.packed.num_experts + read.key.expert]
         self._check(read.key, memory_of(record), "read once")
         if lane is None:
@@ -295,6 +295,9 @@ def open_store(
     link_bytes_per_s: float | None = None,
     num_readers: int = 4,
 ) -> ExpertStore:
-    """The store named ``kind`` ("disk" or "memory") over ``packed``."""
-    store = DiskStore if kind == "disk" else MemoryStore
+    """The store named ``kind`` over ``packed``; of a packed folder "checkpoint" means its disk."""
+    if isinstance(packed, InPlaceExperts):
+        from .shards import CheckpointStore as store
+    else:
+        store = MemoryStore if kind == "memory" else DiskStore
     return store(packed, device, link_bytes_per_s, num_readers)

@@ -1,0 +1,131 @@
+"""The slow tier without a copy: records are put together from the published shards.
+
+Comes in: ``InPlaceExperts`` (``checkpoint.in_place``). Goes out: as of every store, ``Read``
+tickets that fill buffers. Direct I/O asks for whole blocks, so each run of extents is read with
+the blocks that enclose it into a reader's own buffer, and copied from there.
+
+Nothing says what the bytes of a published file ought to be. So the files must be those that were
+opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+import zlib
+
+from ..checkpoint import TICK_NS, InPlaceExperts
+from ..checkpoint.in_place import Extent
+from ..errors import StoreError
+from .store import CudaLane, ExpertStore, open_around_page_cache
+from .transfers import ExpertKey, Read, aligned_bytes, memory_of
+
+BLOCKS = (512, 4096)  # what a disk may ask to read at once
+
+
+class CheckpointStore(ExpertStore):
+    """Experts read from the shards where they lie. ``read_bytes`` of ``asked_bytes``: what whole
+    blocks cost."""
+
+    kind = "checkpoint"
+
+    def __init__(
+        self,
+        packed: InPlaceExperts,
+        device="cpu",
+        link_bytes_per_s: float | None = None,
+        num_readers: int = 4,
+    ):
+        opened = {shard: open_around_page_cache(shard) for shard in packed.stamps}
+        self._files = {shard: file for shard, (file, _) in opened.items()}
+        self.how = min(how for _, how in opened.values())
+        self._close_files = weakref.finalize(self, _close, list(self._files.values()))
+        self._block = _block_of(next(iter(self._files.values()))) if self.how == "direct" else 1
+        self._sums: dict[ExpertKey, int] = {}
+        self._stamps: dict[ExpertKey, tuple | None] = {}
+        self.read_bytes = self.asked_bytes = 0
+        self._counting = threading.Lock()
+        super().__init__(packed, device, link_bytes_per_s, num_readers)
+
+    def info(self) -> dict:
+        amplification = self.read_bytes / self.asked_bytes if self.asked_bytes else 1.0
+        return {**super().info(), "read_amplification": amplification}
+
+    def _make_reader(self):
+        num_bytes = self.record_bytes + 2 * BLOCKS[-1]
+        lane = CudaLane(self.device, num_bytes) if self.device.type == "cuda" else None
+        return (aligned_bytes(num_bytes) if lane is None else lane.bounce), lane
+
+    def _copy(self, read: Read, reader) -> None:
+        (bounce, lane), key = reader, read.key
+        runs = self.packed.runs(*key)
+        stamp = self._stamp(key, runs)
+        must_hash = stamp is None or self._stamps.get(key) != stamp
+        crc = 0
+        for run in runs:
+            before = self._read(run, bounce)
+            for extent in run:
+                at = extent.start - before
+                source = bounce[at : at + extent.num_bytes]
+                crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
+                target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
+                target.copy_(source) if lane is None else lane.copy(target, source, read.after)
+        if must_hash and self._sums.setdefault(key, crc) != crc:
+            raise self._altered(key, runs[0][0].file)
+        self._stamps[key] = stamp
+
+    def _stamp(self, key: ExpertKey, runs: list[list[Extent]]) -> tuple | None:
+        """Of the files of a record; None where one was written just now. A file that is not the one
+        opened may still be compared with what was read of it before."""
+        stamps, is_settled = [], True
+        for shard in {run[0].file for run in runs}:
+            s = os.fstat(self._files[shard])
+            stamps.append((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
+            is_settled = is_settled and time.time_ns() - s.st_ctime_ns >= TICK_NS
+            if list(stamps[-1]) != self.packed.stamps[shard] and key not in self._sums:
+                raise self._altered(key, shard)
+        return tuple(sorted(stamps)) if is_settled else None
+
+    def _altered(self, key: ExpertKey, shard) -> StoreError:
+        return StoreError(
+            f"expert {key.expert} of MoE layer {key.layer}: {shard} was altered after it was "
+            "loaded: load the checkpoint again when nothing writes to it"
+        )
+
+    def _read(self, run: list[Extent], bounce) -> int:
+        """Fill ``bounce`` with the blocks around ``run``; returns where in the file they begin."""
+        file, block = self._files[run[0].file], self._block
+        begin = run[0].start // block * block
+        end = run[-1].start + run[-1].num_bytes
+        memory, filled = memory_of(bounce)[: -(-(end - begin) // block) * block], 0
+        while filled < end - begin:
+            num_bytes = os.preadv(file, [memory[filled:]], begin + filled)
+            if num_bytes == 0:
+                raise StoreError(f"{run[0].file} was cut short: download the checkpoint again")
+            filled += num_bytes
+        if block == 1:
+            os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_DONTNEED)
+        with self._counting:
+            self.read_bytes += filled
+            self.asked_bytes += sum(extent.num_bytes for extent in run)
+        return begin
+
+    def _release(self) -> None:
+        self._close_files()
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _block_of(file: int) -> int:
+    """The smallest block that the disk reads directly."""
+    page = memory_of(aligned_bytes(BLOCKS[-1]))
+    try:
+        os.preadv(file, [page[: BLOCKS[0]]], BLOCKS[0])
+        return BLOCKS[0]
+    except OSError:
+        return BLOCKS[-1]
