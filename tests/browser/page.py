@@ -175,10 +175,11 @@ def _set_next(control) -> bool:
             select.select_option(index=(chosen + 1) % count)
         return count > 1
     if inputs := control.query_selector_all("input[type=radio], input[type=checkbox]"):
-        next(
-            one for one in inputs if one.get_attribute("type") == "checkbox" or not one.is_checked()
-        ).click()
-        return True
+        others = [one for one in inputs if one.get_attribute("type") == "checkbox"]
+        others = others or [one for one in inputs if not one.is_checked()]
+        if others:
+            others[0].click()
+        return bool(others)
     if bar := control.query_selector("input[type=range]"):
         most = int(bar.get_attribute("max"))
         low = int(bar.input_value()) > most / 2

@@ -230,6 +230,16 @@ def test_the_clock_says_who_waits_for_a_read_and_its_axis_is_one_for_all_rounds(
     )
     numbers = [[one for one in each if one.replace(".", "").isdigit()] for each in (ticks, again)]
     assert numbers[0] == numbers[1] == ["0", "5", "10", "15", "20"] and problems == []
+    assert page.inner_text(".sm-summary").endswith("waiting for reads. Nothing was read.")
+
+
+def test_a_round_that_had_ended_by_then_says_so(opened):
+    page, problems, _ = opened(one_module("timeline", CLOCK))
+    _, zoom, from_, _ = page.query_selector_all("input[type=range]")
+    zoom.evaluate(MOVE, 2)
+    assert "this round ended" not in page.text_content("svg")
+    from_.evaluate(MOVE, from_.get_attribute("max"))
+    assert "this round ended at 10 ms" in page.text_content("svg") and problems == []
 
 
 def test_a_read_outside_the_stretched_axis_is_brought_into_it(opened):

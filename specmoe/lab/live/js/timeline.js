@@ -35,6 +35,7 @@ LIVE.timeline = (root, data, { ready, say, timed }) => {
   }
   const waitsFor = (bar) => rounds[round.value].bars.filter((one) => one.kind === "wait" && one.layer === bar.layer
     && one.expert === bar.expert && one.end > bar.begin && one.begin <= bar.end);
+  const ends = (bars) => Math.max(...bars.map((bar) => bar.end));
   const took = (bars) => sum(bars.map((bar) => bar.end - bar.begin));
 
   function show() {
@@ -44,6 +45,7 @@ LIVE.timeline = (root, data, { ready, say, timed }) => {
     const here = bars.filter((bar) => bar.end > from.value && bar.begin < from.value + zoom.value);
     const drawn = [...frame(at, foot), ...here.flatMap((bar) => shape(bar, at, wide, list))];
     if (chosen) drawn.push(...outline(chosen, at, foot, wide));
+    if (!here.length) drawn.push(el("text", { x: LEFT + 12, y: TOP + 17 }, `this round ended at ${digits(ends(bars))} ms`));
     fill(chart, el("svg", { width: wide, height: foot + 36, role: "img", "aria-label": `round ${rounds[round.value].round} on the clock: ${spoken(bars)}` }, patterns(), ...drawn));
     const kinds = data.kinds.filter((kind) => rounds.some((one) => one.bars.some((bar) => bar.kind === kind)));
     fill(marks, legend(...kinds.map((kind) => [{ wait: "sm-waits", prefetch: "sm-soon" }[kind] || FILLS[kind], NAMES[kind]])));
@@ -103,9 +105,11 @@ LIVE.timeline = (root, data, { ready, say, timed }) => {
   function spoken(bars) { return parts(bars).map(([kind, ms]) => `${NAMES[kind]} ${digits(ms)} ms`).join(", "); }
 
   function told(bars, list, chosen) {
-    const whole = Math.max(...bars.map((bar) => bar.end)), waited = took(bars.filter((bar) => bar.kind === "wait"));
+    const whole = ends(bars), waited = took(bars.filter((bar) => bar.kind === "wait"));
     const early = list.filter((bar) => bar.kind === "prefetch").length;
-    const head = `Round ${rounds[round.value].round}: ${digits(whole)} ms (measured), ${Math.round((100 * waited) / whole)} % of it waiting for reads. ${count(list.length, "read")}, ${early || "none"} of them before the router asked.`;
+    const head = `Round ${rounds[round.value].round}: ${digits(whole)} ms (measured), ${Math.round((100 * waited) / whole)} % of it waiting for reads.`
+      + (list.length ? ` ${count(list.length, "read")}, ${early || "none"} of them before the router asked.` : " Nothing was read.");
+    if (!list.length) return head;
     if (!chosen) return `${head} Choose a read to see who waits for it.`;
     const waits = took(waitsFor(chosen));
     return `${head} Chosen: ${name(chosen)}, ${chosen.kind}ed from ${digits(chosen.begin)} to ${digits(chosen.end)} ms. ${waits ? `Computing waited ${digits(waits)} ms for it.` : "Computing did not wait for it."}`;
