@@ -133,17 +133,8 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str | Callab
     for step, request in enumerate(requests):
         needed = frozenset(request.needed)
         kept = frozenset(keeper.keep(0, request.counts, set(resident)) & (needed | resident))
-        held.append(
-            Held(
-                step,
-                request.round,
-                len(needed & resident),
-                len(needed - resident),
-                needed,
-                resident,
-                kept,
-            )
-        )
+        hits, misses = len(needed & resident), len(needed - resident)
+        held.append(Held(step, request.round, hits, misses, needed, resident, kept))
         resident = kept
     return held
 
