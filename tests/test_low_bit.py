@@ -35,8 +35,10 @@ from transformers.utils.import_utils import is_compressed_tensors_available
 
 import specmoe
 from specmoe.checkpoint import formats, layout
+from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
 from specmoe.errors import CheckpointError, OptionError, UnsupportedModelError
+from specmoe.offload import affinity
 from specmoe.offload.affinity import expert_distances
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
@@ -261,12 +263,61 @@ def test_a_manifest_gives_the_layout_back(low_bit, name):
     assert again == packed and again.layout.weights == packed.layout.weights
 
 
+ODD_WEIGHTS = {
+    "another format": (1, "gptq"),
+    "a parameter that is not there": (0, "up_proj"),
+    "a part that is not there": (2, [0, 99]),
+    "another shape": (3, [64, 97]),
+    "a place outside": (4, [[0, 60, 1], [1, 0, 1]]),
+    "no rows at a time": (5, [0, 16]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_WEIGHTS)
+def test_a_manifest_whose_weights_cannot_be_is_refused(low_bit, tmp_path, odd):
+    packed = pack(low_bit("fp8 qwen3_moe"), tmp_path / "packed")
+    manifest = json.loads(seal(packed.manifest()))
+    manifest.pop("manifest_crc32")
+    field, value = ODD_WEIGHTS[odd]
+    manifest["weights"][0][field] = value
+    (tmp_path / "packed" / "manifest.json").write_text(seal(manifest))
+    with pytest.raises(CheckpointError, match="manifest.json was altered or cut short"):
+        specmoe.checkpoint.open_packed(tmp_path / "packed")
+
+
+def test_experts_that_are_stacked_in_the_file_are_cut_out_of_it(own, plain_tokens):
+    """As transformers keeps them: [E, 2F, D] and a grid of scales of each."""
+    folder = own("fp8 qwen3_moe")
+
+    def stack(tensors):
+        for layer in range(2):
+            stem = f"model.layers.{layer}.mlp.experts"
+            for end in ("", "_scale_inv"):
+                every = [
+                    {
+                        name: tensors.pop(f"{stem}.{expert}.{name}_proj.weight{end}")
+                        for name in ("gate", "up", "down")
+                    }
+                    for expert in range(8)
+                ]
+                both = [torch.cat([one["gate"], one["up"]]) for one in every]
+                tensors[f"{stem}.gate_up_proj{end}"] = torch.stack(both)
+                tensors[f"{stem}.down_proj{end}"] = torch.stack([one["down"] for one in every])
+
+    rewrite(folder, stack)
+    with specmoe.load(folder) as engine:
+        assert engine.info["expert_dtype"] == "fp8"
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_distances_are_those_of_the_widened_weights(low_bit, name, monkeypatch):
     """And do not depend on how many rows are widened at a time."""
     monkeypatch.setattr(layout, "PIECE_ELEMENTS", 1500)
     packed = pack(low_bit(name))
     assert len(packed.layout.pieces) > len(packed.layout.weights)
+    (packed.directory / "affinity.npy").unlink(missing_ok=True)
     found = expert_distances(packed)
     experts = [
         torch.cat([t.flatten() for t in widened(packed, 0, expert, torch.float64).values()])
@@ -274,6 +325,23 @@ def test_distances_are_those_of_the_widened_weights(low_bit, name, monkeypatch):
     ]
     want = torch.cdist(torch.stack(experts), torch.stack(experts))
     assert torch.allclose(found[0].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_distances_of_large_experts_come_from_a_sample_of_their_rows(low_bit, monkeypatch):
+    packed = pack(low_bit("int4 qwen3_moe"))
+    kept = packed.directory / "affinity.npy"
+    kept.unlink(missing_ok=True)
+    whole = expert_distances(packed)
+    kept.unlink()
+    monkeypatch.setattr(layout, "PIECE_ELEMENTS", 1500)
+    monkeypatch.setattr(affinity, "LARGEST_WHOLE", 1)
+    monkeypatch.setattr(affinity, "PIECES", 4)
+    again = pack(low_bit("int4 qwen3_moe"))
+    assert len(affinity._places(again)) <= 6 < len(again.layout.pieces)
+    sample = expert_distances(again)
+    kept.unlink()
+    assert not torch.equal(sample, whole)
+    torch.testing.assert_close(sample, whole, rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize("name", FORMATS)

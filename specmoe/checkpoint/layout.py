@@ -157,6 +157,18 @@ class ExpertLayout:
             rows = piece.widened(lambda start, length: record[start : start + length])
             piece.weight.place(into[piece.weight.target])[piece.first : piece.last].copy_(rows)
 
+    def is_sound(self) -> bool:
+        """Whether the weights can be made of the parts and fill their places; no memory is used."""
+        into = self.empty(self.dtype, "meta") if self.is_low_bit else {}
+        parts = len(self.parts)
+        return all(
+            weight.format in WIDEN
+            and weight.place(into[weight.target]).shape == weight.shape
+            and all(0 <= index < parts for index in weight.parts)
+            and weight.unit > 0
+            for weight in self.weights
+        )
+
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The weights in rows so few that what widening them takes stays in a processor's cache."""

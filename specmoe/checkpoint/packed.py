@@ -109,6 +109,7 @@ class PackedExperts:
             "its numbers are whole": all(type(n) is int for n in (*sizes, *sums)),
             "its sizes can be": all(1 <= n < 2**63 for n in sizes),
             "its checksums can be": all(0 <= n < 2**32 for n in sums),
+            "its weights fit its tensors": layout.is_sound(),
             "each record has a checksum": [*map(len, rows)] == [num_experts] * len(layers),
             "each record has a digest": type(digests) is list and len(digests) == len(sums),
         }
