@@ -375,7 +375,7 @@ def note_of(kind: str) -> str:
     if hasattr(text, "index_n_heads") and text.model_type not in UNCUT_SCORES:
         notes.append(INDEXED)
     if text.model_type in MIXERS:
-        notes.append("recurrent layers; every method and refills: tests/test_recurrent.py")
+        notes.append("recurrent layers, see tests/test_recurrent.py")
     return "; ".join(notes)
 
 
