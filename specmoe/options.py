@@ -159,6 +159,7 @@ def from_kwargs(cls: type, kwargs: dict[str, Any]):
 class LoadOptions:
     """How to load a model (``specmoe.load``). Sizes in bytes, rates in bytes per second."""
 
+    # "checkpoint" reads the published files themselves, and writes no packed copy
     store: str = "disk"
     device: str = "cpu"
     dtype: Any = None
