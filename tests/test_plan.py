@@ -11,6 +11,7 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from models_table import tiny_config
 from tiny_architectures import make_checkpoint
 
 import specmoe
@@ -84,6 +85,12 @@ def test_the_kv_cache_takes_what_the_engine_allocates(architecture, tmp_path):
 def test_the_kv_cache_of_an_encoder_decoder_is_not_counted():
     assert plan("nllb-moe-54b", machine="h100-ssd").kv_bytes_per_token is None
     assert kv_bytes_per_token(known_models()["mixtral-8x7b"].config) == 2 * 2 * 32 * 8 * 128
+
+
+def test_of_a_hybrid_only_attention_grows_with_the_text():
+    # two attention layers of two heads of 8, keys and values, in bf16
+    assert kv_bytes_per_token(tiny_config("granitemoehybrid")) == 2 * 2 * 2 * 8 * 2
+    assert kv_bytes_per_token(tiny_config("zaya")) is None  # refused
 
 
 def test_headers_say_in_what_the_experts_are_stored(tmp_path):
