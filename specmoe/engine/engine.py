@@ -59,11 +59,7 @@ class Engine:
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
             self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
-            self.packed = (
-                checkpoint.in_place(path, options.expert_bytes)
-                if options.store == "checkpoint"
-                else checkpoint.pack(path, None, options.expert_bytes, progress=True)
-            )
+            self.packed = _packed(path, options)
             tokenizer = load_tokenizer(path)
         is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
@@ -225,6 +221,12 @@ def _experts(model, packed: checkpoint.PackedExperts, options: LoadOptions) -> O
     on_gpu = compiled and str(options.device) != "cpu"
     kernel = ExpertKernel(packed.layout, model.dtype, options.device, compile=on_gpu)
     return OffloadedExperts(model, modules, kernel, distances, num_encoder, compiled)
+
+
+def _packed(path: Path, options: LoadOptions) -> checkpoint.PackedExperts:
+    if options.store == "checkpoint":
+        return checkpoint.in_place(path, options.expert_bytes)
+    return checkpoint.pack(path, None, options.expert_bytes, progress=True)
 
 
 def _memory(

@@ -220,12 +220,12 @@ class CausalDecoder(Decoder):
     def _masks(self, kv_cache: RaggedKVCache):
         """One 4-D mask, or one per kind of attention for a model that mixes them."""
         masks = {
-            kind: self._as_bias(kv_cache.mask(kind, window))
+            kind: self.as_bias(kv_cache.mask(kind, window))
             for kind, window in self.windows.items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _as_bias(self, visible: torch.Tensor) -> torch.Tensor:
+    def as_bias(self, visible: torch.Tensor) -> torch.Tensor:
         """Scaled-dot-product attention takes the bool mask; eager attention adds a bias."""
         return as_bias(visible, self.model.dtype) if self.eager else visible
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -276,38 +274,3 @@ def compiler_works(device="cpu") -> bool:
         logger.warning(what, _first_line(failure))
         return False
     return True
-
-
-# number -> OffloadedExperts: operators take no objects
-_installed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-
-
-def number_of(experts) -> int:
-    """The number under which the operator finds ``experts`` as long as it lives."""
-    _installed[id(experts)] = experts
-    return id(experts)
-
-
-@cache
-def experts_operator():
-    """The experts function as one operator, so that ``torch.compile`` can trace a whole model
-    around it: which experts and which reads depends on data, and stays plain Python.
-    ``specmoe::experts(number, layer, hidden [T, D], index [T, K], weights [T, K]) -> [T, D]``,
-    registered once."""
-
-    def run(
-        number: int, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        return _installed[number].forward(layer, hidden, index, weights).contiguous()
-
-    run.__annotations__ = {
-        "number": int,
-        "layer": int,
-        "hidden": torch.Tensor,
-        "index": torch.Tensor,
-        "weights": torch.Tensor,
-        "return": torch.Tensor,
-    }
-    operator = torch.library.custom_op("specmoe::experts", run, mutates_args=())
-    operator.register_fake(lambda number, layer, hidden, index, weights: torch.empty_like(hidden))
-    return operator

@@ -216,7 +216,7 @@ class HybridDecoder(CausalDecoder):
     def _masks(self, kv_cache):
         """One for each kind of layer, none for those without attention."""
         own = {kind: w for kind, w in self.windows.items() if kind not in UNMASKED}
-        masks = {kind: self._as_bias(kv_cache.mask(kind, window)) for kind, window in own.items()}
+        masks = {kind: self.as_bias(kv_cache.mask(kind, window)) for kind, window in own.items()}
         return dict.fromkeys(UNMASKED) | masks
 
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..errors import SpecMoEError, UnsupportedModelError
-from ..model.kernels import ExpertKernel, experts_operator, number_of
+from ..model.kernels import ExpertKernel
+from ..model.operator import experts_operator, number_of
 from .experts import Drafting, RunExperts
 from .policies import RunPolicy
 from .pool import ResidentPool

@@ -19,7 +19,8 @@ import zlib
 from ..checkpoint import TICK_NS, InPlaceExperts
 from ..checkpoint.in_place import Extent
 from ..errors import StoreError
-from .store import CudaLane, ExpertStore, open_around_page_cache
+from .direct import open_around_page_cache
+from .store import CudaLane, ExpertStore
 from .transfers import ExpertKey, Read, aligned_bytes, memory_of
 
 BLOCKS = (512, 4096)  # what a disk may ask to read at once

@@ -9,7 +9,6 @@ reads of the disk go around the page cache (direct I/O), so that what is measure
 from __future__ import annotations
 
 import os
-import sys
 import time
 import warnings
 import weakref
@@ -19,6 +18,7 @@ import torch
 
 from ..checkpoint import TICK_NS, InPlaceExperts, PackedExperts, lock
 from ..errors import StoreError
+from .direct import open_around_page_cache
 from .read_queue import DEMAND, ReadQueue
 from .transfers import ExpertKey, Link, Read, aligned_bytes, memory_of
 
@@ -228,26 +228,6 @@ def _stamp_of(file: int) -> tuple[int, ...] | None:
     if time.time_ns() - found.st_ctime_ns < TICK_NS:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def open_around_page_cache(path) -> tuple[int, str]:
-    """A file descriptor and how it reads: "direct", or "page cache dropped" after every read."""
-    try:
-        if hasattr(os, "O_DIRECT"):
-            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            page = aligned_bytes(4096)
-            try:
-                os.preadv(file, [memory_of(page)], 0)
-                return file, "direct"
-            except OSError:  # tmpfs and some network file systems open, but do not read
-                os.close(file)
-    except OSError:
-        pass
-    if not hasattr(os, "posix_fadvise"):
-        raise StoreError(
-            f"no way to read {path} around the page cache on {sys.platform}: use store='memory'"
-        )
-    return os.open(path, os.O_RDONLY), "page cache dropped"
 
 
 class MemoryStore(ExpertStore):
