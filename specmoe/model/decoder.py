@@ -220,8 +220,7 @@ class CausalDecoder(Decoder):
     def _masks(self, kv_cache: RaggedKVCache):
         """One 4-D mask, or one per kind of attention for a model that mixes them."""
         masks = {
-            kind: self.as_bias(kv_cache.mask(kind, window))
-            for kind, window in self.windows.items()
+            kind: self.as_bias(kv_cache.mask(kind, window)) for kind, window in self.windows.items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
