@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors mutate browser-test lab slides usb notebook-times notebooks bench bench-quick sizes lint clean
+.PHONY: help setup report test test-matrix test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -77,6 +77,10 @@ test-matrix: setup ## exactness, families and engine with the oldest allowed tra
 
 test-processors: setup ## the numerical tests and the exact notebooks under three instruction sets, with 1 and 2 threads
 	@$(BIN)/python tests/processors.py $(PROCESSORS_ARGS)
+
+test-long: setup ## what takes minutes to hours: every architecture, long jobs, fuzzing, ties in bfloat16 (goes on where it stopped)
+	@SPECMOE_RESULTS=docs/results $(BIN)/python -m pytest -m long tests $(TEST_ARGS)
+	@$(BIN)/python tests/long/ties.py --out tests/long/results/ties.jsonl
 
 mutate: setup ## plant deliberate bugs in the core and see whether a test notices; an hour, and goes on where it was ended (MUTATE_ARGS="--only votes")
 	@$(BIN)/python tests/mutate.py $(MUTATE_ARGS)

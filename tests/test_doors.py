@@ -201,10 +201,6 @@ def gpu_script(folder) -> None:
     gpu.main(["--device", "cpu", "--out", str(folder)])
 
 
-def gpu_figures(folder) -> None:
-    gpu.main(["--device", "cpu", "--out", str(folder.parents[2]), "--figures", str(folder)])
-
-
 def bench_script(folder) -> None:
     run.main(["--length", "quick", "--out", str(folder)])
 
@@ -229,8 +225,7 @@ def whole_report(folder) -> None:
     report.run_report("report", {}, folder)
 
 
-EARLY = [gpu_script, gpu_figures, bench_script, paper_run, record, against_the_clock, train]
-EARLY += [whole_report]
+EARLY = [gpu_script, bench_script, paper_run, record, against_the_clock, train, whole_report]
 
 
 @pytest.mark.parametrize("measuring", EARLY, ids=lambda measuring: measuring.__name__)

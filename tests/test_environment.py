@@ -198,3 +198,12 @@ def test_a_test_that_hangs_fails_by_name_and_the_others_go_on(tmp_path):
 def test_every_test_may_hang_for_less_than_the_whole_run_may_take():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert 0 < options["timeout"] <= 600
+
+
+def test_every_target_that_the_pages_name_is_in_the_makefile():
+    """Also those that pyproject.toml names beside its marks."""
+    pages = [ROOT / "README.md", ROOT / "pyproject.toml", *(ROOT / "docs").glob("testing*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"(?:`|only )make ([a-z-]+)", text))
+    made = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
+    assert "test-long" in named and named - made == set()
