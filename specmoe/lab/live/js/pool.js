@@ -155,6 +155,7 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   function showBoard(now, over) {
     const soFar = (misses) => sum(misses.slice(0, now.turn + 1)), needed = now.slice[now.turn].counts.map(([e]) => e);
     const many = now.mine.size - kept.value, upcoming = now.slice.slice(now.turn + 1, now.turn + 9);
+    ahead.box.hidden = over; // nothing is asked for any more
     const turn = `Request ${now.turn + 1} of ${now.slice.length}`;
     const asks = `the router asks for ${needed.join(", ")}; ${now.fresh.length ? `${now.fresh.join(", ")} had to be read` : "all were there"}`;
     const chips = [...now.mine].sort((a, b) => a - b).map((e) => button(
