@@ -52,6 +52,12 @@ def _own_session(tmp_path_factory):
         os.environ["SPECMOE_CACHE"] = before
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Nothing that another test packed or measured is found."""
+    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[..., Path]:
     """``tiny("mixtral", dtype=..., **config)``: the folder of a random checkpoint, made once."""

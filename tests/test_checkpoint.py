@@ -38,9 +38,7 @@ from specmoe.errors import CheckpointError, OptionError, StoreError, Unsupported
 MIXTRAL_W1 = "model.layers.1.block_sparse_moe.experts.{}.w1.weight"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,7 @@ ARCHITECTURES = ["mixtral", "qwen2_moe", "gpt_oss", "granitemoe"]
 SHARD = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import LONGEST, pytest_collection_modifyitems
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -207,3 +209,13 @@ def test_every_target_that_the_pages_name_is_in_the_makefile():
     named = set(re.findall(r"(?:`|only )make ([a-z-]+)", text))
     made = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
     assert "test-long" in named and named - made == set()
+
+
+def test_the_longest_files_of_tests_begin_first():
+    """Else a worker would begin a file of ten minutes when the other has ended."""
+    assert "--no-loadscope-reorder" in MAKEFILE
+    assert [name for name in LONGEST if not (ROOT / f"tests/test_{name}.py").is_file()] == []
+    paths = [ROOT / f"tests/test_{name}.py" for name in ("sizes", LONGEST[1], "doors", LONGEST[0])]
+    items = [SimpleNamespace(path=path) for path in paths]
+    pytest_collection_modifyitems(items)
+    assert [item.path for item in items] == [paths[3], paths[1], paths[0], paths[2]]

@@ -30,9 +30,7 @@ SMALL = {"num_hidden_layers": 1, "num_local_experts": 4}
 EXPERT = "model.layers.1.block_sparse_moe.experts.5.w2.weight"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -25,9 +25,7 @@ from specmoe.offload import affinity
 OPTIONS = {"dtype": "float64", "draft_experts": 3}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

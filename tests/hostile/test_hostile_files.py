@@ -39,9 +39,7 @@ FILES = {**HEADERS, **JSON_FILES, **PLACES, **INDICES, **COUNTS}
 OPTIONS = {"draft_experts": 2, "dtype": torch.float32, "store": "memory"}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPECMOE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def run(folder: Path, prompt: list[int] = [5, 6, 7]) -> list[int]:  # noqa: B006 (never changed)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...errors import CheckpointError, FastMemoryError, OptionError, SpecMoEError, nearest
+from ...errors import FastMemoryError, OptionError, SpecMoEError, nearest
 from ...options import LoadOptions, parse_bytes
 from .expectation import GAMMA, LIKE, Expectation, expect
-from .hardware import Hardware, preset
+from .hardware import Hardware
+from .here import machine_of
 from .real_models import known_models, read_config, size_of
 from .shipped import SHIPPED
 from .sizes import ModelSize
@@ -256,51 +257,3 @@ def kv_bytes_per_token(config) -> int | None:
         for state in (layer.keys, layer.values)
     ]
     return sum(state.shape[1] * state.shape[3] * 2 for state in kept)
-
-
-# The machine
-
-
-def machine_of(
-    machine: Hardware | str | None, rates: dict[str, float], record_bytes: int
-) -> Hardware:
-    """A described machine, or this one; ``rates`` stand in place of its own, and what they say is
-    not probed."""
-    if machine is None:
-        return this_machine(record_bytes, rates)
-    machine = preset(machine) if isinstance(machine, str) else machine
-    return replace(machine, name=_changed(machine.name, rates), **rates)
-
-
-def _changed(name: str, rates: dict[str, float]) -> str:
-    return f"{name}, with given rates" if rates else name
-
-
-def this_machine(record_bytes: int, rates: dict[str, float]) -> Hardware:
-    """Short probes, a few seconds: the disk of the packed copies, memory, fp32 products."""
-    from ..machine import doctor, probes
-
-    def link() -> float:
-        found = probes.disk_rates(doctor.cache_folder(), 2**28, record_bytes, 0.3)
-        return max(found["random_bytes_per_s"].values())
-
-    def memory() -> float:
-        # each byte copied is read once and written once
-        return 2 * probes.memory_copy_rate(0.3)["bytes_per_s"]
-
-    known = {
-        "link_bytes_per_s": link,
-        "memory_bytes_per_s": memory,
-        "flop_per_s": lambda: probes.compute_rates(0.3)["fp32_flop_per_s"],
-    }
-    try:
-        found = {name: rates[name] if name in rates else probe() for name, probe in known.items()}
-    except OSError as failure:
-        remedy = "give its rate as link_bytes_per_s (--link), or a machine by name"
-        raise CheckpointError(f"the disk could not be probed ({failure}): {remedy}") from None
-    holds = doctor.memory_bytes()
-    found["fast_memory_bytes"] = min(
-        holds.get(name, holds["total_bytes"]) for name in ("available_bytes", "limit_bytes")
-    )
-    name = _changed("this machine", rates)
-    return Hardware(name, link_latency_s=0.0, **found, source="short probes of this machine")
