@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick sizes lint clean
+.PHONY: help setup report test test-matrix test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick bench-real sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -123,6 +123,12 @@ BENCH = $(SPIN) $(BIN)/python -m specmoe.lab.bench.run
 
 bench: setup ## measure every target in windows of 20 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
 	@$(BENCH) $(BENCH_ARGS)
+
+# Weights of a real model's shape are made in REAL, or found there; llama.cpp is measured where llama_cpp is importable.
+REAL ?= reports/real
+bench-real: setup ## speed at real size against llama.cpp and accelerate (BENCH_ARGS="--estimate": only what it needs; REAL=DIR: where)
+	@$(SPIN) $(BIN)/python -m specmoe.lab.bench.real run $(REAL) $(BENCH_ARGS)
+
 
 bench-quick: setup ## the same at fewer points, in under 10 minutes, into reports/bench-quick
 	@$(BENCH) --length quick --out reports/bench-quick $(BENCH_ARGS)

@@ -105,7 +105,18 @@ def test_make_checks_the_same_oldest_python_as_pyproject():
 
 @pytest.mark.parametrize(
     "target",
-    ["setup", "report", "test", "browser-test", "lab", "slides", "notebooks", "bench", "lint"],
+    [
+        "setup",
+        "report",
+        "test",
+        "browser-test",
+        "lab",
+        "slides",
+        "notebooks",
+        "bench",
+        "bench-real",
+        "lint",
+    ],
 )
 def test_make_has_the_promised_target_and_it_sets_up_first(target):
     rule = re.search(rf"^{target}:([^#\n]*)", MAKEFILE, re.MULTILINE)

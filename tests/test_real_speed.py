@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+from collections import namedtuple
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from specmoe.errors import OptionError
-from specmoe.lab.bench import real, real_checkpoint
+from specmoe.lab.bench import real, real_checkpoint, real_grid, real_runs
+from specmoe.lab.bench.settings import Cell
 from specmoe.lab.simulate.real_models import known_models
 
 
@@ -43,3 +49,156 @@ def test_nothing_is_written_over(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(OptionError, match="is not empty"):
         real_checkpoint.make_checkpoint(tmp_path)
+
+
+# ---- the grid: peers on the same weights in the same memory
+
+
+def test_the_gguf_holds_the_same_weights(small, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    from safetensors.torch import load_file
+
+    from specmoe.lab.bench.real_gguf import write_gguf
+
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=2)
+    reader = gguf.GGUFReader(write_gguf(folder, tmp_path / "made.gguf"))
+    assert reader.fields["general.architecture"].contents() == "olmoe"
+    assert reader.fields["olmoe.expert_used_count"].contents() == 8
+    own = {}
+    for shard in folder.glob("*.safetensors"):
+        own |= load_file(shard)
+    taken = 0
+    for tensor in reader.tensors:
+        shape = list(reversed(tensor.shape.tolist()))
+        wide = tensor.tensor_type == gguf.GGMLQuantizationType.F32
+        kind = torch.float32 if wide else torch.bfloat16
+        found = torch.from_numpy(tensor.data.copy()).view(kind).reshape(shape)
+        expected = [own[name].to(kind) for name in _sources_of(tensor.name)]
+        expected = torch.stack(expected) if "exps" in tensor.name else expected[0]
+        assert torch.equal(found, expected), tensor.name
+        taken += len(_sources_of(tensor.name))
+    assert taken == len(own)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def _sources_of(name: str) -> list[str]:
+    """Said here a second time, by llama.cpp's own names."""
+    first, *rest = name.removesuffix(".weight").split(".")
+    if first != "blk":
+        names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+        return [f"{names.get(first, 'lm_head')}.weight"]
+    at, part = f"model.layers.{rest[0]}", rest[1]
+    if part.endswith("_exps"):
+        part = part.split("_")[1]
+        return [f"{at}.mlp.experts.{expert}.{part}_proj.weight" for expert in range(8)]
+    inner = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    inner |= {"ffn_gate_inp": "mlp.gate", "attn_output": "self_attn.o_proj"}
+    inner |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
+    inner |= {f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"}
+    return [f"{at}.{inner[part]}.weight"]
+
+
+def test_the_token_decides_its_experts(small, tmp_path):
+    """Else all of a text goes to the same few, and a small cache has nothing to read."""
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=4)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.output_router_logits = True
+    tokens = torch.arange(2, 66)[None]
+    with torch.inference_mode():
+        last = model(tokens, output_router_logits=True).router_logits[-1]
+    first = last.topk(2).indices[:, 0]
+    assert torch.bincount(first, minlength=8).max() < 64 * 0.6
+
+
+def test_ours_come_first_and_set_the_peers_limit():
+    cells = real_grid.cells()
+    assert len({cell.key for cell in cells}) == len(cells)
+    for share, batch in ((50, 1), (12, 16)):
+        turn = [c for c in cells if (c.link, c.batch, c.slice) == (f"{share}%", batch, 0)]
+        names = [cell.what for cell in turn]
+        assert names[: len(real_grid.OURS)] == list(real_grid.OURS)
+        assert "llama" in names and ("accelerate" in names) == (share == 50)
+    rows = {
+        "a": {"link": "50%", "batch": 1, "what": "cached", "resident_bytes": 100},
+        "b": {"link": "50%", "batch": 1, "what": "auto", "resident_bytes": 200},
+        "c": {"link": "50%", "batch": 1, "what": "llama", "resident_bytes": 900},
+        "d": {"link": "12%", "batch": 1, "what": "cached", "resident_bytes": 800},
+    }
+    peer = Cell("real", "olmoe-1b-7b", "50%", 1, "llama")
+    assert real_grid.limit_bytes(rows, peer) == 220
+    assert real_grid.limit_bytes({}, peer) is None
+
+
+Done = namedtuple("Done", "returncode stdout stderr")
+
+
+@pytest.fixture
+def weights(small, tmp_path, monkeypatch):
+    """A small folder of weights, and processes that answer at once; what they were asked."""
+    place = real_grid.Place(tmp_path / "real")
+    real_checkpoint.make_checkpoint(place.checkpoint, layers=2)
+    asked = []
+
+    def answer(command, **given):
+        job = json.loads(open(command[-1]).read())
+        asked.append(job)
+        if job["what"] == "specmoe":
+            return Done(3, "", "Traceback\nMemoryError: too little")
+        row = {"num_new_tokens": 4, "seconds": 2.0, "tokens_per_second": 2.0}
+        return Done(0, json.dumps(row | {"resident_bytes": 10**6}) + "\n", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    monkeypatch.setattr(real_grid, "machine_rates", lambda *_: {"threads": 1})
+    return place, asked
+
+
+def test_it_says_what_it_needs_goes_on_and_keeps_what_failed(weights, tmp_path, capsys):
+    place, asked = weights
+    words = ["run", str(place.folder), "--out", str(tmp_path), "--shares", "50", "--batches", "1"]
+    words += ["--repeats", "1", "--what", "cached", "specmoe", "accelerate"]
+    assert real.main([*words, "--estimate"]) == 0 and not asked
+    assert capsys.readouterr().out.startswith("3 of 3 cells to measure, about ")
+    assert real.main(words) == 0
+    assert [job["what"] for job in asked] == ["cached", "specmoe", "accelerate"]
+    assert asked[-1]["limit_bytes"] == int(1.1 * 10**6)
+    size = place.size
+    assert asked[0]["fast_memory"] == size.experts_bytes // 2 + 2 * size.expert_bytes
+    file = json.loads((tmp_path / "real.json").read_text())
+    assert file["rows"]["olmoe-1b-7b/50%/1/cached/0"]["tokens_per_second"] == 2.0
+    assert "MemoryError: too little" in file["rows"]["olmoe-1b-7b/50%/1/specmoe/0"]["failed"]
+    assert real.main(words) == 0 and len(asked) == 3
+    assert "0 of 3 cells to measure" in capsys.readouterr().out
+
+
+def test_rows_of_other_code_are_measured_again_and_a_peers_are_not(weights, tmp_path):
+    place, asked = weights
+    words = ["run", str(place.folder), "--out", str(tmp_path), "--shares", "50", "--batches", "1"]
+    words += ["--repeats", "1", "--what", "cached", "accelerate"]
+    real.main(words)
+    file = tmp_path / "real.json"
+    found = json.loads(file.read_text())
+    found["rows"]["olmoe-1b-7b/50%/1/cached/0"]["code"] = "before"
+    file.write_text(json.dumps(found))
+    real.main(words)
+    assert [job["what"] for job in asked] == ["cached", "accelerate", "cached"]
+
+
+def test_a_disk_without_room_is_a_sentence(weights, tmp_path, monkeypatch):
+    place, asked = weights
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Use", "free")(10**9))
+    words = ["run", str(place.folder), "--out", str(tmp_path), "--what", "accelerate"]
+    with pytest.raises(OptionError, match="has 1 GB free and 14 GB are needed"):
+        real.main(words)
+    assert not asked
+
+
+def test_a_cell_of_ours_counts_tokens_and_bytes(small, tmp_path):
+    """The process itself, on a checkpoint with short sides."""
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    job = {"what": "on_demand", "batch": 2, "folder": str(folder), "seconds": 0.05}
+    job |= {"warm_up_s": 0.01, "fast_memory": 2**20, "vocab_size": config["vocab_size"]}
+    row = real_runs.specmoe_run(job, namedtuple("Group", "there")(False))
+    need = min(2 * 8, 8) * 2 * row["info"]["record_bytes"]
+    assert row["fetched_bytes"] == row["num_rounds"] * need
+    assert row["num_new_tokens"] == 2 * row["num_rounds"] and row["resident_bytes"] is None

@@ -9,6 +9,7 @@ there."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import specmoe
 
@@ -76,15 +77,26 @@ class Transformers:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.model = AutoModelForCausalLM.from_pretrained(path, **{"dtype": torch.float32, **load})
-        self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token_id = self.tokenizer.eos_token_id or 0
+        self.tokenizer = None
+        if any(Path(path).glob("token*")):
+            self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+            if self.tokenizer.pad_token_id is None:
+                self.tokenizer.pad_token_id = self.tokenizer.eos_token_id or 0
+
+    def _batch(self, prompts: list) -> dict:
+        """Texts, or lists of ids of one length."""
+        import torch
+
+        if self.tokenizer is not None:
+            return self.tokenizer(prompts, return_tensors="pt", padding=True)
+        ids = torch.tensor(prompts)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def __call__(
-        self, prompts: list[str], new_tokens: int, each_step=lambda: None, most_s: float = 1e9
+        self, prompts: list, new_tokens: int, each_step=lambda: None, most_s: float = 1e9
     ) -> tuple[int, float]:
         """New tokens after the first, and their seconds; stops after ``most_s``. ``each_step``:
-        called after each."""
+        called after each. ``prompts``: texts, or lists of ids where there is no tokenizer."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -97,7 +109,7 @@ class Transformers:
                 over = times[-1] - times[0] > most_s
                 return torch.full((len(input_ids),), over, dtype=torch.bool)
 
-        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        batch = self._batch(prompts)
         with torch.inference_mode():
             self.model.generate(
                 batch["input_ids"],
@@ -105,7 +117,7 @@ class Transformers:
                 max_new_tokens=new_tokens,
                 do_sample=False,
                 eos_token_id=None,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=self.tokenizer.pad_token_id if self.tokenizer else 0,
                 stopping_criteria=StoppingCriteriaList([Clock()]),
             )
         return len(prompts) * (len(times) - 1), times[-1] - times[0]

@@ -1,6 +1,7 @@
 """``python -m specmoe.lab.bench.real make DIR [--model olmoe] [--layers N]``: speed at real size.
 
-Comes in: a folder. Goes out: a checkpoint of a real model's shape with random weights.
+Comes in: a folder. Goes out: a checkpoint of a real model's shape with random weights. ``run DIR``
+makes it in DIR where it is missing and measures our methods and their peers on it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ import argparse
 from pathlib import Path
 
 from ..entry import leave
+from ..writing import check_folder
+from . import real_grid, results
 from .real_checkpoint import SHAPES, make_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    print(make_checkpoint(options.folder, options.model, options.layers))
+    if options.command == "make":
+        print(make_checkpoint(options.folder, options.model, options.layers))
+        return 0
+    narrowed = {name: getattr(options, name) for name in ("batches", "shares", "what", "repeats")}
+    chosen = real_grid.cells(**{name: value for name, value in narrowed.items() if value})
+    place = real_grid.Place(options.folder)
+    real_grid.run(place, chosen, check_folder(options.out), options.keep, options.estimate)
     return 0
 
 
@@ -25,6 +34,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     make.add_argument("folder", type=Path)
     make.add_argument("--model", choices=SHAPES, default="olmoe")
     make.add_argument("--layers", type=int, help="fewer than the model has")
+    run = commands.add_parser("run", help="measure what is missing; says first what it needs")
+    run.add_argument("folder", type=Path)
+    run.add_argument("--batches", nargs="+", type=int, choices=real_grid.BATCHES)
+    run.add_argument("--shares", nargs="+", type=int, choices=real_grid.SHARES)
+    run.add_argument("--what", nargs="+", choices=[*real_grid.OURS, *real_grid.PEERS])
+    run.add_argument("--repeats", type=int)
+    run.add_argument("--out", type=Path, default=results.FOLDER)
+    run.add_argument("--keep", action="store_true", help="keep rows of other code of the engine")
+    run.add_argument("--estimate", action="store_true", help="only say what it needs")
     return parser.parse_args(arguments)
 
 

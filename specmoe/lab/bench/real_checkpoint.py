@@ -21,6 +21,10 @@ from ..simulate.real_models import known_models
 
 NUM_SHARDS = 10
 STD = 0.02
+# Of embeddings: as large as what a norm gives, so that the token decides its experts. With ``STD``
+# the attention's mean over the context, a deviation of nearly 1, drowns it, and every token of a
+# text goes to the same few experts.
+EMBEDDING_STD = 1.0
 # name on the command line -> name in the table of real models
 SHAPES = {"olmoe": "olmoe-1b-7b"}
 # What the table leaves out, as the published config has it.
@@ -52,7 +56,7 @@ def make_checkpoint(folder, model: str = "olmoe", layers: int | None = None, see
     index = {}
     for number, shapes in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        made = {name: _weight(shape, random) for name, shape in shapes}
+        made = {name: _weight(name, shape, random) for name, shape in shapes}
         save_file(made, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(made, file)
     total = sum(2 * math.prod(shape) for shapes in shards for _, shape in shapes)
@@ -95,9 +99,10 @@ def _shards(named: list[tuple[str, tuple[int, ...]]]) -> list[list]:
     return [shard for shard in shards if shard]
 
 
-def _weight(shape: tuple[int, ...], random: np.random.Generator) -> torch.Tensor:
-    """Of a norm ones, else uniform with a deviation of ``STD``, in bf16."""
+def _weight(name: str, shape: tuple[int, ...], random: np.random.Generator) -> torch.Tensor:
+    """Of a norm ones, else uniform with a deviation of ``STD`` (``EMBEDDING_STD``), in bf16."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     whole = random.integers(-(2**15), 2**15, shape, dtype=np.int16)
-    return torch.from_numpy(whole).bfloat16().mul_(STD * math.sqrt(3) / 2**15)
+    std = EMBEDDING_STD if "embed_tokens" in name else STD
+    return torch.from_numpy(whole).bfloat16().mul_(std * math.sqrt(3) / 2**15)
