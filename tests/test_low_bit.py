@@ -13,6 +13,7 @@ import torch
 from conftest import PROMPTS, tokens_of
 from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
+from tiny_gguf import TRIED as GGUF
 from tiny_low_bit import (
     compressed_fp8,
     decompressed,
@@ -216,6 +217,9 @@ REAL = {
     "DeepSeek-V3, FP8": _gated(
         7168, 2048, lambda rows, cols: [(F8, (rows, cols)), (F32, (rows // 128, cols // 128))]
     ),
+    "Qwen3-30B-A3B, GGUF Q4_K": _gated(
+        2048, 768, lambda rows, cols: [(U8, (rows, cols * 144 // 256))]
+    ),
     "Mixtral-8x7B, int4 in groups of 128": _gated(
         4096,
         14336,
@@ -239,8 +243,8 @@ def test_records_of_real_experts_are_at_most_two_percent_larger(name):
 def tables() -> str:
     """What ``docs/formats.md`` says of formats and architectures, and of sizes."""
     found: dict[str, list[str]] = {}
-    for name in sorted({*FORMATS, *PAIRS}):
-        kind, architecture = name.split()
+    for name in sorted({*FORMATS, *PAIRS, *GGUF}):
+        kind, architecture = name.rsplit(maxsplit=1)
         found.setdefault(kind, []).append(f"`{architecture}`")
     rows = ["| Format | Architectures found exact |", "|---|---|"]
     rows += [f"| {kind} | {', '.join(made)} |" for kind, made in found.items()]
@@ -543,13 +547,6 @@ def test_kinds_of_compressed_tensors_that_are_not_read_are_named(own, tmp_path, 
     folder = own("int4 qwen3_moe")
     rewrite(folder, lambda tensors: {"quant_method": "compressed-tensors", **settings})
     refused(folder, tmp_path, rf"quantised \({match}, says its config.json\)")
-
-
-def test_gguf_is_refused_by_name(own, tmp_path):
-    folder = own("fp8 qwen3_moe")
-    (folder / "model.safetensors").rename(folder / "q4.gguf")
-    refused(folder, tmp_path, r"holds GGUF \(q4.gguf\), which is not read: use the unquantised")
-    refused(folder / "q4.gguf", tmp_path, "q4.gguf' is GGUF, which is not read: use")
 
 
 def test_parts_of_one_expert_may_lie_in_several_shards(own, low_bit, plain_tokens):

@@ -10,12 +10,14 @@ from typing import Any
 
 from ..errors import CheckpointError, OptionError, door
 from .cache import is_journal
+from .gguf_file import read_gguf
 from .header import DTYPES, StoredTensor, read_header
-from .low_bit import INSTEAD, Tensors, fold, refuse_unknown
+from .low_bit import Tensors, fold, refuse_unknown
 from .packed import open_packed
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
 SINGLE = "model.safetensors"
+GGUF = ".gguf"
 # Of a packed folder, the checkpoint without experts inside it.
 REST = "model"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -31,12 +33,14 @@ AGAIN = "download the checkpoint again"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: headers read and checked, no weights in memory."""
+    """An opened checkpoint: headers read and checked, no weights in memory. ``folder`` of a GGUF is
+    the file, ``architecture`` what it says of its own."""
 
     folder: Path
     config: dict[str, Any]
     shards: tuple[Path, ...]
     tensors: Tensors
+    architecture: str | None = None
 
     def lacks(self, what: str) -> CheckpointError:
         """The error about missing tensors; quantised ones, if any, stand in their place."""
@@ -73,11 +77,12 @@ def _local(name_or_path: str | Path) -> Path | None:
         is_there, is_folder = path.exists(), path.is_dir()
     if is_folder:
         return _inside(path.resolve())
+    if path.suffix == GGUF and path.is_file():
+        # a link in the cache of downloads leads to a file without an ending
+        return path.parent.resolve() / path.name
     if isinstance(name_or_path, str) and re.fullmatch(f"{NAME}/{NAME}", name):
         return None
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
-    if path.suffix == ".gguf":
-        raise CheckpointError(f"{name!r} is GGUF, which is not read: {INSTEAD}")
     what = "is a file, not a checkpoint folder" if is_there else "does not exist"
     raise CheckpointError(f"{name!r} {what}: {GIVE} ({shipped})")
 
@@ -85,13 +90,28 @@ def _local(name_or_path: str | Path) -> Path | None:
 def _inside(folder: Path) -> Path:
     """``folder``, or of a packed one, which must be whole, the checkpoint without experts in it."""
     manifest = folder / "manifest.json"
+    if gguf := _gguf_in(folder):
+        return gguf
     if (folder / "config.json").exists() or not is_journal(manifest):
         return folder
     open_packed(folder)
+    if gguf := _gguf_in(folder / REST):
+        return gguf
     if not (folder / REST / "config.json").is_file():
         what = f"{folder} holds packed experts, but not the rest of the model ({REST}/config.json)"
         raise CheckpointError(f"{what}: load the checkpoint it was packed from, or pack that again")
     return folder / REST
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The one GGUF file of a folder without safetensors."""
+    found = sorted(path.name for path in folder.glob(f"*{GGUF}"))
+    if not found or any(folder.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        what = f"{folder} holds {len(found)} GGUF files ({', '.join(found[:5])})"
+        raise CheckpointError(f"{what}: give the path of one of them")
+    return folder / found[0]
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -110,13 +130,20 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def display_name(folder: Path) -> str:
-    """The folder's name, or the repository's for a folder in the hub's download cache."""
+    """The folder's name, or the repository's for a folder in the hub's download cache; of a GGUF
+    the file's without its ending."""
+    if folder.suffix == GGUF:
+        return folder.stem
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read and check config, index and headers of the checkpoint in ``folder``."""
     folder = Path(folder)
+    if folder.suffix == GGUF and folder.is_file():
+        header = read_gguf(folder)
+        config = {"model_type": header.architecture}
+        return Checkpoint(folder, config, (folder,), header.tensors(), header.architecture)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     with door(f"checkpoint folder {folder} could not be opened", "download it again"):
@@ -155,8 +182,6 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     index = folder / f"{SINGLE}.index.json"
     if index.is_file():
         return _read_index(index)
-    if found := sorted(path.name for path in folder.glob("*.gguf")):
-        raise CheckpointError(f"{folder} holds GGUF ({found[0]}), which is not read: {INSTEAD}")
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not pickles:
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {index.name}: download it again")

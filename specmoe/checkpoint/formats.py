@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 
+from . import blocks
+
 # sign, two bits of exponent, one of mantissa
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4 += tuple(-value for value in FP4)
@@ -95,4 +97,5 @@ WIDEN: dict[str, Callable[..., torch.Tensor]] = {
     "fp4": fp4,
     "int4": packed,
     "int8": packed,
+    **blocks.WIDEN,
 }

@@ -133,7 +133,9 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
-    """Of each file whose content counts: weights, their index, settings, tokenizer."""
+    """Of each file whose content counts: weights, their index, settings, tokenizer; of a GGUF."""
+    if folder.is_file():
+        return {folder.name: stamp_of(folder)}
     files = {file for pattern in (*WEIGHTS, *SETTINGS) for file in folder.glob(pattern)}
     return {str(file.relative_to(folder)): stamp_of(file) for file in files}
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import CheckpointError, UnsupportedModelError, door
 from . import adapters
 from .files import Checkpoint, open_checkpoint, resolve
+from .gguf_file import config_of, read_gguf
 from .recipes import recipes
 
 PLAIN_ATTENTIONS = ("eager", "sdpa")
@@ -45,7 +46,8 @@ def build_model(
         missing = _load_backbone(model, checkpoint, experts, device)
         _compute_the_rest(model, experts, missing, _to_compute(model, checkpoint, missing), device)
         _check_complete(model, experts)
-        _read_generation_config(model, checkpoint.folder)
+        if checkpoint.architecture is None:
+            _read_generation_config(model, checkpoint.folder)
         model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
         return model.requires_grad_(False).eval()
 
@@ -53,6 +55,10 @@ def build_model(
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     named = f"{checkpoint.folder} (model_type {checkpoint.config.get('model_type')!r})"
     what = f"transformers does not know the model of {named}, or not its config.json"
+    if checkpoint.architecture:
+        instead = "try a newer transformers, or the safetensors of that model"
+        with door(what, instead, UnsupportedModelError):
+            return config_of(read_gguf(checkpoint.folder))
     with door(what, "correct config.json, or try a newer transformers", UnsupportedModelError):
         return transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
 
@@ -124,7 +130,7 @@ def _load_backbone(
     """Load every tensor that is no expert; returns the names that the checkpoint does not have."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in experts}
     missing = set(expected)
-    for recipe in recipes(model, checkpoint.tensors):
+    for recipe in recipes(model, checkpoint):
         if recipe.target in experts:
             continue
         tensors = {p: [t.read() for t in stored] for p, stored in recipe.sources.items()}

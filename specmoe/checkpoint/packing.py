@@ -52,7 +52,7 @@ def pack(
     source = resolve(path)
     if there := packed_plan(source):
         if directory is not None:
-            what = f"{source.parent} is packed already"
+            what = f"{there.packed.directory} is packed already"
             raise CheckpointError(f"{what}: copy the folder, or pack the checkpoint it came from")
         return as_asked(there.packed, expert_bytes)
     plan = plan_experts(open_checkpoint(source), expert_bytes)

@@ -56,7 +56,7 @@ def low_bit_layout(
 
 def _short(name: str) -> str:
     """A tensor's name within its expert."""
-    return re.split(r"experts\.(?:\d+\.)?", name)[-1]
+    return re.split(r"experts\.(?:\d+\.)?|^blk\.\d+\.", name)[-1]
 
 
 def _blank(recipe: Recipe) -> dict[str, torch.Tensor]:

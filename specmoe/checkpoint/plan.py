@@ -147,7 +147,7 @@ def _recipes_by_layer(
 ) -> dict[str, list[Recipe]]:
     layer_of = expert_parameters(model)
     by_layer: dict[str, list[Recipe]] = {name: [] for name in layer_of.values()}
-    for recipe in recipes(model, checkpoint.tensors):
+    for recipe in recipes(model, checkpoint):
         if recipe.target in layer_of:
             _check_sources(checkpoint, recipe, num_experts)
             by_layer[layer_of[recipe.target]].append(recipe)

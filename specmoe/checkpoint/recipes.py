@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint make which tensor of the model.
 
 No name is written down here: transformers has a conversion mapping, and ``adapters`` one for the
-few families outside it. ``model`` follows the recipes of the backbone, ``plan`` those of experts.
+few families outside it; for GGUF ``gguf_recipes``. ``model`` follows the recipes of the backbone,
+``plan`` those of experts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ..errors import CheckpointError
 from .adapters import conversions
+from .files import Checkpoint
+from .gguf_file import is_modern
+from .gguf_recipes import sources_of
 from .header import StoredTensor
 
 logger = logging.getLogger("specmoe")
@@ -57,9 +61,26 @@ class Recipe:
         return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}
 
 
-def recipes(model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> list[Recipe]:
+def recipes(model: PreTrainedModel, checkpoint: Checkpoint) -> list[Recipe]:
     """One recipe for each target that can be made, grouped as transformers' loader does it."""
-    transforms = [*get_model_conversion_mapping(model), *conversions(model)]
+    if checkpoint.architecture and not is_modern(checkpoint.architecture):
+        found = sources_of(model, checkpoint.architecture, checkpoint.tensors)
+        return [Recipe(target, *made) for target, made in found.items()]
+    return _grouped(model, checkpoint.tensors, _transforms(model, checkpoint.architecture))
+
+
+def _transforms(model: PreTrainedModel, architecture: str | None) -> list[loading.WeightTransform]:
+    if not architecture:
+        return [*get_model_conversion_mapping(model), *conversions(model)]
+    # what maps safetensors is not asked about a GGUF
+    from transformers.integrations.gguf import get_gguf_conversion_mapping
+
+    return get_gguf_conversion_mapping(architecture, model.config)
+
+
+def _grouped(
+    model: PreTrainedModel, tensors: dict[str, StoredTensor], transforms: list
+) -> list[Recipe]:
     renamings = [entry for entry in transforms if isinstance(entry, loading.WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, loading.WeightConverter)]
     converter_of = {pattern: made for made in converters for pattern in made.source_patterns}

@@ -3,6 +3,7 @@
 ``DIR/model`` is a checkpoint without experts: the config, the tokenizer, the generation config, and
 in one file every tensor that is no expert's, copied as it lies in the source, whatever its size: a
 reference to the source would break when that is moved, and beside the experts the rest is small.
+Of a GGUF it is a GGUF, all its settings included.
 Copies in the cache have no such folder: their checkpoint is what was loaded.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import cache
-from .files import REST, SINGLE, Checkpoint, open_checkpoint
+from .files import GGUF, REST, SINGLE, Checkpoint, open_checkpoint
+from .gguf_file import read_gguf, write_part
 from .header import StoredTensor
 from .identity import SETTINGS
 from .low_bit import parts_of
@@ -44,13 +46,15 @@ class PackedPlan:
         return self.packed.records[layer * self.num_experts + expert]
 
     def others(self) -> list[StoredTensor]:
-        return list(chain(*map(parts_of, self.checkpoint.tensors.values())))
+        found = sorted(self.checkpoint.tensors.items())
+        return list(chain(*(parts_of(one) for _, one in found)))
 
 
 def packed_plan(folder: Path) -> PackedPlan | None:
     """None where ``folder``, which ``resolve`` gave, is an ordinary checkpoint."""
-    is_rest = folder.name == REST and cache.is_journal(folder.parent / "manifest.json")
-    return PackedPlan(open_checkpoint(folder), open_packed(folder.parent)) if is_rest else None
+    rest = folder.parent if folder.suffix == GGUF else folder
+    is_rest = rest.name == REST and cache.is_journal(rest.parent / "manifest.json")
+    return PackedPlan(open_checkpoint(folder), open_packed(rest.parent)) if is_rest else None
 
 
 def as_asked(packed: PackedExperts, expert_bytes: int | None) -> PackedExperts:
@@ -70,13 +74,23 @@ def write_rest(plan: ExpertPlan, directory: Path) -> None:
     """Make ``directory``/model, whole or not at all."""
     partial, source = directory / f"{REST}.partial", plan.checkpoint.folder
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if plan.checkpoint.architecture:
+        kept = {stored.name for stored in plan.others()}
+        write_part(read_gguf(source), kept, partial / f"{REST}{GGUF}")
+    else:
+        _write_rest_of(plan, partial)
+    shutil.rmtree(directory / REST, ignore_errors=True)
+    os.replace(partial, directory / REST)
+
+
+def _write_rest_of(plan: ExpertPlan, partial: Path) -> None:
+    source = plan.checkpoint.folder
     for file in {file for pattern in SETTINGS for file in source.glob(pattern) if file.is_file()}:
         copy = partial / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     _write_tensors(partial / SINGLE, plan.others())
-    shutil.rmtree(directory / REST, ignore_errors=True)
-    os.replace(partial, directory / REST)
 
 
 def _write_tensors(file: Path, tensors: list[StoredTensor]) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ..checkpoint.files import open_checkpoint, resolve
+from ..checkpoint.gguf_file import read_gguf
 from ..checkpoint.identity import SETTINGS, Contents
 from ..checkpoint.plan import ExpertPlan, plan_experts
 from ..checkpoint.rest import PackedPlan, packed_plan
@@ -21,6 +22,10 @@ def identity_of(path: str | Path, revision: str | None = None) -> str:
     plan = packed_plan(folder) or plan_experts(open_checkpoint(folder))
     weights = _weights(Contents(plan))
     digest = hashlib.sha256(weights.encode())
+    if folder.is_file():
+        # config, tokenizer and the rest, whatever lies beside it
+        digest.update(read_gguf(folder).described_bytes())
+        return digest.hexdigest()[:16]
     files = {file for pattern in SETTINGS for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(files):
         digest.update(f"\n{file.relative_to(folder)} ".encode())

@@ -60,7 +60,7 @@ class Engine:
         with checkpoint.unchanged(path):
             self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
             self.packed = _packed(path, options)
-            tokenizer = load_tokenizer(path)
+            tokenizer = load_tokenizer(path, self.model.config.model_type)
         is_translation = bool(self.model.config.is_encoder_decoder)
         self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
         self.reader = Reader(self.model, self.decoder, tokenizer)

@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import is_accelerate_available
 
 from .ties import is_tie, tie_before
 
@@ -103,17 +105,11 @@ class TransformersReference:
         from ..checkpoint.model import auto_class
 
         auto = auto_class(engine.model.config)
-        path, dtype = engine.model.name_or_path, engine.model.dtype
+        path, dtype = Path(engine.model.name_or_path), engine.model.dtype
         self.name = f"transformers' generate ({str(dtype).removeprefix('torch.')})"
         self.tokenizer = engine.tokenizer
         self.dtype = dtype
-        config = AutoConfig.from_pretrained(path)
-        if quantised := getattr(config, "quantization_config", None):
-            quantised["dequantize"] = True
-        model = auto.from_pretrained(path, config=config, dtype=dtype)
-        # packed integers stay in the dtype of their scales there, which no other layer has
-        for parameter in (p for p in model.parameters() if quantised and p.dim() == 3):
-            parameter.data = parameter.data.to(dtype)
+        model = (_of_gguf if path.is_file() else _of_folder)(auto, path, dtype)
         self.model = model.to(engine.options.device).eval()
         for module in self.model.modules():
             if hasattr(module, "config"):
@@ -169,6 +165,26 @@ class TransformersReference:
         )
 
 
+def _of_folder(auto: type, path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(path)
+    if quantised := getattr(config, "quantization_config", None):
+        quantised["dequantize"] = True
+    model = auto.from_pretrained(path, config=config, dtype=dtype)
+    # packed integers stay in the dtype of their scales there, which no other layer has
+    for parameter in (p for p in model.parameters() if quantised and p.dim() == 3):
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _of_gguf(auto: type, path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    if not is_accelerate_available():
+        raise ImportError("it takes the package accelerate for a GGUF")
+    # an older transformers always dequantises
+    how = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": how(dequantize=True)} if how else {}
+    return auto.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, **options)
+
+
 class PlainReference:
     """specmoe's own ``on_demand``, one row at a time: says nothing about the checkpoint on disk."""
 
@@ -189,7 +205,8 @@ def choose_reference(engine, **options) -> TransformersReference | PlainReferenc
     kind = engine.model.config.model_type
     if kind in NO_REFERENCE:
         return PlainReference(engine, NO_REFERENCE[kind])
-    if engine.packed.directory == Path(engine.model.name_or_path).parent:
+    # DIR/model, or a GGUF in it
+    if engine.packed.directory in Path(engine.model.name_or_path).parents[:2]:
         return PlainReference(engine, "transformers reads no packed folder")
     needed = sum(p.numel() for p in engine.model.parameters()) * engine.model.dtype.itemsize
     if needed > SHARE_OF_MEMORY * free_bytes(engine.options.device):

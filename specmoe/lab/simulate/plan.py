@@ -1,7 +1,7 @@
 """What to expect of a model on a machine before anything is downloaded: bytes, what a budget of fast
 memory buys, tokens per second by method. Calculated; nothing is run.
 
-Comes in: a model (a folder, a shipped name, a hub id whose config is in the cache, a name of the
+Comes in: a model (a folder, a GGUF, a shipped name, a hub id whose config is in the cache, a name of the
 table of real models, a config), a budget, a ``Hardware``. Goes out: a frozen ``Plan``. Slots are
 the engine's own arithmetic (``plan_memory``), speeds are ``expect``'s.
 """
@@ -34,6 +34,7 @@ ASSUMED = (
     "(gamma {gamma}) at the same share of experts in fast memory{more}; link, memory and arithmetic "
     "overlap fully, so speeds are ceilings"
 )
+IN_FILE = "experts as they lie in the file, the rest dequantised to bf16"
 CARRIED = "; of a batch, distinct experts grow with the number of experts as even use lets them"
 
 
@@ -112,6 +113,8 @@ def plan(
     and ``weights`` as in ``expect``."""
     config, weights = _config_of(model, weights)
     size = size_of(config, weights)
+    if weights is None and (file := _gguf(model)):
+        size = replace(size, expert_bytes=_expert_bytes(file), source=f"{size.name}, {IN_FILE}")
     record_bytes = -(-size.expert_bytes // PAGE_BYTES) * PAGE_BYTES
     machine = machine_of(machine, rates, record_bytes)
     budget = parse_bytes("fast_memory", fast_memory) or _left_beside(size, machine)
@@ -177,11 +180,34 @@ def _config_of(model, weights: str | None):
         return model, weights
     if str(model) in known_models():
         return known_models()[str(model)].config, weights
+    if file := _gguf(model):
+        from ...checkpoint.gguf_file import config_of, read_gguf
+
+        return config_of(read_gguf(file)).to_dict(), weights
     folder = _folder(model)
     config = read_config(folder)
     if weights is None and not config.get("quantization_config"):
         weights = _stored(folder) or ("fp32" if _dtype(config) == "float32" else None)
     return config, weights
+
+
+def _gguf(model) -> Path | None:
+    """The file, where ``model`` is a GGUF or a folder with one."""
+    from ...checkpoint.files import GGUF, resolve
+
+    path = Path(model).expanduser() if isinstance(model, str | Path) else None
+    if path is None or not (path.suffix == GGUF or path.is_dir()):
+        return None
+    found = resolve(path)
+    return found if found.suffix == GGUF else None
+
+
+def _expert_bytes(file: Path) -> int:
+    """Of one expert as it lies in a GGUF, by its header."""
+    from ...checkpoint.files import open_checkpoint
+    from ...checkpoint.plan import plan_experts
+
+    return plan_experts(open_checkpoint(file)).layout.payload_bytes
 
 
 def _dtype(config: dict) -> str:

@@ -1,0 +1,347 @@
+"""Models with experts in GGUF files: experts stay in their blocks, and weights and tokens are those
+that transformers has when it loads the same file."""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPTS, tokens_of
+from test_low_bit import differences
+from tiny_gguf import TRIED, as_kind, blocks, make_gguf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import specmoe
+from specmoe.checkpoint import blocks as ggml
+from specmoe.checkpoint import build_model, gguf_file
+from specmoe.checkpoint.packing import pack
+from specmoe.cli.identity import identity_of
+from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
+
+NEW_TOKENS = 8
+Q4_K = "gguf Q4_K qwen3_moe"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """``made("gguf Q4_K qwen3_moe")``: a file whose experts are in that type, made once."""
+    root = tmp_path_factory.mktemp("gguf")
+
+    @cache
+    def make(name: str) -> Path:
+        _, kind, model_type = name.split()
+        return make_gguf(root / name / "model.gguf", model_type, as_kind(kind))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def reference(made):
+    """transformers' own model of the file."""
+
+    @cache
+    def make(name: str, dtype: torch.dtype = torch.float32):
+        file = made(name)
+        options = {"gguf_file": file.name, "dtype": dtype}
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **options)
+        for module in model.modules():
+            if hasattr(module, "config"):
+                module.config._experts_implementation = "eager"
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain_tokens(reference):
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    options |= {"eos_token_id": None, "pad_token_id": 0}
+
+    @cache
+    def make(name: str) -> list[list[int]]:
+        model = reference(name)
+        return [model.generate(torch.tensor([row]), **options)[0].tolist() for row in PROMPTS]
+
+    return make
+
+
+def generated(path, **options) -> list[list[int]]:
+    with specmoe.load(path, **options) as engine:
+        output = engine.generate(
+            PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
+        )
+    return tokens_of(output)
+
+
+@pytest.mark.parametrize("number", ggml.TYPES)
+def test_blocks_of_random_bytes_are_those_of_gguf_bit_for_bit(number):
+    made, elements, size = ggml.TYPES[number]
+    kind = gguf.GGMLQuantizationType(number)
+    assert (kind.name.lower(), gguf.GGML_QUANT_SIZES[kind]) == (made.__name__, (elements, size))
+    content = np.random.default_rng(number).integers(0, 256, (64, 3 * size), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        want = torch.from_numpy(gguf.quants.dequantize(content, kind))
+    have = ggml.WIDEN[made.__name__](torch.from_numpy(content))
+    is_number = ~want.isnan()
+    assert have.shape == (64, 3 * elements) and torch.equal(have.isnan(), ~is_number)
+    # zeros have a sign
+    assert torch.equal(have.view(torch.int32)[is_number], want.view(torch.int32)[is_number])
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_weights_and_tokens_are_those_of_transformers(made, reference, plain_tokens, name):
+    """Bit for bit; experts packed or read where they lie."""
+    assert wrong_weights(made(name), reference(name)) == []
+    store = "disk" if "_K" in name else "checkpoint"
+    with specmoe.load(made(name), store=store) as engine:
+        assert engine.info["expert_dtype"] == name.split()[1].lower().replace("f16", "float16")
+        output = engine.generate(
+            PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
+        )
+    assert tokens_of(output) == plain_tokens(name)
+
+
+def wrong_weights(file: Path, want) -> list[str]:
+    """Names of those that are not bit for bit those of ``want``."""
+    have = build_model(file, want.dtype).state_dict()
+    have = {name: tensor for name, tensor in have.items() if not tensor.is_meta}
+    assert len(have) > 10
+    whole = want.state_dict()
+    wrong = [name for name, tensor in have.items() if not torch.equal(tensor, whole[name])]
+    return differences(pack(file), want) + wrong
+
+
+@pytest.mark.parametrize("name", [Q4_K, "gguf BF16 minimax_m2"])
+def test_weights_in_half_precision_are_those_of_transformers(made, reference, name):
+    assert wrong_weights(made(name), reference(name, torch.bfloat16)) == []
+
+
+@pytest.mark.parametrize("method", ["on_demand", "cached", "specmoe", "resident"])
+def test_every_method_gives_them(made, plain_tokens, method):
+    with specmoe.load(made(Q4_K), draft_experts=3) as engine:
+        output = engine.generate(PROMPTS, method=method, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens(Q4_K)
+
+
+@pytest.mark.parametrize("name", TRIED[:3])
+def test_a_record_holds_the_blocks_of_the_file_and_nothing_else(made, name):
+    packed, content = pack(made(name)), made(name).read_bytes()
+    layout = packed.layout
+    in_file = 0
+    for tensor in gguf.GGUFReader(made(name)).tensors:
+        in_file += tensor.n_bytes if "_exps" in tensor.name else 0
+    experts = len(packed.layers) * packed.num_experts
+    assert experts * layout.payload_bytes == in_file
+    assert layout.record_bytes <= 1.02 * layout.payload_bytes
+    record = packed.data_file.read_bytes()[packed.offset(1, 3) :][: layout.record_bytes]
+    for part, start in zip(layout.parts, layout.offsets(), strict=True):
+        assert record[start : start + part.num_bytes // 2] in content
+
+
+def test_a_folder_with_one_file_is_that_file(made, plain_tokens):
+    assert generated(made(Q4_K).parent) == plain_tokens(Q4_K)
+
+
+def test_a_packed_folder_loads_by_itself(made, plain_tokens, tmp_path):
+    file = made(Q4_K)
+    packed = pack(file, tmp_path / "packed")
+    rest = tmp_path / "packed" / "model" / "model.gguf"
+    assert rest.stat().st_size < file.stat().st_size - packed.layout.payload_bytes * 16 + 2**16
+    with specmoe.load(tmp_path / "packed") as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+        assert engine.tokenizer("the than")["input_ids"] == [256, 68, 220, 256, 258]
+        report = engine.check_exact(PROMPTS[:1], max_new_tokens=2)
+        assert report and "reads no packed folder" in report.reference
+    assert tokens_of(output) == plain_tokens(Q4_K)
+    assert identity_of(tmp_path / "packed") == identity_of(file)
+    with pytest.raises(CheckpointError, match="packed is packed already"):
+        pack(tmp_path / "packed", tmp_path / "again")
+
+
+def test_what_is_left_of_a_file_is_a_file_that_gguf_reads(made, tmp_path):
+    file, rest = made(Q4_K), tmp_path / "rest.gguf"
+    kept = {"output.weight", "blk.1.attn_norm.weight", "token_embd.weight"}
+    gguf_file.write_part(gguf_file.read_gguf(file), kept, rest)
+    whole, part = gguf.GGUFReader(file), gguf.GGUFReader(rest)
+    assert {tensor.name for tensor in part.tensors} == kept
+    for tensor in part.tensors:
+        [same] = [other for other in whole.tensors if other.name == tensor.name]
+        assert same.tensor_type == tensor.tensor_type and np.array_equal(same.data, tensor.data)
+    for key, field in part.fields.items():
+        assert field.contents() == whole.fields[key].contents() or key == "GGUF.tensor_count"
+
+
+def test_the_tokenizer_and_the_settings_are_those_of_transformers(made, reference):
+    file = made(Q4_K)
+    want = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with specmoe.load(file) as engine:
+        have, text = engine.tokenizer, "the thin sound of\n bells<|3|>"
+        assert type(have) is type(want) and have(text) == want(text)
+        assert have.eos_token == want.eos_token == "<|3|>"
+        assert engine.model.generation_config.eos_token_id == 263
+        config = engine.model.config.to_dict()
+    other = reference(Q4_K).config.to_dict()
+    own = {"_name_or_path", "dtype", "quantization_config", "_experts_implementation"}
+    assert {k: v for k, v in config.items() if k not in own} == {
+        k: v for k, v in other.items() if k not in own
+    }
+
+
+def test_the_check_compares_with_transformers(made):
+    with specmoe.load(made(Q4_K)) as engine:
+        report = engine.check_exact(PROMPTS[:1], max_new_tokens=4)
+    assert report and report.reference.startswith("transformers' generate")
+
+
+def test_a_plan_and_a_header_read_no_weights(made, monkeypatch):
+    """And the plan knows what an expert takes in the file."""
+
+    def refuse(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("specmoe.checkpoint.header.read_into", refuse)
+    found = specmoe.checkpoint.files.open_checkpoint(made(Q4_K))
+    assert found.tensors["blk.0.ffn_down_exps.weight"].shape == (8, 256, 768)
+    from specmoe.lab.simulate import plan
+
+    for path in (made(Q4_K), made(Q4_K).parent):
+        expected = plan(path, fast_memory="4 MiB", machine="consumer")
+        assert expected.model.expert_bytes == 3 * 256 * 768 * 144 // 256
+        assert (expected.model.num_layers, expected.model.num_experts) == (2, 8)
+
+
+def test_another_vocabulary_is_another_model(made, tmp_path):
+    other = make_gguf(tmp_path / "other.gguf", "qwen3_moe", as_kind("Q4_K"), eos=5)
+    assert identity_of(other) != identity_of(made(Q4_K)) == identity_of(made(Q4_K))
+
+
+# ---- what is refused ----
+
+
+def refused(path: Path, match: str, error: type[SpecMoEError] = CheckpointError) -> None:
+    """In one sentence, whatever is done with it; nothing is left half written."""
+    target = path.parent / "packed"
+    for attempt in (specmoe.load, lambda path: pack(path, target)):
+        with pytest.raises(error, match=match) as caught:
+            attempt(path)
+        assert "\n" not in str(caught.value)
+    assert not list(path.parent.glob("packed*"))
+
+
+def small(file: Path, architecture: str, tensors: dict[str, tuple[str, tuple]], **settings) -> Path:
+    """A GGUF of a few tensors, by ggml type and shape."""
+    writer = gguf.GGUFWriter(file, architecture)
+    for name in ("context_length", "block_count", "embedding_length", "feed_forward_length"):
+        getattr(writer, f"add_{name}")(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(64)
+    for key, value in settings.items():
+        writer.add_uint16(key.replace("_", ".", 1), value)
+    random = np.random.default_rng(0)
+    for name, (kind, shape) in tensors.items():
+        number = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, blocks(kind, shape, random), raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+EMBEDDING = {"token_embd.weight": ("F32", (64, 64))}
+
+
+def test_a_dense_model_is_refused(tmp_path):
+    file = small(tmp_path / "dense.gguf", "llama", EMBEDDING)
+    refused(file, "model_type 'llama' is dense: it has no experts", UnsupportedModelError)
+
+
+def test_experts_that_transformers_does_not_look_for_are_named(tmp_path):
+    """It takes a Mixtral for a Llama."""
+    experts = {"blk.0.ffn_up_exps.weight": ("F32", (2, 64, 64))}
+    settings = {"llama_expert_count": 8}
+    file = small(tmp_path / "mixtral.gguf", "llama", EMBEDDING | experts, **settings)
+    match = "transformers reads the experts of .*mixtral.gguf as 'llama', a dense model"
+    refused(file, match, UnsupportedModelError)
+
+
+def test_an_architecture_that_transformers_does_not_map_is_refused(tmp_path):
+    file = small(tmp_path / "new.gguf", "deepseek2", EMBEDDING)
+    match = "transformers does not know the model of .*new.gguf.*'deepseek2'.*safetensors"
+    refused(file, match, UnsupportedModelError)
+
+
+@pytest.mark.parametrize("kind", ["IQ2_XXS", "TQ1_0"])
+def test_a_type_that_is_not_read_is_named(tmp_path, kind):
+    odd = {"blk.0.ffn_up_exps.weight": (kind, (2, 64, 256))}
+    file = small(tmp_path / "odd.gguf", "qwen3moe", odd)
+    refused(file, f"'blk.0.ffn_up_exps.weight' in .*odd.gguf is of the ggml type {kind}, .*Q4_K")
+
+
+@pytest.mark.parametrize("left", [3, 20, 100, 20_000, -100])
+def test_a_file_that_is_cut_short_is_refused(made, tmp_path, left):
+    content = made(Q4_K).read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(content[:left])
+    refused(tmp_path / "cut.gguf", "cut.gguf (is cut short|does not begin)")
+
+
+def test_two_files_in_a_folder_ask_for_a_name(made, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.gguf").write_bytes(made(Q4_K).read_bytes())
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files \(a.gguf, b.gguf\): give"):
+        specmoe.load(tmp_path)
+
+
+def test_one_part_of_a_split_file_is_refused(tmp_path):
+    file = small(tmp_path / "x-00001-of-00003.gguf", "qwen3moe", EMBEDDING, split_count=3)
+    refused(file, "is one of 3 parts of a split GGUF.*llama-gguf-split --merge")
+
+
+def test_the_missing_package_is_named(made, monkeypatch):
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
+    with pytest.raises(
+        CheckpointError, match=r"takes the package gguf: pip install 'specmoe\[gguf\]'"
+    ):
+        specmoe.load(made(Q4_K))
+
+
+def test_a_missing_tensor_of_experts_is_named(made, tmp_path):
+    header = gguf_file.read_gguf(made(Q4_K))
+    kept = {info.name for info in header.infos} - {"blk.1.ffn_up_exps.weight"}
+    gguf_file.write_part(header, kept, tmp_path / "less.gguf")
+    refused(tmp_path / "less.gguf", "has no tensors like 'blk.1.ffn_up_exps.weight' for")
+
+
+def altered(content: bytes, at: int, new: bytes) -> bytes:
+    return content[:at] + new + content[at + len(new) :]
+
+
+def test_a_header_that_cannot_be_is_refused(made, tmp_path):
+    content, file = made(Q4_K).read_bytes(), tmp_path / "odd.gguf"
+    name = b"blk.1.ffn_up_exps.weight"
+    after = content.index(name) + len(name)
+    many = struct.pack("<Q", 2**60)
+    beyond = "cut short|is altered|lies over another|no rows of blocks"
+    for at, new, match in (
+        (0, b"GGML", "does not begin as a GGUF file does"),
+        (4, struct.pack("<I", 1), "is GGUF of version 1"),
+        (8, many, "cut short inside its header|no readable GGUF header"),
+        (16, many, "cut short inside its header|no readable GGUF header"),
+        (24, many, "cut short inside its header"),
+        (after, struct.pack("<I", 77), "no readable GGUF header .*77 dimensions"),
+        (after + 4, many, beyond),
+        (after + 4, struct.pack("<Q", 255), "no rows of blocks of 256 as in Q4_K"),
+        (after + 32, struct.pack("<Q", 0), "lies over another tensor"),
+        (after + 32, many, "is cut short"),
+        (content.index(b"blk.1.attn_q.w"), b"blk.1.attn_k.w", "names a tensor twice"),
+    ):
+        file.write_bytes(altered(content, at, new))
+        with pytest.raises(CheckpointError, match=match):
+            gguf_file.read_gguf(file)

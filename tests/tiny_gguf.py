@@ -1,0 +1,153 @@
+"""Small random GGUF files of models with experts: the names, shapes and metadata that llama.cpp's
+converter writes; only the numbers are random.
+
+Comes in: a path, an architecture and the ggml types. Goes out: the path. Used by ``test_gguf``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import quantize
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, get_gguf_hf_weights_map
+
+# Widths of experts are not in transformers' mapping: they are the defaults of its configs.
+SIZES = {
+    "qwen3_moe": ("qwen3moe", {"num_experts": 8, "head_dim": 64}),
+    "qwen2_moe": ("qwen2moe", {"num_experts": 4}),
+    "minimax_m2": (
+        "minimax-m2",
+        {"num_local_experts": 8, "head_dim": 64, "intermediate_size": 256},
+    ),
+}
+# What ``docs/formats.md`` says of them: a ggml type, and a model whose experts were found exact in it.
+TRIED = ["gguf Q8_0 qwen3_moe", "gguf Q4_K qwen3_moe", "gguf Q4_1 qwen2_moe"]
+TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q4_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K")]
+TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q6_K", "IQ4_NL", "IQ4_XS", "F16", "BF16")]
+COMMON = {
+    "vocab_size": 264,
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 256,
+}
+# Where the blocks of types that gguf cannot make keep their float16 factors, and how large these
+# may be for weights of about 0.05.
+HALVES = {
+    "Q2_K": {80: 4e-3, 82: 2e-3},
+    "Q3_K": {108: 1e-3},
+    "Q4_K": {0: 2e-4, 2: 1e-3},
+    "Q5_K": {0: 1e-4, 2: 1e-3},
+    "Q6_K": {208: 5e-5},
+    "IQ4_NL": {0: 1e-3},
+    "IQ4_XS": {0: 5e-5},
+    "IQ2_XXS": {0: 1e-3},
+    "TQ1_0": {52: 1e-3},
+}
+Kinds = Callable[[str], str]
+
+
+def blocks(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Random weights ``shape`` in the ggml type ``kind``: bytes, or floats for ``F32`` and
+    ``F16``."""
+    number = gguf.GGMLQuantizationType[kind]
+    if kind not in HALVES:
+        values = random.standard_normal(shape, dtype=np.float32) * 1.2 / shape[-1] ** 0.5
+        return quantize(values, number)
+    elements, size = gguf.GGML_QUANT_SIZES[number]
+    made = random.integers(0, 256, (*shape[:-1], shape[-1] // elements, size), dtype=np.uint8)
+    for place, most in HALVES[kind].items():
+        half = random.uniform(most / 2, most, made.shape[:-1]).astype(np.float16)
+        made[..., place : place + 2] = half[..., None].view(np.uint8)
+    return made.reshape(*shape[:-1], -1)
+
+
+def as_kind(kind: str, rest: str = "Q8_0") -> Kinds:
+    """Experts in ``kind``, the other matrices in ``rest``, what is no matrix in float32."""
+    return lambda name: kind if "_exps" in name else rest
+
+
+def make_gguf(
+    file: Path, model_type: str, kinds: Kinds, seed: int = 0, eos: int = 263, **sizes
+) -> Path:
+    """``kinds``: of a matrix's name its ggml type."""
+    architecture, own = SIZES[model_type]
+    config = AutoConfig.for_model(model_type, **{**COMMON, **own, **sizes})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(file, architecture)
+    describe(writer, config)
+    add_tokens(writer, config.vocab_size, eos)
+    random = np.random.default_rng(seed)
+    for name, shape in shapes_of(config, architecture).items():
+        if len(shape) == 1 or "ffn_gate_inp" in name:
+            centre = 1.0 if name.endswith("norm.weight") else 0.0
+            width = shape[-1] ** 0.5 if "ffn_gate_inp" in name else 10
+            values = centre + random.standard_normal(shape, dtype=np.float32) / width
+            writer.add_tensor(name, values.astype(np.float32))
+            continue
+        kind = kinds(name)
+        writer.add_tensor(
+            name, blocks(kind, shape, random), raw_dtype=gguf.GGMLQuantizationType[kind]
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def shapes_of(config, architecture: str) -> dict[str, tuple[int, ...]]:
+    """Of each tensor that the converter writes."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    processor = TENSOR_PROCESSORS[architecture]({})
+    found = {}
+    for name, target in get_gguf_hf_weights_map(model, processor).items():
+        shape = tuple(model.state_dict()[target].shape)
+        if "_exps" in name:
+            name = f"{name}.weight"
+            if "gate" in name or "up" in name:
+                shape = (shape[0], shape[1] // 2, shape[2])
+        # the converter squeezes the gate of the shared expert
+        found[name] = shape[1:] if "gate_inp_shexp" in name else shape
+    return found
+
+
+def describe(writer: gguf.GGUFWriter, config) -> None:
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(getattr(config, "head_dim", None) or 64)
+    writer.add_value_length(getattr(config, "head_dim", None) or 64)
+    writer.add_rope_dimension_count(getattr(config, "rotary_dim", None) or 64)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+
+
+def add_tokens(writer: gguf.GGUFWriter, count: int, eos: int) -> None:
+    """A byte-level vocabulary: every byte, some merges, one end token."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = list(bytes_to_unicode().values())
+    merges = ["t h", "i n", "a n", "o u"]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    tokens += [f"<|{number}|>" for number in range(count - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 260 + [3] * (count - 260))
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(eos)
