@@ -14,6 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "specmoe"
 CORE = [
     "errors.py",
+    "shipped.py",
     "options.py",
     "trace.py",
     "__init__.py",

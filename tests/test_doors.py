@@ -232,8 +232,8 @@ EARLY = [gpu_script, bench_script, paper_run, record, against_the_clock, train, 
 def test_what_could_not_be_kept_is_not_measured(measuring, tmp_path, monkeypatch):
     for place in (gpu, run):
         monkeypatch.setattr(place, "run" if place is gpu else "measure", never)
-    for place in (shipped, clock):
-        monkeypatch.setattr(place, "load", never)
+    for place in ("engine.engine", "lab.simulate.clock"):
+        monkeypatch.setattr(f"specmoe.{place}.load", never)
     monkeypatch.setattr(paper_measure, "load_engine", never)
     monkeypatch.setattr("specmoe.tiny.making.train.train", never)
     monkeypatch.setattr("specmoe.lab.report.run._execute", never)

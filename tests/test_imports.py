@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "specmoe"
 
 # Above the wall a room imports only from rooms before it; inside a room imports are free.
-ORDER = "errors options trace checkpoint model offload speculate engine __init__".split()
+ORDER = "errors shipped options trace checkpoint model offload speculate engine __init__".split()
 BELOW = ("lab", "cli", "tiny")  # tiny/checkpoints are files, which anybody may read
 WITHOUT_TORCH = ["errors", "trace", "offload/policies", "lab/replay"]
 

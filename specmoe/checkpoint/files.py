@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import CheckpointError, OptionError, door
+from ..shipped import package_path
 from .cache import is_journal
 from .gguf_file import read_gguf
 from .header import DTYPES, StoredTensor, read_header
 from .low_bit import Tensors, fold, refuse_unknown
 from .packed import open_packed
 
-SHIPPED = Path(__file__).resolve().parents[1] / "tiny" / "checkpoints"
+SHIPPED = package_path("tiny/checkpoints")
 SINGLE = "model.safetensors"
 GGUF = ".gguf"
 # Of a packed folder, the checkpoint without experts inside it.

@@ -20,12 +20,13 @@ import torch
 
 from ..engine.engine import Engine, load
 from ..model.kernels import bucket, compiler_works, expert_forward
+from ..shipped import need_path, package_path
 from ..tiny.texts.data import held_out_prompts
 from .entry import leave
 from .machine.doctor import describe
 from .writing import write_whole
 
-RESULTS = Path(__file__).parent / "results" / "compiling.json"
+RESULTS = package_path("lab/results/compiling.json")
 # of the machine's description
 KEPT = ("date", "cpu", "cores", "torch", "transformers", "threads")
 
@@ -126,7 +127,7 @@ def measure_draft(
 
 def shipped(path: str | Path = RESULTS) -> tuple[pd.DataFrame, dict]:
     """What ``main`` measured, and on which machine and day."""
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    record = json.loads(need_path(Path(path)).read_text(encoding="utf-8"))
     return pd.DataFrame(record["rows"]).set_index("engine"), record["machine"]
 
 

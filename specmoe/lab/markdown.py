@@ -15,10 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from .report.parameters import need, notebooks_dir
+from ..errors import OptionError
+from ..shipped import checkout, notebooks_dir, package_path
+from .report.parameters import need
 from .writing import check_folder, write_whole
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = package_path().parent / "docs"
 PICTURE = "picture:"
 
 
@@ -52,8 +54,9 @@ def pictures_of(notebook: Mapping[str, Any]) -> dict[str, bytes]:
 
 def write_page(name: str, page: str) -> Path:
     """Execute the notebook ``name`` in place, and write it to ``docs/<page>`` with its pictures."""
-    path = notebooks_dir() / f"{name}.ipynb"
-    check_folder(DOCS)
+    if checkout() is None:
+        raise OptionError("pages of docs/ are written in a checkout of specmoe: run this there")
+    path, docs = notebooks_dir() / f"{name}.ipynb", check_folder(DOCS)
     nbformat, nbclient = need("nbformat"), need("nbclient")
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
@@ -61,8 +64,8 @@ def write_page(name: str, page: str) -> Path:
     client.execute()
     write_whole(path, nbformat.writes(notebook) + "\n")
     for picture, content in pictures_of(notebook).items():
-        write_whole(DOCS / "images" / picture, content)
-    return write_whole(DOCS / page, page_of(notebook))
+        write_whole(docs / "images" / picture, content)
+    return write_whole(docs / page, page_of(notebook))
 
 
 def _shown(cell: Mapping[str, Any]) -> Iterator[str]:

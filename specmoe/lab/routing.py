@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
-from ..engine.output import Output
 from ..errors import OptionError, UnsupportedModelError
 from .replay import Request
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine.engine import Engine
+    from ..engine.output import Output
     from ..offload.experts import RunExperts
 
 COLUMNS = ("round", "position", "layer", "choice", "weight", "step", "expert", "computed", "state")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError, nearest
+from ..shipped import need_path, package_path
 
-_CHECKPOINTS = Path(__file__).parent / "checkpoints"
+_CHECKPOINTS = package_path("tiny/checkpoints")
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,13 @@ def shipped_path(name: str) -> Path:
 
 def list_models() -> list[dict]:
     """What ``specmoe models`` prints: name, bytes, MoE layers that decode, experts, top_k, measured
-    mean Gini of their use.
-
-    A folder without a checkpoint (not made yet) is left out.
-    """
+    mean Gini of their use."""
     rows = []
     for name, model in SHIPPED.items():
-        if not (model.folder / "config.json").exists():
-            continue
-        config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-        record = json.loads((model.folder / "training.json").read_text(encoding="utf-8"))
+        config, record = (
+            json.loads(need_path(model.folder / file).read_text(encoding="utf-8"))
+            for file in ("config.json", "training.json")
+        )
         rows.append(
             {
                 "name": name,

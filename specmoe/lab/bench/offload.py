@@ -20,6 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ...shipped import package_path
 from .settings import EXPERT_BYTES, TOKENS, Cell, Length
 
 GROUPS = Path("/sys/fs/cgroup/memory")
@@ -79,7 +80,7 @@ def _in_a_process(job: dict) -> dict:
             [sys.executable, "-W", "ignore", "-m", "specmoe.lab.bench.offload", str(file)],
             capture_output=True,
             text=True,
-            cwd=Path(__file__).parents[3],
+            cwd=package_path().parent,
         )
     finally:
         Group(job["group"]).remove()

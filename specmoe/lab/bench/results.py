@@ -15,13 +15,13 @@ import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-import specmoe
-
+from ...shipped import need_path, package_path
 from ..machine import doctor
 from ..writing import plain, read_object, write_whole
-from .settings import Length
+from .settings import PARTS, Length
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = package_path("lab/bench/results")
+GPU = "gpu"  # the part that an H100 gave
 # What a result file keeps of the doctor's findings; "balance" where it was measured.
 MACHINE = (
     "cpu",
@@ -82,15 +82,20 @@ def part_file(
     return file
 
 
-def read_all(folder: Path = FOLDER) -> dict[str, dict]:
-    """Part -> content of its file, for the parts that have one."""
-    return {file.stem: read_object(file) for file in sorted(Path(folder).glob("*.json"))}
+def read_all(folder: Path | None = None) -> dict[str, dict]:
+    """Part -> content of its file, for the parts that have one; without ``folder`` ours, all of
+    them."""
+    if folder is None:
+        files = [need_path(FOLDER / f"{part}.json") for part in sorted((*PARTS, GPU))]
+    else:
+        files = sorted(Path(folder).glob("*.json"))
+    return {file.stem: read_object(file) for file in files}
 
 
 def read_elsewhere(folder: Path = FOLDER / "elsewhere") -> list[dict[str, dict]]:
     """What ``read_all`` gives, for each machine that has a folder of its own: kept as they were,
     with the code they had."""
-    return [read_all(machine) for machine in sorted(folder.glob("*/"))]
+    return [read_all(machine) for machine in sorted(need_path(folder).glob("*/"))]
 
 
 def machine(measured: bool = False) -> dict:
@@ -101,7 +106,7 @@ def machine(measured: bool = False) -> dict:
 
 def code_digest() -> str:
     """Eight digits of the code that a run of the engine goes through: equal digits, equal code."""
-    package, digest = Path(specmoe.__file__).parent, hashlib.sha256()
+    package, digest = package_path(), hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         if file.relative_to(package).parts[0] not in BELOW_THE_WALL:
             digest.update(file.read_bytes())

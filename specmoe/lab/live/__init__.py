@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 
-FOLDER = Path(__file__).parent / "js"
+from ...shipped import need_path, package_path
+
 KINDS = ("rounds", "pool", "timeline", "accept", "knobs", "winners", "routing")
 _ESM = """
 export default {
@@ -32,7 +32,7 @@ for (const place of document.querySelectorAll("[data-live]")) {
 
 
 def read(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
+    return need_path(package_path("lab/live/js") / name).read_text(encoding="utf-8")
 
 
 def style() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...engine.engine import load
+from ...shipped import need_path, package_path
 from ...tiny.texts.data import held_out_prompts
 from .. import simulate
 from ..routing import record_routing
@@ -23,7 +24,7 @@ from . import data, place, read, script, style, traces
 MODEL, DRAFT_EXPERTS, NUM_PROMPTS, SEED = "tiny-skewed", 4, 3, 100
 RUN = {"max_new_tokens": 48, "gamma": 4, "prefetch": False, "batch_size": 1}
 # The clock: measured once and kept, so that the page has the same bytes every time.
-CLOCK = Path(__file__).parents[1] / "results" / "clock.json"
+CLOCK = package_path("lab/results/clock.json")
 CLOCKED = {"expert_bytes": "256KiB", "link_bytes_per_s": 1e8, "fast_memory": "10MiB"}
 CLOCKED_RUN = {"max_new_tokens": 32, "gamma": 5, "batch_size": 1, "eos_token_id": []}
 REPEATS = 12
@@ -67,7 +68,7 @@ def _recorded() -> dict[str, str]:
 
 
 def read_clock() -> dict:
-    return json.loads(CLOCK.read_text(encoding="utf-8"))
+    return json.loads(need_path(CLOCK).read_text(encoding="utf-8"))
 
 
 def measure_clock() -> Path:

@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import OptionError, one_line, path_of
+from ...errors import OptionError, SpecMoEError, one_line, path_of
+from ...shipped import notebooks_dir
 from . import doctor, rooms
 
 NOTEBOOK = "00_start_here"
@@ -89,16 +91,16 @@ def verdict(found: list[Finding], seconds: float) -> Finding:
 
 
 def notebooks_folder(named: str | os.PathLike | None) -> Path | None:
-    """``named``, ``$SPECMOE_NOTEBOOKS``, the checkout's or the current folder's; None if none is
-    there. A name that was given must lead to ``00_start_here``."""
+    """``named``, ``$SPECMOE_NOTEBOOKS``, the checkout's, the wheel's or the current folder's; None if
+    none is there. A name that was given must lead to ``00_start_here``."""
     if named is not None:
         folder = path_of(named, "a folder of notebooks")
         if not (folder / f"{NOTEBOOK}.ipynb").is_file():
             raise OptionError(f"{folder} has no {NOTEBOOK}.ipynb: name the folder of the notebooks")
         return folder
-    places = [Path(__file__).resolve().parents[3] / "notebooks", Path("notebooks").resolve()]
-    if os.environ.get("SPECMOE_NOTEBOOKS"):
-        places.insert(0, Path(os.environ["SPECMOE_NOTEBOOKS"]))
+    places = [Path("notebooks").resolve()]
+    with suppress(SpecMoEError):
+        places.insert(0, notebooks_dir())
     return next((place for place in places if (place / f"{NOTEBOOK}.ipynb").is_file()), None)
 
 

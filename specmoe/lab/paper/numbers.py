@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from ...errors import OptionError
-from .settings import MAIN
+from ...shipped import need_path, package_path
+from .settings import LOW_SKEW, MAIN
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = package_path("lab/paper/results")
 MOVED = "fetched_bytes_per_token"
 # Lines of figures and rows of tables: how they are called, and how their rows are found. Where
 # nothing is said the fast memory is that of N draft experts: "equal bytes". ``cached`` alone is the
@@ -47,9 +48,10 @@ class Results(dict):
     recordings: list | None = None
 
 
-def load_results(folder: Path | str = RESULTS) -> Results:
-    """What was measured into ``folder``; ``OptionError`` where nothing was."""
-    files = sorted(Path(folder).glob("*.json"))
+def load_results(folder: Path | str | None = None) -> Results:
+    """What was measured into ``folder``, or ours, all of it; ``OptionError`` where nothing was."""
+    ours = [need_path(RESULTS / f"{model}.json") for model in sorted((MAIN, *LOW_SKEW))]
+    files = ours if folder is None else sorted(Path(folder).glob("*.json"))
     found = Results({file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files})
     if not found:
         raise OptionError(f"there are no results in {folder}: measure some with rerun=quick")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ...engine import engine
 from ...errors import OptionError, check_choice, path_of
+from ...shipped import need_path, package_path
 from ..writing import plain, read_object, write_whole
 from .facts import FACTS, PAPER_MODELS, Number, frame_of
 from .measure import measure
@@ -31,7 +32,7 @@ from .record import own_recordings, record_model
 from .settings import MAIN, RERUNS, plan, plan_low_skew
 from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
 
-CLOCK = Path(__file__).parents[1] / "simulate" / "results" / "clock.json"
+CLOCK = package_path("lab/simulate/results/clock.json")
 
 
 def open_results(
@@ -63,7 +64,7 @@ def open_results(
     if model != MAIN:
         record_model(model, runs[0].draft_experts, folder)
     results = load_results(folder)
-    results.recordings = own_recordings(folder) or None
+    results.recordings = own_recordings(folder) if model != MAIN else None
     return results
 
 
@@ -103,9 +104,8 @@ def lines_at(results: Results, what: str) -> pd.DataFrame:
 
 
 def clock_rows(file: str | Path = CLOCK) -> pd.DataFrame:
-    """Rows of the simulator against our clock (``specmoe.lab.simulate``); empty where it was not
-    run."""
-    return pd.DataFrame(read_object(file).get("rows", []))
+    """Rows of the simulator against our clock (``specmoe.lab.simulate``)."""
+    return pd.DataFrame(read_object(need_path(Path(file))).get("rows", []))
 
 
 def clock_errors(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...options import DRAFT_SETS
+from ...shipped import need_path
 from ..simulate import Recording
 from ..simulate.recording import load_all, save_all
 from .facts import BATCHES
@@ -26,8 +27,8 @@ LOW_SKEW_BATCHES = (1, 4, 16, 64)
 
 
 def own_recordings(folder: Path = RESULTS) -> list[Recording]:
-    """What was recorded into ``folder``; nothing where nothing was."""
-    return load_all(folder / FILE) if (folder / FILE).exists() else []
+    """What was recorded into ``folder``; ours must be there."""
+    return load_all(need_path(folder / FILE))
 
 
 def record(progress: Callable[[str], None] = print) -> None:

@@ -7,9 +7,10 @@ them. Goes out: a folder with the executed notebook, its HTML and the ``metrics.
 
 from __future__ import annotations
 
+from ...shipped import notebooks_dir
 from .against import changes, check_against, count_changes, say_change
 from .page import external_loads, offline_html
-from .parameters import list_reports, notebooks_dir, report_parameters, typed_parameters
+from .parameters import list_reports, report_parameters, typed_parameters
 from .progress import teller
 from .run import run_report, widget_errors
 from .sentences import (

@@ -15,6 +15,7 @@ from typing import Any
 
 import specmoe
 
+from ...shipped import package_path
 from ..writing import write_whole
 from .parameters import AGAINST, OUT_DIR, Report
 
@@ -59,7 +60,7 @@ def revision() -> str:
     it has no commit."""
     version = f"specmoe {specmoe.__version__}"
     # a folder of packages may lie within somebody else's repository
-    if not (Path(specmoe.__file__).parents[1] / ".git").exists():
+    if not (package_path().parent / ".git").exists():
         return version
     from ..bench.results import commit
 

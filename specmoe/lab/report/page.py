@@ -10,9 +10,9 @@ import copy
 import re
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
+from ...shipped import need_path, package_path
 from .. import live
 
 # nbconvert's page without what it loads from elsewhere (RequireJS, MathJax, mermaid, widgets), all
@@ -78,7 +78,7 @@ def _template() -> str:
     """Style and script go in as they are: no brace of theirs is the template's."""
     template = _TEMPLATE
     for name, file in (("STYLE", "page.css"), ("SCRIPT", "page.js")):
-        text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+        text = need_path(package_path("lab/report") / file).read_text(encoding="utf-8")
         template = template.replace(name, f"{{% raw %}}\n{text}{{% endraw %}}")
     return template
 

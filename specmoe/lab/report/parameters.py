@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, SpecMoEError, nearest
+from ...shipped import notebooks_dir
 
 OUT_DIR = "out_dir"  # the parameter that ``run_report`` fills in itself
 AGAINST = "against"  # the folder of an earlier run, for a report that compares itself with one
@@ -29,19 +30,6 @@ _TYPES = {
 }
 
 
-def notebooks_dir() -> Path:
-    """``SPECMOE_NOTEBOOKS``, or ``notebooks/`` of the checkout that this package runs from."""
-    named = os.environ.get("SPECMOE_NOTEBOOKS")
-    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "notebooks"
-    if not folder.is_dir():
-        raise OptionError(
-            f"there is no folder of notebooks at {folder}: reports come with a checkout of "
-            "specmoe; run from one, or "
-            "name its notebooks folder in the environment variable SPECMOE_NOTEBOOKS"
-        )
-    return folder
-
-
 def list_reports() -> list[dict[str, str]]:
     """``name``, ``title`` and ``path`` of every notebook with a parameters cell."""
     read = [(path, _cells(path)) for path in sorted(notebooks_dir().glob("*.ipynb"))]
@@ -53,8 +41,7 @@ def list_reports() -> list[dict[str, str]]:
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
-    import nbformat
-
+    nbformat = need("nbformat")
     try:
         return nbformat.read(path, as_version=4)["cells"]
     except Exception as failure:  # nbformat raises many kinds, JSON's among them
@@ -210,7 +197,7 @@ def need(module: str):
     try:
         return __import__(module)
     except ImportError:
-        raise SpecMoEError(f"reports need {module}: pip install 'specmoe[notebooks]'") from None
+        raise SpecMoEError(f"reports need {module}: pip install 'specmoe[report]'") from None
 
 
 def literal(path: Path) -> str:

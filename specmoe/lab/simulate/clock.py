@@ -15,6 +15,7 @@ import pandas as pd
 
 from ...engine.engine import Engine, load
 from ...errors import path_of
+from ...shipped import package_path
 from ..writing import check_folder, read_object, write_whole
 from .hardware import Hardware
 from .machine import fit_machine, mean_probes
@@ -27,7 +28,7 @@ from .shipped import prompts_for
 METHODS = ("on_demand", "cached", "overlapped", "specmoe", "resident")
 MODELS = {"tiny-skewed": 4, "tiny-translate": 10}  # with gamma of specmoe
 LINKS = (None, 2.5e8)  # bytes per second; None: the disk as it is
-RESULTS = Path(__file__).parent / "results" / "clock.json"
+RESULTS = package_path("lab/simulate/results/clock.json")
 KEYS = ["model", "link", "method", "batch"]
 EXPERT_BYTES, NEW_TOKENS = "256KiB", 32
 NUM_PROMPTS = {1: 4, 16: 32, 64: 64}

@@ -22,13 +22,13 @@ prepare   [seconds]: what comes before a round's first draft step: the tables of
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from ...engine.engine import Engine
 from ...errors import OptionError
-from .probe_layers import LayerProber
-from .probe_passes import PassProber
 from .sizes import ModelSize
+
+if TYPE_CHECKING:
+    from ...engine.engine import Engine
 
 PASSES = ("passes", "steps")
 PARTS = (
@@ -54,6 +54,11 @@ def probe_machine(engine: Engine, prompt=None, repeats: int = 5) -> dict:
             "the probes of an encoder-decoder need a source to attend to: give "
             "probe_machine(engine, prompt)"
         )
+    import torch
+
+    from .probe_layers import LayerProber
+    from .probe_passes import PassProber
+
     engine.check_open()
     layers, passes = LayerProber(engine, prompt, repeats), PassProber(engine, prompt, repeats)
     with torch.inference_mode():

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, OptionError, door, nearest, path_of
+from ...shipped import need_path, package_path
 from .sizes import ModelSize
 
-TABLE = Path(__file__).with_name("real_models.json")
+TABLE = package_path("lab/simulate/real_models.json")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RealModel:
 @cache
 def known_models() -> dict[str, RealModel]:
     """The table, by name."""
-    rows = json.loads(TABLE.read_text(encoding="utf-8"))
+    rows = json.loads(need_path(TABLE).read_text(encoding="utf-8"))
     return {name: _row(**row) for name, row in rows.items()}
 
 
@@ -74,7 +75,7 @@ def read_config(path: str | Path) -> dict:
 
 def count_again(names: Iterable[str] | None = None) -> dict[str, dict]:
     """Rows of the table (None: all) with ``counted`` from their configs."""
-    rows = json.loads(TABLE.read_text(encoding="utf-8"))
+    rows = json.loads(need_path(TABLE).read_text(encoding="utf-8"))
     chosen = {name: rows[name] for name in (rows if names is None else names)}
     return {name: row | {"counted": _counted(row["config"])} for name, row in chosen.items()}
 

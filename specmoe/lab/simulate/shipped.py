@@ -12,15 +12,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...engine.engine import Engine, load
 from ...errors import OptionError
+from ...shipped import need_path, package_path
 from ...tiny.texts.data import held_out_prompts
 from ...tiny.texts.translate_data import held_out_pairs
 from ..writing import check_folder
 from .recording import Recording, load_all, save_all
 
-FOLDER = Path(__file__).parent / "recordings"
+if TYPE_CHECKING:
+    from ...engine.engine import Engine
+
+FOLDER = package_path("lab/simulate/recordings")
 # model -> N
 SHIPPED = {"tiny-translate": (2, 4, 8, 16), "tiny-skewed": (4, 8), "tiny-balanced": (2, 4)}
 BATCHES = (1, 4, 16, 64, 128, 256)
@@ -43,7 +47,8 @@ def recordings(
     """Shipped recordings, all of them or those that match. ``cached`` is the eviction that read
     least (``settings`` names it); ``specmoe`` is there with gamma 4 and 10, and with prefetch off
     and on (gamma 10). ``OptionError`` when none matches."""
-    found = [each for path in sorted(FOLDER.glob("*.npz")) for each in load_all(path)]
+    files = sorted(FOLDER / f"{name}-n{n}.npz" for name in SHIPPED for n in SHIPPED[name])
+    found = [each for path in files for each in load_all(need_path(path))]
     wanted = {"draft_experts": draft_experts, "name": model}
     chosen = [
         each
@@ -72,7 +77,7 @@ def recordings(
 def budgets() -> list[Recording]:
     """Shipped recordings in which fast memory is a setting of its own: every N at every size of it.
     What does not depend on N (``cached``) or on memory (plain decoding) was recorded once."""
-    return load_all(FOLDER / "budgets" / f"{BUDGETED}.npz")
+    return load_all(need_path(FOLDER / "budgets" / f"{BUDGETED}.npz"))
 
 
 def prompts_for(engine: Engine, num: int, seed: int = SEED) -> list[str]:
@@ -90,6 +95,8 @@ def record_shipped(
     progress: Progress = print,
 ) -> Path:
     """Run every method at every batch and write ``folder/<model>-n<N>.npz``; takes minutes."""
+    from ...engine.engine import load
+
     check_folder(folder)
     with load(model, draft_experts=draft_experts, store="memory") as engine:
         runs = [run for batch in batches for run in _record_batch(engine, batch, progress)]
@@ -127,6 +134,8 @@ def record_budgets(folder: Path = FOLDER / "budgets", progress: Progress = print
 
 
 def _record_budget(room: int, draft_experts: int, progress: Progress) -> Iterator[Recording]:
+    from ...engine.engine import load
+
     where = {"draft_experts": draft_experts, "store": "memory"}
     with load(BUDGETED, **where) as engine:
         num_bytes = room * engine.info["record_bytes"]

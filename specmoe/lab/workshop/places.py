@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, path_of
+from ...shipped import checkout, package_path
 
 
 def material(named: str | os.PathLike | None = None) -> Path:
     """``named``, else the checkout that this package runs from, else the current folder."""
-    places = [Path(__file__).resolve().parents[3], Path.cwd()]
+    places = [checkout() or package_path().parent, Path.cwd()]
     if named is not None:
         places = [path_of(named, "a folder")]
     for place in places:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import OptionError, SpecMoEError, check_choice, one_line
+from ...shipped import need_path, package_path
 from . import places, slides, wheels
 from .wheels import PLATFORMS
 
-TEMPLATES = Path(__file__).parent / "start"
+TEMPLATES = package_path("lab/workshop/start")
 SCRIPTS = {
     "linux": ("start.sh",),
     "macos": ("start.command",),
@@ -113,9 +114,10 @@ def plan(kit: Kit) -> list[str]:
 def _wheel_of(root: Path, scratch: Path, pip: Callable[[Sequence[str]], None]) -> Path:
     """The wheel of the checkout, built in a copy: a build leaves folders behind."""
     source = scratch / "source"
-    hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(root / "specmoe", source / "specmoe", ignore=hidden)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    hidden = shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints")
+    for name in ("specmoe", "notebooks"):
+        shutil.copytree(root / name, source / name, ignore=hidden)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy2(root / name, source)
     pip(["wheel", "--no-deps", "--wheel-dir", str(scratch), str(source)])
     found = list(scratch.glob("specmoe-*.whl"))
@@ -140,7 +142,7 @@ def _copy_material(kit: Kit, out: Path) -> None:
         text = script(name, first)
         (out / name).write_bytes(text.encode("utf-8"))
         (out / name).chmod(0o755)
-    read_me = (TEMPLATES / "README.txt").read_text(encoding="utf-8")
+    read_me = need_path(TEMPLATES / "README.txt").read_text(encoding="utf-8")
     (out / "README.txt").write_text(read_me.format(pythons=_said(first)), "utf-8")
 
 
@@ -148,7 +150,7 @@ def script(name: str, first: Mapping[str, int]) -> str:
     """A start script for Pythons of which the ``first`` patch is named (3.11 from 3.11.5 on);
     Windows wants its own line ends."""
     source = "start.bat" if name.endswith(".bat") else "start.sh"
-    text = (TEMPLATES / source).read_text(encoding="utf-8")
+    text = need_path(TEMPLATES / source).read_text(encoding="utf-8")
     patches = {int(version.partition(".")[2]): patch for version, patch in first.items()}
     words = {"@PYTHONS@": " ".join(first), "@FIRST@": repr(patches), "@SAID@": _said(first)}
     for mark, word in words.items():

@@ -16,7 +16,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import NamedTuple
 
-EXTRA = "notebooks"
+OURS, EXTRA = "specmoe", "notebooks"
 
 
 class Platform(NamedTuple):
@@ -83,8 +83,12 @@ def closure(wheel: Path, platform: str, python: str) -> list[str]:
         if wanted.marker and not wanted.marker.evaluate(markers | {"extra": extra}):
             continue
         name = canonicalize_name(wanted.name)
-        version, lines = _installed(name)
-        pins[name] = _pin(name, version, platform)
+        if name == OURS:
+            # specmoe[report] in specmoe[notebooks]: more of the wheel itself
+            lines = list(_requirements_of(wheel))
+        else:
+            version, lines = _installed(name)
+            pins[name] = _pin(name, version, platform)
         for more in ("", *wanted.extras):
             if (name, more) not in seen:
                 seen.add((name, more))
