@@ -21,6 +21,7 @@ INSTALLED_AS = {
     "IPython": "ipython",
     "PIL": "pillow",
     "yaml": "pyyaml",
+    "llama_cpp": "llama-cpp-python",
 }
 # Where an extra may be imported; everywhere else the core has to do.
 MAY = {
@@ -32,6 +33,7 @@ MAY = {
         "lab/exercises/",
     ),
     "notebooks": ("lab/workshop/", "lab/machine/"),
+    "gguf": ("lab/bench/real_",),
 }
 # What nothing imports: who needs it all the same, and the words in the tree that show it.
 USED_BY = {
