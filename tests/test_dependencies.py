@@ -34,6 +34,7 @@ MAY = {
     ),
     "notebooks": ("lab/workshop/", "lab/machine/"),
     "gguf": ("lab/bench/real_",),
+    "llama": ("lab/bench/real_",),
 }
 # What nothing imports: who needs it all the same, and the words in the tree that show it.
 USED_BY = {
@@ -46,6 +47,7 @@ USED_BY = {
     "ruff": ("Makefile", "/ruff check"),
     "pre-commit": ("CONTRIBUTING.md", "pre-commit install"),
     "nbval": ("Makefile", "--nbval"),
+    "gguf": ("specmoe/checkpoint/gguf_file.py", 'find_spec("gguf")'),
     "playwright": ("tests/browser/page.py", "playwright"),
 }
 
