@@ -14,6 +14,7 @@ from tiny_architectures import make_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import specmoe
+from specmoe.model import native
 
 settings.register_profile(
     "specmoe",
@@ -50,6 +51,27 @@ def _own_session(tmp_path_factory):
     os.environ.pop("SPECMOE_CACHE")
     if before is not None:
         os.environ["SPECMOE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def c_compiler():
+    """What needs the products in C is skipped where they cannot be compiled."""
+    if native.library() is None:
+        pytest.skip("no C compiler")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """As on a machine without one."""
+
+    def fails(_):
+        raise OSError("\nno compiler\nat all")
+
+    monkeypatch.setattr(native, "_compile", fails)
+    monkeypatch.setattr(native, "FLAGS", ())  # else the file of before would be found
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from specmoe.checkpoint import formats, layout
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
 from specmoe.errors import CheckpointError, OptionError, UnsupportedModelError
+from specmoe.model import kernels
 from specmoe.offload import affinity
 from specmoe.offload.affinity import expert_distances
 
@@ -176,6 +177,18 @@ def test_other_architectures_are_as_exact(low_bit, reference, plain_tokens, name
     packed = pack(low_bit(name))
     assert packed.layout.is_low_bit and differences(packed, reference(name)) == []
     with specmoe.load(low_bit(name)) as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    assert tokens_of(output) == plain_tokens(name)
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_of_real_size_are_multiplied_as_they_are_stored(
+    low_bit, plain_tokens, name, monkeypatch
+):
+    monkeypatch.setattr(kernels, "LEAST_STORED", 0)
+    with specmoe.load(low_bit(name)) as engine:
+        assert engine.experts.kernel.reads_stored()
         output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     assert tokens_of(output) == plain_tokens(name)
 

@@ -24,6 +24,8 @@ PLAIN_ATTENTIONS = ("eager", "sdpa")
 # What a forward pass would return, or compute, besides logits.
 SETTLED = {"output_router_logits": False, "output_attentions": False, "return_dict": True}
 SETTLED |= {"output_hidden_states": False, "torchscript": False, "use_cache": True}
+# Elements of a matrix from which on it may stay as it is stored.
+LEAST_STORED = 2**20
 # Names of classes that hold experts.
 SUSPECT = re.compile("expert|sparsem|moe(block|mlp|layer)")
 # transformers makes these with its class for images and texts alone; their texts were found exact.
@@ -31,10 +33,14 @@ WITH_IMAGES = ("glm4v_moe", "hy_v4_vl", "mistral4", "mistral_large4", "qwen3_vl_
 
 
 def build_model(
-    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    keep_stored: bool = False,
 ) -> PreTrainedModel:
     """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no
-    gradients. ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere."""
+    gradients. ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere. ``keep_stored``:
+    large bf16 matrices of a float32 model stay bf16, for a caller who computes with them."""
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
     what = f"the model of {checkpoint.folder} could not be built"
     with door(what, "correct config.json or download it again"):
@@ -43,7 +49,7 @@ def build_model(
             dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
         model = meta_model(config, dtype)
         experts = set(expert_parameters(model))
-        missing = _load_backbone(model, checkpoint, experts, device)
+        missing = _load_backbone(model, checkpoint, experts, device, keep_stored)
         _compute_the_rest(model, experts, missing, _to_compute(model, checkpoint, missing), device)
         _check_complete(model, experts)
         if checkpoint.architecture is None:
@@ -125,7 +131,11 @@ def _is_dispatched(module: nn.Module) -> bool:
 
 
 def _load_backbone(
-    model: PreTrainedModel, checkpoint: Checkpoint, experts: set[str], device: torch.device
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    experts: set[str],
+    device: torch.device,
+    keep_stored: bool,
 ) -> set[str]:
     """Load every tensor that is no expert; returns the names that the checkpoint does not have."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in experts}
@@ -141,9 +151,20 @@ def _load_backbone(
                 what = f"tensor {name!r} (from {recipe.first_source!r} in {checkpoint.folder})"
                 asked = f"config.json asks for {list(want.shape)}"
                 raise CheckpointError(f"{what} has shape {list(tensor.shape)}, but {asked}")
-            _assign(model, name, tensor.to(device, _dtype_of(model, name, want.dtype)))
+            dtype = _dtype_of(model, name, want.dtype)
+            if not (keep_stored and _may_stay(model, name, tensor, dtype)):
+                tensor = tensor.to(device, dtype)
+            _assign(model, name, tensor)
             missing.discard(name)
     return missing
+
+
+def _may_stay(model, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether ``tensor`` is a large matrix whose layer does nothing but multiply or look up."""
+    path, _, leaf = name.rpartition(".")
+    is_plain = leaf == "weight" and type(model.get_submodule(path)) in (nn.Linear, nn.Embedding)
+    is_narrow = (tensor.dtype, dtype) == (torch.bfloat16, torch.float32)
+    return is_plain and is_narrow and tensor.numel() >= LEAST_STORED and tensor.shape[1] % 8 == 0
 
 
 def _dtype_of(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:

@@ -18,6 +18,7 @@ from ..model.inputs import one_of
 from ..model.kernels import ExpertKernel, compiler_works
 from ..model.recurrent import decoder_of
 from ..model.seq2seq import Seq2SeqDecoder
+from ..model.stored import keep_stored, trunk_weights
 from ..model.texts import load_tokenizer
 from ..offload.affinity import expert_distances
 from ..offload.budget import MemoryPlan, plan_memory
@@ -58,7 +59,7 @@ class Engine:
         check_device(options.device)
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
-            self.model = checkpoint.build_model(path, torch_dtype(options.dtype), options.device)
+            self.model = _model(path, options)
             self.packed = _packed(path, options)
             tokenizer = load_tokenizer(path, self.model.config.model_type)
         is_translation = bool(self.model.config.is_encoder_decoder)
@@ -164,6 +165,7 @@ class Engine:
     def info(self) -> dict:
         """What was loaded."""
         layout, memory = self.packed.layout, self.memory
+        trunk = trunk_weights(self.model)
         return {
             "name": Path(self.name).name,
             "architecture": self.model.config.model_type,
@@ -182,7 +184,8 @@ class Engine:
             "used_bytes": memory.used_bytes,
             "slots": memory.num_slots,
             "cached_experts": memory.cached_experts,
-            "trunk_bytes": sum(p.nbytes for p in self.model.parameters() if not p.is_meta),
+            "trunk_bytes": sum(tensor.nbytes for tensor in trunk),
+            "trunk_weights": sum(tensor.numel() for tensor in trunk),
         }
 
     @property
@@ -208,6 +211,17 @@ class Engine:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _model(path: Path, options: LoadOptions):
+    """All but the experts. In float32 on a CPU large matrices stay as they are stored;
+    torch.compile could not look into their products."""
+    dtype, device = torch_dtype(options.dtype), str(options.device)
+    keep = device == "cpu" and dtype in (None, torch.float32) and not options.compile
+    model = checkpoint.build_model(path, dtype, device, keep)
+    if keep:
+        keep_stored(model)
+    return model
 
 
 def _experts(model, packed: checkpoint.PackedExperts, options: LoadOptions) -> OffloadedExperts:

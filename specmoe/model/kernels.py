@@ -6,22 +6,23 @@ D]. Goes out: ``y`` [n, D]. ``experts`` calls this. Plain PyTorch; ``compile=Tru
 function through ``torch.compile`` on padded token counts, so that few shapes are ever compiled.
 
 The verification's arithmetic is exact-friendly: a bf16 record is widened to the model's dtype, one
-expert at a time, in one bounded scratch buffer; a large one, for few rows, a block at a time, or
-within the product where a compiler works. Drafting computes in the record's own dtype: only
-the verification decides tokens.
+expert at a time, in one bounded scratch buffer; a large one, for few rows, within the product,
+where ``stored`` can. Drafting computes in the record's own dtype, or does the same: only the
+verification decides tokens.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import ExpertLayout
+from .stored import MOST_ROWS as MOST_STORED
+from .stored import StoredExpert, StoredMatrix
 
 logger = logging.getLogger("specmoe")
 SMALLEST_BUCKET = 16
@@ -34,15 +35,9 @@ MOST_ROWS = 512
 MOST_SLICED = 64  # rows of a product in slices: MKL splits a larger one well by itself
 # elements of its weight: a smaller product is done before the slices are laid out
 LEAST_SLICED = 2**17
-# Bytes of an expert from which on few rows are multiplied with its weights as they are stored:
+# Elements of an expert from which on few rows are multiplied with its weights as they are stored:
 # widened whole, they would go through memory three times. Below it nothing changes.
-LEAST_NARROW = 2**22
-# Elements of a weight that are widened at a time, with one thread: they stay in its cache. With
-# more, each block would wait for all of them twice, which costs what it saves.
-BLOCK_ELEMENTS = 2**18
-MOST_FUSED = (
-    2  # rows that a compiled product takes, one after the other; blocks are faster for more
-)
+LEAST_STORED = 2**21
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
@@ -67,12 +62,11 @@ def _activate(act_fn, hidden: torch.Tensor) -> torch.Tensor:
 def _linear(
     x: torch.Tensor, weights: dict[str, torch.Tensor], name: str, transposed: bool
 ) -> torch.Tensor:
-    weight = weights[name].T if transposed else weights[name]  # [out, in]
-    bias = weights.get(f"{name}_bias")
-    if weight.dtype == x.dtype:
-        return _product(x, weight, bias)
-    y = _narrow_product(x, weight)
-    return y if bias is None else y + bias.to(y.dtype)
+    weight, bias = weights[name], weights.get(f"{name}_bias")
+    if isinstance(weight, StoredMatrix):
+        y = weight.product(x)
+        return y if bias is None else y + bias.to(y.dtype)
+    return _product(x, weight.T if transposed else weight, bias)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -82,54 +76,6 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     slices = weight.unflatten(0, (cores, -1)).transpose(1, 2)  # [cores, in, out / cores]
     y = torch.bmm(x.expand(cores, -1, -1), slices).transpose(0, 1).flatten(1)  # [n, out]
     return y if bias is None else y + bias
-
-
-def _narrow_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x`` [n, in] with a ``weight`` [out, in] of another dtype -> [n, out], computed in that of
-    ``x``; no wide copy of the weight is written to memory."""
-    fused = _fused.get((weight.shape, weight.dtype, x.dtype)) if len(x) <= MOST_FUSED else None
-    if fused is not None:
-        return torch.cat([fused(row, weight) for row in x.contiguous().split(1)])
-    y = x.new_empty(len(x), len(weight))
-    step = max(1, BLOCK_ELEMENTS // weight.shape[1])
-    for first in range(0, len(weight), step):
-        rows = weight[first : first + step].to(x.dtype)
-        y[:, first : first + step] = _product(x, rows, None)
-    return y
-
-
-# (shape of a weight, its dtype, that of the row) -> a compiled product of one row
-_fused: dict[tuple, Callable] = {}
-
-
-def compile_products(layout: ExpertLayout, dtype: torch.dtype) -> bool:
-    """Compile the products of one row with the weights of ``layout``: widening, multiplication and
-    sum in one pass. Some seconds, most of them saved the next time, as inductor keeps them on disk;
-    one warning where there is no compiler."""
-    for shape in {shape for shape in layout.shapes if len(shape) == 2}:
-        x, weight = torch.zeros(1, shape[1], dtype=dtype), torch.zeros(shape, dtype=layout.dtype)
-        key = weight.shape, weight.dtype, x.dtype
-        try:
-            _fused[key] = _fused.get(key) or _compiled_product(x, weight)
-        except Exception as failure:
-            what = "large experts are multiplied without a compiled kernel (%s)"
-            logger.warning(what, _first_line(failure))
-            return False
-    return True
-
-
-def _compiled_product(x: torch.Tensor, weight: torch.Tensor) -> Callable:
-    import torch._inductor
-    from torch import fx
-
-    def product(x, weight):
-        return (x[:, None] * weight.to(x.dtype)).sum(-1)
-
-    # as many threads as torch has when it is called, not when it was compiled
-    options = {"cpp.dynamic_threads": True, "compile_threads": 1}
-    compiled = torch._inductor.compile(fx.symbolic_trace(product), [x, weight], options=options)
-    compiled(x, weight)
-    return compiled
 
 
 def _first_line(failure: Exception) -> str:
@@ -165,9 +111,9 @@ class ExpertKernel:
         self.dtype = dtype
         upcast = layout.is_low_bit or layout.dtype != dtype
         self.scratch = layout.empty(dtype, device) if upcast else None
-        is_large = layout.payload_bytes >= LEAST_NARROW and torch.device(device).type == "cpu"
-        self.is_narrow = is_large and upcast and not (layout.is_low_bit or compile)
-        self.has_fused = False
+        is_large = layout.elements >= LEAST_STORED and torch.device(device).type == "cpu"
+        self.may_read_stored = is_large and upcast and dtype == torch.float32 and not compile
+        self.stored: StoredExpert | None = None
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward
         self.compiled = compile
         # tokens of a draft from which on widening pays; see ``calibrate``
@@ -177,8 +123,12 @@ class ExpertKernel:
         """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply
         bf16 slower than fp32. Where the two are close the choice differs from load to load, and so
         may the drafts, never what is decoded."""
-        if self.is_narrow and not module.is_transposed:
-            self.has_fused = compile_products(self.layout, self.dtype)
+        if self.may_read_stored:
+            found = StoredExpert(self.layout, module.is_transposed)
+            self.stored = found if found.complete else None
+        if self.stored is not None:
+            self.widen_from = 1
+            return
         if (
             self.scratch is None
             or self.layout.is_low_bit
@@ -207,16 +157,14 @@ class ExpertKernel:
 
     def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
-        if self.reads_narrow(module, len(x)):
-            return self.run(module, self.layout.views(record), x)
+        if self.reads_stored(len(x)):
+            return self.run(module, self.stored.weights(record), x)
         return self.run(module, self._in_dtype(record), x)
 
-    def reads_narrow(self, module: nn.Module, num_rows: int = 1) -> bool:
+    def reads_stored(self, num_rows: int = 1) -> bool:
         """Whether so few rows are multiplied with the weights of a large expert as they are stored:
         nothing is gained by keeping wide ones."""
-        if not self.is_narrow or module.is_transposed or num_rows > MOST_SLICED:
-            return False
-        return self.has_fused and num_rows <= MOST_FUSED or torch.get_num_threads() == 1
+        return self.stored is not None and num_rows <= MOST_STORED
 
     def _in_dtype(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record's weights in the model's dtype: as they are, or widened in the scratch."""

@@ -179,7 +179,7 @@ class RunExperts:
         kernel, module = self.kernel, self.installed.modules[key.layer]
         if self.is_drafting:
             return kernel.draft(module, record, x)
-        if self.remembered is None or kernel.reads_narrow(module, len(x)):
+        if self.remembered is None or kernel.reads_stored():
             return kernel.target(module, record, x)
         if key not in self.remembered:
             self.remembered[key] = kernel.upcast_copy(record)

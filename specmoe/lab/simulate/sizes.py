@@ -75,7 +75,9 @@ class ModelSize:
 
 def _from_info(info: dict, num_layers: int) -> ModelSize:
     weight_bytes = 4 if info["expert_dtype"] == "float32" else 2
-    trunk_weights = info["trunk_bytes"] // (4 if info["dtype"] == "float32" else 2)
+    # recordings from before large matrices stayed in bf16 do not say
+    counted = info["trunk_bytes"] // (4 if info["dtype"] == "float32" else 2)
+    trunk_weights = info.get("trunk_weights", counted)
     counts = (info["record_bytes"], num_layers, info["experts"], info["top_k"])
     flops = (2 * info["expert_bytes"] / weight_bytes, 2 * trunk_weights)
     trunk_bytes = info["trunk_bytes"]

@@ -1,0 +1,299 @@
+/* Products of few float32 rows with weights as they are stored: x [n, in] times w [out, in] -> [n, out].
+ *
+ * Some rows of the weight are widened into a buffer that stays in the first cache and multiplied
+ * there, so that nothing wide goes through memory. Every output is the same sum in the same order
+ * (eight lanes over the columns, then the lanes), whatever the number of rows and threads. A format
+ * is one function that widens columns of a row; its number is its place in WIDEN and in native.py.
+ *
+ * Threads take chunks of outputs until none is left. The caller waits only for chunks that others
+ * have begun: a thread whose core is taken by another process is not waited for.
+ */
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+enum { LANES = 8, TILE = 4, BLOCK = 1024, MOST_ROWS = 64, CHUNK = 1 << 16, MOST_THREADS = 64 };
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* numbers: rows and columns of a block that shares a scale, scales in a row of the grid, how scales
+ * are stored, whether a product is rounded to bf16, columns of a row as stored */
+typedef struct {
+    const uint8_t *values, *scales;
+    long rows, columns;
+    long high, wide, grid, kind, rounded, width;
+} Weight;
+
+enum { FLOAT32, BFLOAT16, EXPONENT };
+
+static inline float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t as_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float scale_of(const Weight *w, long row, long column) {
+    long index = row / w->high * w->grid + column / w->wide;
+    if (w->kind == FLOAT32) return ((const float *)w->scales)[index];
+    if (w->kind == BFLOAT16) return as_float((uint32_t)((const uint16_t *)w->scales)[index] << 16);
+    /* a power of two; the least is below the normal numbers */
+    return as_float(w->scales[index] ? (uint32_t)w->scales[index] << 23 : 1u << 22);
+}
+
+static inline float to_bfloat16(float value) {
+    uint32_t bits = as_bits(value);
+    return as_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+}
+
+/* ---- one value of a format ---- */
+
+static inline float e4m3(uint32_t byte) {
+    float normal = as_float(((byte & 0x7f) << 20) + (120u << 23));
+    float small = (float)(int32_t)(byte & 7) * 0x1p-9f;
+    uint32_t bits = as_bits(byte & 0x78 ? normal : small);
+    bits = (byte & 0x7f) == 0x7f ? 0x7fc00000u : bits;
+    return as_float(bits | (byte & 0x80) << 24);
+}
+
+static inline float e5m2(uint32_t byte) {
+    float normal = as_float(((byte & 0x7f) << 21) + (112u << 23));
+    float small = (float)(int32_t)(byte & 3) * 0x1p-16f;
+    uint32_t bits = as_bits(byte & 0x7c ? normal : small);
+    bits = (byte & 0x7c) == 0x7c ? 0x7f800000u | (byte & 3) << 21 : bits;
+    return as_float(bits | (byte & 0x80) << 24);
+}
+
+static inline float e2m1(uint32_t half) {
+    float normal = as_float(((half & 7) << 22) + (126u << 23));
+    float value = half & 6 ? normal : (float)(int32_t)(half & 1) * 0.5f;
+    return as_float(as_bits(value) | (half & 8) << 28);
+}
+
+static inline float int4(uint32_t half) { return (float)((int32_t)half - 8); }
+
+static inline float int8(uint32_t byte) { return (float)((int32_t)byte - 128); }
+
+/* ---- columns of a row ---- */
+
+static void widen_bf16(const Weight *w, long row, long first, long count, float *restrict into) {
+    const uint16_t *from = (const uint16_t *)w->values + row * w->columns + first;
+    for (long i = 0; i < count; i++) into[i] = as_float((uint32_t)from[i] << 16);
+}
+
+/* Each run of columns that share a scale. */
+#define RUNS(DECODE)                                                                   \
+    for (long at = 0; at < count;) {                                                   \
+        long column = first + at, run = w->wide - column % w->wide;                    \
+        run = run < count - at ? run : count - at;                                     \
+        float scale = scale_of(w, row, column), *restrict out = into + at;             \
+        DECODE                                                                         \
+        if (w->rounded)                                                                \
+            for (long i = 0; i < run; i++) out[i] = to_bfloat16(out[i]);               \
+        at += run;                                                                     \
+    }
+
+#define BYTES(NAME, VALUE)                                                                      \
+    static void NAME(const Weight *w, long row, long first, long count, float *restrict into) { \
+        RUNS(const uint8_t *from = w->values + row * w->width + column;                         \
+             for (long i = 0; i < run; i++) out[i] = VALUE(from[i]) * scale;)                   \
+    }
+
+#define HALVES(NAME, VALUE)                                                                     \
+    static void NAME(const Weight *w, long row, long first, long count, float *restrict into) { \
+        RUNS(const uint8_t *from = w->values + row * w->width + column / 2;                     \
+             for (long i = 0; i < run / 2; i++) {                                               \
+                 out[2 * i] = VALUE(from[i] & 15u) * scale;                                     \
+                 out[2 * i + 1] = VALUE(from[i] >> 4) * scale;                                  \
+             })                                                                                 \
+    }
+
+BYTES(widen_e4m3, e4m3)
+BYTES(widen_e5m2, e5m2)
+BYTES(widen_int8, int8)
+HALVES(widen_e2m1, e2m1)
+HALVES(widen_int4, int4)
+
+typedef void (*Widen)(const Weight *, long, long, long, float *restrict);
+static const Widen WIDEN[] = {widen_bf16, widen_e4m3, widen_e5m2, widen_e2m1, widen_int4, widen_int8};
+
+/* ---- some outputs ---- */
+
+typedef struct {
+    const Weight *weight;
+    Widen widen;
+    const float *x;
+    long num_rows;
+    float *y;
+    long stride, step; /* floats between rows of y, and between outputs */
+} Product;
+
+static void multiply(const float *x, const float *restrict wide, long count, lanes *sums) {
+    lanes a = sums[0], b = sums[1], c = sums[2], d = sums[3];
+    for (long i = 0; i < count; i += LANES) {
+        lanes v = *(const lanes *)(x + i);
+        a += v * *(const lanes *)(wide + i);
+        b += v * *(const lanes *)(wide + BLOCK + i);
+        c += v * *(const lanes *)(wide + 2 * BLOCK + i);
+        d += v * *(const lanes *)(wide + 3 * BLOCK + i);
+    }
+    sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+}
+
+static void tile(const Product *p, long first) {
+    float wide[TILE * BLOCK] __attribute__((aligned(64)));
+    lanes sums[MOST_ROWS * TILE];
+    long columns = p->weight->columns, high = p->weight->rows - first;
+    high = high < TILE ? high : TILE;
+    memset(sums, 0, sizeof(lanes) * TILE * p->num_rows);
+    if (high < TILE) memset(wide, 0, sizeof wide);
+    for (long column = 0; column < columns; column += BLOCK) {
+        long count = columns - column < BLOCK ? columns - column : BLOCK;
+        for (long i = 0; i < high; i++)
+            p->widen(p->weight, first + i, column, count, wide + i * BLOCK);
+        for (long row = 0; row < p->num_rows; row++)
+            multiply(p->x + row * columns + column, wide, count, sums + row * TILE);
+    }
+    for (long row = 0; row < p->num_rows; row++)
+        for (long i = 0; i < high; i++) {
+            lanes s = sums[row * TILE + i];
+            float sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+            p->y[row * p->stride + (first + i) * p->step] = sum;
+        }
+}
+
+/* ---- threads ---- */
+
+static struct {
+    pthread_mutex_t calls, lock; /* one product at a time; what follows */
+    pthread_cond_t begun, ended;
+    int num_helpers, asleep;
+    const Product *product;
+    long chunk;           /* rows of one */
+    atomic_long number;   /* of the product: it changes when one begins */
+    atomic_long next;     /* chunks of it that were taken, and whose: number << 32 | chunks */
+    atomic_long left;     /* chunks that are not done */
+    long num_chunks;
+} pool = {.calls = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .begun = PTHREAD_COND_INITIALIZER,
+          .ended = PTHREAD_COND_INITIALIZER};
+
+static void do_chunk(const Product *p, long chunk, long high) {
+    long last = (chunk + 1) * high < p->weight->rows ? (chunk + 1) * high : p->weight->rows;
+    for (long row = chunk * high; row < last; row += TILE) tile(p, row);
+}
+
+/* Chunks of product ``number`` until none is left. What a chunk needs stays as it is as long as the
+ * caller waits for it, and one is taken only of the product that is named. */
+static void work(long number) {
+    for (;;) {
+        long taken = atomic_load(&pool.next);
+        do {
+            if (taken >> 32 != number || (taken & 0xffffffff) >= pool.num_chunks) return;
+        } while (!atomic_compare_exchange_weak(&pool.next, &taken, taken + 1));
+        do_chunk(pool.product, taken & 0xffffffff, pool.chunk);
+        if (atomic_fetch_sub(&pool.left, 1) == 1) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.ended);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+/* How long a thread asks again before it sleeps; whoever else wants its core gets it. */
+static const double PATIENCE_S = 200e-6;
+
+static void *helper(void *unused) {
+    long done = 0;
+    for (;;) {
+        double until = seconds() + PATIENCE_S;
+        while (atomic_load(&pool.number) == done && seconds() < until) sched_yield();
+        pthread_mutex_lock(&pool.lock);
+        pool.asleep++;
+        while (atomic_load(&pool.number) == done) pthread_cond_wait(&pool.begun, &pool.lock);
+        pool.asleep--;
+        done = atomic_load(&pool.number);
+        pthread_mutex_unlock(&pool.lock);
+        work(done);
+    }
+    return unused;
+}
+
+/* A fork has none of its parent's threads. */
+static void after_fork(void) {
+    pthread_mutex_init(&pool.calls, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.begun, NULL);
+    pthread_cond_init(&pool.ended, NULL);
+    pool.num_helpers = pool.asleep = 0;
+}
+
+static void need_helpers(int wanted) {
+    if (!pool.num_helpers) pthread_atfork(NULL, NULL, after_fork);
+    while (pool.num_helpers < wanted && pool.num_helpers < MOST_THREADS) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, helper, NULL)) break;
+        pthread_detach(thread);
+        pool.num_helpers++;
+    }
+}
+
+static void in_parallel(const Product *p, int num_threads) {
+    long chunk = CHUNK / p->weight->columns / TILE * TILE;
+    chunk = chunk ? chunk : TILE;
+    long num_chunks = (p->weight->rows + chunk - 1) / chunk;
+    if (num_threads < 2 || num_chunks < 2) {
+        for (long i = 0; i < num_chunks; i++) do_chunk(p, i, chunk);
+        return;
+    }
+    pthread_mutex_lock(&pool.calls);
+    pthread_mutex_lock(&pool.lock);
+    need_helpers(num_threads - 1);
+    long number = (atomic_load(&pool.number) + 1) & 0x3fffffff;
+    /* nobody may take what was left of the last product */
+    atomic_store(&pool.next, -1);
+    pool.product = p, pool.chunk = chunk, pool.num_chunks = num_chunks;
+    atomic_store(&pool.left, num_chunks);
+    atomic_store(&pool.next, number << 32);
+    atomic_store(&pool.number, number);
+    if (pool.asleep) pthread_cond_broadcast(&pool.begun);
+    pthread_mutex_unlock(&pool.lock);
+    work(number);
+    double until = seconds() + PATIENCE_S / 4;
+    while (atomic_load(&pool.left) && seconds() < until) sched_yield();
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load(&pool.left)) pthread_cond_wait(&pool.ended, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.calls);
+}
+
+/* ---- what Python calls ---- */
+
+/* x float32 [num_rows, columns] -> y float32, output o of row r at y[r * stride + o * step];
+ * columns is a multiple of 8. numbers: as in Weight, from rows on. */
+void specmoe_product(int format, const void *values, const void *scales, const long *numbers,
+                     const float *x, long num_rows, float *y, long stride, long step,
+                     int num_threads) {
+    Weight w = {values,     scales,     numbers[0], numbers[1], numbers[2],
+                numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
+    for (long row = 0; row < num_rows; row += MOST_ROWS) {
+        long rows = num_rows - row < MOST_ROWS ? num_rows - row : MOST_ROWS;
+        Product p = {&w, WIDEN[format], x + row * w.columns, rows, y + row * stride, stride, step};
+        in_parallel(&p, num_threads);
+    }
+}

@@ -1,0 +1,174 @@
+"""Weights that stay as they are stored, and the products with them: of a record's expert, and of
+the model's own large layers.
+
+Comes in: a layout or a model in float32 whose weights are narrower. Goes out: products that never
+write a wide copy to memory. ``kernels`` multiplies experts with this, ``engine`` opens the rest of
+the model with it. Where ``native`` has no function for a format, nothing here is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..checkpoint import ExpertLayout
+from ..checkpoint.layout import Part, Weight
+from .native import Native, library, native
+
+# Rows that are multiplied with a weight as it is stored; for more, widening it costs less than it
+# saves: torch's own products are faster.
+MOST_ROWS = 64
+# Elements that are widened at a time for more rows than that: 4 MiB of float32.
+BLOCK_ELEMENTS = 2**20
+
+
+class Piece(NamedTuple):
+    """Outputs ``places`` of a matrix, and where its values and scales begin in a record."""
+
+    native: Native
+    offsets: tuple[int, ...]
+    places: slice
+
+
+class StoredMatrix(NamedTuple):
+    """A matrix [out, in] in a record that begins at ``address``."""
+
+    num_outputs: int
+    pieces: list[Piece]
+    address: int
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [n, in] -> [n, out]."""
+        x, y = x.contiguous(), x.new_empty(len(x), self.num_outputs)
+        for piece in self.pieces:
+            addresses = [self.address + offset for offset in piece.offsets]
+            piece.native.product(x, addresses, y[:, piece.places])
+        return y
+
+
+class StoredExpert:
+    """How the parameters of one expert lie in a record of ``layout``. ``complete`` is False where
+    one of the matrices is in no format that C multiplies with."""
+
+    def __init__(self, layout: ExpertLayout, transposed: bool):
+        self.layout = layout
+        sides = dict(zip(layout.names, layout.shapes))
+        self.matrices = {name: [] for name, shape in sides.items() if len(shape) == 2}
+        self.outputs = {name: sides[name][1 if transposed else 0] for name in self.matrices}
+        found = [self._add(weight, transposed) for weight in _weights(layout)]
+        self.complete = library() is not None and all(found)
+        self.vectors = [p for p in layout.pieces if p.weight.target not in self.matrices]
+
+    def _add(self, weight: Weight, transposed: bool) -> bool:
+        if weight.target not in self.matrices:
+            return True
+        layout, pieces = self.layout, self.matrices[weight.target]
+        sides = dict(zip(layout.names, layout.shapes))[weight.target]
+        out_dim = 1 if transposed else 0
+        (dim, first, step), inner = weight.places[0], weight.places[1:]
+        if dim != out_dim or inner != ((1 - dim, 0, 1),) or weight.shape[1] != sides[1 - dim]:
+            return False
+        parts = [layout.parts[index] for index in weight.parts]
+        made = native(weight.format, weight.shape, parts, weight.numbers)
+        if made is None:
+            return False
+        offsets = layout.offsets()
+        where = tuple(offsets[index] for index in weight.parts)
+        pieces.append(Piece(made, where, slice(first, first + step * weight.shape[0], step)))
+        return True
+
+    def weights(self, record: torch.Tensor) -> dict[str, StoredMatrix | torch.Tensor]:
+        """The parameters of the expert in ``record``, by name."""
+        address = record.data_ptr()
+        found = {
+            name: StoredMatrix(self.outputs[name], pieces, address)
+            for name, pieces in self.matrices.items()
+        }
+        return found | self._vectors(record)
+
+    def _vectors(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
+        layout = self.layout
+        if not layout.is_low_bit:
+            views = layout.views(record) if len(self.matrices) < len(layout.names) else {}
+            return {name: view for name, view in views.items() if name not in self.matrices}
+        sides = dict(zip(layout.names, layout.shapes))
+        made = {piece.weight.target: torch.empty(0) for piece in self.vectors}
+        made = {name: torch.empty(sides[name]) for name in made}
+        for piece in self.vectors:
+            rows = piece.widened(lambda start, length: record[start : start + length])
+            piece.weight.place(made[piece.weight.target])[piece.first : piece.last].copy_(rows)
+        return made
+
+
+def _weights(layout: ExpertLayout) -> Sequence[Weight]:
+    """Those of a low-bit layout; of another each parameter is one, stored as it is."""
+    if layout.is_low_bit:
+        return layout.weights
+    return [
+        Weight(name, "plain", (index,), shape, tuple((dim, 0, 1) for dim in range(len(shape))))
+        for index, (name, shape) in enumerate(zip(layout.names, layout.shapes))
+    ]
+
+
+# ---- the model's own layers ----
+
+
+class StoredLinear(nn.Linear):
+    """A layer whose weight, a buffer, is narrower than what it computes with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out] in the dtype of ``x``."""
+        if x.dtype == self.weight.dtype:
+            return F.linear(x, self.weight, self.bias)
+        y = product(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class StoredEmbedding(nn.Embedding):
+    """Rows of a table that is narrower than the model."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(tokens).float()
+
+
+STORED = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}
+
+
+def keep_stored(model: nn.Module) -> None:
+    """Teach the layers of ``model`` whose weights ``build_model`` left in bf16 to compute in
+    float32, or widen them where C cannot multiply. The weights become buffers: a model's dtype is
+    that of its parameters."""
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is None or weight.dtype != torch.bfloat16 or weight.is_meta:
+                continue
+            if name == "weight" and type(module) in STORED and library() is not None:
+                module.__class__ = STORED[type(module)]
+                del module._parameters[name]
+                module.register_buffer(name, weight.data)
+            else:
+                # in place, as another layer may share it
+                weight.data = weight.data.float()
+
+
+def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
+    """All weights of ``model`` beside its experts; a tied one once."""
+    kept = [module.weight for module in model.modules() if type(module) in STORED.values()]
+    weights = [weight for weight in (*model.parameters(), *kept) if not weight.is_meta]
+    return list({weight.data_ptr(): weight for weight in weights}.values())
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x`` [n, in] float32 with a bf16 ``weight`` [out, in] -> [n, out]."""
+    if len(x) <= MOST_ROWS:
+        made = native("plain", weight.shape, [Part("", weight.dtype, weight.shape)], ())
+        if made is not None:
+            pieces = [Piece(made, (0,), slice(None))]
+            return StoredMatrix(len(weight), pieces, weight.data_ptr()).product(x)
+    step = max(1, BLOCK_ELEMENTS // weight.shape[1])
+    blocks = [F.linear(x, rows.to(x.dtype)) for rows in weight.split(step)]
+    return torch.cat(blocks, 1)

@@ -1,0 +1,220 @@
+"""Products with weights as they are stored, in C: the very numbers of the widened weight, the same
+for any number of rows and threads, and never an error where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+from conftest import PROMPTS
+from tiny_architectures import make_checkpoint
+from torch import nn
+from torch.nn import functional as F
+
+import specmoe
+from specmoe.checkpoint import model as checkpoint_model
+from specmoe.checkpoint.formats import WIDEN
+from specmoe.model import native, stored
+
+ROWS, COLUMNS = 301, 2048  # neither fits a tile or a block evenly
+
+
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def floats(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=random())
+
+
+def whole(dtype: torch.dtype, low: int, high: int, *shape: int) -> torch.Tensor:
+    return torch.randint(low, high, shape, generator=random(), dtype=dtype)
+
+
+def words(*shape: int) -> torch.Tensor:
+    return whole(torch.int32, -(2**31), 2**31 - 1, *shape)
+
+
+def exponents(*shape: int) -> torch.Tensor:
+    return whole(torch.uint8, 100, 140, *shape)
+
+
+SCALES = floats(3, 16).abs()  # of blocks of 128 rows and columns
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+# name -> format, serialised parts, numbers
+WEIGHTS = {
+    "bf16": ("plain", [floats(ROWS, COLUMNS).bfloat16()], ()),
+    "bf16, a short row": ("plain", [floats(5, 8).bfloat16()], ()),
+    "e4m3": ("fp8", [floats(ROWS, COLUMNS).to(E4M3), SCALES], (128, 128)),
+    "e4m3, bf16 scales": ("fp8", [floats(ROWS, COLUMNS).to(E4M3), SCALES.bfloat16()], (128, 128)),
+    "e4m3, ue8m0": ("fp8", [floats(ROWS, COLUMNS).to(E4M3), exponents(3, 16)], (128, 128)),
+    "e4m3, a scale for all": ("fp8", [floats(ROWS, COLUMNS).to(E4M3), SCALES[0, 0]], (301, 2048)),
+    "e5m2, a scale for a row": (
+        "fp8",
+        [floats(ROWS, COLUMNS).to(E5M2), floats(ROWS, 1)],
+        (1, COLUMNS),
+    ),
+    "mxfp4": ("mxfp4", [whole(torch.uint8, 0, 256, ROWS, 64, 16), exponents(ROWS, 64)], ()),
+    "fp4": ("fp4", [whole(torch.int8, -128, 127, ROWS, 1024), exponents(ROWS, 64)], (1, 32)),
+    "int4": ("int4", [words(ROWS, 256), floats(ROWS, 16).bfloat16()], (1, 128, 4, COLUMNS)),
+    "int4, cut": ("int4", [words(ROWS, 257), floats(ROWS, 1)], (1, 2050 - 2, 4, 2050 - 2)),
+    "int8": ("int8", [words(ROWS, 512), floats(ROWS, 16).bfloat16()], (1, 128, 8, COLUMNS)),
+}
+
+
+def multiply(name: str, x: torch.Tensor, gap: int = 1) -> torch.Tensor:
+    format, parts, numbers = WEIGHTS[name]
+    shape = WIDEN[format](*parts, *numbers).shape
+    made, y = native.native(format, shape, parts, numbers), x.new_empty(len(x), gap * shape[0])
+    made.product(x, [part.data_ptr() for part in parts], y[:, ::gap])
+    return y[:, ::gap]
+
+
+def widened(name: str) -> torch.Tensor:
+    format, parts, numbers = WEIGHTS[name]
+    return WIDEN[format](*parts, *numbers).float()
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_product_widens_to_the_very_numbers(name):
+    wide = widened(name)
+    assert torch.equal(multiply(name, torch.eye(wide.shape[1])).T, wide)
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_row_has_the_same_product_alone_among_many_and_on_any_number_of_threads(name):
+    wide = widened(name)
+    x = floats(70, wide.shape[1])
+    many = multiply(name, x)
+    want = x.double() @ wide.double().T
+    assert (many - want).abs().max() < 2e-6 * want.abs().max()
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        try:
+            assert torch.equal(multiply(name, x[-1:].contiguous(), gap=2), many[-1:])
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_every_byte_of_fp8_is_what_torch_says():
+    byte = torch.arange(256, dtype=torch.uint8).view(32, 8)
+    for dtype in (E4M3, E5M2):
+        parts = [byte.view(dtype), torch.ones(())]
+        made, y = native.native("fp8", (32, 8), parts, (32, 8)), torch.empty(8, 32)
+        # one column at a time: a value that is no number would spoil the others of its row
+        finite = parts[0].float().nan_to_num(7, posinf=7, neginf=7)
+        clean = torch.where(parts[0].float().isfinite(), byte, 0).view(dtype)
+        made.product(torch.eye(8), [clean.data_ptr(), parts[1].data_ptr()], y)
+        assert torch.equal(y.T, torch.where(parts[0].float().isfinite(), finite, 0.0))
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_products_of_several_python_threads_do_not_mix(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    x = floats(3, COLUMNS)
+    wrong, want = [], {name: multiply(name, x) for name in ("bf16", "mxfp4")}
+
+    def repeat(name):
+        for _ in range(30):
+            if not torch.equal(multiply(name, x), want[name]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=repeat, args=[name]) for name in want for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_multiplies_with_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x = floats(1, COLUMNS)
+    want = multiply("bf16", x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(multiply("bf16", x), want) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_what_c_does_not_know_is_left_to_torch():
+    half, odd = floats(8, 16).half(), floats(8, 12).bfloat16()
+    assert native.native("plain", half.shape, [half], ()) is None
+    assert native.native("plain", odd.shape, [odd], ()) is None
+    assert native.native("q4_k", (8, 16), [whole(torch.uint8, 0, 9, 8, 9)], ()) is None
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_there_is_one_warning_and_nothing_breaks(caplog):
+    layer = nn.Linear(32, 8, bias=False)
+    layer.weight.data = layer.weight.data.bfloat16()
+    want, model = layer.weight.data.float(), nn.Sequential(layer)
+    stored.keep_stored(model)
+    assert native.native("plain", layer.weight.shape, [layer.weight], ()) is None
+    assert type(layer) is nn.Linear and torch.equal(layer.weight, want)
+    [said] = [record for record in caplog.records if record.name == "specmoe"]
+    assert said.getMessage().endswith("without a compiled kernel (no compiler)")
+
+
+@pytest.mark.usefixtures("c_compiler", "own_cache")
+def test_what_was_compiled_is_found_again(monkeypatch):
+    first = native._compiled()
+    monkeypatch.setattr(native, "_compile", None)  # would fail
+    assert native._compiled() == first
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    with pytest.raises(TypeError):
+        native._compiled()
+
+
+# ---- the model's own layers ----
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("num_rows", [1, 5, stored.MOST_ROWS + 1])
+def test_layers_kept_in_bf16_compute_in_float32(num_rows, monkeypatch):
+    monkeypatch.setattr(stored, "BLOCK_ELEMENTS", 40 * 7)
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(50, 40), "norm": nn.LayerNorm(40), "head": nn.Linear(40, 50)}
+    )
+    wide = model["embed"].weight.data.bfloat16()
+    model["embed"].weight.data = wide
+    model["head"].weight = model["embed"].weight  # tied
+    bias = model["head"].bias.data
+    stored.keep_stored(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model["head"].weight.data_ptr() == model["embed"].weight.data_ptr()
+    tokens = torch.arange(num_rows).view(1, -1) % 50
+    x = model["embed"](tokens)
+    assert torch.equal(x, F.embedding(tokens, wide.float()))
+    torch.testing.assert_close(model["head"](x), F.linear(x, wide.float(), bias))
+    held = {weight.data_ptr() for weight in stored.trunk_weights(model)}
+    assert len(held) == 4 and wide.data_ptr() in held
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("architecture", ["mixtral", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_computes_the_same_with_its_layers_in_bf16(
+    architecture, tied, monkeypatch, tmp_path
+):
+    folder = make_checkpoint(architecture, tmp_path, torch.bfloat16, tie_word_embeddings=tied)
+    found = []
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(checkpoint_model, "LEAST_STORED", least)
+        with specmoe.load(folder) as engine:
+            kept = [m for m in engine.model.modules() if type(m) in stored.STORED.values()]
+            assert bool(kept) == (least == 0) and engine.info["dtype"] == "float32"
+            found.append((engine.next_logits(PROMPTS[0]), engine.info))
+    (wide, before), (narrow, after) = found
+    torch.testing.assert_close(narrow, wide, atol=1e-4, rtol=1e-4)
+    assert after["trunk_weights"] == before["trunk_weights"]
+    assert before["trunk_bytes"] == 4 * before["trunk_weights"] > 1.5 * after["trunk_bytes"]
