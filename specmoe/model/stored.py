@@ -143,12 +143,12 @@ def keep_stored(model: nn.Module) -> None:
     float32, or widen them where C cannot multiply. The weights become buffers: a model's dtype is
     that of its parameters."""
     for module in model.modules():
-        for name, weight in list(module._parameters.items()):
-            if weight is None or weight.dtype != torch.bfloat16 or weight.is_meta:
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.dtype != torch.bfloat16 or weight.is_meta:
                 continue
             if name == "weight" and type(module) in STORED and library() is not None:
                 module.__class__ = STORED[type(module)]
-                del module._parameters[name]
+                delattr(module, name)
                 module.register_buffer(name, weight.data)
             else:
                 # in place, as another layer may share it
