@@ -15,7 +15,6 @@ FOREIGN = {
     "_replace": "a named tuple's, public by its documentation",
     "_option_string_actions": "argparse: what may be typed, to name the nearest",
     "_dynamo": "torch: the compiler's counters and limits, and whether it is at work",
-    "_inductor": "torch: compiles one product, whatever runs around it",
     "_config": "torch: what the compiler's guards hold on to",
     "_buffers": "torch: a module's own buffers, to be moved from the meta device",
     "_non_persistent_buffers_set": "torch: buffers that no checkpoint holds",
