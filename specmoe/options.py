@@ -21,6 +21,8 @@ STORES = ("disk", "memory", "checkpoint")
 METHODS = ("specmoe", "on_demand", "cached", "overlapped", "resident", "auto")
 EVICTIONS = ("lru", "lfu", "static", "temporal")
 DRAFT_SETS = ("random", "hot_global", "hot_temporal")
+# What a draft may begin with; ``speculate.sources.register`` adds a user's own.
+DRAFTS = ["resident", "ngram", "oracle"]
 SUBSTITUTES = ("affinity", "router", "random", "drop", "no_experts")
 ACCEPT_RULES = ("coupled", "rejection")
 # What the command line and a report's kernel set before torch is loaded, where it brings GNU's
@@ -187,6 +189,8 @@ class GenerateOptions:
     max_new_tokens: int = 64
     method: str = "auto"
     gamma: int | None = None
+    # where drafted tokens come from (``speculate.sources``): a name, a function, an object
+    draft: Any = "resident"
     draft_set: str | Callable = "hot_temporal"
     substitute: str = "affinity"
     draft_top_k: int | None = (
@@ -224,6 +228,8 @@ class GenerateOptions:
         check_choice("eviction", self.eviction, EVICTIONS)
         check_choice("substitute", self.substitute, SUBSTITUTES)
         check_choice("accept_rule", self.accept_rule, ACCEPT_RULES)
+        for part in self.draft.split("+") if isinstance(self.draft, str) else ():
+            check_choice("draft", part.partition(":")[0], DRAFTS)
         if not callable(self.draft_set):
             check_choice("draft_set", self.draft_set, DRAFT_SETS)
         if self.do_sample and self.temperature == 0:

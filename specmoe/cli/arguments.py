@@ -115,6 +115,9 @@ def _speculation(parser: ArgumentParser) -> None:
     group.add_argument(
         "--gamma", type=int, metavar="G", help="drafted tokens per round; default: planned"
     )
+    group.add_argument(
+        "--draft", metavar="SOURCE", help="resident (default), ngram, ngram+resident or oracle"
+    )
     group.add_argument("--draft-set", help="hot_temporal (default), hot_global or random")
     group.add_argument(
         "--substitute", help="affinity (default), router, random, drop or no_experts"

@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 2**23  # a longer line becomes an error line, without being hel
 MAX_SEQUENCES = 1024  # of one line's "n"
 # Options that change speed and memory, never the texts: a job may be resumed with others.
 FREE = frozenset(
-    "method gamma draft_set substitute draft_top_k eviction prefetch batch_size first_prompt "
+    "method gamma draft draft_set substitute draft_top_k eviction prefetch batch_size first_prompt "
     "streamer progress store device draft_experts fast_memory link_bytes_per_s compile trace "
     "num_readers revision".split()
 )

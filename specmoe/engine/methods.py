@@ -20,7 +20,7 @@ resident     everything in fast memory: the ceiling, outside the budget (copies 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..checkpoint import PackedExperts
 from ..offload.budget import MemoryPlan
@@ -31,6 +31,9 @@ from ..options import GenerateOptions
 from ..speculate.confidence import ConfidencePlanner
 from ..speculate.draft_sets import make_draft_set
 from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, Planner
+from ..speculate.sources import make_source
+from ..speculate.sources.base import DraftSource
+from ..speculate.sources.resident import Resident
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Method:
     preload: list[set[int]] | None = None
     first_kept: int = 0
     drafting: Drafting = Drafting()
+    source: DraftSource = field(default_factory=Resident)
 
 
 def make_method(
@@ -82,25 +86,26 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
         return Method(policy, plain, preload=getattr(policy, "fixed", None))
-    return _speculative(options, memory, size, hotness, max_block)
+    return _speculative(options, memory, packed, hotness, max_block)
 
 
-def _speculative(options, memory: MemoryPlan, size: tuple[int, int], hotness, max_block) -> Method:
+def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, max_block) -> Method:
+    size, source = (len(packed.layers), packed.num_experts), make_source(options.draft, packed)
     policy = make_draft_set(
         options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0
     )
-    planner = _planner(options, max_block)
+    planner = _planner(options, max_block, source.is_confident)
     top_k = options.draft_top_k or ("half" if isinstance(planner, ConfidencePlanner) else None)
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = getattr(policy, "fixed", None)
     # every expert drafts, from the first round on
     if memory.draft_experts == size[1] and not callable(options.draft_set):
         preload = [set(range(size[1]))] * size[0]
-    return Method(policy, planner, preload=preload, drafting=drafting)
+    return Method(policy, planner, preload=preload, drafting=drafting, source=source)
 
 
-def _planner(options: GenerateOptions, max_block: int | None) -> Planner:
-    if options.gamma is None and not options.do_sample:
+def _planner(options: GenerateOptions, max_block: int | None, is_confident: bool) -> Planner:
+    if options.gamma is None and not options.do_sample and is_confident:
         return ConfidencePlanner(options.method == "auto", max_block)
     if options.method == "auto":
         return CostPlanner(

@@ -49,6 +49,8 @@ class Stats:
     prefill_bytes: int
     peak_fast_expert_bytes: int
     kept_full: bool  # were finished rows replaced from a queue of prompts
+    draft: str | None = None  # where drafts came from; "oracle" is a bound, no method
+    draft_bytes: int = 0  # of fast memory that this source held
     seed: int | None = None  # what sampling drew from, given or not; None: greedy
 
     @property
@@ -151,6 +153,8 @@ def make_stats(plan: Plan, batch: Batch, seconds: float, peak_bytes: int) -> Sta
         prefill_bytes=batch.prefill.fetched_bytes,
         peak_fast_expert_bytes=peak_bytes,
         kept_full=len(plan.rows) > plan.batch_size,
+        draft=plan.method.source.name if options.method in ("specmoe", "auto") else None,
+        draft_bytes=plan.method.source.num_bytes,
         seed=plan.sampler.seed if options.do_sample else None,
         **_of_rounds(batch.rounds, seconds - batch.prefill_s),
         **_of_reads(batch.experts.pool.counts.minus(batch.prefill)),

@@ -21,6 +21,7 @@ from ..model.translation import check_source_lengths, decoder_prompt, read_sourc
 from ..options import GenerateOptions, from_kwargs
 from ..speculate.loop import Sequence
 from ..speculate.sampling import Sampler
+from ..speculate.sources import Oracle
 from .methods import Method, make_method
 from .rules import Rules
 from .settings import end_tokens, gather
@@ -82,6 +83,7 @@ def prepare(engine, prompts, attention_mask, options: Mapping) -> Plan:
     """Read and check everything; calibrate where the method stands on it."""
     # a tokenizer may add them; no model here reads them
     options = {name: value for name, value in options.items() if name != "token_type_ids"}
+    given = options
     options = from_kwargs(GenerateOptions, gather(options))
     rules = Rules(engine.model, engine.tokenizer, options)
     options, decoder = rules.options, engine.decoder
@@ -95,6 +97,10 @@ def prepare(engine, prompts, attention_mask, options: Mapping) -> Plan:
     hotness = _hotness(engine, options, rows)
     method = make_method(options, engine.memory, engine.packed, hotness, max_block)
     decoder.check_blocks(rows, batch_size, method.planner.max_gamma)
+    if isinstance(method.source, Oracle) and not method.source.texts:
+        method.source.texts |= _texts(
+            engine, prompts, attention_mask, given | {"seed": sampler.seed}
+        )
     eos = rules.eos.union(*(row.rules.eos for row in rows if row.rules))
     return Plan(rows, options, method, sampler, batch_size, eos)
 
@@ -122,6 +128,18 @@ def _copies(rows: list[Sequence], options: GenerateOptions) -> list[Sequence]:
         for index, row in enumerate(rows)
         for _ in range(number)
     ]
+
+
+def _texts(engine, prompts, attention_mask, options: Mapping) -> dict[int, list[int]]:
+    """What plain decoding gives: prompt -> its new tokens. The oracle drafts it."""
+    plain = {"method": "cached", "eviction": "temporal", "draft": "resident", "gamma": None}
+    options = {**options, **plain, "streamer": None, "progress": None}
+    with engine.start(prompts, attention_mask=attention_mask, **options) as run:
+        output, rows = run.output(), run.plan.rows
+    return {
+        row.prompt: tokens[row.num_prompt :].tolist()
+        for row, tokens in zip(rows, output.sequences, strict=True)
+    }
 
 
 def _hotness(engine, options: GenerateOptions, rows: list[Sequence]) -> list[list[int]] | None:

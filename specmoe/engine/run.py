@@ -163,6 +163,7 @@ class Run:
                 plan.batch_size,
                 plan.eos,
                 self.trace,
+                source=plan.method.source,
             )
             self.trace.restart()
             self._rounds = decode(self.batch)

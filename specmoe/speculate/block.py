@@ -1,7 +1,7 @@
 """The block that grows while a round drafts: tokens, how many of them count, which rows go on.
 
 Comes in, after every draft step: what was picked and how sure the draft was of it. Goes out:
-``Drafted`` for the verification. ``speculate.loop.draft`` calls this.
+``Drafted`` for the verification. ``sources`` call this.
 
     B rows, G drafted tokens, V vocabulary
 """
@@ -20,8 +20,8 @@ FEWEST = 8  # rows below which leaving some out saves nothing
 
 class Drafted(NamedTuple):
     """What was drafted: tokens [B, G], how many of them count [B], their distributions q [B, G, V]
-    when sampling. ``expected_rejections``: rows that the draft expects to be cut short; ``steps``:
-    rows and seconds of each draft step."""
+    when sampling (None: each token was certain). ``expected_rejections``: rows that the draft
+    expects to be cut short; ``steps``: rows and seconds of each draft step."""
 
     tokens: torch.Tensor
     num: list[int]

@@ -25,10 +25,12 @@ import torch
 from ..model.decoder import Decoder, check_finite
 from ..offload.experts import RunExperts
 from ..trace import PoolCounts, Round, Trace
-from .block import Drafted, Drafting
+from .block import Drafted
 from .planner import Planner
-from .processors import RowRules, process_block, process_draft
+from .processors import RowRules, process_block
 from .sampling import Sampler
+from .sources.base import DraftSource, nothing
+from .sources.resident import Resident
 
 # padded tokens of one prefill chunk, at most (one long prompt may exceed it)
 PREFILL_TOKENS = 16384
@@ -95,6 +97,7 @@ class Batch:
     prefill: PoolCounts = field(default_factory=PoolCounts)
     prefill_s: float = 0.0
     during_prefill: Callable = nullcontext  # a context that prefills run in
+    source: DraftSource = field(default_factory=Resident)
 
 
 def decode(batch: Batch) -> Iterator[Round]:
@@ -103,7 +106,7 @@ def decode(batch: Batch) -> Iterator[Round]:
     refill(batch)
     while batch.rows:
         batch.trace.round, began_s = len(batch.rounds), time.perf_counter()
-        drafted = draft(batch)  # resident experts only: no fetch
+        drafted = draft(batch)  # no expert is fetched
         drafted_s = time.perf_counter() - began_s
         logits = verify(batch, drafted)  # each distinct expert is read once
         accepted, num_new = accept(batch, drafted, logits)
@@ -114,48 +117,12 @@ def decode(batch: Batch) -> Iterator[Round]:
 
 
 def draft(batch: Batch) -> Drafted:
-    """Up to the planner's gamma tokens per row from the model restricted to its resident experts
-    (paper, step 1)."""
+    """Up to the planner's gamma tokens per row from the run's draft source (``sources``; the
+    paper's, step 1, is the model restricted to its resident experts)."""
     rows, gamma = batch.rows, batch.planner.next_gamma()
     # the last token is the target's own
     limits = torch.tensor([max(0, min(gamma, row.room - 1)) for row in rows])
-    nothing = Drafted(torch.zeros(len(rows), 0, dtype=torch.long), [0] * len(rows))
-    if not int(limits.max()):
-        return nothing
-    block = Drafting(limits, torch.tensor(sorted(batch.eos), dtype=torch.long))
-    with batch.experts.drafting() as can_draft:
-        if not can_draft:  # a cold start: some layer has no resident expert yet
-            return nothing
-        batch.trace.phase, began_s = "draft", time.perf_counter()
-        tokens, starts = _last_tokens(rows), _starts(rows)
-        while block.active.any():
-            tokens, starts = draft_step(batch, block, tokens, starts)
-        batch.decoder.restore_rows()
-    drafted, seconds = block.block(), time.perf_counter() - began_s
-    batch.trace.add("draft", count=sum(drafted.num), size=len(rows), seconds=seconds)
-    return drafted
-
-
-def draft_step(
-    batch: Batch, block: Drafting, tokens: torch.Tensor, starts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token more for the rows that still draft: ``tokens`` [B, 1] at ``starts`` [B] -> what the
-    next step feeds, and where."""
-    rows = [batch.rows[row] for row in block.computed_rows.tolist()]
-    began_s, prompts = time.perf_counter(), _prompts(rows)
-    batch.experts.set_live(block.active[block.computed_rows])
-    logits = process_draft(rows, batch.decoder.forward(tokens, starts)[:, -1], block)  # [B, V]
-    starts = starts + 1
-    picked, q = batch.sampler.draft(logits, prompts, starts.tolist())
-    tokens = picked.cpu()
-    block.append(tokens, q)
-    block.restrict(*batch.planner.keep_drafting(block, lambda: batch.sampler.confidence(logits)))
-    kept = None if q is not None else block.leave_out()
-    block.steps.append((len(prompts), time.perf_counter() - began_s))
-    if kept is not None and block.active.any():
-        batch.decoder.select_rows(kept)
-        tokens, starts = tokens[kept], starts[kept]
-    return tokens[:, None], starts
+    return batch.source.draft(batch, limits) if int(limits.max()) else nothing(len(rows))
 
 
 def verify(batch: Batch, drafted: Drafted) -> torch.Tensor:

@@ -180,12 +180,20 @@ def accept_by_rejection(
     """Speculative sampling of one row -> (accepted tokens, the distribution [V] of the token that
     follows).
 
-    ``p`` [G + 1, V] target, ``drafted`` [G] drawn from ``q`` [G, V]; ``uniform`` one draw in [0, 1)
-    per drafted token.
+    ``p`` [G + 1, V] target, ``drafted`` [G] drawn from ``q`` [G, V] (None: certain); ``uniform``
+    one draw in [0, 1) per drafted token.
     """
     for i, draw in enumerate(uniform):
         token = int(drafted[i])
-        if draw >= float(p[i, token] / q[i, token]):  # accept with min(1, p / q)
-            residual = (p[i] - q[i]).clamp(min=0)
+        given = certain(token, p[i]) if q is None else q[i]  # [V]
+        if draw >= float(p[i, token] / given[token]):  # accept with min(1, p / q)
+            residual = (p[i] - given).clamp(min=0)
             return i, residual / residual.sum() if residual.sum() > 0 else p[i]
     return len(uniform), p[len(uniform)]
+
+
+def certain(token: int, like: torch.Tensor) -> torch.Tensor:
+    """All weight on ``token``: [V]."""
+    weights = torch.zeros_like(like)
+    weights[token] = 1
+    return weights
