@@ -12,24 +12,27 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROMPTS, tokens_of
-from test_low_bit import differences
+from test_low_bit import differences, widened
 from tiny_gguf import TRIED, as_kind, blocks, make_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specmoe
 from specmoe.checkpoint import blocks as ggml
 from specmoe.checkpoint import build_model, gguf_file
+from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
 from specmoe.cli.identity import identity_of
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
+from specmoe.offload.affinity import expert_distances
 
 NEW_TOKENS = 8
-Q4_K = "gguf Q4_K qwen3_moe"
+Q4_K = "gguf Q4_K minimax_m2"
+Q4_K_M = "gguf Q4_K_M qwen3_moe"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """``made("gguf Q4_K qwen3_moe")``: a file whose experts are in that type, made once."""
+    """``made("gguf Q4_K minimax_m2")``: a file whose experts are in that type, made once."""
     root = tmp_path_factory.mktemp("gguf")
 
     @cache
@@ -99,7 +102,8 @@ def test_weights_and_tokens_are_those_of_transformers(made, reference, plain_tok
     assert wrong_weights(made(name), reference(name)) == []
     store = "disk" if "_K" in name else "checkpoint"
     with specmoe.load(made(name), store=store) as engine:
-        assert engine.info["expert_dtype"] == name.split()[1].lower().replace("f16", "float16")
+        kind = name.split()[1].lower().replace("f16", "float16").replace("q4_k_m", "q4_k, q6_k")
+        assert engine.info["expert_dtype"] == kind
         output = engine.generate(
             PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
         )
@@ -128,19 +132,48 @@ def test_every_method_gives_them(made, plain_tokens, method):
     assert tokens_of(output) == plain_tokens(Q4_K)
 
 
-@pytest.mark.parametrize("name", TRIED[:3])
+@pytest.mark.parametrize("name", [*TRIED[:2], "gguf Q6_K minimax_m2"])
 def test_a_record_holds_the_blocks_of_the_file_and_nothing_else(made, name):
     packed, content = pack(made(name)), made(name).read_bytes()
-    layout = packed.layout
-    in_file = 0
-    for tensor in gguf.GGUFReader(made(name)).tensors:
-        in_file += tensor.n_bytes if "_exps" in tensor.name else 0
-    experts = len(packed.layers) * packed.num_experts
-    assert experts * layout.payload_bytes == in_file
-    assert layout.record_bytes <= 1.02 * layout.payload_bytes
-    record = packed.data_file.read_bytes()[packed.offset(1, 3) :][: layout.record_bytes]
-    for part, start in zip(layout.parts, layout.offsets(), strict=True):
-        assert record[start : start + part.num_bytes // 2] in content
+    tensors = gguf.GGUFReader(made(name)).tensors
+    for index in range(len(packed.layers)):
+        layout = packed.layout.of_layer(index)
+        mine = [
+            t.n_bytes for t in tensors if t.name.startswith(f"blk.{index}.") and "_exps" in t.name
+        ]
+        assert packed.num_experts * layout.payload_bytes == sum(mine)
+        record = packed.data_file.read_bytes()[packed.offset(index, 3) :][: layout.record_bytes]
+        for part, start in zip(layout.parts, layout.offsets(), strict=True):
+            assert record[start : start + part.num_bytes // 2] in content
+        # what a smaller layer leaves of a record is zero
+        assert not any(record[sum(part.num_bytes for part in layout.parts) :])
+    assert packed.layout.record_bytes <= 1.02 * packed.layout.payload_bytes
+
+
+def test_layers_in_several_types_keep_them(made):
+    """As in a file of the kind Q4_K_M; their records are as large as the largest."""
+    packed = pack(made(Q4_K_M))
+    coarse, fine = 3 * 768 * 144, 2 * 768 * 144 + 256 * 3 * 210
+    assert [one.payload_bytes for one in packed.layout.by_layer] == [fine, coarse]
+    assert packed.layout.payload_bytes == fine
+    again = specmoe.checkpoint.open_packed(packed.directory)
+    assert again.layout == packed.layout
+    distances = expert_distances(packed)
+    for layer in range(2):
+        experts = [widened(packed, layer, expert, torch.float64) for expert in range(8)]
+        whole = torch.stack([torch.cat([t.flatten() for t in one.values()]) for one in experts])
+        assert torch.allclose(distances[layer].double(), torch.cdist(whole, whole), rtol=1e-4)
+
+
+def test_a_manifest_with_fewer_layouts_than_layers_is_refused(made, tmp_path):
+    packed = pack(made(Q4_K_M), tmp_path / "packed")
+    manifest = packed.manifest()
+    for kinds in ([0], [0, 0], [0, 1, 0], [0, -1]):
+        (tmp_path / "packed" / "manifest.json").write_text(
+            seal(manifest | {"kind_of_layer": kinds})
+        )
+        with pytest.raises(CheckpointError, match="manifest.json was altered or cut short"):
+            specmoe.checkpoint.open_packed(tmp_path / "packed")
 
 
 def test_a_folder_with_one_file_is_that_file(made, plain_tokens):
@@ -148,16 +181,16 @@ def test_a_folder_with_one_file_is_that_file(made, plain_tokens):
 
 
 def test_a_packed_folder_loads_by_itself(made, plain_tokens, tmp_path):
-    file = made(Q4_K)
+    file = made(Q4_K_M)
     packed = pack(file, tmp_path / "packed")
     rest = tmp_path / "packed" / "model" / "model.gguf"
-    assert rest.stat().st_size < file.stat().st_size - packed.layout.payload_bytes * 16 + 2**16
+    assert rest.stat().st_size < file.stat().st_size - packed.layout.payload_bytes * 8
     with specmoe.load(tmp_path / "packed") as engine:
         output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
         assert engine.tokenizer("the than")["input_ids"] == [256, 68, 220, 256, 258]
         report = engine.check_exact(PROMPTS[:1], max_new_tokens=2)
         assert report and "reads no packed folder" in report.reference
-    assert tokens_of(output) == plain_tokens(Q4_K)
+    assert tokens_of(output) == plain_tokens(Q4_K_M)
     assert identity_of(tmp_path / "packed") == identity_of(file)
     with pytest.raises(CheckpointError, match="packed is packed already"):
         pack(tmp_path / "packed", tmp_path / "again")
@@ -177,7 +210,7 @@ def test_what_is_left_of_a_file_is_a_file_that_gguf_reads(made, tmp_path):
 
 
 def test_the_tokenizer_and_the_settings_are_those_of_transformers(made, reference):
-    file = made(Q4_K)
+    file = made(Q4_K_M)
     want = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     with specmoe.load(file) as engine:
         have, text = engine.tokenizer, "the thin sound of\n bells<|3|>"
@@ -185,7 +218,7 @@ def test_the_tokenizer_and_the_settings_are_those_of_transformers(made, referenc
         assert have.eos_token == want.eos_token == "<|3|>"
         assert engine.model.generation_config.eos_token_id == 263
         config = engine.model.config.to_dict()
-    other = reference(Q4_K).config.to_dict()
+    other = reference(Q4_K_M).config.to_dict()
     own = {"_name_or_path", "dtype", "quantization_config", "_experts_implementation"}
     assert {k: v for k, v in config.items() if k not in own} == {
         k: v for k, v in other.items() if k not in own
@@ -206,17 +239,17 @@ def test_a_plan_and_a_header_read_no_weights(made, monkeypatch):
 
     monkeypatch.setattr("specmoe.checkpoint.header.read_into", refuse)
     found = specmoe.checkpoint.files.open_checkpoint(made(Q4_K))
-    assert found.tensors["blk.0.ffn_down_exps.weight"].shape == (8, 256, 768)
+    assert found.tensors["blk.0.ffn_down_exps.weight"].shape == (8, 256, 256)
     from specmoe.lab.simulate import plan
 
     for path in (made(Q4_K), made(Q4_K).parent):
         expected = plan(path, fast_memory="4 MiB", machine="consumer")
-        assert expected.model.expert_bytes == 3 * 256 * 768 * 144 // 256
+        assert expected.model.expert_bytes == 3 * 256 * 144
         assert (expected.model.num_layers, expected.model.num_experts) == (2, 8)
 
 
 def test_another_vocabulary_is_another_model(made, tmp_path):
-    other = make_gguf(tmp_path / "other.gguf", "qwen3_moe", as_kind("Q4_K"), eos=5)
+    other = make_gguf(tmp_path / "other.gguf", "minimax_m2", as_kind("Q4_K"), eos=5)
     assert identity_of(other) != identity_of(made(Q4_K)) == identity_of(made(Q4_K))
 
 

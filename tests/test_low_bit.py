@@ -38,7 +38,7 @@ import specmoe
 from specmoe.checkpoint import formats, layout
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
-from specmoe.errors import CheckpointError, OptionError, UnsupportedModelError
+from specmoe.errors import CheckpointError, OptionError
 from specmoe.model import kernels
 from specmoe.offload import affinity
 from specmoe.offload.affinity import expert_distances
@@ -120,7 +120,7 @@ def widened(packed, layer: int, expert: int, dtype: torch.dtype) -> dict[str, to
     record = torch.frombuffer(
         bytearray(content[start : start + packed.layout.record_bytes]), dtype=torch.uint8
     )
-    packed.layout.widen(record, made)
+    packed.layout.of_layer(layer).widen(record, made)
     return made
 
 
@@ -354,7 +354,7 @@ def test_distances_of_large_experts_come_from_a_sample_of_their_rows(low_bit, mo
     monkeypatch.setattr(affinity, "LARGEST_WHOLE", 1)
     monkeypatch.setattr(affinity, "PIECES", 4)
     again = pack(low_bit("int4 qwen3_moe"))
-    assert len(affinity._places(again)) <= 6 < len(again.layout.pieces)
+    assert len(affinity._places(again, 0)) <= 6 < len(again.layout.pieces)
     sample = expert_distances(again)
     kept.unlink()
     assert not torch.equal(sample, whole)
@@ -577,18 +577,21 @@ def test_parts_of_one_expert_may_lie_in_several_shards(own, low_bit, plain_token
     assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
 
 
-def test_layers_in_two_formats_are_refused(own, tmp_path):
-    """Records have one layout; layer 0 as it was before FP8."""
+def test_layers_may_be_in_two_formats_but_not_the_experts_of_one(own, plain_tokens):
+    """Records are as large as the largest; layer 0 in float32, as it was before FP8."""
     folder = own("fp8 qwen3_moe")
 
     def change(tensors):
         for name in [n for n in tensors if "layers.0.mlp.experts" in n and n.endswith("weight")]:
-            tensors[name] = tensors[name].bfloat16()
-            del tensors[f"{name}_scale_inv"]
+            tensors[name] = formats.fp8(tensors[name], tensors.pop(f"{name}_scale_inv"), 8, 16)
 
     rewrite(folder, change)
-    with pytest.raises(UnsupportedModelError, match="layers.0.mlp.experts and of .* differently"):
-        specmoe.load(folder)
+    layouts = pack(folder).layout.by_layer
+    assert [one.payload_bytes for one in layouts] == [3 * 64 * 96 * 4, 3 * 64 * 96 + 3 * 8 * 6 * 4]
+    for store in ("disk", "checkpoint"):
+        with specmoe.load(folder, store=store) as engine:
+            output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+        assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
     rewrite(folder, lambda tensors: change_one(tensors, QWEN))
     with pytest.raises(CheckpointError, match=f"'{QWEN}' .* stored otherwise than"):
         specmoe.load(folder)

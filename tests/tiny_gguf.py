@@ -26,9 +26,9 @@ SIZES = {
     ),
 }
 # What ``docs/formats.md`` says of them: a ggml type, and a model whose experts were found exact in it.
-TRIED = ["gguf Q8_0 qwen3_moe", "gguf Q4_K qwen3_moe", "gguf Q4_1 qwen2_moe"]
-TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q4_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K")]
-TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q6_K", "IQ4_NL", "IQ4_XS", "F16", "BF16")]
+TRIED = ["gguf Q8_0 qwen3_moe", "gguf Q4_K_M qwen3_moe", "gguf Q4_1 qwen2_moe"]
+TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q4_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K")]
+TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "F16", "BF16")]
 COMMON = {
     "vocab_size": 264,
     "hidden_size": 256,
@@ -69,9 +69,15 @@ def blocks(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np
     return made.reshape(*shape[:-1], -1)
 
 
-def as_kind(kind: str, rest: str = "Q8_0") -> Kinds:
-    """Experts in ``kind``, the other matrices in ``rest``, what is no matrix in float32."""
-    return lambda name: kind if "_exps" in name else rest
+def as_kind(kind: str) -> Kinds:
+    """Experts in ``kind``, the other matrices in Q8_0; ``Q4_K_M`` is a mixture, as llama.cpp makes
+    it: some layers, here every other, have a finer ``ffn_down_exps``."""
+    if kind == "Q4_K_M":
+        return lambda name: "Q6_K" if name.startswith("blk.0.ffn_down_exps") else MIXED(name)
+    return lambda name: kind if "_exps" in name else "Q8_0"
+
+
+MIXED = as_kind("Q4_K")
 
 
 def make_gguf(

@@ -42,8 +42,8 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class InPlaceExperts:
-    """Stands in for ``PackedExperts``. ``begins``: where in a record each part of an expert lies;
-    ``stamps``: of each shard when it was opened."""
+    """Stands in for ``PackedExperts``. ``begins``: where in a record each part of an expert lies,
+    if not as its layout says; ``stamps``: of each shard when it was opened."""
 
     plan: ExpertPlan
     begins: tuple[int, ...]
@@ -86,7 +86,8 @@ class InPlaceExperts:
     def runs(self, layer: int, expert: int) -> list[list[Extent]]:
         """The extents of one record; those that follow each other in a file together."""
         found: list[list[Extent]] = []
-        parts = zip(self.plan.parts(layer, expert), self.begins, strict=True)
+        begins = self.begins or self.layout.of_layer(layer).offsets()
+        parts = zip(self.plan.parts(layer, expert), begins, strict=True)
         for extent in sorted(Extent(p.file, p.start, at, p.num_bytes) for p, at in parts):
             last = found[-1][-1] if found else None
             if last and (last.file, last.start + last.num_bytes) == (extent.file, extent.start):
@@ -135,7 +136,7 @@ def in_place(folder: Path, expert_bytes: int | None = None) -> InPlaceExperts | 
 def _begins(plan: ExpertPlan) -> tuple[int, ...]:
     layout, found = plan.layout, list(zip(plan.layers, plan.recipes, strict=True))
     if layout.is_low_bit:
-        return layout.offsets()
+        return ()
     if plan.widened_from is not None:
         raise _must_pack(plan, "expert_bytes widens them")
     if len({signature(*each) for each in found}) > 1:

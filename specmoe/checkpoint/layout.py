@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -87,7 +87,8 @@ class ExpertLayout:
 
     ``names`` and ``shapes`` are those of the module's parameters. Without ``weights`` these lie in
     the record, in ``dtype``. With them ``parts`` do, as in the checkpoint, and ``widen`` makes
-    parameters of them."""
+    parameters of them. Where layers are stored in different formats, ``by_layer`` has the layout of
+    each, in records of one size, and the whole is that of the largest."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -96,6 +97,7 @@ class ExpertLayout:
     payload_bytes: int
     parts: tuple[Part, ...] = field(repr=False)
     weights: tuple[Weight, ...] = field(default=(), repr=False)
+    by_layer: tuple[ExpertLayout, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -111,6 +113,16 @@ class ExpertLayout:
         record_bytes = align(sum(align(size, TENSOR_ALIGN) for size in sizes), RECORD_ALIGN)
         return cls(names, sides, dtype, record_bytes, sum(sizes), parts, weights)
 
+    @staticmethod
+    def mixed(by_layer: Sequence[ExpertLayout]) -> ExpertLayout:
+        """Of layers that have different ones."""
+        most = max(by_layer, key=lambda one: one.record_bytes)
+        fitted = {one: replace(one, record_bytes=most.record_bytes) for one in {*by_layer}}
+        return replace(most, by_layer=tuple(fitted[one] for one in by_layer))
+
+    def of_layer(self, layer: int) -> ExpertLayout:
+        return self.by_layer[layer] if self.by_layer else self
+
     @property
     def is_low_bit(self) -> bool:
         return bool(self.weights)
@@ -118,7 +130,8 @@ class ExpertLayout:
     @property
     def stored_as(self) -> str:
         """The format of the weights, or their dtype."""
-        formats = {weight.format for weight in self.weights} - {"plain"}
+        weights = chain(self.weights, *(one.weights for one in self.by_layer))
+        formats = {weight.format for weight in weights} - {"plain"}
         return ", ".join(sorted(formats)) or str(self.dtype).removeprefix("torch.")
 
     @property
@@ -161,7 +174,7 @@ class ExpertLayout:
         """Whether the weights can be made of the parts and fill their places; no memory is used."""
         into = self.empty(self.dtype, "meta") if self.is_low_bit else {}
         parts = len(self.parts)
-        return all(
+        return all(one.is_sound() for one in self.by_layer) and all(
             weight.format in WIDEN
             and weight.place(into[weight.target]).shape == weight.shape
             and all(0 <= index < parts for index in weight.parts)

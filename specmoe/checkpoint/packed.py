@@ -81,19 +81,18 @@ class PackedExperts:
         dtype = str(self.layout.dtype).removeprefix("torch.")
         made = {"format": FORMAT, "version": VERSION, "dtype": dtype, **own, **of_record}
         if self.layout.is_low_bit:
-            parts = [(name, NAMES[kind], shape) for name, kind, shape in self.layout.parts]
-            made |= {"parts": parts, "weights": self.layout.weights}
+            made |= _stored(self.layout)
+        if by_layer := self.layout.by_layer:
+            kinds = list(dict.fromkeys(by_layer))
+            made |= {"kinds": [_stored(kind) for kind in kinds]}
+            made |= {"kind_of_layer": [kinds.index(one) for one in by_layer]}
         return made
 
     @classmethod
     def from_manifest(cls, directory: Path, manifest: dict[str, Any]) -> PackedExperts:
         """Raises whatever Python does, or ``ValueError``, where a field is not what ``manifest``
         would have written."""
-        shapes = dict(zip(manifest["names"], _frozen(manifest["shapes"])))
-        parts, weights = (_frozen(manifest.get(name, ())) for name in ("parts", "weights"))
-        parts = tuple(Part(name, RAW[kind], shape) for name, kind, shape in parts)
-        weights = tuple(Weight(*weight) for weight in weights)
-        layout = ExpertLayout.of(shapes, DTYPES[manifest["dtype"]], parts, weights)
+        layout = _layout_of(manifest)
         own = {name: _frozen(manifest[name]) for name in OWN}
         packed = cls(directory, layout=layout, **own)
         widened, num_experts, layers = packed.widened_from, packed.num_experts, packed.layers
@@ -110,12 +109,37 @@ class PackedExperts:
             "its sizes can be": all(1 <= n < 2**63 for n in sizes),
             "its checksums can be": all(0 <= n < 2**32 for n in sums),
             "its weights fit its tensors": layout.is_sound(),
+            "each layer has a layout": len(layout.by_layer) in (0, len(layers)),
             "each record has a checksum": [*map(len, rows)] == [num_experts] * len(layers),
             "each record has a digest": type(digests) is list and len(digests) == len(sums),
         }
         if not all(good.values()):
             raise ValueError(f"not so: {next(said for said in good if not good[said])}")
         return packed
+
+
+def _stored(layout: ExpertLayout) -> dict[str, Any]:
+    """What a record of low bits holds, as a manifest says it."""
+    parts = [(name, NAMES[kind], shape) for name, kind, shape in layout.parts]
+    return {"parts": parts, "weights": layout.weights}
+
+
+def _layout_of(manifest: dict[str, Any]) -> ExpertLayout:
+    shapes = dict(zip(manifest["names"], _frozen(manifest["shapes"])))
+    dtype = DTYPES[manifest["dtype"]]
+    kinds = [
+        ExpertLayout.of(shapes, dtype, *_parts_of(stored))
+        for stored in manifest.get("kinds", [manifest])
+    ]
+    if "kinds" not in manifest:
+        return kinds[0]
+    return ExpertLayout.mixed([kinds[index] for index in manifest["kind_of_layer"]])
+
+
+def _parts_of(stored: dict[str, Any]) -> tuple[tuple[Part, ...], tuple[Weight, ...]]:
+    parts, weights = (_frozen(stored.get(name, ())) for name in ("parts", "weights"))
+    parts = tuple(Part(name, RAW[kind], shape) for name, kind, shape in parts)
+    return parts, tuple(Weight(*weight) for weight in weights)
 
 
 def _frozen(value: Any) -> Any:

@@ -67,8 +67,10 @@ class ExpertPlan:
 
     def fill(self, record: torch.Tensor, layer: int, expert: int) -> str:
         """Write one expert, but for its padding, into ``record``; returns its ``digest``."""
-        views, digest = self.layout.views(record), hashlib.sha256()
+        views, digest = self.layout.of_layer(layer).views(record), hashlib.sha256()
         if self.layout.is_low_bit:
+            if self.layout.by_layer:
+                record.zero_()  # the last one may have been larger
             for view, part in zip(views.values(), self.parts(layer, expert), strict=True):
                 view.copy_(part.read(digest).view(view.shape))
             return digest.hexdigest()[:DIGITS]
@@ -222,13 +224,13 @@ def _layout(
         if odd := odd_one(group):
             what = f"tensor {odd.name!r} in {odd.file} is stored otherwise than {group[0].name!r}"
             raise CheckpointError(f"{what}: {AGAIN}, or use the unquantised checkpoint")
-    kinds = {signature(name, found): name for name, found in by_layer.items()}
-    if len(kinds) > 1:
-        one, other = list(kinds.values())[:2]
-        what = f"the experts of {one} and of {other} in {checkpoint.folder} are stored differently"
-        raise UnsupportedModelError(f"{what}: specmoe needs one format, or none, in all layers")
-    layer, found = next(iter(by_layer.items()))
-    return low_bit_layout(model, layer, shapes, found)
+    made, found = {}, []
+    for layer, recipes_of in by_layer.items():
+        kind = signature(layer, recipes_of)
+        if kind not in made:
+            made[kind] = low_bit_layout(model, layer, shapes, recipes_of)
+        found.append(made[kind])
+    return found[0] if len(made) == 1 else ExpertLayout.mixed(found)
 
 
 def _refuse_integers(checkpoint: Checkpoint, groups: list[list[StoredTensor]]) -> None:

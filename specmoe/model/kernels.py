@@ -13,6 +13,7 @@ verification decides tokens.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 
@@ -118,11 +119,24 @@ class ExpertKernel:
         self.compiled = compile
         # tokens of a draft from which on widening pays; see ``calibrate``
         self.widen_from = 0 if layout.is_low_bit else 1 << 30
+        # one for each layer where their formats differ; the scratch is this one's
+        self._by_layer: list[ExpertKernel] = []
+        self._by_layer = [self._with(one) for one in layout.by_layer]
+
+    def _with(self, layout: ExpertLayout) -> ExpertKernel:
+        other = copy.copy(self)
+        other.layout = layout
+        return other
+
+    def of_layer(self, layer: int) -> ExpertKernel:
+        return self._by_layer[layer] if self._by_layer else self
 
     def calibrate(self, module: nn.Module, record: torch.Tensor, hidden: int) -> None:
         """Time both ways to draft, for some numbers of tokens, on any record: many CPUs multiply
         bf16 slower than fp32. Where the two are close the choice differs from load to load, and so
         may the drafts, never what is decoded."""
+        for other in self._by_layer:
+            other.calibrate(module, record, hidden)
         if self.may_read_stored:
             found = StoredExpert(self.layout, module.is_transposed)
             self.stored = found if found.complete else None

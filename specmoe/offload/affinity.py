@@ -84,17 +84,17 @@ def _seal(packed: PackedExperts, array: bytes) -> bytes:
 def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:
     """[E, E] from the Gram matrix, accumulated over places of the records in float64."""
     gram = torch.zeros(packed.num_experts, packed.num_experts, dtype=torch.float64)
-    places = _places(packed)
+    places = _places(packed, layer)
     for weights in _weights(packed, layer, places):  # [E, columns]
         gram += (weights @ weights.T).double()
     squared = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
-    squared *= _whole(packed.layout) / sum(map(_size, places))
+    squared *= _whole(packed.layout.of_layer(layer)) / sum(map(_size, places))
     return squared.clamp(min=0).sqrt().float().fill_diagonal_(0)
 
 
-def _places(packed: PackedExperts) -> list[Place]:
-    """What is read of every record: all of it, or a sample."""
-    layout, whole = packed.layout, packed.layout.record_bytes
+def _places(packed: PackedExperts, layer: int) -> list[Place]:
+    """What is read of every record of a layer: all of it, or a sample."""
+    layout, whole = packed.layout.of_layer(layer), packed.layout.record_bytes
     if layout.is_low_bit:
         is_large = _whole(layout) * layout.dtype.itemsize > LARGEST_WHOLE
         return list(layout.pieces[:: max(1, len(layout.pieces) // PIECES) if is_large else 1])

@@ -176,7 +176,7 @@ class RunExperts:
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
 
     def _one_expert(self, key: ExpertKey, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        kernel, module = self.kernel, self.installed.modules[key.layer]
+        kernel, module = self.kernel.of_layer(key.layer), self.installed.modules[key.layer]
         if self.is_drafting:
             return kernel.draft(module, record, x)
         if self.remembered is None or kernel.reads_stored():
