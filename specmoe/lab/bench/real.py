@@ -1,7 +1,8 @@
 """``python -m specmoe.lab.bench.real make DIR [--model olmoe] [--layers N]``: speed at real size.
 
 Comes in: a folder. Goes out: a checkpoint of a real model's shape with random weights. ``run DIR``
-makes it in DIR where it is missing and measures our methods and their peers on it.
+makes it in DIR where it is missing and measures our methods and their peers on it; ``speed DIR``
+measures our methods against what memory and disk give in the same run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from ..entry import leave
 from ..writing import check_folder
-from . import real_grid, results
+from . import real_grid, real_speed, results
 from .real_checkpoint import SHAPES, make_checkpoint
 
 
@@ -19,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.command == "make":
         print(make_checkpoint(options.folder, options.model, options.layers))
+        return 0
+    if options.command == "speed":
+        real_speed.measure(options.folder, options.parts, options.tokens, options.out)
         return 0
     narrowed = {name: getattr(options, name) for name in ("batches", "shares", "what", "repeats")}
     chosen = real_grid.cells(**{name: value for name, value in narrowed.items() if value})
@@ -43,6 +47,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("--out", type=Path, default=results.FOLDER)
     run.add_argument("--keep", action="store_true", help="keep rows of other code of the engine")
     run.add_argument("--estimate", action="store_true", help="only say what it needs")
+    speed = commands.add_parser("speed", help="our methods against memory and disk")
+    speed.add_argument("folder", type=Path)
+    speed.add_argument("--parts", nargs="+", choices=real_speed.PARTS, default=[*real_speed.PARTS])
+    speed.add_argument("--tokens", type=int, default=24)
+    speed.add_argument("--out", type=Path, help="a file of results")
     return parser.parse_args(arguments)
 
 

@@ -1,0 +1,231 @@
+"""Speed at real size against the floor of the machine: what a token has to read from memory or
+from the disk, at the rates that both have in the same run.
+
+Comes in: a checkpoint of ``real_checkpoint``. Goes out: one part after the other, each a dict of
+plain numbers, in ``results/real_speed.json``. ``real`` calls this.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import specmoe
+
+from ...checkpoint import in_place
+from ...model import native
+from ..machine.probes import link_rates
+from . import results
+
+FAST_MEMORY = 3 * 2**30
+PROMPT = list(range(100, 132))
+READERS = 4  # of the engine, and of the raw link beside it
+REPEATS = 3
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def measure(folder: Path, parts: list[str], tokens: int = 24, out: Path | None = None) -> dict:
+    """Measure ``parts`` of the checkpoint in ``folder``; each is on disk before the next begins."""
+    file = results.ResultFile(out or results.FOLDER / "real_speed.json", {"part": "real_speed"})
+    for part in parts:
+        began_s = time.perf_counter()
+        row = PARTS[part](Path(folder), tokens) | {"took_s": time.perf_counter() - began_s}
+        file.add({part: row}, machine=results.machine())
+        print(part, results.plain(row), flush=True)
+    return file.rows
+
+
+# ---- the floors ----
+
+
+def memory_rate(num_bytes: int = 2**29, repeats: int = 5) -> float:
+    """Bytes per second of weights that all threads together read and add up: the fastest way to
+    touch them once."""
+    content = torch.zeros(num_bytes // 8, dtype=torch.int64)
+    return num_bytes / min(_seconds(content.sum) for _ in range(repeats))
+
+
+def products(folder: Path, tokens: int) -> dict:
+    """Bytes of bf16 weights per second through one product of an expert's size, for some numbers
+    of rows: as they are stored, and widened whole first."""
+    sides, number = (3072, 2048), 48
+    weights = torch.randn(number, *sides).bfloat16()
+    wide, stored = torch.empty(sides), native.native("plain", sides, [weights[0]], ())
+    rows = {}
+    for num in ROWS:
+        x, y = torch.randn(num, sides[1]), torch.empty(num, sides[0])
+
+        def as_stored(weight, x=x, y=y):
+            stored.product(x, [weight.data_ptr()], y)
+
+        def widened(weight, x=x):
+            wide.copy_(weight) @ x.T
+
+        ways = {"stored": as_stored, "widened": widened}
+        rows[num] = {name: _rate(way, weights) for name, way in ways.items()}
+    return {"memory_bytes_per_s": memory_rate(), "threads": torch.get_num_threads(), "rows": rows}
+
+
+def _rate(way: Callable, weights: torch.Tensor) -> float:
+    seconds = [_seconds(lambda weight=weight: way(weight)) for weight in weights]
+    return weights[0].nbytes / median(seconds)
+
+
+def _seconds(work: Callable) -> float:
+    began_s = time.perf_counter()
+    work()
+    return time.perf_counter() - began_s
+
+
+def touched_bytes(engine) -> int:
+    """Of weights, for one token through the whole model: all but the input embeddings (when they
+    are not tied) and the experts that its routers leave out."""
+    info, model = engine.info, engine.model
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    unread = 0 if embeddings.data_ptr() == head.data_ptr() else embeddings.nbytes
+    experts = info["layers"] * info["top_k"] * info["expert_bytes"]
+    return info["trunk_bytes"] - unread + experts
+
+
+# ---- the engine ----
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator:
+    with specmoe.load(
+        str(folder), fast_memory=FAST_MEMORY, store="checkpoint", trace=False, num_readers=READERS
+    ) as engine:
+        yield engine
+
+
+def decode(engine, method: str, tokens: int, prompt=PROMPT[:4]) -> dict:
+    """Seconds of the prompt, and of each new token after it; the bytes read for both."""
+    options = {"method": method, "max_new_tokens": tokens, "eos_token_id": []}
+    stats = engine.generate([prompt], **options).stats
+    return {
+        "token_s": stats.seconds / stats.num_new_tokens,
+        "wait_s": stats.wait_s,
+        "fetched_bytes": stats.fetched_bytes,
+        "prefill_s": stats.prefill_s,
+        "prefill_bytes": stats.prefill_bytes,
+    }
+
+
+def methods(folder: Path, tokens: int) -> dict:
+    """``cached`` and ``on_demand`` in turn, beside the rates of memory and disk."""
+    with opened(folder) as engine:
+        rows = {name: [] for name in ("cached", "on_demand")}
+        floors = {"memory": [], "disk": []}
+        for _ in range(REPEATS):
+            floors["memory"].append(memory_rate())
+            floors["disk"].append(disk_rate(folder, engine.info["expert_bytes"]))
+            for name, found in rows.items():
+                found.append(decode(engine, name, tokens if name == "cached" else 6))
+        return _against_floors(engine, rows, floors)
+
+
+def resident(folder: Path, tokens: int) -> dict:
+    with opened(folder) as engine:
+        floors = {"memory": [memory_rate()]}
+        rows = {"resident": [decode(engine, "resident", tokens)]}
+        return _against_floors(engine, rows, floors)
+
+
+def _against_floors(engine, rows: dict[str, list[dict]], floors: dict[str, list[float]]) -> dict:
+    rates = {f"{name}_bytes_per_s": median(found) for name, found in floors.items()}
+    info, found = engine.info, {"touched_bytes": touched_bytes(engine), **rates}
+    moved = info["layers"] * info["top_k"] * info["expert_bytes"]
+    for name, runs in rows.items():
+        token_s = median(run["token_s"] for run in runs)
+        floor_s = found["touched_bytes"] / rates["memory_bytes_per_s"]
+        if name == "on_demand":
+            floor_s = moved / rates["disk_bytes_per_s"]
+        found[name] = {"token_s": token_s, "share_of_floor": floor_s / token_s, "runs": runs}
+    return found
+
+
+def disk_rate(folder: Path, record_bytes: int) -> float:
+    """Bytes per second of raw direct reads of records by as many readers as the engine has."""
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    rates = link_rates(shard, record_bytes, 1.5, readers=[READERS])
+    return rates["random_bytes_per_s"][str(READERS)]
+
+
+def first_token(folder: Path, tokens: int) -> dict:
+    """A process of its own, distances between experts forgotten: seconds until ``load`` is done,
+    until the first token of a prompt of 32 tokens, and the most memory that it ever held."""
+    in_place(folder).affinity_file.unlink(missing_ok=True)
+    code = "from specmoe.lab.bench import real_speed; real_speed.in_process()"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found = json.loads(done.stdout)
+    over = found["peak_bytes"] - found["trunk_bytes"] - FAST_MEMORY
+    return found | {"since_load_s": found["load_s"] + found["first_s"], "over_bytes": over}
+
+
+def in_process() -> None:
+    """What ``first_token`` runs: prints its numbers."""
+    began_s = time.perf_counter()
+    with opened(Path(sys.argv[1])) as engine:
+        load_s = time.perf_counter() - began_s
+        first_s = _seconds(lambda: decode(engine, "specmoe", 1, PROMPT))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        trunk_bytes = engine.info["trunk_bytes"]
+    found = {"load_s": load_s, "first_s": first_s, "trunk_bytes": trunk_bytes, "peak_bytes": peak}
+    print(json.dumps(found))
+
+
+def prefill(folder: Path, tokens: int) -> dict:
+    """32 tokens of a prompt against the time that the records it reads take by themselves."""
+    with opened(folder) as engine:
+        runs, rates = [], []
+        for _ in range(REPEATS):
+            rates.append(disk_rate(folder, engine.info["expert_bytes"]))
+            runs.append(decode(engine, "cached", 1, PROMPT))
+    reads_s = median(run["prefill_bytes"] for run in runs) / median(rates)
+    seconds = median(run["prefill_s"] for run in runs)
+    return {"seconds": seconds, "reads_s": reads_s, "over": seconds / reads_s, "runs": runs}
+
+
+def beside(folder: Path, tokens: int) -> dict:
+    """Each method alone and with another process that holds one core, in turn."""
+    found = {}
+    with opened(folder) as engine:
+        for name in ("cached", "specmoe", "on_demand"):
+            runs = {True: [], False: []}
+            for hogged in (False, True, False, True):
+                with _hog() if hogged else nullcontext():
+                    runs[hogged].append(decode(engine, name, 8 if name != "on_demand" else 4))
+            alone, hogged = (median(r["token_s"] for r in runs[key]) for key in (False, True))
+            found[name] = {"alone_s": alone, "beside_s": hogged, "times": hogged / alone}
+    return found
+
+
+@contextmanager
+def _hog() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+PARTS = {
+    "products": products,
+    "methods": methods,
+    "first_token": first_token,
+    "prefill": prefill,
+    "beside": beside,
+    "resident": resident,
+}
