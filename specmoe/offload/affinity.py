@@ -13,6 +13,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,8 @@ CHUNK_BYTES = 32 * 2**20
 # a quarter of a million weights (where they are independent, to 0.14 % of a distance).
 LARGEST_WHOLE = 4 * 2**20
 PIECES, PIECE_BYTES = 8, 2**16
+# A disk answers many small reads at once sooner than one after the other.
+READERS = 8
 # What is compared at a time: (first byte, bytes) of a record, or of a low-bit one some rows.
 Place = tuple[int, int] | Piece
 
@@ -116,17 +119,18 @@ def _whole(layout: ExpertLayout) -> int:
 
 def _weights(packed: PackedExperts, layer: int, places: list[Place]):
     """The layer's weights, one place after the other: float64 ``[E, columns]``."""
-    with packed.opened() as file:
+    with ThreadPoolExecutor(READERS) as readers:
         for place in places:
-            rows = []
-            for expert in range(packed.num_experts):
-                read = partial(_read, file, packed.offset(layer, expert))
-                rows.append(
-                    place.widened(read)
-                    if isinstance(place, Piece)
-                    else read(*place).view(packed.layout.dtype)
-                )
-            yield torch.stack(rows).flatten(1).double()
+            rows = readers.map(partial(_part, packed, layer, place), range(packed.num_experts))
+            yield torch.stack(list(rows)).flatten(1).double()
+
+
+def _part(packed: PackedExperts, layer: int, place: Place, expert: int) -> torch.Tensor:
+    with packed.opened() as file:
+        read = partial(_read, file, packed.offset(layer, expert))
+        if isinstance(place, Piece):
+            return place.widened(read)
+        return read(*place).view(packed.layout.dtype)
 
 
 def _read(file, record: int, begin: int, num_bytes: int) -> torch.Tensor:
