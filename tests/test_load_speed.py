@@ -184,7 +184,7 @@ def test_distances_of_large_experts_are_near_those_of_all_weights(sampled, monke
 
 
 def test_they_are_never_read_whole(sampled):
-    places = affinity._places(sampled)
+    places = affinity._places(sampled, 0)
     pieces = list(affinity._weights(sampled, 1, places))
     assert sum(piece.numel() for piece in pieces) * 8 == 2 * 4096 * sampled.num_experts
     assert max(begin + size for begin, size in places) <= sampled.layout.record_bytes
@@ -196,7 +196,7 @@ def test_shipped_experts_are_compared_whole_however_wide(expert_bytes):
     plan = plan_experts(open_checkpoint(specmoe_folder("tiny-skewed")), expert_bytes)
     layers, num_experts, layout, widened = packing._shape_of(plan)
     packed = PackedExperts(Path(), layers, num_experts, layout, (), {}, widened)
-    assert sum(size for _, size in affinity._places(packed)) == layout.record_bytes
+    assert sum(size for _, size in affinity._places(packed, 0)) == layout.record_bytes
 
 
 def test_an_expert_of_real_size_costs_half_a_mebibyte():
@@ -204,5 +204,5 @@ def test_an_expert_of_real_size_costs_half_a_mebibyte():
         {"gate_up_proj": (2048, 2048), "down_proj": (2048, 1024)}, torch.bfloat16
     )
     packed = PackedExperts(Path(), ("a",), 64, layout, (), {}, None)
-    places = affinity._places(packed)
+    places = affinity._places(packed, 0)
     assert sum(size for _, size in places) == 2**19 and places[-1][0] > 0.8 * layout.record_bytes
