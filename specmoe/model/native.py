@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -47,6 +48,7 @@ SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 # torch before 2.7 does not know it
 SCALES |= {getattr(torch, "float8_e8m0fnu", torch.uint8): 2}
 PER_BYTE = {3: 2, 4: 2}  # codes with more than one value in a byte
+INTEGERS = (4, 5)
 
 
 class Native:
@@ -85,17 +87,16 @@ def native(
     if code is None or columns % LANES or library() is None:
         return None
     if format == "plain":
-        return Native(code, (rows, columns, 0, 0, 0, 0, 0, 0))
+        return Native(code, (rows, columns, 0, 0, 0, 0, 0, 2 * columns))
     scales = parts[1]
     kind = SCALES.get(scales.dtype)
     high, wide = numbers[:2] if numbers else (1, 32)
     if kind is None or wide % PER_BYTE.get(code, 1):
         return None
     grid = scales.shape[-1] if scales.shape else 1
-    width = numbers[3] if len(numbers) > 3 else columns
-    stored = parts[0].shape[-1] * 4 if code in (4, 5) else width // PER_BYTE.get(code, 1)
-    rounded = code in (4, 5) and scales.dtype == torch.bfloat16
-    return Native(code, (rows, columns, high, wide, grid, kind, rounded, stored))
+    rounded = code in INTEGERS and scales.dtype == torch.bfloat16
+    row_bytes = math.prod(parts[0].shape[1:]) * parts[0].dtype.itemsize
+    return Native(code, (rows, columns, high, wide, grid, kind, rounded, row_bytes))
 
 
 @cache

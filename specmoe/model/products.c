@@ -15,12 +15,14 @@
 #include <string.h>
 #include <time.h>
 
-enum { LANES = 8, TILE = 4, BLOCK = 1024, MOST_ROWS = 64, CHUNK = 1 << 16, MOST_THREADS = 64 };
+/* STRIDE: rows of the buffer that began a page apart would fall into the same lines of the cache */
+enum { LANES = 8, TILE = 4, BLOCK = 256, STRIDE = BLOCK + 16, MOST_ROWS = 64, CHUNK = 1 << 16 };
+enum { LINE = 64, MOST_THREADS = 64 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* numbers: rows and columns of a block that shares a scale, scales in a row of the grid, how scales
- * are stored, whether a product is rounded to bf16, columns of a row as stored */
+ * are stored, whether a product is rounded to bf16, bytes of a row as stored */
 typedef struct {
     const uint8_t *values, *scales;
     long rows, columns;
@@ -85,7 +87,7 @@ static inline float int8(uint32_t byte) { return (float)((int32_t)byte - 128); }
 /* ---- columns of a row ---- */
 
 static void widen_bf16(const Weight *w, long row, long first, long count, float *restrict into) {
-    const uint16_t *from = (const uint16_t *)w->values + row * w->columns + first;
+    const uint16_t *from = (const uint16_t *)(w->values + row * w->width) + first;
     for (long i = 0; i < count; i++) into[i] = as_float((uint32_t)from[i] << 16);
 }
 
@@ -136,31 +138,58 @@ typedef struct {
     long stride, step; /* floats between rows of y, and between outputs */
 } Product;
 
-static void multiply(const float *x, const float *restrict wide, long count, lanes *sums) {
+/* Two rows of x at a time: each value of the buffer is loaded once for both. */
+static void multiply(const float *x, const float *y, const float *restrict wide, long count,
+                     lanes *sums, int both) {
     lanes a = sums[0], b = sums[1], c = sums[2], d = sums[3];
-    for (long i = 0; i < count; i += LANES) {
-        lanes v = *(const lanes *)(x + i);
-        a += v * *(const lanes *)(wide + i);
-        b += v * *(const lanes *)(wide + BLOCK + i);
-        c += v * *(const lanes *)(wide + 2 * BLOCK + i);
-        d += v * *(const lanes *)(wide + 3 * BLOCK + i);
+    if (!both) {
+        for (long i = 0; i < count; i += LANES) {
+            lanes v = *(const lanes *)(x + i);
+            a += v * *(const lanes *)(wide + i);
+            b += v * *(const lanes *)(wide + STRIDE + i);
+            c += v * *(const lanes *)(wide + 2 * STRIDE + i);
+            d += v * *(const lanes *)(wide + 3 * STRIDE + i);
+        }
+    } else {
+        lanes e = sums[4], f = sums[5], g = sums[6], h = sums[7];
+        for (long i = 0; i < count; i += LANES) {
+            lanes v = *(const lanes *)(x + i), u = *(const lanes *)(y + i);
+            lanes w = *(const lanes *)(wide + i);
+            a += v * w, e += u * w;
+            w = *(const lanes *)(wide + STRIDE + i);
+            b += v * w, f += u * w;
+            w = *(const lanes *)(wide + 2 * STRIDE + i);
+            c += v * w, g += u * w;
+            w = *(const lanes *)(wide + 3 * STRIDE + i);
+            d += v * w, h += u * w;
+        }
+        sums[4] = e, sums[5] = f, sums[6] = g, sums[7] = h;
     }
     sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
 }
 
 static void tile(const Product *p, long first) {
-    float wide[TILE * BLOCK] __attribute__((aligned(64)));
+    float wide[TILE * STRIDE] __attribute__((aligned(64)));
     lanes sums[MOST_ROWS * TILE];
     long columns = p->weight->columns, high = p->weight->rows - first;
     high = high < TILE ? high : TILE;
     memset(sums, 0, sizeof(lanes) * TILE * p->num_rows);
     if (high < TILE) memset(wide, 0, sizeof wide);
+    /* A row is left after each block, and the processor does not guess where it goes on: ask for
+     * the same bytes of the next tile. */
+    long width = p->weight->width, block = BLOCK * width / columns;
+    const uint8_t *next = p->weight->values + (first + TILE) * width;
     for (long column = 0; column < columns; column += BLOCK) {
         long count = columns - column < BLOCK ? columns - column : BLOCK;
-        for (long i = 0; i < high; i++)
-            p->widen(p->weight, first + i, column, count, wide + i * BLOCK);
-        for (long row = 0; row < p->num_rows; row++)
-            multiply(p->x + row * columns + column, wide, count, sums + row * TILE);
+        for (long i = 0; i < high; i++) {
+            for (long at = 0; at < block; at += LINE) __builtin_prefetch(next + i * width + at);
+            p->widen(p->weight, first + i, column, count, wide + i * STRIDE);
+        }
+        for (long row = 0; row < p->num_rows; row += 2) {
+            const float *x = p->x + row * columns + column;
+            multiply(x, x + columns, wide, count, sums + row * TILE, row + 1 < p->num_rows);
+        }
+        next += block;
     }
     for (long row = 0; row < p->num_rows; row++)
         for (long i = 0; i < high; i++) {

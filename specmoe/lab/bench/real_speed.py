@@ -50,7 +50,7 @@ def measure(folder: Path, parts: list[str], tokens: int = 24, out: Path | None =
 def memory_rate(num_bytes: int = 2**29, repeats: int = 5) -> float:
     """Bytes per second of weights that all threads together read and add up: the fastest way to
     touch them once."""
-    content = torch.zeros(num_bytes // 8, dtype=torch.int64)
+    content = torch.ones(num_bytes // 8, dtype=torch.int64)
     return num_bytes / min(_seconds(content.sum) for _ in range(repeats))
 
 
