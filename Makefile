@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick bench-real sizes lint clean
+.PHONY: help setup report test test-matrix test-oldest test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick bench-real wheel-check coverage sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -68,12 +68,13 @@ test: setup ## all tests
 OLDEST := transformers==5.2.0
 MATRIX_TESTS := tests/test_exactness.py tests/test_families.py tests/test_engine.py
 
-test-matrix: setup ## exactness, families and engine with the oldest allowed transformers (.venv-old) and the installed one
+test-oldest: setup ## exactness, families and engine with the oldest allowed transformers (.venv-old)
 	@test -x .venv-old/bin/python || { $(BIN)/python -m venv .venv-old && .venv-old/bin/pip install --quiet '$(TORCH)'; }
 	@.venv-old/bin/pip install --quiet '$(OLDEST)' -e '.[dev]'
-	@for python in .venv-old/bin/python $(BIN)/python; do \
-	  OMP_NUM_THREADS=1 $$python -m pytest -n $(TEST_WORKERS) --dist loadscope $(MATRIX_TESTS) $(TEST_ARGS) || exit 1; \
-	done
+	@OMP_NUM_THREADS=1 .venv-old/bin/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(MATRIX_TESTS) $(TEST_ARGS)
+
+test-matrix: test-oldest ## the same with the oldest and with the installed one
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadscope $(MATRIX_TESTS) $(TEST_ARGS)
 
 test-processors: setup ## the numerical tests and the exact notebooks under three instruction sets, with 1 and 2 threads
 	@$(BIN)/python tests/processors.py $(PROCESSORS_ARGS)
@@ -132,6 +133,20 @@ bench-real: setup ## speed at real size against llama.cpp and accelerate (BENCH_
 
 bench-quick: setup ## the same at fewer points, in under 10 minutes, into reports/bench-quick
 	@$(BENCH) --length quick --out reports/bench-quick $(BENCH_ARGS)
+
+# Builds, checks, and uses the wheel in an environment of its own, which borrows torch and the rest from .venv;
+# WHEEL_ARGS=--fresh downloads what the wheel declares.
+WHEEL_OUT ?= reports/wheel
+WHEEL_ARGS ?=
+wheel-check: setup ## build the sdist and the wheel, install the wheel elsewhere, do there what the README says
+	@$(BIN)/python -c 'import build, twine' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[release]'
+	@$(BIN)/python tests/wheel_check.py --out $(WHEEL_OUT) $(WHEEL_ARGS)
+
+# Of the core (above the wall), by its own quick tests; pyproject.toml has the floor.
+COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py draft_sets.py checkpoint.py inputs.py kv_cache.py engine.py)
+coverage: setup ## lines of the core that its quick tests run, against a floor
+	@OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider -m 'not slow and not long' $(COVERAGE_TESTS)
+	@$(BIN)/python -m coverage report
 
 sizes: setup ## lines of every room against their budgets, and what is larger than the house allows
 	@$(BIN)/python tests/sizes.py

@@ -37,6 +37,7 @@ COMMANDS = [
     "report",
     "train",
     "doctor",
+    "completion",
 ]
 
 

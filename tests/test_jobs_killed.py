@@ -199,7 +199,7 @@ def test_ten_thousand_rows_take_steady_time_and_memory_and_survive_a_kill(tmp_pa
         if done % 256 == 0:
             seen.append(Look(done, time.perf_counter(), time.process_time(), *memory_bytes()))
 
-    monkeypatch.setattr(printing, "lines_done", lambda: look)
+    monkeypatch.setattr(printing, "progress", lambda unit: look)
     began_s = time.perf_counter()
     found = {"model": "tiny-balanced", "rows": 10_000, "batch": 64}
     found |= check_killed_and_resumed(found["model"], found["rows"], found["batch"], tmp_path)

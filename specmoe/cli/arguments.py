@@ -253,6 +253,11 @@ def doctor(parser: ArgumentParser) -> None:
     )
 
 
+def completion(parser: ArgumentParser) -> None:
+    """print what makes Tab complete: eval "$(specmoe completion bash)" in ~/.bashrc"""
+    parser.add_argument("shell", metavar="bash|zsh|tcsh", choices=("bash", "zsh", "tcsh"))
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 

@@ -124,6 +124,7 @@ def report(args: Namespace) -> int:
             getattr(args, "out", None),
             overwrite=getattr(args, "overwrite", False),
             against=getattr(args, "against", None),
+            progress=not printing.quiet(),
         )
         printing.emit(args, {"name": args.name, "report": str(path)}, lambda: str(path))
     return 0

@@ -46,7 +46,7 @@ def generate(args: Namespace) -> int:
     from ..engine import engine
 
     with engine.load(args.model, **load) as loaded:
-        output = loaded.generate(args.prompt, **decode, progress=sys.stderr.isatty())
+        output = loaded.generate(args.prompt, **decode, progress=printing.watched())
         info, separator = loaded.info, "\n" if loaded.is_translation else ""
     new = [
         tokens[start:] for tokens, start in zip(_lists(output.sequences), output.num_prompt_tokens)
@@ -129,7 +129,7 @@ def _run_job(args: Namespace, job, load: dict, decode: dict, name: Callable[[], 
         return loaded
 
     with contextlib.ExitStack() as stack:
-        job.run(open_engine, decode, report, printing.lines_done())
+        job.run(open_engine, decode, report, printing.progress("lines"))
 
 
 def bench(args: Namespace) -> int:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from ..errors import OptionError, SpecMoEError
 from ..options import spin_setting
-from . import arguments, commands, decoding, planning
+from . import arguments, commands, completion, decoding, planning
 
 # Each has a function of its name in its module, and one in ``arguments``.
 COMMANDS = {
@@ -32,6 +32,13 @@ COMMANDS = {
     "report": commands,
     "train": commands,
     "doctor": commands,
+    "completion": completion,
+}
+# What makes the bars of the libraries silent, and ours (``printing``).
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
@@ -56,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     as_json, debug = "--json" in words, "--debug" in words
+    os.environ.update(QUIET if {"-q", "--quiet"} & set(words) else {})
     try:
         args = parse(words)
         code = args.run(args)
@@ -111,6 +119,9 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"specmoe {__version__}")
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    common.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress, only what was found"
+    )
     common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser

@@ -8,6 +8,7 @@ these.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -36,26 +37,34 @@ def table(rows: list[dict]) -> str:
     )
 
 
-def progress(unit: str) -> Callable | None:
-    """A line on stderr that is written over; None when nobody watches."""
-    if not sys.stderr.isatty():
-        return None
+def quiet() -> bool:
+    """``--quiet``, or tqdm's own switch, which that sets."""
+    return bool(os.environ.get("TQDM_DISABLE"))
 
-    def show(done: int, total: int, what: str = "") -> None:
-        end = "\n" if done >= total else ""
-        print(f"\r\033[K{done}/{total} {unit} {what}", end=end, file=sys.stderr, flush=True)
+
+def watched() -> bool:
+    return sys.stderr.isatty() and not quiet()
+
+
+def progress(unit: str) -> Callable | None:
+    """A bar on stderr, told ``(done, total, what)``; None when nobody watches."""
+    if not watched():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(unit=f" {unit}", leave=False)
+
+    def show(done: int, total: int | None = None, what: str = "") -> None:
+        bar.total = total
+        bar.set_postfix_str(what, refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
     return show
 
 
-def lines_done() -> Callable[[int], None] | None:
-    """The same for a job, whose length nobody knows."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda done: print(f"\r\033[K{done} lines ", end="", file=sys.stderr, flush=True)
-
-
 def training_progress() -> Callable | None:
-    if not sys.stderr.isatty():
+    if not watched():
         return None
     return lambda phase, share, loss: print(f"{phase} {share:.0%} loss {loss:.3f}", file=sys.stderr)
