@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import built
 import pytest
+import wheel_check
 
 import specmoe
 from specmoe import shipped
@@ -157,3 +159,23 @@ def test_pages_of_the_repository_are_written_in_a_checkout_only(tmp_path, monkey
     with pytest.raises(StoreError, match="notebooks is missing"):
         shipped.notebooks_dir()
     assert specmoe.__version__ in (ROOT / "specmoe" / "__init__.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.long
+def test_the_wheel_installs_and_does_elsewhere_what_the_readme_says():
+    for tool in ("build", "twine"):
+        pytest.importorskip(tool, reason="make wheel-check installs it")
+    words = [sys.executable, str(ROOT / "tests" / "wheel_check.py")]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3000, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_is_read_for_commands_and_the_example():
+    """What the wheel check runs, so that a README without them is noticed on every run."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = wheel_check.readme_commands(readme)
+    assert "specmoe report run paper" in commands and len(commands) > 3
+    assert not [one for one in commands if "MODEL" in one or "DIR" in one]
+    compile(wheel_check.readme_example(readme), "README.md", "exec")
+    assert "specmoe.load" in wheel_check.readme_example(readme)
