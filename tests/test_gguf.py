@@ -3,6 +3,7 @@ that transformers has when it loads the same file."""
 
 from __future__ import annotations
 
+import copy
 import struct
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from conftest import PROMPTS, tokens_of
 from test_low_bit import differences, widened
-from tiny_gguf import TRIED, as_kind, blocks, make_gguf
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_gguf import SIZES, TRIED, add_blocks, as_kind, make_gguf, written
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import specmoe
 from specmoe.checkpoint import blocks as ggml
@@ -26,6 +27,7 @@ from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 from specmoe.offload.affinity import expert_distances
 
 NEW_TOKENS = 8
+WIDTHS = ("moe_intermediate_size", "shared_expert_intermediate_size")
 Q4_K = "gguf Q4_K minimax_m2"
 Q4_K_M = "gguf Q4_K_M qwen3_moe"
 
@@ -51,7 +53,12 @@ def reference(made):
     def make(name: str, dtype: torch.dtype = torch.float32):
         file = made(name)
         options = {"gguf_file": file.name, "dtype": dtype}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **options)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        # its mapping has no key for them
+        for width in WIDTHS:
+            if width in SIZES.get(name.split()[2], ("", {}))[1]:
+                setattr(config, width, SIZES[name.split()[2]][1][width])
+        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **options)
         for module in model.modules():
             if hasattr(module, "config"):
                 module.config._experts_implementation = "eager"
@@ -102,8 +109,8 @@ def test_weights_and_tokens_are_those_of_transformers(made, reference, plain_tok
     assert wrong_weights(made(name), reference(name)) == []
     store = "disk" if "_K" in name else "checkpoint"
     with specmoe.load(made(name), store=store) as engine:
-        kind = name.split()[1].lower().replace("f16", "float16").replace("q4_k_m", "q4_k, q6_k")
-        assert engine.info["expert_dtype"] == kind
+        kinds = set(name.split()[1].lower().replace("q4_k_m", "q4_k+q6_k").split("+")) - {"f16"}
+        assert engine.info["expert_dtype"].replace("bfloat", "bf") == ", ".join(sorted(kinds))
         output = engine.generate(
             PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
         )
@@ -125,14 +132,21 @@ def test_weights_in_half_precision_are_those_of_transformers(made, reference, na
     assert wrong_weights(made(name), reference(name, torch.bfloat16)) == []
 
 
-@pytest.mark.parametrize("method", ["on_demand", "cached", "specmoe", "resident"])
+def test_weights_in_half_precision_are_rounded_once(made, reference):
+    """Where transformers rounds factors and products one by one."""
+    name = "gguf Q8_0 qwen3_5_moe_text"
+    once = copy.deepcopy(reference(name)).to(torch.bfloat16)
+    assert wrong_weights(made(name), once) == []
+
+
+@pytest.mark.parametrize("method", ["on_demand", "specmoe", "resident"])
 def test_every_method_gives_them(made, plain_tokens, method):
     with specmoe.load(made(Q4_K), draft_experts=3) as engine:
         output = engine.generate(PROMPTS, method=method, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     assert tokens_of(output) == plain_tokens(Q4_K)
 
 
-@pytest.mark.parametrize("name", [*TRIED[:2], "gguf Q6_K minimax_m2"])
+@pytest.mark.parametrize("name", TRIED[1:3])
 def test_a_record_holds_the_blocks_of_the_file_and_nothing_else(made, name):
     packed, content = pack(made(name)), made(name).read_bytes()
     tensors = gguf.GGUFReader(made(name)).tensors
@@ -147,13 +161,14 @@ def test_a_record_holds_the_blocks_of_the_file_and_nothing_else(made, name):
             assert record[start : start + part.num_bytes // 2] in content
         # what a smaller layer leaves of a record is zero
         assert not any(record[sum(part.num_bytes for part in layout.parts) :])
-    assert packed.layout.record_bytes <= 1.02 * packed.layout.payload_bytes
+    # whole pages
+    assert packed.layout.record_bytes < packed.layout.payload_bytes + 4096 + 3 * 64
 
 
 def test_layers_in_several_types_keep_them(made):
     """As in a file of the kind Q4_K_M; their records are as large as the largest."""
     packed = pack(made(Q4_K_M))
-    coarse, fine = 3 * 768 * 144, 2 * 768 * 144 + 256 * 3 * 210
+    coarse, fine = 3 * 512 * 144, 2 * 512 * 144 + 256 * 2 * 210
     assert [one.payload_bytes for one in packed.layout.by_layer] == [fine, coarse]
     assert packed.layout.payload_bytes == fine
     again = specmoe.checkpoint.open_packed(packed.directory)
@@ -242,10 +257,9 @@ def test_a_plan_and_a_header_read_no_weights(made, monkeypatch):
     assert found.tensors["blk.0.ffn_down_exps.weight"].shape == (8, 256, 256)
     from specmoe.lab.simulate import plan
 
-    for path in (made(Q4_K), made(Q4_K).parent):
-        expected = plan(path, fast_memory="4 MiB", machine="consumer")
-        assert expected.model.expert_bytes == 3 * 256 * 144
-        assert (expected.model.num_layers, expected.model.num_experts) == (2, 8)
+    expected = plan(made(Q4_K).parent, fast_memory="4 MiB", machine="consumer", batch=(1,))
+    assert expected.model.expert_bytes == 3 * 256 * 144
+    assert (expected.model.num_layers, expected.model.num_experts) == (2, 8)
 
 
 def test_another_vocabulary_is_another_model(made, tmp_path):
@@ -279,13 +293,8 @@ def small(file: Path, architecture: str, tensors: dict[str, tuple[str, tuple]], 
         writer.add_uint16(key.replace("_", ".", 1), value)
     random = np.random.default_rng(0)
     for name, (kind, shape) in tensors.items():
-        number = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(name, blocks(kind, shape, random), raw_dtype=number)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+        add_blocks(writer, name, kind, shape, random)
+    return written(writer, file)
 
 
 EMBEDDING = {"token_embd.weight": ("F32", (64, 64))}

@@ -16,19 +16,21 @@ from gguf.quants import quantize
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, get_gguf_hf_weights_map
 
-# Widths of experts are not in transformers' mapping: they are the defaults of its configs.
+QWEN2 = {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 160}
 SIZES = {
-    "qwen3_moe": ("qwen3moe", {"num_experts": 8, "head_dim": 64}),
-    "qwen2_moe": ("qwen2moe", {"num_experts": 4}),
+    "qwen3_moe": ("qwen3moe", {"num_experts": 8, "head_dim": 64, "moe_intermediate_size": 512}),
+    "qwen2_moe": ("qwen2moe", {"num_experts": 4, **QWEN2}),
     "minimax_m2": (
         "minimax-m2",
         {"num_local_experts": 8, "head_dim": 64, "intermediate_size": 256},
     ),
 }
-# What ``docs/formats.md`` says of them: a ggml type, and a model whose experts were found exact in it.
+# What ``docs/formats.md`` says of them: ggml types, and a model whose experts were found exact in
+# them; of several each of its three matrices has one.
 TRIED = ["gguf Q8_0 qwen3_moe", "gguf Q4_K_M qwen3_moe", "gguf Q4_1 qwen2_moe"]
-TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q4_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K")]
-TRIED += [f"gguf {kind} minimax_m2" for kind in ("Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "F16", "BF16")]
+TRIED += ["gguf Q8_0 qwen3_5_moe_text", "gguf BF16 minimax_m2", "gguf Q4_0+Q5_0+Q5_1 minimax_m2"]
+TRIED += ["gguf Q2_K+Q3_K+Q5_K minimax_m2", "gguf Q6_K+IQ4_NL+IQ4_XS minimax_m2"]
+TRIED += ["gguf F16+Q4_K+Q8_0 minimax_m2"]
 COMMON = {
     "vocab_size": 264,
     "hidden_size": 256,
@@ -70,20 +72,26 @@ def blocks(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np
 
 
 def as_kind(kind: str) -> Kinds:
-    """Experts in ``kind``, the other matrices in Q8_0; ``Q4_K_M`` is a mixture, as llama.cpp makes
+    """Experts in ``kind``, the other matrices in Q8_0. ``Q4_K_M`` is a mixture as llama.cpp makes
     it: some layers, here every other, have a finer ``ffn_down_exps``."""
-    if kind == "Q4_K_M":
-        return lambda name: "Q6_K" if name.startswith("blk.0.ffn_down_exps") else MIXED(name)
-    return lambda name: kind if "_exps" in name else "Q8_0"
 
+    def of(name: str) -> str:
+        if "_exps" not in name:
+            return "Q8_0"
+        if kind == "Q4_K_M":
+            return "Q6_K" if name.startswith("blk.0.ffn_down") else "Q4_K"
+        own = kind.split("+")
+        return own[("gate" in name) + 2 * ("up" in name) if len(own) > 1 else 0]
 
-MIXED = as_kind("Q4_K")
+    return of
 
 
 def make_gguf(
     file: Path, model_type: str, kinds: Kinds, seed: int = 0, eos: int = 263, **sizes
 ) -> Path:
     """``kinds``: of a matrix's name its ggml type."""
+    if model_type == "qwen3_5_moe_text":
+        return make_hybrid(file, kinds)
     architecture, own = SIZES[model_type]
     config = AutoConfig.for_model(model_type, **{**COMMON, **own, **sizes})
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +106,8 @@ def make_gguf(
             values = centre + random.standard_normal(shape, dtype=np.float32) / width
             writer.add_tensor(name, values.astype(np.float32))
             continue
-        kind = kinds(name)
-        writer.add_tensor(
-            name, blocks(kind, shape, random), raw_dtype=gguf.GGMLQuantizationType[kind]
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+        add_blocks(writer, name, kinds(name), shape, random)
+    return written(writer, file)
 
 
 def shapes_of(config, architecture: str) -> dict[str, tuple[int, ...]]:
@@ -126,6 +127,66 @@ def shapes_of(config, architecture: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def make_hybrid(file: Path, kinds: Kinds) -> Path:
+    """A Qwen3.5-MoE, which transformers reads with its newer loader: a layer with a recurrent state,
+    and one with attention."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(file, "qwen35moe")
+    numbers = {"context_length": 256, "block_count": 2, "embedding_length": 256}
+    numbers |= {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64}
+    numbers |= {"full_attention_interval": 2, "ssm.conv_kernel": 4, "ssm.state_size": 32}
+    numbers |= {"ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 128}
+    numbers |= {"rope.dimension_count": 16, "expert_feed_forward_length": 256}
+    numbers |= {"expert_shared_feed_forward_length": 256, "expert_count": 8, "expert_used_count": 2}
+    for key, number in numbers.items():
+        writer.add_uint32(f"qwen35moe.{key}", number)
+    writer.add_array("qwen35moe.rope.dimension_sections", [4, 2, 2, 0])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    add_tokens(writer, 264, 263)
+    random = np.random.default_rng(0)
+    for name, shape in hybrid_shapes().items():
+        if len(shape) > 1 and not name.endswith(("conv1d.weight", "gate_inp.weight")):
+            add_blocks(writer, name, kinds(name), shape, random)
+            continue
+        values = random.standard_normal(shape, dtype=np.float32) / 10
+        # llama.cpp writes the norms with one added, and the exponential of ssm_a, negative
+        values += "norm" in name
+        writer.add_tensor(name, -np.exp(values) if name.endswith("ssm_a") else values)
+    return written(writer, file)
+
+
+def hybrid_shapes() -> dict[str, tuple[int, ...]]:
+    recurrent = {"attn_qkv.weight": (256, 256), "attn_gate.weight": (128, 256)}
+    recurrent |= {"ssm_alpha.weight": (4, 256), "ssm_beta.weight": (4, 256), "ssm_a": (4,)}
+    recurrent |= {"ssm_conv1d.weight": (256, 4), "ssm_norm.weight": (32,), "ssm_dt.bias": (4,)}
+    recurrent |= {"ssm_out.weight": (256, 128)}
+    attention = {"attn_q.weight": (512, 256), "attn_k.weight": (128, 256)}
+    attention |= {"attn_v.weight": (128, 256), "attn_output.weight": (256, 256)}
+    attention |= {"attn_q_norm.weight": (64,), "attn_k_norm.weight": (64,)}
+    both = {"attn_norm.weight": (256,), "post_attention_norm.weight": (256,)}
+    both |= {"ffn_gate_inp.weight": (8, 256), "ffn_gate_inp_shexp.weight": (256,)}
+    both |= {f"ffn_{name}_exps.weight": (8, 256, 256) for name in ("gate", "up", "down")}
+    both |= {f"ffn_{name}_shexp.weight": (256, 256) for name in ("gate", "up", "down")}
+    layers = {f"blk.0.{name}": shape for name, shape in (recurrent | both).items()}
+    layers |= {f"blk.1.{name}": shape for name, shape in (attention | both).items()}
+    ends = {"token_embd.weight": (264, 256), "output.weight": (264, 256)}
+    return ends | {"output_norm.weight": (256,)} | layers
+
+
+def add_blocks(writer: gguf.GGUFWriter, name: str, kind: str, shape: tuple, random) -> None:
+    number = gguf.GGMLQuantizationType[kind]
+    writer.add_tensor(name, blocks(kind, shape, random), raw_dtype=number)
+
+
+def written(writer: gguf.GGUFWriter, file: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
 def describe(writer: gguf.GGUFWriter, config) -> None:
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
@@ -141,6 +202,10 @@ def describe(writer: gguf.GGUFWriter, config) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
+    if width := getattr(config, "moe_intermediate_size", None):
+        writer.add_expert_feed_forward_length(width)
+    if width := getattr(config, "shared_expert_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(width)
 
 
 def add_tokens(writer: gguf.GGUFWriter, count: int, eos: int) -> None:

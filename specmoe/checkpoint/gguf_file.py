@@ -33,6 +33,9 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 SCALARS |= {12: "d"}
 # Longer arrays are vocabularies, which a config has no use for.
 LONG = 1024
+# What transformers' mapping of the older families leaves at the default of their configs.
+WIDTHS = {"moe_intermediate_size": "expert_feed_forward_length"}
+WIDTHS |= {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
 AGAIN = "download it again"
 
 
@@ -223,6 +226,9 @@ def config_of(header: Header) -> PreTrainedConfig:
     if header.settings.get(f"{architecture}.expert_count") and not is_moe:
         what = f"transformers reads the experts of {file} as {architecture!r}, a dense model"
         raise UnsupportedModelError(f"{what}: use the safetensors of that model")
+    for name, key in WIDTHS.items():
+        if hasattr(config, name) and (width := header.settings.get(f"{architecture}.{key}")):
+            setattr(config, name, width)
     return config
 
 

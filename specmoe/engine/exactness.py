@@ -22,6 +22,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
+from ..checkpoint.gguf_file import config_of, read_gguf
 from .ties import is_tie, tie_before
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
@@ -182,7 +183,8 @@ def _of_gguf(auto: type, path: Path, dtype: torch.dtype) -> PreTrainedModel:
     # an older transformers always dequantises
     how = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": how(dequantize=True)} if how else {}
-    return auto.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, **options)
+    options |= {"config": config_of(read_gguf(path)), "gguf_file": path.name}
+    return auto.from_pretrained(path.parent, dtype=dtype, **options)
 
 
 class PlainReference:
