@@ -4,6 +4,7 @@ cannot say it refuses in a sentence."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -17,9 +18,13 @@ from tiny_architectures import make_checkpoint
 import specmoe
 from specmoe.cli.parser import main
 from specmoe.errors import FastMemoryError, OptionError, SpecMoEError, UnsupportedModelError
-from specmoe.lab.simulate import Hardware, known_models, plan, preset, recordings
+from specmoe.lab.simulate import Hardware, ModelSize, known_models, plan, preset, recordings
+from specmoe.lab.simulate.costs import Layer
+from specmoe.lab.simulate.engine_parts import EngineParts, cut, probe_parts
+from specmoe.lab.simulate.expectation import even_counts
 from specmoe.lab.simulate.plan import kv_bytes_per_token
 from specmoe.lab.simulate.shipped import prompts_for
+from specmoe.lab.simulate.timed import seconds_per_token
 
 # Nothing of this machine is asked.
 MACHINE = Hardware("by hand", 1e9, 0.0, 1e12, 1e10, fast_memory_bytes=1e9)
@@ -204,3 +209,91 @@ def test_the_command_prints_a_table_or_one_object(capsys):
     }
     assert main([*words, "--link", "0"]) == 2
     assert "--link 0 must be above zero" in capsys.readouterr().err
+
+
+# ---- by the engine's own parts
+
+PARTS = EngineParts(
+    expert_bytes=100,
+    trunk_bytes=250,  # half of SIZE's
+    passes=[[1, 1, 2.0], [1, 5, 6.0], [16, 1, 8.0], [16, 5, 24.0]],
+    steps=[[1, 1.5], [16, 7.5]],
+    layer=Layer(0.5, (1.0,), (0.25,)),
+    drafts=[[1, 0.75], [16, 3.75]],
+    draft_experts=2,
+)
+# 4 layers of 10 experts, top 2; an expert has 100 bytes, the trunk 500
+SIZE = ModelSize("by hand", 100, 4, 10, 2, 100.0, 500.0, 500, held_bytes=600)
+
+
+def test_seconds_by_hand():
+    """Each expert one row, so a layer takes 0.5 + 0.25 each; a trunk twice that of the parts; a read
+    10 seconds, or 0.01."""
+    counts = even_counts(SIZE, 0.5)
+    assert (counts.pass_experts, counts.pool_reads) == (pytest.approx(1), pytest.approx(0.5))
+
+    def seconds(method, link):
+        return seconds_per_token(method, SIZE, link, PARTS, counts)
+
+    assert seconds("resident", 10.0) == pytest.approx(2 * 2.0 + 4 * (0.5 + 2 * 0.25))
+    assert seconds("on_demand", 10.0) == pytest.approx(2 * 2.0 + 4 * (1.0 + 2 * 10))
+    # one read of two experts hides the other's work, and is computed last
+    assert seconds("cached", 10.0) == pytest.approx(4 + 4 * (0.5 + 10 + 0.25))
+    assert seconds("cached", 1e4) == pytest.approx(4 + 4 * (0.5 + 2 * 0.25))
+
+
+def test_a_round_by_hand():
+    counts = replace(even_counts(SIZE, 0.5, gamma=4), round_tokens=3.0)
+    experts = 10 * (1 - 0.8**5)
+    found = seconds_per_token("specmoe", SIZE, 10.0, PARTS, counts)
+    drafted = 4 * (2 * 1.5 + 4 * 0.75)  # 2.5 residents, two of them asked for, as in the parts
+    # drafting reads as many of the missing ones ahead as there is time for
+    reads = experts * 0.75 - drafted / 10 / 4
+    verified = 2 * 6.0 + 4 * (0.5 + reads * 10 + 0.25)
+    assert found == pytest.approx((drafted + verified) / 3)
+
+
+def test_even_use_misses_what_does_not_fit():
+    for batch, needed in ((1, 2.0), (16, 10 * (1 - 0.8**16))):
+        counts = even_counts(SIZE, 0.25, batch=batch)
+        assert counts.pass_experts * 2 == pytest.approx(needed)
+        assert counts.pool_reads == pytest.approx(0.75 * counts.pass_experts)
+    rows = rows_of(plan("olmoe-1b-7b", "3GiB", "laptop", like="even"))
+    share = plan("olmoe-1b-7b", "3GiB", "laptop").share
+    ratio = rows["cached", 1].link_bytes / rows["on_demand", 1].link_bytes
+    assert ratio == pytest.approx(1 - share)
+    assert (
+        "every expert is as likely" in plan("olmoe-1b-7b", "3GiB", "laptop", like="even").assumption
+    )
+
+
+def test_with_parts_the_plan_gives_their_seconds_and_says_so():
+    machine = replace(MACHINE, engine=PARTS)
+    found, ceiling = (plan("olmoe-1b-7b", "3GiB", each) for each in (machine, MACHINE))
+    assert "the engine's own parts" in found.assumption and "ceilings" in ceiling.assumption
+    for key, row in rows_of(found).items():
+        assert row.seconds == row.parts_s != rows_of(ceiling)[key].seconds
+        assert row.link_bytes == rows_of(ceiling)[key].link_bytes
+    assert EngineParts.of_json(json.loads(json.dumps(PARTS.to_json()))).layer == PARTS.layer
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "deepseek_v3", "qwen3_next"])
+def test_a_cut_keeps_experts_and_layers_as_they_are(architecture):
+    config = tiny_config(architecture)
+    fields = cut(config)
+    found, whole = ModelSize.of(fields), ModelSize.of(config)
+    assert found.num_layers == 1 and found.num_experts >= found.top_k
+    assert (found.expert_bytes, found.top_k) == (whole.expert_bytes, whole.top_k)
+
+
+def test_the_parts_of_a_cut_are_timed_on_the_engine_itself():
+    parts = probe_parts(tiny_config("mixtral"))
+    assert parts.expert_bytes == ModelSize.of(tiny_config("mixtral")).expert_bytes
+    assert all(seconds > 0 for *_, seconds in [*parts.passes, *parts.steps, *parts.drafts])
+    assert parts.layer(8, 8) > parts.layer(0, 0) >= 0
+
+
+def test_what_cannot_be_cut_has_ceilings():
+    assert cut(known_models()["nllb-moe-54b"].config) is None
+    assert cut(known_models()["gpt-oss-20b"].config) is None  # low-bit
+    assert probe_parts({"model_type": "llama"}) is None

@@ -75,15 +75,10 @@ def lock(file: int, how: str, wait: bool = False) -> bool:
 def write_whole(file: Path, content: bytes) -> None:
     """Write ``file`` so that it is there whole or not at all, however the process ends."""
     partial = file.with_name(file.name + ".partial")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            force(stream)
-        os.replace(partial, file)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    with open(partial, "wb") as stream:
+        stream.write(content)
+        force(stream)
+    os.replace(partial, file)
 
 
 def force(stream) -> None:

@@ -138,8 +138,7 @@ def _loading(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--store",
-        help="where experts live: disk (a packed copy), memory, or checkpoint (no copy; the "
-        "default for large experts)",
+        help="where experts live: disk (default), memory, or checkpoint (no copy)",
     )
     group.add_argument(
         "--link-bytes-per-s", type=float, metavar="RATE", help="throttle the store, e.g. 2.5e8"
@@ -178,7 +177,7 @@ def plan(parser: ArgumentParser) -> None:
     add(
         "--like",
         metavar="NAME",
-        help="whose counted routing to assume (tiny-balanced; a shipped model: its own)",
+        help="whose counted routing to assume (tiny-balanced; a shipped model: its own), or even",
     )
     add("--weights", metavar="FORMAT", help="another format than the published one, e.g. int4")
 

@@ -59,7 +59,7 @@ def text_of(found) -> str:
             "method": row.method,
             "texts": row.batch,
             "bytes/token": show_bytes(row.link_bytes),
-            "tokens/s, at most": row.tokens_per_second,
+            "tokens/s" if row.parts_s else "tokens/s, at most": row.tokens_per_second,
             "what decides": row.limit,
             "fits": "yes" if row.fits else "no",
         }

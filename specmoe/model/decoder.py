@@ -134,8 +134,6 @@ class Decoder:
 class CausalDecoder(Decoder):
     """A decoder-only model."""
 
-    use_cache = True
-
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config(decoder=True)
         super().__init__(model, config, config.num_hidden_layers)
@@ -213,7 +211,7 @@ class CausalDecoder(Decoder):
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
             attention_mask=self._masks(kv_cache),
-            use_cache=self.use_cache,
+            use_cache=True,
             **{self.kv_argument: kv_cache},
             **kwargs,
         )

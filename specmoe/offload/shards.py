@@ -5,8 +5,7 @@ tickets that fill buffers. Direct I/O asks for whole blocks, so each run of exte
 the blocks that enclose it into a reader's own buffer, and copied from there.
 
 Nothing says what the bytes of a published file ought to be. So the files must be those that were
-opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing, and the
-first time of a session with what it was in an earlier one.
+opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 import weakref
 import zlib
 
-from ..checkpoint import TICK_NS, InPlaceExperts, KeptSums
+from ..checkpoint import TICK_NS, InPlaceExperts
 from ..checkpoint.in_place import Extent
 from ..errors import StoreError
 from .direct import open_around_page_cache
@@ -43,8 +42,7 @@ class CheckpointStore(ExpertStore):
         opened = {shard: open_around_page_cache(shard) for shard in packed.stamps}
         self._files = {shard: file for shard, (file, _) in opened.items()}
         self.how = min(how for _, how in opened.values())
-        self._kept = KeptSums(packed)
-        self._close_files = weakref.finalize(self, _close, list(self._files.values()), self._kept)
+        self._close_files = weakref.finalize(self, _close, list(self._files.values()))
         self._block = _block_of(next(iter(self._files.values()))) if self.how == "direct" else 1
         self._sums: dict[ExpertKey, int] = {}
         self._stamps: dict[ExpertKey, tuple | None] = {}
@@ -75,22 +73,9 @@ class CheckpointStore(ExpertStore):
                 crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
                 target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
                 target.copy_(source) if lane is None else lane.copy(target, source, read.after)
-        if must_hash:
-            self._compare(key, runs, crc, stamp)
+        if must_hash and self._sums.setdefault(key, crc) != crc:
+            raise self._altered(key, runs[0][0].file)
         self._stamps[key] = stamp
-
-    def _compare(self, key: ExpertKey, runs: list[list[Extent]], crc: int, stamp) -> None:
-        """With what the record was before, in this session or an earlier one."""
-        file, index = runs[0][0].file, self.packed.index(*key)
-        if key not in self._sums and stamp is not None:
-            if self._stamp(key, runs) != stamp:
-                # between its stamp and its bytes
-                raise self._altered(key, file)
-            if self._kept.before.get(index, crc) != crc:
-                raise self._decayed(key, file)
-            self._kept.now[index] = crc
-        if self._sums.setdefault(key, crc) != crc:
-            raise self._altered(key, file)
 
     def _stamp(self, key: ExpertKey, runs: list[list[Extent]]) -> tuple | None:
         """Of the files of a record; None where one was written just now. A file that is not the one
@@ -108,13 +93,6 @@ class CheckpointStore(ExpertStore):
         return StoreError(
             f"expert {key.expert} of MoE layer {key.layer}: {shard} was altered after it was "
             "loaded: load the checkpoint again when nothing writes to it"
-        )
-
-    def _decayed(self, key: ExpertKey, shard) -> StoreError:
-        return StoreError(
-            f"expert {key.expert} of MoE layer {key.layer}: {shard} holds other bytes than in an "
-            "earlier session, though nothing wrote to it: check the disk and download the "
-            "checkpoint again"
         )
 
     def _read(self, run: list[Extent], bounce) -> int:
@@ -139,10 +117,9 @@ class CheckpointStore(ExpertStore):
         self._close_files()
 
 
-def _close(files: list[int], kept: KeptSums) -> None:
+def _close(files: list[int]) -> None:
     for file in files:
         os.close(file)
-    kept.keep()
 
 
 def _block_of(file: int) -> int:

@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     narrowed = {name: getattr(options, name) for name in ("batches", "shares", "what", "repeats")}
     chosen = real_grid.cells(**{name: value for name, value in narrowed.items() if value})
     place = real_grid.Place(options.folder)
-    real_grid.run(place, chosen, check_folder(options.out), options.keep, options.estimate)
+    more = {name: getattr(options, name) for name in ("keep", "estimate", "most_s")}
+    real_grid.run(place, chosen, check_folder(options.out), **more)
     return 0
 
 
@@ -42,10 +43,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("folder", type=Path)
     run.add_argument("--batches", nargs="+", type=int, choices=real_grid.BATCHES)
     run.add_argument("--shares", nargs="+", type=int, choices=real_grid.SHARES)
-    run.add_argument("--what", nargs="+", choices=[*real_grid.OURS, *real_grid.PEERS])
+    run.add_argument(
+        "--what", nargs="+", choices=[*real_grid.OURS, real_grid.FIXED, *real_grid.PEERS]
+    )
     run.add_argument("--repeats", type=int)
     run.add_argument("--out", type=Path, default=results.FOLDER)
     run.add_argument("--keep", action="store_true", help="keep rows of other code of the engine")
+    run.add_argument("--most-s", type=float, default=1e9, help="begin no cell that takes longer")
     run.add_argument("--estimate", action="store_true", help="only say what it needs")
     speed = commands.add_parser("speed", help="our methods against memory and disk")
     speed.add_argument("folder", type=Path)

@@ -21,10 +21,10 @@ from ..simulate.real_models import known_models
 
 NUM_SHARDS = 10
 STD = 0.02
-# Of embeddings: as large as what a norm gives, so that the token decides its experts. With ``STD``
+# Of embeddings: large beside all that layers add, so that the token decides its experts. With ``STD``
 # the attention's mean over the context, a deviation of nearly 1, drowns it, and every token of a
 # text goes to the same few experts.
-EMBEDDING_STD = 1.0
+EMBEDDING_STD = 4.0
 # name on the command line -> name in the table of real models
 SHAPES = {"olmoe": "olmoe-1b-7b"}
 # What the table leaves out, as the published config has it.

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...errors import OptionError
 from ..machine import probes
+from ..simulate import engine_parts
 from ..simulate.sizes import ModelSize
 from . import results
 from .offload import SPARE, Group
@@ -28,9 +29,12 @@ from .real_checkpoint import make_checkpoint
 from .real_gguf import write_gguf
 from .settings import Cell
 
-PART = "real"
+PART = results.REAL
 OURS = ("on_demand", "cached", "specmoe", "auto")
 PEERS = ("llama", "accelerate")
+# Every round drafts four tokens. Drafts of random weights are right, so it says what a round costs
+# and is nobody's best.
+FIXED = "specmoe_4"
 BATCHES, SHARES, REPEATS = (1, 16, 4), (50, 12, 25, 100), 2
 # accelerate's speed depends on no share: it moves every expert in every step
 SHARE_OF_ACCELERATE = SHARES[0]
@@ -62,7 +66,9 @@ class Place:
         return ModelSize.of(self.config)
 
 
-def cells(batches=BATCHES, shares=SHARES, what=(*OURS, *PEERS), repeats=REPEATS) -> list[Cell]:
+def cells(
+    batches=BATCHES, shares=SHARES, what=(*OURS, FIXED, *PEERS), repeats=REPEATS
+) -> list[Cell]:
     """In the order in which they are measured: the most telling first; methods in turn."""
     found = [
         Cell(PART, "olmoe-1b-7b", f"{share}%", batch, name, turn)
@@ -99,8 +105,17 @@ def open_file(out: Path, keep: bool) -> results.ResultFile:
     return file
 
 
-def run(place: Place, chosen: list[Cell], out: Path, keep: bool = False, estimate=False) -> None:
-    """Make what is missing of the weights, then of the rows; says first what that needs."""
+def run(
+    place: Place,
+    chosen: list[Cell],
+    out: Path,
+    keep: bool = False,
+    estimate: bool = False,
+    most_s: float = 1e9,
+) -> None:
+    """Make what is missing of the weights, then of the rows; says first what that needs. No cell
+    begins that may not be done when ``most_s`` have passed."""
+    until_s = time.monotonic() + most_s
     file = open_file(out, keep)
     missing = [cell for cell in chosen if not file.has(cell) and has(cell.what)]
     print(needs(place, missing, len(chosen)), flush=True)
@@ -112,11 +127,25 @@ def run(place: Place, chosen: list[Cell], out: Path, keep: bool = False, estimat
     if any(cell.what == "llama" for cell in missing) and not place.gguf.is_file():
         place.gguf.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(place.checkpoint, place.gguf)
+    code = results.code_digest()
+    ours = any(cell.what not in PEERS for cell in missing)
+    if ours and file.head.get("parts_code") != code:
+        file.head |= {"parts": _parts(place), "parts_code": code}
     for number, cell in enumerate(missing, 1):
+        if time.monotonic() + expected_s(file.rows, cell) > until_s:
+            break
         row = measure(place, cell, file)
         file.add({cell.key: row}, machine=results.machine(), model=_facts(place))
         speed = f"{row['tokens_per_second']:.2f} tokens/s" if "seconds" in row else row["failed"]
         print(f"[{number}/{len(missing)}] {cell.key}: {speed}", flush=True)
+
+
+def _parts(place: Place) -> dict | None:
+    """What the engine's parts take here, for the plan; in a process of its own, as a cell is."""
+    config = str(place.checkpoint / "config.json")
+    command = [sys.executable, "-W", "ignore", "-m", engine_parts.__name__, config]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def _facts(place: Place) -> dict:
@@ -139,9 +168,19 @@ def needs(place: Place, missing: list[Cell], of: int) -> str:
 
 def minutes(place: Place, missing: list[Cell]) -> float:
     """Loading, prefill and window of each cell; writing the weights."""
-    each = {"accelerate": 300.0, "llama": 90.0}
-    seconds = sum(each.get(cell.what, 45.0) for cell in missing)
+    seconds = sum(expected_s({}, cell) for cell in missing)
     return (seconds + disk_bytes(place, missing) / 1.5e8) / 60
+
+
+def expected_s(rows: dict[str, dict], cell: Cell) -> float:
+    """Of one cell: what it took before at this batch, a tenth more."""
+    known = [
+        SPARE * row["wall_s"]
+        for row in rows.values()
+        if (row["what"], row["batch"]) == (cell.what, cell.batch) and "wall_s" in row
+    ]
+    guess = {"accelerate": 300.0, "llama": 90.0}.get(cell.what, 60.0)
+    return max(known, default=guess if cell.batch == 1 else guess * 1.5)
 
 
 def disk_bytes(place: Place, missing: list[Cell]) -> int:
@@ -150,7 +189,7 @@ def disk_bytes(place: Place, missing: list[Cell]) -> int:
     named = {cell.what for cell in missing}
     wanted = {place.checkpoint / "config.json": bool(named), place.gguf: "llama" in named}
     there = sum(whole for path, asked in wanted.items() if asked and not path.is_file())
-    return there + (whole if "accelerate" in named else 0)
+    return there + (whole // 2 if "accelerate" in named else 0)  # of half of the layers
 
 
 def _free(folder: Path) -> int:
@@ -169,9 +208,9 @@ def check_room(place: Place, missing: list[Cell]) -> None:
 
 
 def measure(place: Place, cell: Cell, file: results.ResultFile) -> dict:
-    """One cell in its process, beside what the machine could do right before."""
-    ours = cell.what in OURS
-    size, limit = place.size, None if ours else limit_bytes(file.rows, cell)
+    """One cell in its process, beside what the machine could do right before and after it."""
+    ours, size = cell.what not in PEERS, place.size
+    limit = None if ours else limit_bytes(file.rows, cell, size)
     rates = machine_rates(place, size.expert_bytes)
     with tempfile.TemporaryDirectory(prefix="specmoe-real-") as folder:
         job = {
@@ -189,6 +228,8 @@ def measure(place: Place, cell: Cell, file: results.ResultFile) -> dict:
             "group": f"specmoe-real-{os.getpid()}",
         }
         found = _in_a_process(job, Path(folder))
+    after = machine_rates(place, size.expert_bytes)
+    rates = {name: (rate + after[name]) / 2 for name, rate in rates.items()}
     row = {**vars(cell), **found, "rates": rates, "limit_bytes": limit}
     return row | ({"code": results.code_digest()} if ours else {})
 
@@ -198,16 +239,15 @@ def fast_memory(size: ModelSize, share: float) -> int:
     return int(share * size.experts_bytes) + 2 * size.expert_bytes
 
 
-def limit_bytes(rows: dict[str, dict], cell: Cell) -> int | None:
-    """What the hungriest of ours needed at this share and batch, and a tenth more."""
-    known = [
-        row["resident_bytes"]
-        for row in rows.values()
-        if (row["link"], row["batch"]) == (cell.link, cell.batch)
-        and row["what"] in OURS
-        and row.get("resident_bytes")
-    ]
-    return int(SPARE * max(known)) if known else None
+def limit_bytes(rows: dict[str, dict], cell: Cell, size: ModelSize) -> int | None:
+    """What the hungriest of ours needed at this share and batch, and a tenth more; where none ran,
+    what they needed elsewhere beside their fast memory."""
+    ours = [row for row in rows.values() if row["what"] not in PEERS and row.get("resident_bytes")]
+    same = [row for row in ours if (row["link"], row["batch"]) == (cell.link, cell.batch)]
+    if same:
+        return int(SPARE * max(row["resident_bytes"] for row in same))
+    beside = [row["resident_bytes"] - row["info"]["fast_memory_bytes"] for row in ours]
+    return int(SPARE * (max(beside) + fast_memory(size, share_of(cell)))) if beside else None
 
 
 def machine_rates(place: Place, record_bytes: int, seconds: float = 0.4) -> dict:

@@ -22,6 +22,7 @@ from .settings import PARTS, Length
 
 FOLDER = package_path("lab/bench/results")
 GPU = "gpu"  # the part that an H100 gave
+REAL = "real"  # the part that `make bench-real` measures
 # What a result file keeps of the doctor's findings; "balance" where it was measured.
 MACHINE = (
     "cpu",
@@ -86,7 +87,7 @@ def read_all(folder: Path | None = None) -> dict[str, dict]:
     """Part -> content of its file, for the parts that have one; without ``folder`` ours, all of
     them."""
     if folder is None:
-        files = [need_path(FOLDER / f"{part}.json") for part in sorted((*PARTS, GPU))]
+        files = [need_path(FOLDER / f"{part}.json") for part in sorted((*PARTS, GPU, REAL))]
     else:
         files = sorted(Path(folder).glob("*.json"))
     return {file.stem: read_object(file) for file in files}

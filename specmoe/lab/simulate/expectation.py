@@ -1,5 +1,6 @@
 """What to expect of a machine that decodes with a model too large for its fast memory: the link, the
-memory and the arithmetic each take their time, and the slowest decides.
+memory and the arithmetic each take their time, and the slowest decides; or, where the engine's own
+parts were probed on the machine, the sum of what they take (``timed``).
 
 Comes in: a ``ModelSize``, a ``Hardware``, how much fast memory there is. Goes out: an
 ``Expectation`` for each method, calculated. Reads, memory and arithmetic are taken to overlap fully
@@ -24,9 +25,11 @@ from .real_models import size_of
 from .recording import Recording
 from .shipped import BATCHES, GAMMAS, SHIPPED, recordings
 from .sizes import ModelSize
+from .timed import seconds_per_token
 
 LIKE = "tiny-balanced"  # its experts are used as evenly as large models are trained to use theirs
 GAMMA = 4
+EVEN = "even"  # every expert as likely as any other, whatever came before
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Counts:
 def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA, batch: int = 1) -> Counts:
     """Of the shipped recordings of ``like``, between which we interpolate; with no expert in fast
     memory everything is read, with all of them nothing."""
-    check_choice("like", like, SHIPPED)
+    check_choice("like", like, [*SHIPPED, EVEN])
+    if like == EVEN:
+        raise OptionError("like='even' depends on the model's shape: ask expect or even_counts")
     if isinstance(batch, bool) or batch not in BATCHES:
         there = ", ".join(map(str, BATCHES))
         raise OptionError(f"batch={batch!r} was not recorded: one of {there}")
@@ -76,6 +81,16 @@ def counts_at(share: float, like: str = LIKE, gamma: int = GAMMA, batch: int = 1
 def distinct(num_tokens: float, num_experts: int, top_k: int) -> float:
     """Experts of a layer that so many tokens need if use is even, in top-k's."""
     return num_experts * (1 - (1 - top_k / num_experts) ** num_tokens) / top_k
+
+
+def even_counts(size: ModelSize, share: float, gamma: float = GAMMA, batch: int = 1) -> Counts:
+    """Calculated, not recorded: no pool does better than its share of the experts, and half of it
+    drafts. What a round gives is no matter of routing: it is as counted with ``LIKE``."""
+    shape = (size.num_experts, size.top_k)
+    plain, block = (distinct(tokens, *shape) for tokens in (batch, batch * (gamma + 1)))
+    counted = counts_at(share, LIKE, GAMMA, batch)
+    reads = (plain * (1 - share), counted.round_tokens, block * (1 - share / 2), block)
+    return Counts(EVEN, share, *reads, gamma, batch, plain, shape)
 
 
 def _carried(counts: Counts, size: ModelSize) -> Counts:
@@ -142,15 +157,16 @@ class Expectation:
     memory_s: float
     compute_s: float
     batch: int = 1  # texts decoded together
+    parts_s: float | None = None  # by the engine's own parts, where they were probed
 
     @property
     def seconds(self) -> float:
-        """At least: the slowest of the three."""
-        return max(self.link_s, self.memory_s, self.compute_s)
+        """By the engine's parts; without them at least: the slowest of the three."""
+        return self.parts_s or max(self.link_s, self.memory_s, self.compute_s)
 
     @property
     def tokens_per_second(self) -> float:
-        """At most."""
+        """Without the engine's parts: at most."""
         return 1 / self.seconds
 
     @property
@@ -184,9 +200,12 @@ def expect(
     budget = machine.fast_memory_bytes if budget_bytes is None else budget_bytes
     if share is None:
         share = _share(size, machine, budget)
-    counts = _carried(counts_at(share, like, gamma, batch), size)
+    if like == EVEN:
+        counts = even_counts(size, share, gamma, batch)
+    else:
+        counts = _carried(counts_at(share, like, gamma, batch), size)
     return {
-        method: _expectation(method, size, machine, counts, budget)
+        method: expectation_of(method, size, machine, counts, budget)
         for method in ("on_demand", "cached", "specmoe", "resident")
     }
 
@@ -203,9 +222,10 @@ def _share(size: ModelSize, machine: Hardware, budget: float) -> float:
     return min(1.0, (budget - size.held_bytes) / size.experts_bytes)
 
 
-def _expectation(
-    method: str, size: ModelSize, machine: Hardware, counts: Counts, budget: float
+def expectation_of(
+    method: str, size: ModelSize, machine: Hardware, counts: Counts, budget: float = 0
 ) -> Expectation:
+    """Of one method with ``counts`` as they are; ``budget`` 0: whatever memory that takes."""
     passes, experts, read, tokens = work(method, counts)
     share = {"on_demand": size.top_k / size.num_experts / size.num_layers, "resident": 1.0}
     share = share.get(method, counts.share)
@@ -225,7 +245,9 @@ def _expectation(
     took = [amount / rate for amount, rate in zip(amounts, rates)]
     fits = not budget or needed <= budget
     said = (method, size.name, machine.name, share, held, fits)
-    return Expectation(*said, *amounts, *took, counts.batch)
+    parts = machine.engine
+    parts_s = parts and seconds_per_token(method, size, machine.link_bytes_per_s, parts, counts)
+    return Expectation(*said, *amounts, *took, counts.batch, parts_s)
 
 
 def work(method: str, counts: Counts) -> tuple[float, float, float, float]:

@@ -7,10 +7,11 @@ Comes in: rates from a data sheet or from probes. Goes out: a checked, frozen ``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...errors import OptionError, nearest
 from .costs import Probed
+from .engine_parts import EngineParts
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Hardware:
     parts: Probed | None = None
     source: str = ""
     fast_memory_bytes: float = 0  # its size; 0: not said
+    # what the engine's own parts take here with experts of a model's size, for ``expect``
+    engine: EngineParts | None = field(default=None, repr=False)
 
     def __post_init__(self):
         for name in ("link_bytes_per_s", "flop_per_s", "memory_bytes_per_s", "num_readers"):

@@ -1,20 +1,26 @@
-"""The machine of a plan: a described one, or this one by short probes."""
+"""The machine of a plan: a described one, or this one by short probes: its rates, and what the
+engine's own parts take on a cut of the model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ...errors import CheckpointError
+from .engine_parts import probe_parts
 from .hardware import Hardware, preset
+
+DESCRIBED = ("memory_bytes_per_s", "flop_per_s")  # with these given it is another machine
 
 
 def machine_of(
-    machine: Hardware | str | None, rates: dict[str, float], record_bytes: int
+    machine: Hardware | str | None, rates: dict[str, float], record_bytes: int, config
 ) -> Hardware:
     """A described machine, or this one; ``rates`` stand in place of its own, and what they say is
-    not probed."""
+    not probed. ``config``: of the model, or its name if it is a shipped one."""
     if machine is None:
-        return this_machine(record_bytes, rates)
+        here = this_machine(record_bytes, rates)
+        described = any(name in rates for name in DESCRIBED)
+        return here if described else replace(here, engine=probe_parts(config))
     machine = preset(machine) if isinstance(machine, str) else machine
     return replace(machine, name=_changed(machine.name, rates), **rates)
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...errors import FastMemoryError, OptionError, SpecMoEError, nearest
 from ...options import LoadOptions, parse_bytes
-from .expectation import GAMMA, LIKE, Expectation, expect
+from .expectation import EVEN, GAMMA, LIKE, Expectation, expect
 from .hardware import Hardware
 from .here import machine_of
 from .real_models import known_models, read_config, size_of
@@ -31,11 +31,16 @@ PAGE_BYTES = 4096  # records begin where direct I/O can read them
 NAMES = {"F64": "fp32", "F32": "fp32", "F16": "bf16", "BF16": "bf16"}
 ASSUMED = (
     "assumed: the pool's misses, and a round's tokens and reads, are those counted with {like} "
-    "(gamma {gamma}) at the same share of experts in fast memory{more}; link, memory and arithmetic "
-    "overlap fully, so speeds are ceilings"
+    "(gamma {gamma}) at the same share of experts in fast memory{more}; {speeds}"
+)
+ASSUMED_EVEN = (
+    "assumed: every expert is as likely as any other, whatever came before, and a round's tokens are "
+    "those counted with {like} (gamma {gamma}){more}; {speeds}"
 )
 IN_FILE = "experts as they lie in the file, the rest dequantised to bf16"
 CARRIED = "; of a batch, distinct experts grow with the number of experts as even use lets them"
+CEILINGS = "link, memory and arithmetic overlap fully, so speeds are ceilings"
+PROBED = "seconds are those of the engine's own parts, timed here on a small cut of the model"
 
 
 @dataclass(frozen=True)
@@ -108,19 +113,19 @@ def plan(
 ) -> Plan:
     """``fast_memory``: bytes of experts as ``specmoe.load`` takes them; None: what the machine's
     memory leaves beside the trunk. ``machine``: a ``Hardware``, a preset's name, or None, this one,
-    probed for some seconds. ``rates`` (``link_bytes_per_s``, ``memory_bytes_per_s``,
-    ``flop_per_s``) replace the machine's. ``like`` (None: a shipped model's own routing), ``gamma``
-    and ``weights`` as in ``expect``."""
+    probed for some seconds, the engine's own parts on a cut of the model included. ``rates`` (``link_bytes_per_s``, ``memory_bytes_per_s``,
+    ``flop_per_s``) replace the machine's. ``like`` (None: a shipped model's own routing; "even":
+    no expert likelier than another), ``gamma`` and ``weights`` as in ``expect``."""
     config, weights = _config_of(model, weights)
     size = size_of(config, weights)
     if weights is None and (file := _gguf(model)):
         size = replace(size, expert_bytes=_expert_bytes(file), source=f"{size.name}, {IN_FILE}")
     record_bytes = -(-size.expert_bytes // PAGE_BYTES) * PAGE_BYTES
-    machine = machine_of(machine, rates, record_bytes)
+    machine = machine_of(machine, rates, record_bytes, str(model) if _is_shipped(model) else config)
     budget = parse_bytes("fast_memory", fast_memory) or _left_beside(size, machine)
     memory = _slots(size, record_bytes, budget)
     stored = replace(size, name=_name(model, size), expert_bytes=record_bytes)
-    like = like or (str(model) if str(model) in SHIPPED else LIKE)
+    like = like or (str(model) if _is_shipped(model) else LIKE)
     batch, given = tuple(batch), {"like": like, "gamma": gamma}
 
     def at(share: float) -> tuple[Expectation, ...]:
@@ -138,8 +143,19 @@ def plan(
         None if isinstance(config, ModelSize) else kv_bytes_per_token(config),
         at(share),
         tuple((each, row) for each in SHARES for row in at(each)),
-        ASSUMED.format(like=like, gamma=gamma, more=CARRIED if batch != (1,) else ""),
+        _assumption(like, gamma, batch, machine),
     )
+
+
+def _is_shipped(model) -> bool:
+    return isinstance(model, str) and model in SHIPPED
+
+
+def _assumption(like: str, gamma: int, batch: tuple[int, ...], machine: Hardware) -> str:
+    text = ASSUMED_EVEN if like == EVEN else ASSUMED
+    more = CARRIED if batch != (1,) and like != EVEN else ""
+    said = {"like": LIKE if like == EVEN else like, "gamma": gamma, "more": more}
+    return text.format(**said, speeds=PROBED if machine.engine else CEILINGS)
 
 
 def frame_of(rows: Iterable[Expectation]) -> pd.DataFrame:

@@ -40,7 +40,13 @@ ASKED = (1, 16, 64)  # tokens
 
 
 class LayerProber(Prober):
-    """A layer is timed as the mean over all layers in turn."""
+    """A layer is timed as the mean over all layers in turn. ``cases``: experts, and tokens of each,
+    that are resident; ``drafting``: tokens of a draft step."""
+
+    def __init__(self, engine, prompt, repeats: int, cases=EXPERTS, drafting=DRAFTING):
+        super().__init__(engine, prompt, repeats)
+        self.cases = cases
+        self.drafting = drafting
 
     def read_all(self) -> None:
         """Every record once: a record's first read computes its checksum, later ones do not."""
@@ -66,7 +72,7 @@ class LayerProber(Prober):
 
     def resident(self) -> list[list[float]]:
         with self.run("resident") as (_, experts):
-            found = [self._layers(experts, *case) for case in self._cases(EXPERTS)]
+            found = [self._layers(experts, *case) for case in self._cases(self.cases)]
         return [[*case[:2], case[3]] for case in found]
 
     def draft(self) -> list[list[float]]:
@@ -76,7 +82,7 @@ class LayerProber(Prober):
             for layer in self.layers:
                 experts.pool.fetch(layer, self.some_experts(number).tolist())
             with experts.drafting():
-                return [[tokens, self._drafted_layer(experts, tokens)] for tokens in DRAFTING]
+                return [[tokens, self._drafted_layer(experts, tokens)] for tokens in self.drafting]
 
     def _drafted_layer(self, experts: RunExperts, tokens: int) -> float:
         hidden, weights = self._block(tokens)

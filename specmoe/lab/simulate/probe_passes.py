@@ -5,6 +5,7 @@ Comes in: an engine. Goes out: rows of timings. ``probe`` calls this.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -52,11 +53,16 @@ class BareExperts:
 
 
 class PassProber(Prober):
-    """Every row of a pass has ``positions`` tokens; the experts function gives zeros."""
+    """Every row of a pass has ``positions`` tokens; the experts function gives zeros. ``grid``:
+    rows, tokens of each in a pass, and positions."""
+
+    def __init__(self, engine, prompt, repeats: int, grid=(ROWS, BLOCKS, POSITIONS)):
+        super().__init__(engine, prompt, repeats)
+        self.grid = grid
 
     def passes(self) -> list[list[float]]:
         found = []
-        for rows, block, positions in ((r, b, p) for r in ROWS for b in BLOCKS for p in POSITIONS):
+        for rows, block, positions in itertools.product(*self.grid):
             drafted = Drafted(torch.ones(rows, block - 1, dtype=torch.long), [block - 1] * rows)
             with self._batch(rows, positions, block) as batch:
 
@@ -69,7 +75,7 @@ class PassProber(Prober):
 
     def steps(self) -> list[list[float]]:
         found = []
-        for rows, positions in ((r, p) for r in ROWS for p in POSITIONS):
+        for rows, positions in itertools.product(self.grid[0], self.grid[2]):
             with self._batch(rows, positions, STEPS_PER_DRAFT + 1) as batch:
 
                 def work(batch=batch):
