@@ -27,14 +27,19 @@ __all__ = [
     "StoreError",
     "UnsupportedModelError",
     "load",
+    "sweep",
 ]
 
 
 def __getattr__(name: str):
     """``load`` and ``Engine`` bring torch and transformers with them, so they come when first asked
-    for."""
+    for; ``sweep`` lies below the wall, and nothing here needs it."""
     if name in ("load", "Engine"):
         from .engine import engine
 
         return getattr(engine, name)
+    if name == "sweep":
+        from importlib import import_module
+
+        return import_module(".lab.sweep", __name__).sweep
     raise AttributeError(f"module 'specmoe' has no attribute {name!r}")

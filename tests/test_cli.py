@@ -31,6 +31,7 @@ COMMANDS = [
     "generate",
     "bench",
     "plan",
+    "sweep",
     "pack",
     "verify",
     "cache",

@@ -33,6 +33,7 @@ MAY = {
         "lab/exercises/",
     ),
     "notebooks": ("lab/workshop/", "lab/machine/"),
+    "dask": ("lab/sweep/cluster.py",),
     "gguf": ("lab/bench/real_",),
     "llama": ("lab/bench/real_",),
 }

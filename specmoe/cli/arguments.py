@@ -182,6 +182,18 @@ def plan(parser: ArgumentParser) -> None:
     add("--weights", metavar="FORMAT", help="another format than the published one, e.g. int4")
 
 
+def sweep(parser: ArgumentParser) -> None:
+    """measure every setting of a grid, here or on a dask cluster; goes on where it stopped"""
+    parser.add_argument(
+        "grid", metavar="GRID.yaml", help="option: list of values, such as gamma: [2, 4]"
+    )
+    add = parser.add_argument
+    add("--out", metavar="DIR", help="where rows.jsonl goes (sweeps/KEY of the grid)")
+    add("--scheduler", metavar="ADDRESS", help="of dask.distributed, such as tcp://host:8786")
+    add("--workers", type=int, metavar="N", help="processes on this machine (one run at a time)")
+    add("--yes", action="store_true", help="yes, that many runs are meant")
+
+
 def pack(parser: ArgumentParser) -> None:
     """one contiguous record per expert, with checksums, in a folder that loads as a checkpoint"""
     parser.add_argument(

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from ..errors import OptionError, SpecMoEError
 from ..options import spin_setting
-from . import arguments, commands, completion, decoding, planning
+from . import arguments, commands, completion, decoding, planning, sweeping
 
 # Each has a function of its name in its module, and one in ``arguments``.
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": decoding,
     "bench": decoding,
     "plan": planning,
+    "sweep": sweeping,
     "pack": commands,
     "verify": commands,
     "cache": commands,

@@ -40,6 +40,7 @@ def run_bench(
     load: Mapping | None = None,
     generate: Mapping | None = None,
     repeats: int = 3,
+    probe: bool = True,
 ) -> BenchResult:
     """Measure ``methods`` at each ``batch``; ``model`` is a name, or an engine (then it was loaded
     as it is).
@@ -52,14 +53,14 @@ def run_bench(
 
     One engine serves all, so every method but ``resident`` has the same fast memory. For each
     batch: one short warm-up per method, then ``repeats`` times every method in turn over the same
-    prompts.
+    prompts. ``probe``: find out what this machine can do, for the result's ``machine``.
     """
     plan = _Plan.of(methods, batch, repeats, _said("generate", generate))
     plan.check()
     load = _said("load", load)
     from_kwargs(LoadOptions, load)
     with _engine_of(model, load) as engine:
-        return _measure_all(engine, plan)
+        return _measure_all(engine, plan, probe)
 
 
 def _said(name: str, options: Mapping | None) -> dict:
@@ -190,7 +191,7 @@ def _engine_of(model, load: dict) -> Iterator:
         yield loaded
 
 
-def _measure_all(engine, plan: _Plan) -> BenchResult:
+def _measure_all(engine, plan: _Plan, probe: bool) -> BenchResult:
     rows, traces, shares = [], {}, []
     for batch in plan.batches:
         prompts = plan.prompts_of(engine, batch)
@@ -206,7 +207,7 @@ def _measure_all(engine, plan: _Plan) -> BenchResult:
             traces[variant.label, batch] = found.trace.to_frame()
             shares += shares_of(variant, batch, found)
     record_bytes = engine.info.get("record_bytes") or doctor.RECORD_BYTES
-    machine = doctor.examine(quick=True, record_bytes=record_bytes)
+    machine = doctor.examine(quick=True, record_bytes=record_bytes) if probe else {}
     machine |= {"store": dict(engine.store_info)}
     model = dict(engine.info) | _decoding_layers(traces)
     return BenchResult(machine, model, rows, traces, shares)
