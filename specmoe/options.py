@@ -161,8 +161,9 @@ def from_kwargs(cls: type, kwargs: dict[str, Any]):
 class LoadOptions:
     """How to load a model (``specmoe.load``). Sizes in bytes, rates in bytes per second."""
 
-    # "checkpoint" reads the published files themselves, and writes no packed copy
-    store: str = "disk"
+    # "checkpoint" reads the published files themselves, and writes no packed copy; None: so do
+    # experts of a MiB and more that lie well there, all others "disk", a packed copy
+    store: str | None = None
     device: str = "cpu"
     dtype: Any = None
     draft_experts: int | None = None
@@ -176,7 +177,8 @@ class LoadOptions:
 
     def __post_init__(self):
         _check_types(self)
-        check_choice("store", self.store, STORES)
+        if self.store is not None:
+            check_choice("store", self.store, STORES)
         object.__setattr__(self, "fast_memory", parse_bytes("fast_memory", self.fast_memory))
         object.__setattr__(self, "expert_bytes", parse_bytes("expert_bytes", self.expert_bytes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import models_table
 import pytest
 import torch
 from conftest import reference_model
@@ -159,14 +160,8 @@ SMALL = dict(
     max_position_embeddings=128,
     tie_word_embeddings=False,
 )
-REFUSED = {
-    "minimax": dict(
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        layer_types=["linear_attention", "full_attention"],
-        block_size=8,
-    ),
-}
+# All that the page says are refused, where this transformers has them.
+REFUSED = [kind for kind, word in models_table.read_page().items() if word == "refused"]
 
 
 def saved(architecture: str, folder, **config):
@@ -176,11 +171,12 @@ def saved(architecture: str, folder, **config):
     return folder
 
 
-@pytest.mark.parametrize("architecture", REFUSED)
-def test_state_that_cannot_be_rolled_back_is_refused_with_its_reason(architecture, tmp_path):
-    folder = saved(architecture, tmp_path, **REFUSED[architecture])
-    with pytest.raises(UnsupportedModelError, match="cannot be rolled back"):
-        specmoe.load(folder)
+@pytest.mark.parametrize("kind", [each for each in REFUSED if each in models_table.CONFIG_MAPPING])
+def test_state_that_cannot_be_rolled_back_is_refused_with_its_reason(kind, tmp_path, own_cache):
+    folder = models_table.write_tiny(kind, tmp_path / "m")
+    with pytest.raises(UnsupportedModelError, match=f"{kind}.* cannot be rolled back"):
+        specmoe.load(folder, draft_experts=2)
+    assert not (tmp_path / "cache").exists(), "nothing is packed"
 
 
 def test_a_dense_model_is_refused(tmp_path):

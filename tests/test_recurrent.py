@@ -12,11 +12,13 @@ from torch import nn
 import specmoe
 from specmoe.model.kv_cache import MIXERS
 from specmoe.model.recurrent import Mixer, StateCache, appended
+from specmoe.speculate.sampling import Sampler
 
 # A convolution alone; a state and a convolution; a state of float32 that is carried by steps.
 QUICK = ("lfm2_moe", "granitemoehybrid", "jamba")
 # More rows than places, one of them without a prefill, two of one length.
 PROMPTS = [[5, 6, 7, 8, 9], [3], [20, 21, 22], [1, 2, 3], [4, 60, 61, 62, 63, 64, 65], [9, 8]]
+NEW_TOKENS = 7
 METHODS = {
     "on_demand": {},
     "overlapped": {},
@@ -27,22 +29,46 @@ METHODS = {
 }
 
 
-OTHERS = [pytest.param(kind, marks=pytest.mark.long) for kind in MIXERS if kind not in QUICK]
+def all_of(hybrids, methods, marks=()) -> list:
+    return [pytest.param(each, m, marks=marks) for each in hybrids for m in methods]
 
 
-@pytest.fixture(scope="module", params=[*QUICK, *OTHERS])
-def hybrid(request, tmp_path_factory):
-    folder = write_tiny(request.param, tmp_path_factory.mktemp(request.param))
-    with torch.no_grad(), specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
-        yield engine, plain(reference(folder), PROMPTS, 10)
+OTHERS = [kind for kind in MIXERS if kind not in QUICK and kind in models_table.CONFIG_MAPPING]
+RUNS = all_of(QUICK, METHODS) + all_of(OTHERS, ["specmoe"])
+RUNS += all_of(OTHERS, [name for name in METHODS if name != "specmoe"], pytest.mark.long)
+EACH = [*QUICK, *(pytest.param(kind, marks=pytest.mark.long) for kind in OTHERS)]
+each_hybrid = pytest.mark.parametrize("hybrid", EACH, indirect=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_each_row_what_it_gets_alone_through_refills(method, hybrid):
-    engine, want = hybrid
+@pytest.fixture(scope="module")
+def hybrids(tmp_path_factory):
+    """``hybrids(kind)``: engine, transformers' model and its tokens, made once."""
+    made = {}
+
+    def get(kind: str):
+        if kind not in made:
+            folder = write_tiny(kind, tmp_path_factory.mktemp(kind))
+            engine = specmoe.load(folder, dtype="float64", draft_experts=3)
+            model = reference(folder)
+            made[kind] = engine, model, plain(model, PROMPTS, NEW_TOKENS)
+        return made[kind]
+
+    yield get
+    for engine, *_ in made.values():
+        engine.close()
+
+
+@pytest.fixture
+def hybrid(request, hybrids):
+    return hybrids(request.param)
+
+
+@pytest.mark.parametrize("hybrid, method", RUNS, indirect=["hybrid"])
+def test_every_method_gives_each_row_what_it_gets_alone_through_refills(hybrid, method):
+    engine, _, want = hybrid
     output = engine.generate(
         PROMPTS,
-        max_new_tokens=10,
+        max_new_tokens=NEW_TOKENS,
         eos_token_id=[],
         batch_size=2,
         method=method,
@@ -52,9 +78,39 @@ def test_every_method_gives_each_row_what_it_gets_alone_through_refills(method, 
     assert output.stats.num_rounds > 10 or method in ("auto", "specmoe")
 
 
+@each_hybrid
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+@torch.no_grad()
+def test_what_is_sampled_is_sampled_from_the_logits_of_the_text_before_it(
+    hybrid, rule, monkeypatch
+):
+    """Rejected drafts leave no trace in them: they are those of transformers for the whole text, as
+    far as float32 sums of chunks and of steps are alike."""
+    engine, model, _ = hybrid
+    seen, verify = [], Sampler.verify
+
+    def watched(self, logits, tokens, counting, q, prompts, positions):
+        verdicts = verify(self, logits, tokens, counting, q, prompts, positions)
+        for row, verdict in enumerate(verdicts):
+            seen.append((prompts[row], positions[row], logits[row, : verdict.accepted + 1]))
+        return verdicts
+
+    monkeypatch.setattr(Sampler, "verify", watched)
+    options = {"do_sample": True, "seed": 4, "accept_rule": rule, "method": "specmoe", "gamma": 3}
+    output = engine.generate(
+        PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[], batch_size=2, **options
+    )
+    whole = [model(torch.tensor([text.tolist()])).logits[0] for text in output.sequences]
+    for prompt, first, logits in seen:
+        want = whole[prompt][first - 1 : first - 1 + len(logits)]
+        torch.testing.assert_close(logits[: len(want)], want, rtol=0, atol=1e-4)
+    assert seen and 0 < output.stats.acceptance_rate < 1
+
+
+@each_hybrid
 def test_rows_that_leave_a_draft_early_come_back_with_their_states(hybrid, monkeypatch):
     """The planner's confidence makes rows stop at different tokens; the others are drafted on."""
-    engine, _ = hybrid
+    engine, *_ = hybrid
     prompts = [[3 + i, 40 - i, *range(5, 5 + i % 4)] for i in range(10)]
     left = []
     monkeypatch.setattr("specmoe.speculate.block.NARROW", 1.0)
@@ -74,8 +130,9 @@ def test_rows_that_leave_a_draft_early_come_back_with_their_states(hybrid, monke
         assert one.tolist() == other.tolist()
 
 
+@each_hybrid
 def test_rolling_back_touches_no_expert(hybrid, monkeypatch):
-    engine, want = hybrid
+    engine, _, want = hybrid
     busy = []
     settle = engine.decoder.settle
 
@@ -90,12 +147,13 @@ def test_rolling_back_touches_no_expert(hybrid, monkeypatch):
         busy.append(asked)
 
     monkeypatch.setattr(engine.decoder, "settle", watched)
-    assert decoded(engine, PROMPTS[:4], 10, method="specmoe", gamma=3) == want[:4]
+    assert decoded(engine, PROMPTS[:4], NEW_TOKENS, method="specmoe", gamma=3) == want[:4]
     assert busy
 
 
+@each_hybrid
 def test_what_a_compiler_cannot_follow_runs_on_the_plain_path(hybrid, caplog):
-    engine, _ = hybrid
+    engine, *_ = hybrid
     with caplog.at_level("WARNING", "specmoe"):
         engine.decoder.passes.compile()
     assert "recurrent layers: using the plain path" in caplog.text

@@ -6,28 +6,32 @@ model with its expert parameters still on ``meta``; ``pack`` gives ``PackedExper
 ``offload.store`` reads next. In this order: ``files`` and ``header`` open a checkpoint, ``recipes``
 says which of its tensors make which of the model, ``model`` loads what is no expert, ``plan`` finds
 the experts, and ``packing`` writes them in the ``layout`` of a record, with the ``rest`` beside
-them where a packed folder is to be loaded by itself.
+them where a packed folder is to be loaded by itself. ``open_experts`` packs only where records
+cannot be read ``in_place``.
 """
 
 from .cache import cache_folder, lock, write_whole
 from .files import resolve
 from .identity import TICK_NS, unchanged
-from .in_place import InPlaceExperts, in_place
+from .in_place import InPlaceExperts
 from .layout import ExpertLayout
 from .model import build_model, expert_modules
+from .opening import open_experts
 from .packed import PackedExperts, open_packed
 from .packing import pack
+from .sums import KeptSums
 
 __all__ = [
     "TICK_NS",
     "ExpertLayout",
     "InPlaceExperts",
+    "KeptSums",
     "PackedExperts",
     "build_model",
     "cache_folder",
     "expert_modules",
-    "in_place",
     "lock",
+    "open_experts",
     "open_packed",
     "pack",
     "resolve",

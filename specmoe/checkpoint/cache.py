@@ -75,10 +75,15 @@ def lock(file: int, how: str, wait: bool = False) -> bool:
 def write_whole(file: Path, content: bytes) -> None:
     """Write ``file`` so that it is there whole or not at all, however the process ends."""
     partial = file.with_name(file.name + ".partial")
-    with open(partial, "wb") as stream:
-        stream.write(content)
-        force(stream)
-    os.replace(partial, file)
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            force(stream)
+        os.replace(partial, file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def force(stream) -> None:

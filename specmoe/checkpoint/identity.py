@@ -96,13 +96,18 @@ class Contents:
         return {shard.name: stamp_of(shard) for shard in self.plan.checkpoint.shards}
 
     def _file(self) -> Path:
-        place = hashlib.sha256(os.fsencode(self.plan.checkpoint.folder.resolve())).hexdigest()[:16]
-        try:
-            root = cache_folder()
-        except StoreError:
-            # nothing is ever found there, or can be written
-            root = Path(os.devnull)
-        return root / "stamps" / f"{place}.json"
+        return kept_of(self.plan.checkpoint.folder, ".json")
+
+
+def kept_of(folder: Path, ending: str) -> Path:
+    """Where the cache keeps what is known of the checkpoint in ``folder``."""
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    try:
+        root = cache_folder()
+    except StoreError:
+        # nothing is ever found there, or can be written
+        root = Path(os.devnull)
+    return root / "stamps" / f"{place}{ending}"
 
 
 def stamp_of(file: Path) -> list[int] | None:

@@ -7,28 +7,27 @@ bytes of the file; where a conversion would move elements within a tensor, packi
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..errors import CheckpointError
-from .cache import cache_folder
-from .files import open_checkpoint
+from ..errors import CheckpointError, UnsupportedModelError
 from .header import read_into
-from .identity import stamp_of
-from .layout import ExpertLayout
-from .packed import PackedExperts
+from .identity import kept_of, stamp_of
+from .layout import ExpertLayout, align
 from .placing import low_bit_layout, odd_one, signature
-from .plan import ExpertPlan, plan_experts
-from .rest import as_asked, packed_plan
+from .plan import ExpertPlan
+
+# A disk reads whole blocks: of 512 bytes, or of these.
+LARGEST_BLOCK = 4096
+SAMPLES = 8  # layers, and experts of each, that are asked how they lie
 
 
 class Extent(NamedTuple):
@@ -77,11 +76,13 @@ class InPlaceExperts:
 
     @property
     def affinity_file(self) -> Path:
-        place = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:16]
-        return cache_folder() / "stamps" / f"{place}.affinity.npy"
+        return kept_of(self.directory, ".affinity.npy")
+
+    def index(self, layer: int, expert: int) -> int:
+        return layer * self.num_experts + expert
 
     def offset(self, layer: int, expert: int) -> int:
-        return (layer * self.num_experts + expert) * self.layout.record_bytes
+        return self.index(layer, expert) * self.layout.record_bytes
 
     def runs(self, layer: int, expert: int) -> list[list[Extent]]:
         """The extents of one record; those that follow each other in a file together."""
@@ -95,6 +96,18 @@ class InPlaceExperts:
             else:
                 found.append([extent])
         return found
+
+    def amplification(self) -> float:
+        """Bytes of the blocks around records / bytes of the records, of some that lie evenly among
+        all; of the largest blocks that a disk asks for."""
+        layers = range(0, len(self.layers), -(-len(self.layers) // SAMPLES))
+        experts = range(0, self.num_experts, -(-self.num_experts // SAMPLES))
+        asked = read = 0
+        for run in chain(*(self.runs(*key) for key in product(layers, experts))):
+            begin, end = run[0].start, run[-1].start + run[-1].num_bytes
+            asked += end - begin
+            read += align(end, LARGEST_BLOCK) - begin // LARGEST_BLOCK * LARGEST_BLOCK
+        return read / asked
 
     @contextmanager
     def opened(self) -> Iterator[io.RawIOBase]:
@@ -123,12 +136,8 @@ class _Records:
         return bytes(content)
 
 
-def in_place(folder: Path, expert_bytes: int | None = None) -> InPlaceExperts | PackedExperts:
-    """The experts of the checkpoint in ``folder`` (of a packed folder its records), or one sentence
-    why they have to be packed."""
-    if there := packed_plan(folder):
-        return as_asked(there.packed, expert_bytes)
-    plan = plan_experts(open_checkpoint(folder), expert_bytes)
+def placed(plan: ExpertPlan) -> InPlaceExperts:
+    """What is planned, where it lies, or one sentence why that has to be packed."""
     stamps = {shard: stamp_of(shard) for shard in plan.checkpoint.shards}
     return InPlaceExperts(plan, _begins(plan), stamps)
 
@@ -148,7 +157,11 @@ def _begins(plan: ExpertPlan) -> tuple[int, ...]:
     starts = dict(zip(layout.names, layout.offsets(), strict=True))
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     begins, filled = [], 0
-    for weight in low_bit_layout(plan.model, plan.layers[0], shapes, plan.recipes[0]).weights:
+    try:
+        weights = low_bit_layout(plan.model, plan.layers[0], shapes, plan.recipes[0]).weights
+    except UnsupportedModelError:
+        raise _must_pack(plan, "their elements cannot be followed into the model") from None
+    for weight in weights:
         view = weight.place(torch.empty(shapes[weight.target], device="meta"))
         if not view.is_contiguous():
             raise _must_pack(plan, f"the elements of {weight.target} lie in another order there")

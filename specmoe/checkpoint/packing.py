@@ -55,7 +55,13 @@ def pack(
             what = f"{there.packed.directory} is packed already"
             raise CheckpointError(f"{what}: copy the folder, or pack the checkpoint it came from")
         return as_asked(there.packed, expert_bytes)
-    plan = plan_experts(open_checkpoint(source), expert_bytes)
+    return pack_planned(plan_experts(open_checkpoint(source), expert_bytes), directory, progress)
+
+
+def pack_planned(
+    plan: ExpertPlan, directory: str | Path | None, progress: Progress
+) -> PackedExperts:
+    """``pack`` what is planned."""
     contents = Contents(plan)
     folder, partial = _places(plan, directory)
     try:
@@ -69,6 +75,12 @@ def pack(
         return packed
     except OSError as error:
         raise store_error(error, partial) from error
+
+
+def known_copy(plan: ExpertPlan) -> PackedExperts | None:
+    """The copy in the cache, where it shows without reading them that it is of these experts."""
+    contents = Contents(plan)
+    return _find(contents, None) if contents.records else None
 
 
 def _places(plan: ExpertPlan, directory: str | Path | None) -> tuple[Path | None, Path]:

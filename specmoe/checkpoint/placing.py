@@ -98,7 +98,9 @@ def _prove(recipe: Recipe, weights: list[Weight], layer: str, model) -> None:
     """Whether every element of the parameters comes from where ``weights`` says."""
     sources = _blank(recipe)
     for number, tensor in enumerate(sources.values()):
-        tensor.view(-1).copy_((torch.arange(tensor.numel()) + 17 * number) % 251)
+        # (element + 17 * number) % 251, in a byte each
+        pattern = ((torch.arange(251) + 17 * number) % 251).to(torch.uint8)
+        tensor.view(-1).copy_(pattern.repeat(-(-tensor.numel() // 251))[: tensor.numel()])
     made = _convert(recipe, sources, model)
     rebuilt = {name: torch.full_like(tensor, 255) for name, tensor in made.items()}
     for weight, (pattern, tensor) in zip(weights, sources.items(), strict=True):

@@ -138,7 +138,8 @@ def _loading(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--store",
-        help="where experts live: disk (default), memory, or checkpoint (no copy)",
+        help="where experts live: disk (a packed copy), memory, or checkpoint (no copy; the "
+        "default for large experts)",
     )
     group.add_argument(
         "--link-bytes-per-s", type=float, metavar="RATE", help="throttle the store, e.g. 2.5e8"

@@ -60,10 +60,11 @@ class Engine:
         path = checkpoint.resolve(model, options.revision)
         with checkpoint.unchanged(path):
             self.model = _model(path, options)
-            self.packed = _packed(path, options)
+            # before anything is packed: this refuses models that cannot be rolled back
+            is_translation = bool(self.model.config.is_encoder_decoder)
+            self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
+            self.packed = checkpoint.open_experts(path, options.store, options.expert_bytes)
             tokenizer = load_tokenizer(path, self.model.config.model_type)
-        is_translation = bool(self.model.config.is_encoder_decoder)
-        self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
         self.reader = Reader(self.model, self.decoder, tokenizer)
         self.experts = _experts(self.model, self.packed, options)
         self.memory = _memory(self.experts, self.packed, options)
@@ -235,12 +236,6 @@ def _experts(model, packed: checkpoint.PackedExperts, options: LoadOptions) -> O
     on_gpu = compiled and str(options.device) != "cpu"
     kernel = ExpertKernel(packed.layout, model.dtype, options.device, compile=on_gpu)
     return OffloadedExperts(model, modules, kernel, distances, num_encoder, compiled)
-
-
-def _packed(path: Path, options: LoadOptions) -> checkpoint.PackedExperts:
-    if options.store == "checkpoint":
-        return checkpoint.in_place(path, options.expert_bytes)
-    return checkpoint.pack(path, None, options.expert_bytes, progress=True)
 
 
 def _memory(

@@ -134,6 +134,8 @@ class Decoder:
 class CausalDecoder(Decoder):
     """A decoder-only model."""
 
+    use_cache = True
+
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config(decoder=True)
         super().__init__(model, config, config.num_hidden_layers)
@@ -211,7 +213,7 @@ class CausalDecoder(Decoder):
             input_ids=tokens.to(self.model.device),
             position_ids=positions,
             attention_mask=self._masks(kv_cache),
-            use_cache=True,
+            use_cache=self.use_cache,
             **{self.kv_argument: kv_cache},
             **kwargs,
         )

@@ -32,6 +32,7 @@ MIXERS = {
     "kimi_linear": "KimiLinearDeltaAttention",
     "lara_mini": "LaraMiniGatedDeltaNet",
     "lfm2_moe": "Lfm2MoeShortConv",
+    "minimax": "MiniMaxLightningAttention",
     "nemotron_h": "NemotronHMamba2Mixer",
     "qwen3_5_moe_text": "Qwen3_5MoeGatedDeltaNet",
     "qwen3_next": "Qwen3NextGatedDeltaNet",

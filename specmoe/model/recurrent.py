@@ -12,6 +12,7 @@ again. After drafting nothing has to run: the states of the block's start are st
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import nn
@@ -63,6 +64,14 @@ class StateCache:
         self.state["recurrent", state_idx] = state
         return state
 
+    # MiniMax's names for the same
+
+    def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+        return self.get_recurrent_state(layer_idx)
+
+    def set_linear_cache(self, layer_idx: int, state: torch.Tensor) -> None:
+        self.update_recurrent_state(state, layer_idx)
+
 
 class Mixer:
     """Stands in for ``module.forward``. State: that of every row at the block's start (``base``),
@@ -70,6 +79,10 @@ class Mixer:
 
     def __init__(self, module: nn.Module):
         self.compute = module.forward
+        # asked for by a signature that it shares with attention, and not used
+        has_ropes = "position_embeddings" in signature(module.forward).parameters
+        self.unused = {"position_embeddings": None} if has_ropes else {}
+        self.returns_pair = False
         self.base: State = {}
         self.state: State = {}
         self.inputs: torch.Tensor | None = None
@@ -77,9 +90,12 @@ class Mixer:
         self.prefilled: list[State] = []
         module.forward = self
 
-    def __call__(self, hidden_states: torch.Tensor, *_, **__) -> torch.Tensor:
-        if self.lengths is not None:
-            return self._prefill(hidden_states)
+    def __call__(self, hidden_states: torch.Tensor, *_, **__):
+        is_prefill = self.lengths is not None
+        outputs = (self._prefill if is_prefill else self._step)(hidden_states)
+        return (outputs, None) if self.returns_pair else outputs
+
+    def _step(self, hidden_states: torch.Tensor) -> torch.Tensor:
         self.inputs, outputs = hidden_states, []
         for t in range(hidden_states.shape[1]):
             output, self.state = self._run(hidden_states[:, t : t + 1], self.state)
@@ -88,8 +104,9 @@ class Mixer:
 
     def _run(self, hidden_states: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         cache = StateCache(state)
-        output = self.compute(hidden_states, cache=cache, attention_mask=None)
-        return output, cache.state
+        output = self.compute(hidden_states, cache=cache, attention_mask=None, **self.unused)
+        self.returns_pair = isinstance(output, tuple)
+        return output[0] if self.returns_pair else output, cache.state
 
     def _prefill(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Rows of one length at a time, so that no padding enters a state."""
@@ -156,6 +173,8 @@ class HybridDecoder(CausalDecoder):
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.passes = EagerPasses(model)
+        # only with this it wants a cache of its own class
+        self.use_cache = self.config.model_type != "minimax"
         name = MIXERS[self.config.model_type]
         found = [module for module in model.modules() if type(module).__name__ == name]
         self.mixers = [Mixer(module) for module in found]

@@ -5,7 +5,8 @@ tickets that fill buffers. Direct I/O asks for whole blocks, so each run of exte
 the blocks that enclose it into a reader's own buffer, and copied from there.
 
 Nothing says what the bytes of a published file ought to be. So the files must be those that were
-opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing.
+opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing, and the
+first time of a session with what it was in an earlier one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 import weakref
 import zlib
 
-from ..checkpoint import TICK_NS, InPlaceExperts
+from ..checkpoint import TICK_NS, InPlaceExperts, KeptSums
 from ..checkpoint.in_place import Extent
 from ..errors import StoreError
 from .direct import open_around_page_cache
@@ -42,7 +43,8 @@ class CheckpointStore(ExpertStore):
         opened = {shard: open_around_page_cache(shard) for shard in packed.stamps}
         self._files = {shard: file for shard, (file, _) in opened.items()}
         self.how = min(how for _, how in opened.values())
-        self._close_files = weakref.finalize(self, _close, list(self._files.values()))
+        self._kept = KeptSums(packed)
+        self._close_files = weakref.finalize(self, _close, list(self._files.values()), self._kept)
         self._block = _block_of(next(iter(self._files.values()))) if self.how == "direct" else 1
         self._sums: dict[ExpertKey, int] = {}
         self._stamps: dict[ExpertKey, tuple | None] = {}
@@ -73,9 +75,22 @@ class CheckpointStore(ExpertStore):
                 crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
                 target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
                 target.copy_(source) if lane is None else lane.copy(target, source, read.after)
-        if must_hash and self._sums.setdefault(key, crc) != crc:
-            raise self._altered(key, runs[0][0].file)
+        if must_hash:
+            self._compare(key, runs, crc, stamp)
         self._stamps[key] = stamp
+
+    def _compare(self, key: ExpertKey, runs: list[list[Extent]], crc: int, stamp) -> None:
+        """With what the record was before, in this session or an earlier one."""
+        file, index = runs[0][0].file, self.packed.index(*key)
+        if key not in self._sums and stamp is not None:
+            if self._stamp(key, runs) != stamp:
+                # between its stamp and its bytes
+                raise self._altered(key, file)
+            if self._kept.before.get(index, crc) != crc:
+                raise self._decayed(key, file)
+            self._kept.now[index] = crc
+        if self._sums.setdefault(key, crc) != crc:
+            raise self._altered(key, file)
 
     def _stamp(self, key: ExpertKey, runs: list[list[Extent]]) -> tuple | None:
         """Of the files of a record; None where one was written just now. A file that is not the one
@@ -93,6 +108,13 @@ class CheckpointStore(ExpertStore):
         return StoreError(
             f"expert {key.expert} of MoE layer {key.layer}: {shard} was altered after it was "
             "loaded: load the checkpoint again when nothing writes to it"
+        )
+
+    def _decayed(self, key: ExpertKey, shard) -> StoreError:
+        return StoreError(
+            f"expert {key.expert} of MoE layer {key.layer}: {shard} holds other bytes than in an "
+            "earlier session, though nothing wrote to it: check the disk and download the "
+            "checkpoint again"
         )
 
     def _read(self, run: list[Extent], bounce) -> int:
@@ -117,9 +139,10 @@ class CheckpointStore(ExpertStore):
         self._close_files()
 
 
-def _close(files: list[int]) -> None:
+def _close(files: list[int], kept: KeptSums) -> None:
     for file in files:
         os.close(file)
+    kept.keep()
 
 
 def _block_of(file: int) -> int:

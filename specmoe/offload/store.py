@@ -269,13 +269,14 @@ class MemoryStore(ExpertStore):
 
 
 def open_store(
-    kind: str,
-    packed: PackedExperts,
+    kind: str | None,
+    packed: PackedExperts | InPlaceExperts,
     device="cpu",
     link_bytes_per_s: float | None = None,
     num_readers: int = 4,
 ) -> ExpertStore:
-    """The store named ``kind`` over ``packed``; of a packed folder "checkpoint" means its disk."""
+    """The store named ``kind`` over ``packed``; of a packed folder all but "memory" means its
+    disk."""
     if isinstance(packed, InPlaceExperts):
         from .shards import CheckpointStore as store
     else:
