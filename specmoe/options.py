@@ -22,9 +22,9 @@ METHODS = ("specmoe", "on_demand", "cached", "overlapped", "resident", "auto")
 EVICTIONS = ("lru", "lfu", "static", "temporal")
 DRAFT_SETS = ("random", "hot_global", "hot_temporal")
 # What a draft may begin with; ``speculate.sources.register`` adds a user's own.
-DRAFTS = ["resident", "ngram", "oracle"]
+DRAFTS = ["resident", "ngram", "low_bit", "merged", "layer_skip", "mtp", "oracle"]
 SUBSTITUTES = ("affinity", "router", "random", "drop", "no_experts")
-ACCEPT_RULES = ("coupled", "rejection")
+ACCEPT_RULES = ("coupled", "rejection", "block")
 # What the command line and a report's kernel set before torch is loaded, where it brings GNU's
 # OpenMP: how long its idle threads spin. Not at all, and a draft step of many small products takes
 # up to twice as long; much longer, and readers miss the core.

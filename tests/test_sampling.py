@@ -19,7 +19,14 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 import specmoe
 from specmoe.engine import prepare
 from specmoe.options import GenerateOptions
-from specmoe.speculate.sampling import Sampler, Verdict, accept_by_rejection, accept_matching
+from specmoe.speculate.sampling import (
+    Sampler,
+    Verdict,
+    accept_block,
+    accept_by_rejection,
+    accept_matching,
+    block_chances,
+)
 
 ODDS = 1e-6
 V, NUM_SAMPLES = 8, 6000
@@ -149,7 +156,7 @@ def two_positions(sampler_class, **options) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("warp", WARPS)
-@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+@pytest.mark.parametrize("rule", ["coupled", "rejection", "block"])
 def test_tokens_that_come_out_have_the_targets_distribution(rule, warp):
     first, second, accepted = two_positions(Sampler, accept_rule=rule, **WARPS[warp])
     assert first > ODDS and second > ODDS
@@ -278,8 +285,13 @@ def sampled_texts(engine, seed: int = 11, **options) -> torch.Tensor:
     return torch.bincount(cells, minlength=SMALL_VOCAB**3).view(*[SMALL_VOCAB] * 3)
 
 
-@pytest.mark.parametrize("warp", ["plain", "all_three", "top_p"])
-@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+@pytest.mark.parametrize(
+    "rule, warp",
+    [
+        *itertools.product(["coupled", "rejection"], ["plain", "all_three", "top_p"]),
+        ("block", "top_p"),
+    ],
+)
 def test_texts_of_a_model_have_the_targets_distribution(
     rule, warp, small_engine, text_probabilities
 ):
@@ -300,6 +312,105 @@ def test_a_broken_sampler_fails_end_to_end(
     monkeypatch.setattr(prepare, "Sampler", sampler)
     observed = sampled_texts(small_engine, accept_rule=rule, temperature=0.6)
     assert chi_square_p(observed, text_probabilities(temperature=0.6)) < 1e-12
+
+
+# ---- block verification, counted out ----
+
+DEPTH, LETTERS = 3, 3
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2, 3])
+def trees(request):
+    """Random p and q after every prefix of up to three letters: {prefix: [V]}."""
+    generator = torch.Generator().manual_seed(request.param)
+    prefixes = [c for n in range(DEPTH + 1) for c in itertools.product(range(LETTERS), repeat=n)]
+    sharpness = 0.3 + request.param
+
+    def draw():
+        logits = torch.randn(len(prefixes), LETTERS, generator=generator, dtype=torch.float64)
+        return dict(zip(prefixes, (sharpness * logits).softmax(dim=-1)))
+
+    return draw(), draw()
+
+
+def judged_paths(trees):
+    """Every drafted path: (its letters, its chance, what ``block_chances`` says of it)."""
+    p, q = trees
+    for path in itertools.product(range(LETTERS), repeat=DEPTH):
+        rows = [path[:n] for n in range(DEPTH + 1)]
+        of_q = torch.stack([q[row] for row in rows[:-1]])
+        chance = math.prod(float(q[path[:n]][path[n]]) for n in range(DEPTH))
+        given = torch.stack([p[row] for row in rows]), torch.tensor(path), of_q
+        yield path, chance, block_chances(*given)
+
+
+def of_each_length(judged) -> list[float]:
+    """The chance that exactly n tokens stand."""
+    later = 1.0
+    exactly = []
+    for chance, _ in judged[:0:-1]:
+        exactly.append(later * chance)
+        later *= 1 - chance
+    return [later, *exactly[::-1]]
+
+
+def test_block_verification_gives_the_target_exactly(trees):
+    """Not by chance: the law of four letters, summed over every draft, is the product of p."""
+    p, _ = trees
+    for text in itertools.product(range(LETTERS), repeat=DEPTH + 1):
+        got = 0.0
+        for path, chance, judged in judged_paths(trees):
+            for n, stands in enumerate(of_each_length(judged)):
+                if path[:n] == text[:n]:
+                    rest = (float(p[text[:k]][text[k]]) for k in range(n + 1, DEPTH + 1))
+                    got += chance * stands * float(judged[n][1][text[n]]) * math.prod(rest)
+        want = math.prod(float(p[text[:k]][text[k]]) for k in range(DEPTH + 1))
+        assert got == pytest.approx(want, rel=1e-9)
+
+
+def test_block_verification_accepts_no_fewer_tokens_than_rejection(trees):
+    p, q = trees
+    by_block = by_rejection = 0.0
+    for path, chance, judged in judged_paths(trees):
+        by_block += chance * sum(n * c for n, c in enumerate(of_each_length(judged)))
+        ratios = [
+            min(1.0, float(p[path[:n]][path[n]] / q[path[:n]][path[n]])) for n in range(DEPTH)
+        ]
+        by_rejection += chance * sum(math.prod(ratios[: n + 1]) for n in range(DEPTH))
+    assert by_block > by_rejection + 0.001, "more, where one ratio may make up for another"
+
+
+def test_a_block_of_one_token_is_rejection(trees):
+    p, q = trees
+    for token in range(LETTERS):
+        given = torch.stack([p[()], p[token,]]), torch.tensor([token]), q[()][None]
+        chance, _ = block_chances(*given)[1]
+        assert chance == pytest.approx(min(1.0, float(p[()][token] / q[()][token])))
+        for draw in (chance - 1e-6, chance + 1e-6):
+            ours, theirs = accept_block(*given, [draw]), accept_by_rejection(*given, [draw])
+            assert ours[0] == theirs[0] and torch.allclose(ours[1], theirs[1])
+
+
+def test_a_draft_of_the_target_itself_is_accepted_whole():
+    p = torch.full((4, 5), 0.2)
+    assert accept_block(p, torch.tensor([1, 2, 3]), p[:3], [0.999] * 3)[0] == 3
+
+
+def test_each_block_of_the_block_rule_has_noise_of_its_own():
+    """It looks at draws behind the first rejection, which the next block must not use again."""
+    draws = []
+
+    class Watched(Sampler):
+        def reject(self, p, drafted, q, uniform):
+            draws.append(list(uniform))
+            return super().reject(p, drafted, q, uniform)
+
+    sampler = Watched(GenerateOptions(do_sample=True, seed=3, accept_rule="block"))
+    logits, drafted = torch.zeros(1, 5, 7), torch.zeros(1, 4, dtype=torch.long)
+    for position in (10, 12):
+        sampler.verify(logits, drafted, [4], torch.full((1, 4, 7), 1 / 7), [0], [position])
+    assert len({*draws[0], *draws[1]}) == 8
+    assert sampler.places([10], [12]) != sampler.places([11], [12])
 
 
 def test_prompts_and_positions_draw_independently(small_engine, text_probabilities):

@@ -44,6 +44,10 @@ SOURCES = {
     "ngram of one": "ngram:1",
     "joined": "ngram:1+resident",
     "oracle": "oracle",
+    "low_bit": "low_bit:3",
+    "merged": "merged:2",
+    "layer_skip": "layer_skip",
+    "ngram and copies": "ngram:1+low_bit:2",
     "a function": last_again,
     "a class": Residents,
 }

@@ -49,7 +49,7 @@ def generate(parser: ArgumentParser) -> None:
         metavar="P",
         help="sample among the likeliest tokens up to this mass (1)",
     )
-    add("--accept-rule", help="when sampling: coupled (default) or rejection")
+    add("--accept-rule", help="when sampling: coupled (default), rejection or block")
     add("--seed", type=int, help="of sampling")
     add(
         "--eos-token-id",
@@ -116,7 +116,9 @@ def _speculation(parser: ArgumentParser) -> None:
         "--gamma", type=int, metavar="G", help="drafted tokens per round; default: planned"
     )
     group.add_argument(
-        "--draft", metavar="SOURCE", help="resident (default), ngram, ngram+resident or oracle"
+        "--draft",
+        metavar="SOURCE",
+        help="resident (default), ngram, low_bit:4, merged:4, layer_skip, ngram+resident, oracle",
     )
     group.add_argument("--draft-set", help="hot_temporal (default), hot_global or random")
     group.add_argument(

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..checkpoint import PackedExperts
+from ..errors import FastMemoryError
 from ..offload.budget import MemoryPlan
 from ..offload.experts import Drafting
 from ..offload.policies import KeepPolicy, Static, make_policy
@@ -31,7 +32,7 @@ from ..options import GenerateOptions
 from ..speculate.confidence import ConfidencePlanner
 from ..speculate.draft_sets import make_draft_set
 from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, Planner
-from ..speculate.sources import make_source
+from ..speculate.sources import Experts, make_source
 from ..speculate.sources.base import DraftSource
 from ..speculate.sources.resident import Resident
 
@@ -90,7 +91,9 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
 
 
 def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, max_block) -> Method:
-    size, source = (len(packed.layers), packed.num_experts), make_source(options.draft, packed)
+    size = (len(packed.layers), packed.num_experts)
+    source = make_source(options.draft, Experts(packed.layout, memory, size[1], hotness))
+    memory = _beside(source, memory)
     policy = make_draft_set(
         options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0
     )
@@ -102,6 +105,28 @@ def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, ma
     if memory.draft_experts == size[1] and not callable(options.draft_set):
         preload = [set(range(size[1]))] * size[0]
     return Method(policy, planner, preload=preload, drafting=drafting, source=source)
+
+
+def source_slots(source: DraftSource, memory: MemoryPlan) -> int:
+    """The slots whose place a draft source takes."""
+    return -(-source.num_bytes // memory.record_bytes)
+
+
+def _beside(source: DraftSource, memory: MemoryPlan) -> MemoryPlan:
+    """What is left for the pool. It keeps no more than half of its slots: a draft that has its own
+    copies needs none of them, and reads ahead."""
+    taken = source_slots(source, memory)
+    if not taken:
+        return memory
+    left = memory.num_slots - taken
+    if left < 2:
+        needed = (taken + 2) * memory.record_bytes + memory.scratch_bytes
+        raise FastMemoryError(
+            f"draft={source.name!r} holds {source.num_bytes} bytes of fast memory, which has "
+            f"{memory.used_bytes}: load with fast_memory={needed} or more"
+        )
+    kept = min(memory.draft_experts, left // (2 * memory.num_layers))
+    return replace(memory, num_slots=left, draft_experts=kept)
 
 
 def _planner(options: GenerateOptions, max_block: int | None, is_confident: bool) -> Planner:

@@ -51,6 +51,8 @@ class Stats:
     kept_full: bool  # were finished rows replaced from a queue of prompts
     draft: str | None = None  # where drafts came from; "oracle" is a bound, no method
     draft_bytes: int = 0  # of fast memory that this source held
+    draft_read_bytes: int = 0  # read once to make it, before the run
+    draft_made_s: float = 0.0
     seed: int | None = None  # what sampling drew from, given or not; None: greedy
 
     @property
@@ -155,6 +157,8 @@ def make_stats(plan: Plan, batch: Batch, seconds: float, peak_bytes: int) -> Sta
         kept_full=len(plan.rows) > plan.batch_size,
         draft=plan.method.source.name if options.method in ("specmoe", "auto") else None,
         draft_bytes=plan.method.source.num_bytes,
+        draft_read_bytes=plan.method.source.read_bytes,
+        draft_made_s=plan.method.source.made_s,
         seed=plan.sampler.seed if options.do_sample else None,
         **_of_rounds(batch.rounds, seconds - batch.prefill_s),
         **_of_reads(batch.experts.pool.counts.minus(batch.prefill)),

@@ -145,7 +145,8 @@ def _texts(engine, prompts, attention_mask, options: Mapping) -> dict[int, list[
 def _hotness(engine, options: GenerateOptions, rows: list[Sequence]) -> list[list[int]] | None:
     """Calibrates on the first prompts when a method needs it and nobody has."""
     static = options.method == "cached" and options.eviction == "static"
-    hot_global = options.method in ("specmoe", "auto") and options.draft_set == "hot_global"
+    by_use = options.draft_set == "hot_global" or "merged" in str(options.draft)
+    hot_global = options.method in ("specmoe", "auto") and by_use
     if (static or hot_global) and engine.hotness is None:
         room = (engine.decoder.max_positions or 1 << 30) - max(row.num_prompt for row in rows)
         first = [row.source or row.tokens for row in rows[: CALIBRATION["num_prompts"]]]

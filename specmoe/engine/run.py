@@ -29,7 +29,7 @@ from ..offload.slots import Slots
 from ..offload.transfers import allocate_slots
 from ..speculate.loop import Batch, decode
 from ..trace import PoolCounts, Round, Trace
-from .methods import Method
+from .methods import Method, source_slots
 from .output import Output, make_output
 from .prepare import Plan
 from .progress import Watcher
@@ -83,17 +83,28 @@ def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
         engine.check_open()
         engine.store.drain()
         engine.decoder.free()
-        pool = _new_pool(engine, method, trace)
+        slots, memory = _fast_memory(engine, method)
+        pool = _new_pool(engine, method, slots, trace)
         with _ending(pool.reset_reads, engine.decoder.free):
             with engine.experts.running(pool, pool.policy, method.drafting) as experts:
-                _preload(experts, method)
-                yield experts
+                with method.source.running(experts, memory):
+                    _preload(experts, method)
+                    yield experts
 
 
-def _new_pool(engine, method: Method, trace: Trace) -> ResidentPool:
-    """An empty pool as ``method`` wants it, over the engine's slots."""
-    own = method.num_slots is not None
-    slots = allocate_slots(method.num_slots, engine.store) if own else engine.slots
+def _fast_memory(engine, method: Method) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slots of a run, and behind them what its draft source holds, uint8 [num_bytes]."""
+    source, slots = method.source, engine.slots
+    if engine.experts.copied != source.key:
+        engine.experts.copied = None
+    if method.num_slots is not None:
+        return allocate_slots(method.num_slots, engine.store), slots[:0].view(-1)
+    first = len(slots) - source_slots(source, engine.memory)
+    return slots[:first], slots[first:].view(-1)[: source.num_bytes]
+
+
+def _new_pool(engine, method: Method, slots: torch.Tensor, trace: Trace) -> ResidentPool:
+    """An empty pool as ``method`` wants it, over ``slots``."""
     policy = RunPolicy(method.rule, method.first_kept)
     return ResidentPool(engine.store, Slots(slots), policy, method.mode, trace)
 
@@ -191,5 +202,6 @@ class Run:
         for _ in self:
             pass
         engine, slots = self.engine, self.batch.experts.pool.tier.slots
-        run = self.seconds, slots.memory.nbytes + engine.memory.scratch_bytes
+        held_bytes = slots.memory.nbytes + self.plan.method.source.num_bytes
+        run = self.seconds, held_bytes + engine.memory.scratch_bytes
         return make_output(self.plan, self.batch, self.watcher.finished, run, engine.tokenizer)

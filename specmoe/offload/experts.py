@@ -66,6 +66,7 @@ class RunExperts:
             {} if pool.mode is PoolMode.RESIDENT else None
         )
         self.totals = [[0] * installed.num_experts for _ in range(installed.num_layers)]
+        # a draft source may put its own in this place
         self.stand_ins = StandIns(installed, how.substitute, how.seed)
         self.live: torch.Tensor | None = None
         self.is_drafting = False
@@ -147,7 +148,8 @@ class RunExperts:
         mapped, weights = merge_duplicates(mapped, weights, self.installed.num_experts)
         groups = group_by_expert(mapped, self.installed.num_experts, self.live)
         records = (
-            (expert, self.pool.tier.record(ExpertKey(layer, expert))) for expert in groups.slices
+            (expert, self.stand_ins.record(self.pool, ExpertKey(layer, expert)))
+            for expert in groups.slices
         )
         return self._compute(layer, hidden, weights, groups, records)
 
@@ -178,7 +180,7 @@ class RunExperts:
     def _one_expert(self, key: ExpertKey, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         kernel, module = self.kernel.of_layer(key.layer), self.installed.modules[key.layer]
         if self.is_drafting:
-            return kernel.draft(module, record, x)
+            return self.stand_ins.compute(kernel, module, record, x)
         if self.remembered is None or kernel.reads_stored():
             return kernel.target(module, record, x)
         if key not in self.remembered:

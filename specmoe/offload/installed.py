@@ -54,6 +54,8 @@ class OffloadedExperts:
         self.draft_layers = range(num_encoder_layers, self.num_layers)
         self.routers = Routers(model, modules, self.num_experts)
         self.run: RunExperts | None = None
+        # what a draft source left in fast memory, behind the slots of the last run
+        self.copied: str | None = None
         self.listeners: list[Callable] = []
 
     def install(self) -> None:

@@ -50,3 +50,11 @@ class StandIns:
         if self.substitute == "router":
             mapped = self.installed.routers.among(self.residents[layer], layer, index, mapped)
         return mapped
+
+    def record(self, pool, key) -> torch.Tensor:
+        """What is computed for the expert ``key``: its record, which is resident."""
+        return pool.tier.record(key)
+
+    def compute(self, kernel, module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [n, D] through the expert in ``record`` -> [n, D]."""
+        return kernel.draft(module, record, x)

@@ -7,7 +7,7 @@ next.
 Words: *accepted*, a drafted token that stands; *recovered*, the target's token at the first
 rejection; *bonus*, its token after all were accepted.
 
-Two rules keep the target's distribution when sampling:
+Three rules keep the target's distribution when sampling:
 
 - ``coupled`` (default): every (seed, prompt, position) has its own noise, and both models take
   argmax(p / noise) with the same noise (the exponential race, equal to Gumbel-max). A drafted token
@@ -18,6 +18,9 @@ Two rules keep the target's distribution when sampling:
   residual max(0, p - q). It accepts more often. The text then depends on the draft, though its
   distribution does not. (Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023,
   arXiv:2302.01318.)
+- ``block``: as ``rejection``, but the block is judged whole: a token may stand although its own
+  ratio p / q is small, if those before it left some over. Of all rules that know no more than p and
+  q it accepts the most tokens. (Sun et al. 2024, arXiv:2403.10444.)
 
     B rows, T tokens, G drafted tokens, V vocabulary
 """
@@ -71,6 +74,12 @@ class Sampler:
         noise = self._noise(prompts, positions, q, stream)
         return (q / noise).argmax(dim=-1), q
 
+    def places(self, firsts: Sequence[int], positions: Sequence[int]) -> Sequence:
+        """What the noise of tokens at ``positions`` hangs on; ``firsts``: where each one's block
+        begins. The rule "block" judges a token by those behind it, which the next block drafts
+        anew: that one needs noise of its own."""
+        return list(zip(firsts, positions)) if self.rule == "block" else positions
+
     def confidence(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Greedy: the probability that the draft gives its own choice, float64 [B] on the CPU; else
         None: how likely a sampled token is says little about whether the target draws it too."""
@@ -111,13 +120,16 @@ class Sampler:
         return torch.stack(tokens, dim=1)
 
     def reject(self, p, drafted, q, uniform: Sequence[float]) -> tuple[int, torch.Tensor]:
-        """One row by the rule "rejection". What a variant of the rule overrides."""
-        return accept_by_rejection(p, drafted, q, uniform)
+        """One row by the rule "rejection" or "block". What a variant of them overrides."""
+        accept = accept_block if self.rule == "block" else accept_by_rejection
+        return accept(p, drafted, q, uniform)
 
     def _accept_by_rejection(self, p, drafted, num_drafted, q, prompts, positions) -> list[Verdict]:
         verdicts = []
         for row, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
-            uniform = [self._uniform(prompt, position + i) for i in range(num_drafted[row])]
+            num = num_drafted[row]
+            places = self.places([position] * num, range(position, position + num))
+            uniform = [self._uniform(prompt, place) for place in places]
             q_row = None if q is None else q[row]
             accepted, residual = self.reject(p[row], drafted[row], q_row, uniform)
             noise = self._noise([prompt], [position + accepted], residual, "residual")[0]
@@ -190,6 +202,33 @@ def accept_by_rejection(
             residual = (p[i] - given).clamp(min=0)
             return i, residual / residual.sum() if residual.sum() > 0 else p[i]
     return len(uniform), p[len(uniform)]
+
+
+def accept_block(
+    p: torch.Tensor, drafted: torch.Tensor, q: torch.Tensor | None, uniform: Sequence[float]
+) -> tuple[int, torch.Tensor]:
+    """Block verification of one row; arguments and result are ``accept_by_rejection``'s."""
+    judged = block_chances(p, drafted[: len(uniform)], q)
+    passed = [draw < chance for draw, (chance, _) in zip(uniform, judged[1:], strict=True)]
+    accepted = max((place + 1 for place, passes in enumerate(passed) if passes), default=0)
+    return accepted, judged[accepted][1]
+
+
+def block_chances(
+    p: torch.Tensor, drafted: torch.Tensor, q: torch.Tensor | None
+) -> list[tuple[float, torch.Tensor]]:
+    """For 0 .. G accepted tokens: the chance that this many stand at least, if not more do, and the
+    distribution [V] of the token that follows. (Sun et al. 2024, algorithm 2; ``share`` is its
+    p_i.)"""
+    judged, share = [], 1.0
+    for place, token in enumerate(drafted.tolist()):
+        given = certain(token, p[place]) if q is None else q[place]
+        residual = (share * p[place] - given).clamp(min=0)
+        left = float(residual.sum())
+        chance = left / (left + 1 - share) if left + 1 - share > 0 else 1.0
+        judged.append((chance, residual / left if left > 0 else p[place]))
+        share = min(share * float(p[place, token] / given[token]), 1.0)
+    return [*judged, (share, p[len(drafted)])]
 
 
 def certain(token: int, like: torch.Tensor) -> torch.Tensor:

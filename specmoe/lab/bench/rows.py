@@ -86,7 +86,7 @@ class Runs:
 def row_of(engine, variant: Variant, options: GenerateOptions, runs: Runs, plain_tokens) -> dict:
     """One row of the result, but for what it takes the other methods to say."""
     drafts, info = variant.method in DRAFTING, engine.info
-    by_chance = drafts and options.do_sample and options.accept_rule == "rejection"
+    by_chance = drafts and options.do_sample and options.accept_rule != "coupled"
     return {
         "method": variant.method,
         "batch": options.batch_size,

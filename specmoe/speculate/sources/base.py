@@ -46,6 +46,8 @@ class DraftSource:
 
     name = ""
     num_bytes = 0
+    read_bytes, made_s = 0, 0.0  # to make what it holds, from the store
+    key: str | None = None  # where it holds something that a later run with this key may use
     # Does the draft's own probability of a token say how likely the target agrees?
     is_confident = False
 

@@ -63,7 +63,9 @@ def draft_step(
     batch.experts.set_live(block.active[block.computed_rows])
     logits = process_draft(rows, batch.decoder.forward(tokens, starts)[:, -1], block)  # [B, V]
     starts = starts + 1
-    picked, q = batch.sampler.draft(logits, prompts, starts.tolist())
+    firsts = [row.start + 1 for row in rows]
+    places = batch.sampler.places(firsts, starts.tolist())
+    picked, q = batch.sampler.draft(logits, prompts, places)
     tokens = picked.cpu()
     block.append(tokens, q)
     block.restrict(*batch.planner.keep_drafting(block, lambda: batch.sampler.confidence(logits)))

@@ -69,7 +69,16 @@ class NgramOrModel(DraftSource):
     def __init__(self, ngram: Ngram, model: DraftSource):
         self.ngram, self.model = ngram, model
         self.name = f"{self.ngram.name}+{model.name}"
-        self.num_bytes, self.is_confident = model.num_bytes, model.is_confident
+        self.num_bytes, self.key = model.num_bytes, model.key
+        self.is_confident = model.is_confident
+
+    @property
+    def read_bytes(self) -> int:
+        return self.model.read_bytes
+
+    @property
+    def made_s(self) -> float:
+        return self.model.made_s
 
     @contextmanager
     def running(self, experts, memory):
