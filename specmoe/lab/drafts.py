@@ -47,7 +47,7 @@ def map_of_drafts(
     model: str,
     points: Iterable[tuple[int, object]],
     batches: Sequence[int] = BATCHES,
-    num_prompts: int = 24,
+    num_prompts: int = 16,
     **options,
 ) -> pd.DataFrame:
     """Decode the same held-out prompts with every source: a row per source and batch with
