@@ -15,7 +15,7 @@ from specmoe.options import DRAFTS
 from specmoe.speculate import sources
 from specmoe.speculate.block import Drafted
 from specmoe.speculate.loop import Sequence
-from specmoe.speculate.sources import DraftSource, Oracle, base, text
+from specmoe.speculate.sources import DraftSource, Oracle, base, copies, merged, text
 from specmoe.speculate.sources.resident import Resident
 
 __all__ = ["small_engine", "text_probabilities"]  # fixtures
@@ -53,6 +53,9 @@ SOURCES = {
 }
 
 
+ROOM = {"fast_memory": "1MiB"}  # beside three experts per layer some copies, too
+
+
 def generate(engine, draft, prompts=PROMPTS, **options):
     options = {
         "method": "specmoe",
@@ -65,12 +68,15 @@ def generate(engine, draft, prompts=PROMPTS, **options):
     return engine.generate(prompts, draft=draft, **options)
 
 
-@pytest.mark.parametrize("gamma", [4, None])
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
-def test_no_source_changes_the_tokens(architecture, source, gamma, open_engine, plain):
-    output = generate(open_engine(architecture), SOURCES[source], gamma=gamma)
-    assert tokens_of(output) == plain(architecture)
+def test_no_source_changes_the_tokens(source, open_engine, plain):
+    assert tokens_of(generate(open_engine(**ROOM), SOURCES[source])) == plain("mixtral")
+
+
+@pytest.mark.parametrize("source", ["ngram of one", "joined", "low_bit", "layer_skip"])
+def test_a_planner_may_choose_how_far(source, open_engine, plain):
+    output = generate(open_engine(**ROOM), SOURCES[source], gamma=None, method="auto")
+    assert tokens_of(output) == plain("mixtral")
 
 
 MADE = {"lfm2_moe": write_tiny, "nllb-moe": make_family}
@@ -80,15 +86,17 @@ MADE = {"lfm2_moe": write_tiny, "nllb-moe": make_family}
 def test_models_of_other_kinds_have_the_same_sources(kind, tmp_path):
     """Recurrent layers, and an encoder-decoder."""
     folder = MADE[kind](kind, tmp_path / kind)
-    with specmoe.load(folder, dtype="float64", draft_experts=3) as engine:
-        want = tokens_of(generate(engine, "resident", method="on_demand", gamma=None))
-        for source in SOURCES.values():
-            assert tokens_of(generate(engine, source)) == want, source
+    few = {"prompts": PROMPTS[:3], "max_new_tokens": 9}
+    with specmoe.load(folder, dtype="float64", draft_experts=3, **ROOM) as engine:
+        want = tokens_of(generate(engine, "resident", method="on_demand", gamma=None, **few))
+        for source in ("joined", "oracle", "low_bit", "merged", "layer_skip"):
+            assert tokens_of(generate(engine, SOURCES[source], **few)) == want, source
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ["ngram of one", "joined", "a function", "oracle"])
 def test_sampled_texts_have_the_targets_distribution(source, small_engine, text_probabilities):
-    options = {"draft": SOURCES[source], "temperature": 0.6, "accept_rule": "rejection"}
+    rule = "block" if source == "joined" else "rejection"
+    options = {"draft": SOURCES[source], "temperature": 0.6, "accept_rule": rule}
     observed, p = sampled_texts(small_engine, **options), text_probabilities(temperature=0.6)
     assert chi_square_p(observed, p) > ODDS
 
@@ -96,8 +104,9 @@ def test_sampled_texts_have_the_targets_distribution(source, small_engine, text_
 @pytest.mark.parametrize("source", SOURCES)
 def test_coupled_texts_are_those_of_plain_sampling(source, open_engine):
     options = {"do_sample": True, "seed": 3, "temperature": 1.2}
-    want = tokens_of(generate(open_engine(), "resident", method="cached", gamma=None, **options))
-    assert tokens_of(generate(open_engine(), SOURCES[source], **options)) == want
+    engine = open_engine(**ROOM)
+    want = tokens_of(generate(engine, "resident", method="cached", gamma=None, **options))
+    assert tokens_of(generate(engine, SOURCES[source], **options)) == want
 
 
 def test_the_oracle_is_accepted_whole_and_says_what_it_is(open_engine, plain):
@@ -156,6 +165,102 @@ def test_joined_drafts_keep_each_rows_own():
     assert both.expected_rejections == 0.5
 
 
+# ---- copies of the experts, and layers left out ----
+
+
+@pytest.mark.parametrize("bits, most", [(2, 0.5), (3, 0.2), (4, 0.1), (8, 0.007)])
+def test_rounding_errs_as_little_as_its_bits_allow(bits, most):
+    weights = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    codes, scales = copies.quantised(weights, bits)
+    assert codes.shape == (50, 4 * bits) and codes.dtype == torch.uint8
+    again = copies.widened(codes, scales.view(torch.uint8), bits)
+    assert float((again - weights).norm() / weights.norm()) < most
+    half_a_step = scales.float()[:, None] / 2
+    assert ((again - weights).abs() <= half_a_step * 1.02).all(), "to the nearest level"
+    nothing = copies.quantised(torch.zeros(1, 32), bits)
+    assert copies.widened(nothing[0], nothing[1].view(torch.uint8), bits).abs().max() == 0
+
+
+def test_more_bits_are_accepted_more_and_hold_more(open_engine):
+    engine = open_engine(**ROOM)
+    found = [generate(engine, f"low_bit:{bits}").stats for bits in (2, 8)]
+    assert found[0].acceptance_rate < found[1].acceptance_rate
+    assert found[1].acceptance_rate > 0.9 and found[0].draft_bytes < found[1].draft_bytes
+    assert all(s.peak_fast_expert_bytes <= engine.memory.used_bytes for s in found)
+
+
+def test_copies_are_made_in_one_pass_over_the_store_and_kept_for_the_next_run(open_engine, plain):
+    engine = open_engine(**ROOM)
+    engine.generate([[1]], method="cached", max_new_tokens=1)
+    everything = 2 * 8 * engine.memory.record_bytes
+    reads = [generate(engine, "ngram+low_bit:4").stats.draft_read_bytes for _ in range(2)]
+    assert reads == [everything, 0]
+    for between in ("low_bit:3", "resident"):  # both lie, or read, where the copies were
+        generate(engine, between)
+        output = generate(engine, "low_bit:4")
+        assert output.stats.draft_read_bytes == everything, between
+        assert tokens_of(output) == plain("mixtral") and output.stats.draft_made_s > 0
+
+
+def test_a_store_that_fails_while_copies_are_made_leaves_the_engine_usable(
+    open_engine, plain, monkeypatch
+):
+    engine = open_engine(**ROOM)
+    generate(engine, "resident")
+
+    def broken(read, reader):
+        raise OSError("no such disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.store, "_copy", broken)
+        with pytest.raises(specmoe.StoreError, match="no such disk"):
+            generate(engine, "low_bit:4")
+    assert tokens_of(generate(engine, "low_bit:4")) == plain("mixtral")
+
+
+def test_copies_that_do_not_fit_say_what_would(tiny):
+    with specmoe.load(tiny("mixtral"), dtype="float64", draft_experts=1) as engine:
+        with pytest.raises(specmoe.FastMemoryError, match="load with fast_memory=") as refusal:
+            generate(engine, "merged:4")
+    needed = int(str(refusal.value).partition("fast_memory=")[2].split()[0])
+    with specmoe.load(
+        tiny("mixtral"), dtype="float64", draft_experts=1, fast_memory=needed
+    ) as engine:
+        assert generate(engine, "merged:4", max_new_tokens=3).stats.draft == "merged:4"
+
+
+def test_clusters_bring_what_is_used_near_to_its_own():
+    places = torch.tensor([0.0, 1.0, 10.0, 11.0, 30.0])
+    distances = (places[:, None] - places[None]).abs()
+    use = torch.tensor([1.0, 9.0, 9.0, 1.0, 1.0])
+    assert merged.clusters(distances, use, 2).tolist() == [1, 1, 2, 2, 2]
+    assert merged.clusters(distances, use, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_all_experts_merged_with_themselves_draft_what_the_target_says(open_engine):
+    assert generate(open_engine(fast_memory="2MiB"), "merged:8").stats.acceptance_rate == 1.0
+
+
+def test_layers_that_are_skipped_do_not_run_and_come_back(open_engine, plain):
+    engine = open_engine()
+    layers = engine.model.model.layers
+    seen = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda m, i, o, n=n: seen.append((n, len(i[0]))))
+        for n, layer in enumerate(layers)
+    ]
+    assert tokens_of(generate(engine, "layer_skip:0", batch_size=4)) == plain("mixtral")
+    for hook in hooks:
+        hook.remove()
+    runs = [sum(number == n for number, _ in seen) for n in (0, 1)]
+    assert runs[0] < runs[1], "the draft's passes left layer 0 out"
+    assert not any("forward" in vars(layer) for layer in layers)
+    with pytest.raises(specmoe.OptionError, match="layers are 0..1, and one must be left"):
+        generate(engine, "layer_skip:0,1")
+    with pytest.raises(specmoe.OptionError, match="layers are 0..1"):
+        generate(engine, "layer_skip:7")
+
+
 # ---- what may be named, and wrong answers ----
 
 
@@ -204,6 +309,8 @@ def test_a_wrong_answer_is_one_sentence_and_the_engine_goes_on(wrong, open_engin
         ("ngrams", "draft='ngrams' is unknown: did you mean 'ngram'"),
         ("ngram:few", "write a whole number, as in 'ngram:3'"),
         ("ngram:0", "write a whole number"),
+        ("low_bit:5", "bits are 2, 3, 4, 8"),
+        ("mtp", "draft='mtp': a checkpoint's own prediction heads are a model beside it"),
         ("resident:3", "resident takes nothing behind a colon"),
         ("resident+ngram", "only ngram can stand before the plus"),
         (3, "draft=3 must be a name, a function or have a method draft"),

@@ -54,7 +54,7 @@ def map_of_drafts(
     ``experts_held`` (what the draft stands on, in bytes of whole experts per layer), ``draft_bytes``,
     ``tokens_per_round``, ``acceptance_rate``, ``fetched_bytes_per_token``, ``seconds_per_token``.
 
-    ``points``: (resident experts per layer, source: a name or your own). Every source has the same
+    ``points``: (``size``: resident experts per layer, source: a name or your own). Every source has the same
     fast memory, of ``SHARE`` of the experts that draft; ``options`` are ``generate``'s.
     """
     rows, fast_memory = [], _fast_memory(model)
@@ -82,6 +82,7 @@ def _row(engine: Engine, model: str, source, prompts: list, batch: int, options:
     return {
         "model": model,
         "source": name,
+        "size": memory.draft_experts,
         "batch": batch,
         "experts_held": held / layer_bytes,
         "draft_bytes": held,
@@ -98,17 +99,23 @@ def shipped(path: str | Path = RESULTS) -> pd.DataFrame:
 
 
 def main(models: Sequence[str]) -> None:
-    """Measure ``models``; rows of others stay as they are."""
-    names = list(models) or list(SIZES)
-    old = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-    rows = [row for row in old if row["model"] not in names]
-    for name in names:
-        # seconds are the machine's: no count, and not kept
-        table = map_of_drafts(name, sources_of(SIZES[name])).drop(columns="seconds_per_token")
-        print(table.round(2).to_string())
-        rows += table.round(4).to_dict("records")
-    record = {"gamma": GAMMA, "new_tokens": NEW_TOKENS, "seed": SEED, "rows": rows}
-    write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
+    """Count what ``RESULTS`` has not of ``models``, and keep it after every point."""
+    for name in models or SIZES:
+        for point in sources_of(SIZES[name]):
+            rows = (
+                json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
+            )
+            if any(
+                (row["model"], row["source"], row["size"]) == (name, point[1], point[0])
+                for row in rows
+            ):
+                continue
+            # seconds are the machine's: no count, and not kept
+            table = map_of_drafts(name, [point]).drop(columns="seconds_per_token")
+            print(table.round(2).to_string(header=False), flush=True)
+            rows += table.round(4).to_dict("records")
+            record = {"gamma": GAMMA, "new_tokens": NEW_TOKENS, "seed": SEED, "rows": rows}
+            write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class LowBit(Copies):
         layers = experts.installed.draft_layers
         keys = [ExpertKey(layer, e) for layer in layers for e in range(self.num_experts)]
         for key, record in self.records(experts, keys):
-            weights = experts.kernel.upcast_copy(record)
+            weights = experts.kernel.of_layer(key.layer).upcast_copy(record)
             groups = torch.cat([_groups(weights[name]) for name in self.layout.names])
             codes, scales = quantised(groups.float(), self.bits)
             copy = self.record(experts.pool, key)

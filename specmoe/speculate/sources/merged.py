@@ -52,7 +52,7 @@ class Merged(Copies):
             mean: dict[str, torch.Tensor] = {}
             keys = [ExpertKey(key.layer, member) for member in members]
             for member, record in self.records(experts, keys):
-                for name, weight in experts.kernel.upcast_copy(record).items():
+                for name, weight in experts.kernel.of_layer(key.layer).upcast_copy(record).items():
                     mean[name] = mean.get(name, 0) + shares[member.expert] * weight
             for name, weight in self.layout.views(self.record(experts.pool, key)).items():
                 weight.copy_(mean[name])
