@@ -24,7 +24,7 @@ from ..offload.affinity import expert_distances
 from ..offload.budget import MemoryPlan, plan_memory
 from ..offload.installed import OffloadedExperts
 from ..offload.store import ExpertStore, open_store
-from ..offload.transfers import allocate_slots
+from ..offload.transfers import allocate_slots, give_back_memory
 from ..options import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from ..speculate.loop import Sequence
 from ..trace import Trace
@@ -77,6 +77,8 @@ class Engine:
             self.experts.install()
             if self.compiled:
                 self.decoder.passes.compile()
+            # hundreds of MiB after a model of real size, before the slots are filled
+            give_back_memory()
         except BaseException:
             self.store.close()
             raise

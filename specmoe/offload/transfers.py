@@ -11,7 +11,7 @@ import mmap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -52,6 +52,12 @@ def allocate_slots(num_slots: int, store) -> torch.Tensor:
             "lower fast_memory "
             f"or draft_experts ({failure})"
         ) from None
+
+
+def give_back_memory() -> None:
+    """What was held for a moment and is free now goes back to the system, where libc can do it."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_of(buffer: torch.Tensor) -> memoryview:

@@ -10,7 +10,6 @@ that it reads as many bytes as we do."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ...offload.transfers import give_back_memory
 from ...shipped import package_path
 from .settings import EXPERT_BYTES, TOKENS, Cell, Length
 
@@ -149,7 +149,7 @@ class Group:
     def resident_bytes(self) -> int:
         """What this process needs to be in memory: its own pages and the files it has mapped; what
         its heap holds free is given back first."""
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back_memory()
         stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
         return int(stat["total_rss"]) + int(stat["total_mapped_file"])
 
