@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "specmoe"
 FOREIGN = {
     "_replace": "a named tuple's, public by its documentation",
     "_option_string_actions": "argparse: what may be typed, to name the nearest",
+    "_actions": "argparse: the same, to complete it",
     "_dynamo": "torch: the compiler's counters and limits, and whether it is at work",
     "_config": "torch: what the compiler's guards hold on to",
     "_buffers": "torch: a module's own buffers, to be moved from the meta device",
