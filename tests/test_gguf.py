@@ -4,6 +4,7 @@ that transformers has when it loads the same file."""
 from __future__ import annotations
 
 import copy
+import json
 import struct
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from specmoe.checkpoint import build_model, gguf_file
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
 from specmoe.cli.identity import identity_of
+from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
 from specmoe.offload.affinity import expert_distances
 
@@ -246,7 +248,7 @@ def test_the_check_compares_with_transformers(made):
     assert report and report.reference.startswith("transformers' generate")
 
 
-def test_a_plan_and_a_header_read_no_weights(made, monkeypatch):
+def test_a_plan_and_a_header_read_no_weights(made, monkeypatch, capsys):
     """And the plan knows what an expert takes in the file."""
 
     def refuse(*_):
@@ -255,11 +257,12 @@ def test_a_plan_and_a_header_read_no_weights(made, monkeypatch):
     monkeypatch.setattr("specmoe.checkpoint.header.read_into", refuse)
     found = specmoe.checkpoint.files.open_checkpoint(made(Q4_K))
     assert found.tensors["blk.0.ffn_down_exps.weight"].shape == (8, 256, 256)
-    from specmoe.lab.simulate import plan
-
-    expected = plan(made(Q4_K).parent, fast_memory="4 MiB", machine="consumer", batch=(1,))
-    assert expected.model.expert_bytes == 3 * 256 * 144
-    assert (expected.model.num_layers, expected.model.num_experts) == (2, 8)
+    options = ["--machine", "consumer", "--fast-memory", "4MiB", "--batch", "1", "--json"]
+    for path in (made(Q4_K).parent, made(Q4_K)):
+        assert main(["plan", str(path), *options]) == 0
+        found = json.loads(capsys.readouterr().out)["model"]
+        assert found["expert_bytes"] == 3 * 256 * 144
+        assert (found["layers"], found["experts"]) == (2, 8)
 
 
 def test_another_vocabulary_is_another_model(made, tmp_path):

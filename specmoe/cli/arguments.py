@@ -17,7 +17,7 @@ def models(parser: ArgumentParser) -> None:
 def generate(parser: ArgumentParser) -> None:
     """continue prompts: texts with -p, or a file of JSON lines"""
     parser.add_argument(
-        "model", metavar="MODEL", help="a shipped model, a checkpoint folder or a hub id"
+        "model", metavar="MODEL", help="a shipped model, a folder, a GGUF or a hub id"
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -67,7 +67,7 @@ def bench(parser: ArgumentParser) -> None:
     """measure methods side by side at the same fast memory; repeats alternate, figures are
     medians"""
     parser.add_argument(
-        "model", metavar="MODEL", help="a shipped model, a checkpoint folder or a hub id"
+        "model", metavar="MODEL", help="a shipped model, a folder, a GGUF or a hub id"
     )
     add = parser.add_argument
     add(
@@ -167,7 +167,7 @@ def plan(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a name of the table of real models, a checkpoint folder or its config.json, "
+        help="a name of the table of real models, a checkpoint folder or its config.json, a GGUF, "
         "a shipped model, or a hub id whose config is in the cache",
     )
     add = parser.add_argument
@@ -200,7 +200,9 @@ def sweep(parser: ArgumentParser) -> None:
 def pack(parser: ArgumentParser) -> None:
     """one contiguous record per expert, with checksums, in a folder that loads as a checkpoint"""
     parser.add_argument(
-        "model", metavar="CHECKPOINT", help="a shipped model, a checkpoint folder or a hub id"
+        "model",
+        metavar="CHECKPOINT",
+        help="a shipped model, a folder, a GGUF or a hub id",
     )
     parser.add_argument("directory", metavar="DIR", help="where the records go")
     parser.add_argument(

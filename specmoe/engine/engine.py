@@ -36,8 +36,8 @@ from .run import Run, Turns, held
 
 
 def load(model: str, **options) -> Engine:
-    """Load ``model`` (a shipped name, a local Hugging Face folder, or a hub id) with its experts in
-    slow memory.
+    """Load ``model`` (a shipped name, a local Hugging Face folder, a GGUF file, or a hub id) with
+    its experts in slow memory.
 
     Options are those of ``options.LoadOptions``; an unknown one raises ``OptionError``. Raises
     ``CheckpointError``, ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing
