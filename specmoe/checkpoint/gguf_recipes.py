@@ -18,25 +18,22 @@ class Processed:
 
     def __init__(self, processor: Any, target: str, keys: list[str], names: list[str]):
         self.processor = processor
+        self.target = target
         self.mapping = dict.fromkeys(keys, target)
         self.source_patterns = names
         self.collected: dict[str, torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> Processed:
-        keys = list(self.mapping)
-        target = next(iter(self.mapping.values()))
-        return Processed(self.processor, target, keys, self.source_patterns)
+        return Processed(self.processor, self.target, list(self.mapping), self.source_patterns)
 
     def add_tensor(self, target: str, name: str, pattern: str, tensor: torch.Tensor) -> None:
         self.collected[name] = tensor
 
     def convert(self, target: str, model: Any, config: Any) -> dict[str, torch.Tensor]:
         """As transformers does it: the processor fills ``parsed`` itself (experts), or gives back
-        what is then renamed. On ``meta`` shapes alone."""
+        what is then renamed. Of a tensor on ``meta`` only the shape counts."""
         parsed: dict[str, dict] = {"tensors": {}}
-        is_meta = False
         for name, tensor in self.collected.items():
-            is_meta = is_meta or tensor.is_meta
             made = self.processor.process(
                 weights=_array(tensor),
                 name=name,
@@ -45,8 +42,7 @@ class Processed:
             )
             if made.name in self.mapping:
                 parsed["tensors"][target] = torch.from_numpy(made.weights)
-        found = parsed["tensors"]
-        return {name: tensor.to("meta") for name, tensor in found.items()} if is_meta else found
+        return parsed["tensors"]
 
 
 def _array(tensor: torch.Tensor):
