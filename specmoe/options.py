@@ -195,11 +195,8 @@ class GenerateOptions:
     draft: Any = "resident"
     draft_set: str | Callable = "hot_temporal"
     substitute: str = "affinity"
-    draft_top_k: int | None = (
-        # experts per token while drafting; None: the model's (half of them where gamma is the
-        # planner's)
-        None
-    )
+    # experts per token while drafting; None: the model's (half of them where gamma is planned)
+    draft_top_k: int | None = None
     eviction: str = "temporal"
     prefetch: bool = True
     batch_size: int | None = None
@@ -246,9 +243,7 @@ class GenerateOptions:
                     f"streamer={self.streamer!r} has no {name}(): pass one of "
                     "transformers' streamers"
                 )
-        if not (
-            self.progress is None or isinstance(self.progress, bool) or callable(self.progress)
-        ):
+        if not (isinstance(self.progress, bool | None) or callable(self.progress)):
             raise OptionError(
                 f"progress={self.progress!r} must be True, False or a function of "
                 "(finished, prompts)"

@@ -39,19 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("time_s", "round", "phase", "kind", "layer", "expert", "row", "count", "size", "seconds")
-KINDS = (
-    "fetch",
-    "prefetch",
-    "hit",
-    "evict",
-    "wait",
-    "route",
-    "draft",
-    "verify",
-    "prefill",
-    "accept",
-    "round",
-)
 PHASES = ("idle", "prefill", "draft", "verify", "accept")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +29,8 @@ from specmoe.lab.bench import (
     tables,
 )
 from specmoe.lab.bench.methods import ALL_METHODS
-from specmoe.lab.bench.settings import Cell, Length
+from specmoe.lab.bench.runs import Run, in_turn
+from specmoe.lab.bench.settings import Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
 from specmoe.lab.markdown import DOCS, page_of, pictures_of
@@ -61,8 +62,8 @@ def test_every_cell_of_every_part_has_a_key_of_its_own_and_an_expected_time(leng
 def test_methods_alternate_and_a_probe_comes_before_them():
     cells = [cell for cell in settings.cells("skewed-throttled", settings.FULL) if cell.batch == 64]
     again = [method for method in settings.METHODS if method != "overlapped"]
-    assert [cell.what for cell in cells] == ["probe", *settings.METHODS, *again]
-    assert [cell.slice for cell in cells[1:]] == [0] * len(settings.METHODS) + [1] * len(again)
+    assert [cell.method for cell in cells] == ["probe", *settings.METHODS, *again]
+    assert [cell.prompt_set for cell in cells[1:]] == [0] * len(settings.METHODS) + [1] * len(again)
 
 
 def test_the_full_length_measures_every_batch_for_twenty_seconds():
@@ -79,6 +80,24 @@ def test_the_estimate_is_printed_before_anything_is_measured(tmp_path, capsys, m
     monkeypatch.setattr(run, "measure_cell", lambda *_: pytest.fail("measured"))
     assert run.main(["--estimate", "--out", str(tmp_path), "--only", "growth"]) == 0
     assert capsys.readouterr().out.startswith("4 of 4 cells to measure, about ")
+
+
+def test_a_committed_row_has_the_key_of_the_run_that_it_describes():
+    names = {"link": "regime", "what": "method", "slice": "prompt_set"}
+    files = [content for content in results.read_all().values() if "rows" in content]
+    assert len(files) > 5
+    for content in files:
+        for key, row in content["rows"].items():
+            told = {names.get(name, name): row[name] for name in ("part", "model", "batch", *names)}
+            assert Run(**told).key == key and Run(**told).row().items() <= row.items()
+
+
+def test_runs_take_turns_after_one_warm_up_each():
+    seen = []
+    found = in_turn(
+        "ab", 2, lambda run: seen.append(run), lambda run, turn: seen.append(run) or turn
+    )
+    assert (seen, found) == (list("ababab"), [[0, 1], [0, 1]])
 
 
 # ---- the window
@@ -163,12 +182,12 @@ def test_static_eviction_is_calibrated_before_the_window(place):
 
 def measured(tmp_path, part: str, place, length: Length = TINY) -> dict:
     file = results.part_file(part, length, tmp_path)
-    here = parts.Run(length, place, {})
+    here = parts.Shared(length, place, {})
     for cell in settings.cells(part, length):
         cell = replace(cell, batch=4)
         if not file.has(cell):
             row = parts.measure_cell(here, cell, file)
-            file.add({cell.key: {**asdict(cell), **row}}, machine=results.machine())
+            file.add({cell.key: cell.row() | row}, machine=results.machine())
     return read_object(tmp_path / f"{part}.json")
 
 
@@ -211,7 +230,7 @@ def test_the_other_parts_measure(tmp_path, place, not_widened, part):
 def test_the_peer_with_everything_in_memory_decodes_as_many_tokens(place):
     for what in ("resident", "transformers"):
         row = parts.peers.measure_resident(
-            place, Cell("resident", "tiny-skewed", "memory", 2, what), TINY
+            place, Run("tiny-skewed", what, 2, "memory", part="resident"), TINY
         )
         assert row["num_new_tokens"] % 2 == 0 and row["tokens_per_second"] > 0
     parts.peers.close()
@@ -246,7 +265,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, capsys, monkeypat
 
 
 def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
-    cell = Cell("tracing", "tiny-skewed", "native", 16, "trace_on")
+    cell = Run("tiny-skewed", "trace_on", 16, "native", part="tracing")
     results.part_file("tracing", TINY, tmp_path, code="old").add(
         {cell.key: {"tokens_per_second": 1.0}}
     )
@@ -322,8 +341,8 @@ def row(
         "gamma": 0.0,
         "eviction": "lru",
     }
-    cell = Cell(part, model, link, batch, what, slice)
-    return {**asdict(cell), "tokens_per_second": speed, **sums, **more}
+    run = Run(model, what, batch, link, prompt_set=slice, part=part)
+    return {**run.row(), "tokens_per_second": speed, **sums, **more}
 
 
 def files_of(*rows: dict) -> dict:
@@ -389,13 +408,11 @@ def test_shares_and_what_was_not_measured():
 
 def test_best_cached_is_the_eviction_that_fetches_least():
     rows = {
-        Cell("evictions", "tiny-skewed", "count", 4, f"cached:{name}").key: {
-            "bytes_per_token": moved
-        }
+        Run("tiny-skewed", f"cached:{name}", 4, part="evictions").key: {"bytes_per_token": moved}
         for name, moved in (("lru", 3.0), ("temporal", 2.0), ("static", 4.0))
     }
     assert parts.best_eviction(rows, "tiny-skewed", 4) == "temporal"
-    rows[Cell("evictions", "tiny-skewed", "count", 4, "cached:lfu").key] = {"bytes_per_token": 1.0}
+    rows[Run("tiny-skewed", "cached:lfu", 4, part="evictions").key] = {"bytes_per_token": 1.0}
     assert parts.best_eviction(rows, "tiny-skewed", 4) == "lfu"
     assert parts.best_eviction(rows, "tiny-skewed", 8) == "temporal"
 
@@ -570,15 +587,15 @@ def test_accelerate_is_told_to_keep_everything_but_experts_in_memory(tmp_path):
 
 
 def test_the_peer_runs_once_in_our_memory_and_once_with_nothing_in_the_page_cache(monkeypatch):
-    jobs, what = [], [cell.what for cell in settings.cells("offload", settings.FULL)]
+    jobs, what = [], [cell.method for cell in settings.cells("offload", settings.FULL)]
     monkeypatch.setattr(offload, "widened_checkpoint", lambda *_: None)
     monkeypatch.setattr(offload, "_in_a_process", lambda job: jobs.append(job) or {})
-    cell = Cell("offload", "tiny-skewed", "native", 16, "accelerate")
-    rows = {replace(cell, what="specmoe").key: {"limit_bytes": 7}}
+    cell = Run("tiny-skewed", "accelerate", 16, "native", part="offload")
+    rows = {replace(cell, method="specmoe").key: {"limit_bytes": 7}}
     place = SimpleNamespace(prompts=lambda model: [])
     for peer in ("accelerate", "accelerate_uncached"):
         assert what.count(peer) == 3
-        offload.measure_offload(place, replace(cell, what=peer), settings.FULL, rows)
+        offload.measure_offload(place, replace(cell, method=peer), settings.FULL, rows)
     assert [(job["what"], job["limit_bytes"]) for job in jobs] == [
         ("accelerate", 7),
         ("accelerate", None),

@@ -21,10 +21,10 @@ from specmoe import tiny as shipped_models
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, StoreError, path_of
 from specmoe.lab import compiling, markdown, report, writing
 from specmoe.lab.bench import gpu, page, results, run, settings
+from specmoe.lab.bench.runs import Run
 from specmoe.lab.exercises import build
 from specmoe.lab.machine import doctor
 from specmoe.lab.paper import page as paper_page
-from specmoe.lab.paper.settings import Run
 from specmoe.lab.simulate import clock, recording, shipped
 from specmoe.tiny.making import training
 

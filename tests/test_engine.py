@@ -20,7 +20,7 @@ from specmoe.offload.policies import RecentUse
 from specmoe.offload.pool import ResidentPool
 from specmoe.offload.transfers import ExpertKey
 from specmoe.speculate.confidence import ConfidencePlanner
-from specmoe.trace import COLUMNS, KINDS, PHASES
+from specmoe.trace import COLUMNS, PHASES
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident")
 TIMES = {"seconds", "tokens_per_second", "wait_s", "draft_s", "verify_s", "prefill_s"}
@@ -134,23 +134,14 @@ def test_tracing_changes_neither_tokens_nor_stats(open_engine):
 def test_the_frame_has_the_promised_columns(open_engine):
     frame = run(open_engine("mixtral")).trace.to_frame()
     assert tuple(frame.columns) == COLUMNS
-    assert set(frame.kind) <= set(KINDS) and set(frame.phase) <= set(PHASES)
+    assert set(frame.phase) <= set(PHASES)
     # stamped when the read ended, listed when the pool took notice
     reads = frame.kind.isin(["fetch", "prefetch"])
     assert frame[~reads].time_s.is_monotonic_increasing and (frame.seconds >= 0).all()
     assert frame.time_s.min() >= 0
     assert set(frame[frame.kind == "accept"].row) == {0, 1, 2, 3}
-    assert {
-        "fetch",
-        "hit",
-        "evict",
-        "route",
-        "draft",
-        "verify",
-        "prefill",
-        "accept",
-        "round",
-    } <= set(frame.kind)
+    always = set("fetch hit evict route draft verify prefill accept round".split())
+    assert always <= set(frame.kind) <= always | {"prefetch", "wait"}
 
 
 def test_stats_are_frozen_and_hold_the_promised_fields(open_engine):

@@ -15,8 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import specmoe
 from specmoe import FastMemoryError, SpecMoEError, StoreError
-from specmoe.offload import store as expert_store
-from specmoe.offload import transfers
+from specmoe.offload import base_store, transfers
 from specmoe.offload.transfers import ExpertKey
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [20, 21, 22], [1, 2, 3, 4, 5]]
@@ -100,7 +99,7 @@ def files_open(path) -> int:
 def test_closing_while_a_disk_hangs_ends_in_time_and_what_the_read_holds_is_freed_when_it_returns(
     kind, tiny, monkeypatch, impatient
 ):
-    monkeypatch.setattr(expert_store, "CLOSE_S", 0.5)
+    monkeypatch.setattr(base_store, "CLOSE_S", 0.5)
     engine = specmoe.load(tiny("mixtral"), dtype=torch.float64, draft_experts=2, store=kind)
     store, threads = engine.store, engine.store._queue._threads
     others = files_open(store.packed.data_file) - (kind == "disk")  # of other tests' engines

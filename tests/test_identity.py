@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -322,8 +323,8 @@ def test_a_record_altered_after_its_first_read_is_noticed_at_the_next(folder, mo
 
 def test_a_record_is_checked_once_while_nobody_writes_into_the_file(folder, monkeypatch):
     packed, sums = pack(folder), []
-    really = expert_store.zlib.crc32
-    monkeypatch.setattr(expert_store.zlib, "crc32", lambda data: sums.append(1) or really(data))
+    really = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(1) or really(data))
     for tick_ns, expected in [
         (-(10**15), 1),
         (10**15, 3),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pytest
 
 from specmoe.errors import SpecMoEError
 from specmoe.lab import paper
+from specmoe.lab.bench.runs import Run
 from specmoe.lab.bench.window import full_window
 from specmoe.lab.paper import __main__ as command
 from specmoe.lab.paper import settings
@@ -56,7 +57,7 @@ def test_what_is_compared_on_the_clock_alternates_whatever_its_memory_or_n():
 
 
 def test_counting_leaves_the_machine_of_what_was_timed(tmp_path, monkeypatch):
-    run, measure = settings.Run("tiny-skewed", "specmoe", 1), sys.modules[keep.__module__]
+    run, measure = Run("tiny-skewed", "specmoe", 1), sys.modules[keep.__module__]
     for regime, cpu in (("throttled", "old"), ("count", "new"), ("throttled", "new")):
         file = result_file(tmp_path, "tiny-skewed", "tiny-skewed")
         monkeypatch.setattr(measure, "this_machine", lambda cpu=cpu: {"cpu": cpu})
@@ -93,7 +94,7 @@ def test_only_rounds_with_a_full_batch_count():
 
 
 def test_a_measurement_goes_on_where_it_stopped(tmp_path):
-    runs = [settings.Run("tiny-skewed", method, 4, gamma=3) for method in ("on_demand", "specmoe")]
+    runs = [Run("tiny-skewed", method, 4, gamma=3) for method in ("on_demand", "specmoe")]
     assert paper.measure(runs[:1], tmp_path) == 0
     first = (tmp_path / "tiny-skewed.json").read_text(encoding="utf-8")
     seen = []
@@ -107,7 +108,7 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path):
 
 
 def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
-    run = settings.Run("tiny-skewed", "on_demand", 4)
+    run = Run("tiny-skewed", "on_demand", 4)
     with load_engine("tiny-skewed", run) as loaded:
         output = generate(loaded, run, queue_of(loaded, run))
     found, frame = full_window(output, 4), output.trace.to_frame()
@@ -118,7 +119,7 @@ def test_only_rounds_with_a_full_batch_are_timed(tmp_path):
 
 def test_methods_on_the_clock_decode_the_same_text_and_keep_their_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("specmoe.lab.paper.measure"), "TOKENS", 16)
-    base = settings.Run(
+    base = Run(
         "tiny-skewed", "on_demand", 2, "throttled", draft_experts=None, gamma=3, temperature=1.0
     )
     assert paper.measure([base, replace(base, method="specmoe")], tmp_path) == 0
@@ -134,7 +135,7 @@ def test_methods_on_the_clock_decode_the_same_text_and_keep_their_reach(tmp_path
 
 def test_a_measurement_that_is_not_done_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        command, "plan", lambda how_much: [settings.Run("tiny-skewed", "on_demand", 1, gamma=1)]
+        command, "plan", lambda how_much: [Run("tiny-skewed", "on_demand", 1, gamma=1)]
     )
     monkeypatch.setattr(command, "plan_low_skew", lambda how_much: [])
     assert command.main(["measure", "--seconds", "-1", "--out", str(tmp_path)]) == 3
@@ -152,3 +153,10 @@ def test_rows_of_other_weights_are_dropped(tmp_path):
         json.dumps({"weights_sha256": "other", "rows": {"a": {}}})
     )
     assert result_file(tmp_path, "tiny-skewed", "tiny-skewed").rows == {}
+
+
+def test_a_committed_row_has_the_key_of_the_run_that_it_describes():
+    names = [field.name for field in fields(Run) if field.name != "part"]
+    found = [rows for content in paper.load_results().values() for rows in content["rows"].items()]
+    assert len(found) > 100
+    assert all(Run(**{name: row[name] for name in names}).key == key for key, row in found)

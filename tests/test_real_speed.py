@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from specmoe.errors import OptionError
 from specmoe.lab.bench import real, real_checkpoint, real_grid, real_page, real_runs, results
-from specmoe.lab.bench.settings import Cell
+from specmoe.lab.bench.runs import Run
 from specmoe.lab.simulate.real_models import known_models
 
 
@@ -114,8 +114,8 @@ def test_ours_come_first_and_set_the_peers_limit():
     cells = real_grid.cells()
     assert len({cell.key for cell in cells}) == len(cells)
     for share, batch in ((50, 1), (12, 16)):
-        turn = [c for c in cells if (c.link, c.batch, c.slice) == (f"{share}%", batch, 0)]
-        names = [cell.what for cell in turn]
+        turn = [c for c in cells if (c.regime, c.batch, c.prompt_set) == (f"{share}%", batch, 0)]
+        names = [cell.method for cell in turn]
         assert names[: len(real_grid.OURS)] == list(real_grid.OURS)
         assert "llama" in names and ("accelerate" in names) == (share == 50)
     rows = {
@@ -125,10 +125,13 @@ def test_ours_come_first_and_set_the_peers_limit():
     }
     for row in rows.values():
         row["info"] = {"fast_memory_bytes": 40}
-    peer, size = Cell("real", "olmoe-1b-7b", "50%", 1, "llama"), known_models()["olmoe-1b-7b"].size
+    peer, size = (
+        Run("olmoe-1b-7b", "llama", 1, "50%", part="real"),
+        known_models()["olmoe-1b-7b"].size,
+    )
     assert real_grid.limit_bytes(rows, peer, size) == 220
     assert real_grid.limit_bytes({}, peer, size) is None
-    other = Cell("real", "olmoe-1b-7b", "12%", 1, "llama")
+    other = Run("olmoe-1b-7b", "llama", 1, "12%", part="real")
     needed = 160 + real_grid.fast_memory(size, 0.12)
     assert real_grid.limit_bytes(rows, other, size) == int(1.1 * needed)
 

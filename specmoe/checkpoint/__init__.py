@@ -20,21 +20,3 @@ from .opening import open_experts
 from .packed import PackedExperts, open_packed
 from .packing import pack
 from .sums import KeptSums
-
-__all__ = [
-    "TICK_NS",
-    "ExpertLayout",
-    "InPlaceExperts",
-    "KeptSums",
-    "PackedExperts",
-    "build_model",
-    "cache_folder",
-    "expert_modules",
-    "lock",
-    "open_experts",
-    "open_packed",
-    "pack",
-    "resolve",
-    "unchanged",
-    "write_whole",
-]

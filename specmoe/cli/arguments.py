@@ -8,6 +8,22 @@ Comes in: the command's parser. Goes out: the same, with its arguments. Defaults
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
+
+MODEL = "a shipped model, a checkpoint folder or a hub id"
+WIDEN = "widen experts to this size, same outputs"
+
+
+def _add(parser, words: str, help: str | None, kind: Callable | None = None, **how) -> None:
+    """One argument: ``words`` as the help shows it, "-p --prompt TEXT" or "model MODEL"; ``kind``
+    makes its value of a text, ``bool``: it has none."""
+    first, *more = words.split()
+    names = [first, *(word for word in more if word.startswith("-"))]
+    if more[len(names) - 1 :]:
+        how["metavar"] = more[-1]
+    how |= {"action": "store_true"} if kind is bool else {"type": kind} if kind else {}
+    parser.add_argument(*names, help=help, **how)
 
 
 def models(parser: ArgumentParser) -> None:
@@ -16,263 +32,160 @@ def models(parser: ArgumentParser) -> None:
 
 def generate(parser: ArgumentParser) -> None:
     """continue prompts: texts with -p, or a file of JSON lines"""
-    parser.add_argument(
-        "model", metavar="MODEL", help="a shipped model, a folder, a GGUF or a hub id"
-    )
+    add = partial(_add, parser)
+    add("model MODEL", MODEL)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "-p", "--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated"
-    )
-    source.add_argument("--prompts", metavar="IN.jsonl", help='lines {"prompt": ...}; - is stdin')
-    parser.add_argument(
-        "--out", metavar="OUT.jsonl", help="where the texts of --prompts go, in order; - is stdout"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on after the lines that --out already has"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start --out anew")
-    add = parser.add_argument
-    add("--method", help="auto (default), specmoe, on_demand, cached, overlapped or resident")
-    add("--batch-size", type=int, metavar="B", help="rows in flight; finished ones are refilled")
-    add("--num-return-sequences", type=int, metavar="N", help="texts per prompt, when sampling (1)")
-    add("--max-new-tokens", type=int, metavar="T", help="at most this many new tokens each (64)")
-    add("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens (0: all)")
-    add(
-        "--draft-top-k",
-        type=int,
-        metavar="K",
-        help="experts per token while drafting; default: the model's",
-    )
-    add(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample among the likeliest tokens up to this mass (1)",
-    )
-    add("--accept-rule", help="when sampling: coupled (default), rejection or block")
-    add("--seed", type=int, help="of sampling")
-    add(
-        "--eos-token-id",
-        type=int,
-        metavar="ID",
-        help="the token that ends a text; default: the model's",
-    )
-    add("--eviction", help="of method cached: temporal (default), lru, lfu or static")
-    _languages(parser)
-    _speculation(parser)
-    _loading(parser)
+    _add(source, "-p --prompt TEXT", "a prompt; may be repeated", action="append")
+    _add(source, "--prompts IN.jsonl", 'lines {"prompt": ...}; - is stdin')
+    add("--out OUT.jsonl", "where the texts of --prompts go, in order; - is stdout")
+    add("--resume", "go on after the lines that --out already has", bool)
+    add("--overwrite", "start --out anew", bool)
+    add("--method", "auto (default), specmoe, on_demand, cached, overlapped or resident")
+    add("--batch-size B", "rows in flight; finished ones are refilled", int)
+    add("--num-return-sequences N", "texts per prompt, when sampling (1)", int)
+    add("--max-new-tokens T", "at most this many new tokens each (64)", int)
+    add("--top-k K", "sample among the K likeliest tokens (0: all)", int)
+    add("--draft-top-k K", "experts per token while drafting; default: the model's", int)
+    add("--top-p P", "sample among the likeliest tokens up to this mass (1)", float)
+    add("--accept-rule", "when sampling: coupled (default), rejection or block")
+    add("--seed", "of sampling", int)
+    add("--eos-token-id ID", "the token that ends a text; default: the model's", int)
+    add("--eviction", "of method cached: temporal (default), lru, lfu or static")
+    _decoding(parser)
 
 
 def bench(parser: ArgumentParser) -> None:
     """measure methods side by side at the same fast memory; repeats alternate, figures are
     medians"""
-    parser.add_argument(
-        "model", metavar="MODEL", help="a shipped model, a folder, a GGUF or a hub id"
-    )
-    add = parser.add_argument
+    add = partial(_add, parser)
+    add("model MODEL", MODEL)
+    add("--methods M,M", "on_demand,cached,overlapped,specmoe,auto,resident", _words)
+    add("--batch B,B", "rows in flight (1,16,64)", _numbers)
+    add("--repeats R", "timed runs of each method and batch (3)", int)
+    add("--new-tokens T", "new tokens per prompt, at most (64)", int)
+    add("--prompts IN.jsonl", "default: held-out prompts of the shipped models")
+    add("--num-prompts P", "prompts per run (two batches; four of sentences to translate)", int)
+    add("--eviction E,E", "of method cached: temporal (default), lru, lfu, static", _words)
+    add("--seed", "of prompts and sampling (0)", int)
+    _decoding(parser)
+
+
+def _decoding(parser: ArgumentParser) -> None:
+    """What every command that decodes has."""
+    add = partial(_add, parser.add_argument_group("translation models (encoder-decoder)"))
+    add("--source-lang CODE", "language of the prompts; default: the tokenizer's")
+    add("--target-lang CODE", "language to translate into; default: the checkpoint's")
+    add = partial(_add, parser.add_argument_group("speculation"))
+    add("--gamma G", "drafted tokens per round; default: planned", int)
+    sources = "resident (default), ngram, low_bit:4, merged:4, layer_skip, ngram+resident, oracle"
+    add("--draft SOURCE", sources)
+    add("--draft-set", "hot_temporal (default), hot_global or random")
+    add("--substitute", "affinity (default), router, random, drop or no_experts")
+    how = {"dest": "prefetch", "action": "store_false"}
+    add("--no-prefetch", "fetch only when asked for", **how)
+    add("--temperature T", "0 (default) is greedy", float)
+    add = partial(_add, parser.add_argument_group("memory and hardware"))
+    add("--draft-experts N", "resident experts per MoE layer", int)
+    add("--fast-memory BYTES", "all expert bytes in fast memory, e.g. 2GiB")
     add(
-        "--methods",
-        type=_words,
-        metavar="M,M",
-        help="on_demand,cached,overlapped,specmoe,auto,resident",
-    )
-    add("--batch", type=_numbers, metavar="B,B", help="rows in flight (1,16,64)")
-    add("--repeats", type=int, metavar="R", help="timed runs of each method and batch (3)")
-    add("--new-tokens", type=int, metavar="T", help="new tokens per prompt, at most (64)")
-    add("--prompts", metavar="IN.jsonl", help="default: held-out prompts of the shipped models")
-    add(
-        "--num-prompts",
-        type=int,
-        metavar="P",
-        help="prompts per run (two batches; four of sentences to translate)",
-    )
-    add(
-        "--eviction",
-        type=_words,
-        metavar="E,E",
-        help="of method cached: temporal (default), lru, lfu, static",
-    )
-    add("--seed", type=int, help="of prompts and sampling (0)")
-    _languages(parser)
-    _speculation(parser)
-    _loading(parser)
-
-
-def _languages(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("translation models (encoder-decoder)")
-    group.add_argument(
-        "--source-lang", metavar="CODE", help="language of the prompts; default: the tokenizer's"
-    )
-    group.add_argument(
-        "--target-lang",
-        metavar="CODE",
-        help="language to translate into; default: the checkpoint's",
-    )
-
-
-def _speculation(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("speculation")
-    group.add_argument(
-        "--gamma", type=int, metavar="G", help="drafted tokens per round; default: planned"
-    )
-    group.add_argument(
-        "--draft",
-        metavar="SOURCE",
-        help="resident (default), ngram, low_bit:4, merged:4, layer_skip, ngram+resident, oracle",
-    )
-    group.add_argument("--draft-set", help="hot_temporal (default), hot_global or random")
-    group.add_argument(
-        "--substitute", help="affinity (default), router, random, drop or no_experts"
-    )
-    group.add_argument(
-        "--no-prefetch", dest="prefetch", action="store_false", help="fetch only when asked for"
-    )
-    group.add_argument("--temperature", type=float, metavar="T", help="0 (default) is greedy")
-
-
-def _loading(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("memory and hardware")
-    group.add_argument(
-        "--draft-experts", type=int, metavar="N", help="resident experts per MoE layer"
-    )
-    group.add_argument(
-        "--fast-memory", metavar="BYTES", help="all expert bytes in fast memory, e.g. 2GiB"
-    )
-    group.add_argument(
         "--store",
-        help="where experts live: disk (a packed copy), memory, or checkpoint (no copy; the "
+        "where experts live: disk (a packed copy), memory, or checkpoint (no copy; the "
         "default for large experts)",
     )
-    group.add_argument(
-        "--link-bytes-per-s", type=float, metavar="RATE", help="throttle the store, e.g. 2.5e8"
-    )
-    group.add_argument(
-        "--expert-bytes", metavar="BYTES", help="widen experts to this size, same outputs"
-    )
-    group.add_argument("--device", help="cpu (default) or cuda")
-    group.add_argument("--dtype", help="of the arithmetic, e.g. float32")
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile around the experts (a minute of warm-up)",
-    )
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
-    group.add_argument(
-        "--num-readers", type=int, metavar="R", help="threads that read the store (4)"
-    )
+    add("--link-bytes-per-s RATE", "throttle the store, e.g. 2.5e8", float)
+    add("--expert-bytes BYTES", WIDEN)
+    add("--device", "cpu (default) or cuda")
+    add("--dtype", "of the arithmetic, e.g. float32")
+    add("--compile", "torch.compile around the experts (a minute of warm-up)", bool)
+    add("--revision REV", "branch, tag or commit of a hub id")
+    add("--num-readers R", "threads that read the store (4)", int)
 
 
 def plan(parser: ArgumentParser) -> None:
     """what to expect of a model on a machine, before anything is downloaded (simulated)"""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a name of the table of real models, a checkpoint folder or its config.json, a GGUF, "
+    add = partial(_add, parser)
+    add(
+        "model MODEL",
+        "a name of the table of real models, a checkpoint folder or its config.json, "
         "a shipped model, or a hub id whose config is in the cache",
     )
-    add = parser.add_argument
-    add("--fast-memory", metavar="BYTES", help="of experts, e.g. 8GiB; default: what is left")
-    add("--machine", metavar="NAME", help="a described machine, e.g. laptop; default: this one")
-    add("--link", type=float, metavar="RATE", help="bytes/s from slow to fast memory, e.g. 3e9")
-    add("--memory-rate", type=float, metavar="RATE", help="bytes/s of the fast memory")
-    add("--compute", type=float, metavar="RATE", help="FLOP/s, multiply and add being two")
-    add("--batch", type=_numbers, metavar="B,B", help="texts decoded together (1,16,64)")
-    add(
-        "--like",
-        metavar="NAME",
-        help="whose counted routing to assume (tiny-balanced; a shipped model: its own), or even",
-    )
-    add("--weights", metavar="FORMAT", help="another format than the published one, e.g. int4")
+    add("--fast-memory BYTES", "of experts, e.g. 8GiB; default: what is left")
+    add("--machine NAME", "a described machine, e.g. laptop; default: this one")
+    add("--link RATE", "bytes/s from slow to fast memory, e.g. 3e9", float)
+    add("--memory-rate RATE", "bytes/s of the fast memory", float)
+    add("--compute RATE", "FLOP/s, multiply and add being two", float)
+    add("--batch B,B", "texts decoded together (1,16,64)", _numbers)
+    like = "whose counted routing to assume (tiny-balanced; a shipped model: its own), or even"
+    add("--like NAME", like)
+    add("--weights FORMAT", "another format than the published one, e.g. int4")
 
 
 def sweep(parser: ArgumentParser) -> None:
     """measure every setting of a grid, here or on a dask cluster; goes on where it stopped"""
-    parser.add_argument(
-        "grid", metavar="GRID.yaml", help="option: list of values, such as gamma: [2, 4]"
-    )
-    add = parser.add_argument
-    add("--out", metavar="DIR", help="where rows.jsonl goes (sweeps/KEY of the grid)")
-    add("--scheduler", metavar="ADDRESS", help="of dask.distributed, such as tcp://host:8786")
-    add("--workers", type=int, metavar="N", help="processes on this machine (one run at a time)")
-    add("--yes", action="store_true", help="yes, that many runs are meant")
+    add = partial(_add, parser)
+    add("grid GRID.yaml", "option: list of values, such as gamma: [2, 4]")
+    add("--out DIR", "where rows.jsonl goes (sweeps/KEY of the grid)")
+    add("--scheduler ADDRESS", "of dask.distributed, such as tcp://host:8786")
+    add("--workers N", "processes on this machine (one run at a time)", int)
+    add("--yes", "yes, that many runs are meant", bool)
 
 
 def pack(parser: ArgumentParser) -> None:
     """one contiguous record per expert, with checksums, in a folder that loads as a checkpoint"""
-    parser.add_argument(
-        "model",
-        metavar="CHECKPOINT",
-        help="a shipped model, a folder, a GGUF or a hub id",
-    )
-    parser.add_argument("directory", metavar="DIR", help="where the records go")
-    parser.add_argument(
-        "--expert-bytes", metavar="BYTES", help="widen experts to this size, same outputs"
-    )
+    add = partial(_add, parser)
+    add("model CHECKPOINT", MODEL)
+    add("directory DIR", "where the records go")
+    add("--expert-bytes BYTES", WIDEN)
 
 
 def verify(parser: ArgumentParser) -> None:
     """compare a packed checkpoint with its checksums"""
-    parser.add_argument("directory", metavar="DIR", help="what `specmoe pack` wrote")
+    _add(parser, "directory DIR", "what `specmoe pack` wrote")
 
 
 def cache(parser: ArgumentParser) -> None:
     """list and remove the packed copies of checkpoints that are kept for the next load"""
-    parser.add_argument(
-        "action", metavar="list|remove", choices=("list", "remove"), nargs="?", default="list"
-    )
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="what to remove, as the list calls it"
-    )
-    parser.add_argument("--all", action="store_true", help="remove every packed copy")
+    add, actions = partial(_add, parser), ("list", "remove")
+    add("action list|remove", None, choices=actions, nargs="?", default="list")
+    add("names NAME", "what to remove, as the list calls it", nargs="*")
+    add("--all", "remove every packed copy", bool)
 
 
 def report(parser: ArgumentParser) -> None:
     """list, describe and run reports"""
-    parser.add_argument("action", metavar="list|params|run", choices=("list", "params", "run"))
-    parser.add_argument(
-        "name", metavar="NAME", nargs="?", default=None, help="of the report, for params and run"
-    )
-    parser.add_argument(
-        "-p", "--parameter", action="append", metavar="K=V", help="a parameter, for run"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", help="where the report goes (reports/NAME-TIME), for run"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a report that is there, for run"
-    )
-    parser.add_argument(
-        "--against", metavar="DIR", help="an earlier run to compare with, its folder, for run"
-    )
+    add = partial(_add, parser)
+    add("action list|params|run", None, choices=("list", "params", "run"))
+    add("name NAME", "of the report, for params and run", nargs="?", default=None)
+    add("-p --parameter K=V", "a parameter, for run", action="append")
+    add("--out DIR", "where the report goes (reports/NAME-TIME), for run")
+    add("--overwrite", "replace a report that is there, for run", bool)
+    add("--against DIR", "an earlier run to compare with, its folder, for run")
 
 
 def train(parser: ArgumentParser) -> None:
     """follow the recipe of a shipped checkpoint"""
-    parser.add_argument("name", metavar="NAME", help="a shipped model (see `specmoe models`)")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where the checkpoint goes")
-    parser.add_argument("--minutes", type=float, help="of wall-clock time; default: the recipe's")
-    parser.add_argument("--steps", type=int, help="instead of minutes")
+    add = partial(_add, parser)
+    add("name NAME", "a shipped model (see `specmoe models`)")
+    add("--out DIR", "where the checkpoint goes", required=True)
+    add("--minutes", "of wall-clock time; default: the recipe's", float)
+    add("--steps", "instead of minutes", int)
 
 
 def doctor(parser: ArgumentParser) -> None:
     """what this machine can do: torch, device, disk rate, memory, kernel, hub"""
-    parser.add_argument("--directory", metavar="DIR", help="measure the disk of this folder")
-    parser.add_argument("--record-bytes", metavar="BYTES", help="size of the random reads (3MiB)")
-    parser.add_argument(
-        "--thorough", action="store_true", help="longer measurements on a larger file"
-    )
-    parser.add_argument("--hub", action="store_true", help="also ask the hub, for 3 s at most")
-    parser.add_argument(
-        "--workshop", action="store_true", help="PASS or FAIL: is all here that a workshop needs?"
-    )
-    parser.add_argument(
-        "--notebooks", metavar="DIR", help="with --workshop: where 00_start_here lies"
-    )
+    add = partial(_add, parser)
+    add("--directory DIR", "measure the disk of this folder")
+    add("--record-bytes BYTES", "size of the random reads (3MiB)")
+    add("--thorough", "longer measurements on a larger file", bool)
+    add("--hub", "also ask the hub, for 3 s at most", bool)
+    add("--workshop", "PASS or FAIL: is all here that a workshop needs?", bool)
+    add("--notebooks DIR", "with --workshop: where 00_start_here lies")
 
 
 def completion(parser: ArgumentParser) -> None:
     """print what makes Tab complete: eval "$(specmoe completion bash)" in ~/.bashrc"""
-    parser.add_argument("shell", metavar="bash|zsh|tcsh", choices=("bash", "zsh", "tcsh"))
+    shells = ("bash", "zsh", "tcsh")
+    _add(parser, "shell bash|zsh|tcsh", None, choices=shells)
 
 
 def _words(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Comes in: JSON lines ``{"prompt": text | ids}`` or ``{"messages": [...]}``, with ``"id"``, ``"n"``
 and decoding options if you like. Goes out: one ``Item`` per line that is not blank; what cannot be
-used is an item with an ``error``. ``jobs`` and ``bench`` call this.
+used is an item with an ``error``. ``jobs`` calls this.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ one chunk only.
 Comes in: the lines of ``job_lines`` and the files of ``job_files``. Goes out: one line per prompt,
 in the same order: ``{"line", "id", "prompt", "text", "tokens", "seed", "job", "input"}`` ("texts"
 and lists of tokens where the line has "n"; "seed" where it was sampled), or ``{"line", "error",
-...}`` where a line could not be read or its prompt was refused. ``commands`` calls this.
+...}`` where a line could not be read or its prompt was refused. ``decoding`` calls this.
 """
 
 from __future__ import annotations

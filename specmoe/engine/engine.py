@@ -21,9 +21,10 @@ from ..model.seq2seq import Seq2SeqDecoder
 from ..model.stored import keep_stored, trunk_weights
 from ..model.texts import load_tokenizer
 from ..offload.affinity import expert_distances
+from ..offload.base_store import ExpertStore
 from ..offload.budget import MemoryPlan, plan_memory
 from ..offload.installed import OffloadedExperts
-from ..offload.store import ExpertStore, open_store
+from ..offload.store import open_store
 from ..offload.transfers import allocate_slots, give_back_memory
 from ..options import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from ..speculate.loop import Sequence
@@ -197,8 +198,8 @@ class Engine:
 
     def close(self) -> None:
         """End every thread, close files, free buffers. Calling it twice is fine; while a call goes
-        on it is refused. Returns within ``offload.store.CLOSE_S`` even where a disk hangs: then a
-        ``RuntimeWarning`` names the read, whose buffers are freed when it comes back."""
+        on it is refused. Returns within ``CLOSE_S`` (``offload.base_store``) even where a disk
+        hangs: a ``RuntimeWarning`` names the read, whose buffers are freed when it comes back."""
         if self.turns.is_taken():
             raise SpecMoEError(
                 "the engine is in use: end the call that goes on before you close it"
@@ -249,5 +250,5 @@ def _memory(
 
 
 def _store(packed: checkpoint.PackedExperts, options: LoadOptions) -> ExpertStore:
-    link, num_readers = options.link_bytes_per_s, options.num_readers
-    return open_store(options.store, packed, options.device, link, num_readers)
+    reading = {name: getattr(options, name) for name in ("link_bytes_per_s", "num_readers")}
+    return open_store(options.store, packed, options.device, **reading)

@@ -125,11 +125,8 @@ class TransformersReference:
 
     def _run(self, prompt: list[int], source: list[int] | None, new_tokens: int):
         ids = torch.tensor([source or prompt], device=self.model.device)
-        start = (
-            {}
-            if source is None
-            else {"decoder_input_ids": torch.tensor([prompt], device=ids.device)}
-        )
+        own = torch.tensor([prompt], device=ids.device)
+        start = {} if source is None else {"decoder_input_ids": own}
         return self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -228,10 +225,8 @@ def free_bytes(device="cpu") -> int:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as lines:
-            return (
-                next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-                * 1024
-            )
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+            return 1024 * int(available.split()[1])
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 

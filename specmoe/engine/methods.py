@@ -1,8 +1,8 @@
 """Every method as settings of the same parts: how the pool keeps experts, who plans gamma, what is
 read ahead.
 
-Comes in: the options of a run and the memory plan. Goes out: a ``Method`` that ``engine`` puts into
-a job.
+Comes in: the options of a run and the memory plan. Goes out: a ``Method``, which ``prepare`` plans
+with and ``run`` sets up.
 
 ===========  =======================================================================================
 on_demand    nothing is kept: a wave of experts is read, computed, dropped (synchronous; the paper's
@@ -73,20 +73,17 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
     size = (len(packed.layers), packed.num_experts)
     plain = FixedGamma(0)
     if options.method == "resident":
-        everything = Static(
-            *size, packed.num_experts, [[0] * packed.num_experts] * len(packed.layers)
-        )
+        everything = Static(*size, size[1], [[0] * size[1]] * size[0])
         slots = size[0] * size[1] + 1
         return Method(everything, plain, PoolMode.RESIDENT, slots, everything.fixed)
     if options.method == "on_demand":
         return Method(KeepPolicy(*size, 0), plain, PoolMode.ON_DEMAND)
     if options.method == "overlapped":
-        return Method(
-            KeepPolicy(*size, 0), plain, PoolMode.OVERLAPPED, drafting=Drafting(guess_next=True)
-        )
+        ahead = Drafting(guess_next=True)
+        return Method(KeepPolicy(*size, 0), plain, PoolMode.OVERLAPPED, drafting=ahead)
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
-        return Method(policy, plain, preload=getattr(policy, "fixed", None))
+        return Method(policy, plain, preload=policy.fixed)
     return _speculative(options, memory, packed, hotness, max_block)
 
 
@@ -100,7 +97,7 @@ def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, ma
     planner = _planner(options, max_block, source.is_confident)
     top_k = options.draft_top_k or ("half" if isinstance(planner, ConfidencePlanner) else None)
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
-    preload = getattr(policy, "fixed", None)
+    preload = policy.fixed
     # every expert drafts, from the first round on
     if memory.draft_experts == size[1] and not callable(options.draft_set):
         preload = [set(range(size[1]))] * size[0]
@@ -133,9 +130,8 @@ def _planner(options: GenerateOptions, max_block: int | None, is_confident: bool
     if options.gamma is None and not options.do_sample and is_confident:
         return ConfidencePlanner(options.method == "auto", max_block)
     if options.method == "auto":
-        return CostPlanner(
-            CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma}))
-        )
+        gammas = CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma}))
+        return CostPlanner(gammas)
     if options.gamma is not None:
         return FixedGamma(options.gamma)
     return CostPlanner(CANDIDATES[1:])

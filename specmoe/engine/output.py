@@ -1,8 +1,8 @@
 """What a run gives back: tokens, texts, stats, trace. Both an ``Output`` and its ``Stats`` show
 themselves in a notebook.
 
-Comes in: the totals of ``speculate.loop`` and the pool's counts. Goes out: frozen ``Stats``; all of
-it is of decoding, prefill stands apart in ``prefill_s`` and ``prefill_bytes``.
+Comes in: finished rows, the rounds of a ``Batch``, the pool's counts. Goes out: an ``Output``; its
+``Stats`` are of decoding, prefill stands apart in ``prefill_s`` and ``prefill_bytes``.
 """
 
 from __future__ import annotations
@@ -62,11 +62,8 @@ class Stats:
     @property
     def remark(self) -> str:
         """What ``auto`` decided, where it was not to draft; else empty."""
-        if (
-            self.method != "auto"
-            or self.num_rounds < SETTLED
-            or 2 * self.num_plain_rounds <= self.num_rounds
-        ):
+        is_settled = self.method == "auto" and self.num_rounds >= SETTLED
+        if not is_settled or 2 * self.num_plain_rounds <= self.num_rounds:
             return ""
         return (
             f"drafting did not pay here: auto decoded {self.num_plain_rounds} of "
@@ -79,10 +76,9 @@ class Stats:
             f"style='text-align:right'>{html.escape(show(value))}</td></tr>"
             for name, value in dataclasses.asdict(self).items()
         )
-        return (
-            f"<table><thead><tr><th>stat</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
-            + (f"<p>{html.escape(self.remark)}</p>" if self.remark else "")
-        )
+        head = "<table><thead><tr><th>stat</th><th>value</th></tr></thead>"
+        remark = f"<p>{html.escape(self.remark)}</p>" if self.remark else ""
+        return f"{head}<tbody>{rows}</tbody></table>{remark}"
 
 
 def show(value) -> str:
@@ -109,27 +105,16 @@ class Output:
     tokenizer: object = field(default=None, repr=False, compare=False)
 
     def _repr_html_(self) -> str:
-        shown = list(
-            zip(
-                self.texts or [s.tolist() for s in self.sequences],
-                self.num_prompt_tokens,
-                strict=True,
-            )
-        )[:8]
+        shown = (self.texts or [s.tolist() for s in self.sequences])[:8]
         rows = "".join(
             f"<tr><td>{i}</td><td "
             f"style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"
-            for i, (text, _) in enumerate(shown)
+            for i, text in enumerate(shown)
         )
-        more = (
-            (f"<p>... and {len(self.sequences) - len(shown)} more</p>")
-            if len(self.sequences) > len(shown)
-            else ""
-        )
-        return (
-            f"<table><thead><tr><th>prompt</th><th>text</th></tr></thead><tbody>{rows}</tbody></table>{more}"
-            + (self.stats._repr_html_())
-        )
+        num_more = len(self.sequences) - len(shown)
+        more = f"<p>... and {num_more} more</p>" if num_more else ""
+        head = "<table><thead><tr><th>prompt</th><th>text</th></tr></thead>"
+        return f"{head}<tbody>{rows}</tbody></table>{more}{self.stats._repr_html_()}"
 
 
 def make_output(plan: Plan, batch: Batch, rows: list[Sequence], run: tuple, tokenizer) -> Output:

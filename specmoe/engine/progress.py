@@ -1,7 +1,7 @@
 """Shows a run while it runs: a streamer for one prompt, a progress bar or a callback for many.
 
 Comes in: the rows after every round. Goes out: finished rows in the order of the prompts.
-``engine`` calls this.
+``run`` calls this.
 """
 
 from __future__ import annotations

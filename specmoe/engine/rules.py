@@ -2,7 +2,7 @@
 criteria.
 
 Comes in: the checkpoint's ``model.generation_config``, the options of ``generate``, ``settings``
-per prompt. Goes out: options for the sampler and each row's ``RowRules``. ``engine`` calls this.
+per prompt. Goes out: options for the sampler and each row's ``RowRules``. ``prepare`` calls this.
 
 Order of precedence: a prompt's own, arguments, ``generation_config=``, the checkpoint. Sampling
 is the exception: a checkpoint's ``do_sample`` is not followed, but its temperature and so on are
@@ -42,11 +42,7 @@ class Rules:
         self.model = model
         self.tokenizer = tokenizer
         self.config = copy.copy(model.generation_config)
-        given = {
-            name: getattr(options, name)
-            for name in (*SAMPLED, "do_sample")
-            if hasattr(options, name)
-        }
+        given = {name: getattr(options, name, None) for name in (*SAMPLED, "do_sample")}
         given = {name: value for name, value in given.items() if value is not None} | options.own
         self._sets = per_prompt(options.settings)
         self.config.do_sample = False
@@ -60,11 +56,8 @@ class Rules:
         )
         check_effect(given, bool(self.config.do_sample) or self.samples)
         self._stop_strings: dict[str, StopStringCriteria] = {}
-        warps = {
-            name: getattr(self.config, name)
-            for name in ("temperature", "top_k", "top_p")
-            if self.samples
-        }
+        names = ("temperature", "top_k", "top_p") if self.samples else ()
+        warps = {name: getattr(self.config, name) for name in names}
         self.options = dataclasses.replace(options, do_sample=self.samples, **warps)
 
     @property
@@ -149,11 +142,8 @@ class Rules:
         if strings is None:
             return []
         texts = [strings] if isinstance(strings, str) else strings
-        if (
-            not isinstance(texts, list | tuple)
-            or not all(isinstance(text, str) and text for text in texts)
-            or not texts
-        ):
+        is_list = isinstance(texts, list | tuple) and len(texts) > 0
+        if not is_list or not all(isinstance(text, str) and text for text in texts):
             raise OptionError(
                 f"stop_strings={strings!r} must be a text or a list of texts, none of them empty"
             )

@@ -86,10 +86,8 @@ def gather(options: Mapping) -> dict:
             raise OptionError(f"{name} is not an option here: {why}")
     check_sizes(own)
     given = {name: own.pop(name) for name in OF_OPTIONS if own.get(name) is not None}
-    options = {
-        name: value for name, value in options.items() if value is not None or name not in given
-    }
-    return {**given, **options, "own": own}
+    said = {k: value for k, value in options.items() if value is not None or k not in given}
+    return {**given, **said, "own": own}
 
 
 def _from_config(config) -> dict:
@@ -103,9 +101,8 @@ def _from_config(config) -> dict:
             f"generation_config={config!r} must be a GenerationConfig or a dict of its settings"
         )
     for name in config:
-        if not isinstance(name, str) or not (
-            hasattr(_EMPTY, name) or name in (*HONOURED, *REFUSED)
-        ):
+        known = isinstance(name, str) and (hasattr(_EMPTY, name) or name in (*HONOURED, *REFUSED))
+        if not known:
             raise OptionError(
                 f"generation_config: unknown setting {name!r}: {nearest(name, HONOURED)}"
             )
@@ -160,13 +157,8 @@ def check_sizes(own: Mapping) -> None:
 def end_tokens(eos, given: bool = False) -> frozenset[int]:
     """End tokens from an id, a list, a tensor or an array of ids; a checkpoint's -1 is none."""
     ids = eos.tolist() if hasattr(eos, "tolist") else eos
-    ids = (
-        []
-        if ids is None
-        else list(ids)
-        if isinstance(ids, list | tuple | set | frozenset)
-        else [ids]
-    )
+    ids = [] if ids is None else ids
+    ids = list(ids) if isinstance(ids, list | tuple | set | frozenset) else [ids]
     ids = [token.item() if hasattr(token, "item") else token for token in ids]
     if any(type(token) is not int or (given and token < 0) for token in ids):
         raise OptionError(f"eos_token_id={eos!r} must be a token id or a list of them")

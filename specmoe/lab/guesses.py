@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from .words import show_number
+
 NEAR = 0.1  # a number within a tenth of the answer is as good as right
 
 
@@ -50,5 +52,5 @@ def _say(value) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_say, value))
     if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return show_number(value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -136,10 +136,8 @@ def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torc
     # some models hand in their pairs one by one
     rows = index.shape[0] if live is None else len(live)
     ahead = {key.expert for key in pool.tier.speculative if key.layer == layer}
-    parts = (
-        part.reshape(rows, -1).tolist()
-        for part in (index, weights.float(), experts.computed(layer, index))
-    )
+    parts = index, weights.float(), experts.computed(layer, index)
+    parts = (part.reshape(rows, -1).tolist() for part in parts)
     num_live = rows if live is None else int(live.sum())
     here = pool.resident_experts(layer) - ahead
     return _Step(pool.tier.trace.phase, pool.tier.trace.round, layer, num_live, *parts, here, ahead)
@@ -164,29 +162,21 @@ def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:
 
 
 def _rows(step: _Step, name: str, first: int, num_tokens: int) -> list[tuple]:
-    rows = []
+    rows, state_of = [], _draft_state if name == "draft" else _target_state
     for token in range(num_tokens):
-        for choice, expert in enumerate(step.index[token]):
-            ran = step.computed[token][choice]
-            state = (
-                _draft_state(step, expert, ran) if name == "draft" else _target_state(step, expert)
-            )
+        choices = zip(step.index[token], step.computed[token], step.weights[token], strict=True)
+        for choice, (expert, ran, weight) in enumerate(choices):
+            state = state_of(step, expert, ran)
             ran = -1 if state == "left out" else ran
-            weight = step.weights[token][choice]
-            rows.append(
-                (step.round, first + token, step.layer, choice, weight, name, expert, ran, state)
-            )
+            where = (step.round, first + token, step.layer, choice)
+            rows.append((*where, weight, name, expert, ran, state))
     return rows
 
 
-def _target_state(step: _Step, expert: int) -> str:
-    return (
-        "resident"
-        if expert in step.resident
-        else "prefetched"
-        if expert in step.ahead
-        else "fetched"
-    )
+def _target_state(step: _Step, expert: int, ran: int) -> str:
+    if expert in step.resident:
+        return "resident"
+    return "prefetched" if expert in step.ahead else "fetched"
 
 
 def _draft_state(step: _Step, expert: int, ran: int) -> str:

@@ -70,14 +70,23 @@ def read_object(name: Any) -> dict:
 
 
 def plain(value):
-    """``value`` as JSON can hold it: numpy and torch scalars become numbers, what is not finite
-    becomes None."""
+    """``value`` as JSON can hold it: numpy and torch scalars become numbers, a frame its rows, what
+    is not finite None."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if hasattr(value, "columns"):
+        value = value.to_dict("records")
+    if isinstance(value, list | tuple | set):
         return [plain(inner) for inner in value]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def save_metrics(out_dir: str | Path | None, numbers: dict) -> None:
+    """Write ``metrics.json`` into ``out_dir``; nothing where a notebook runs by hand (``None``)."""
+    if out_dir is not None:
+        text = json.dumps(plain(numbers), indent=1, allow_nan=False)
+        write_whole(path_of(out_dir, "a folder") / "metrics.json", text + "\n")

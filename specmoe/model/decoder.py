@@ -71,9 +71,8 @@ def _no_shape_alike():
     """Two sizes that happen to be equal now (rows and tokens, say) are not to be taken for one size
     for ever."""
     config = getattr(torch.fx.experimental, "_config", None)
-    return (
-        config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
-    )
+    can = hasattr(config, "use_duck_shape")
+    return config.patch(use_duck_shape=False) if can else nullcontext()
 
 
 class Decoder:
@@ -162,10 +161,9 @@ class CausalDecoder(Decoder):
             if len(row.tokens) <= switch < row.limit - 1:
                 raise OptionError(
                     f"prompt {index} has {len(row.tokens)} tokens and may grow to {row.limit}: "
-                    f"past {switch} tokens the "
-                    f"rope of {self.config.model_type} changes for all earlier tokens too, which "
-                    "specmoe does not do; ask "
-                    f"for at most max_new_tokens={switch + 1 - len(row.tokens)}"
+                    f"past {switch} tokens the rope of {self.config.model_type} changes for all "
+                    "earlier tokens too, which specmoe does not do; ask for at most "
+                    f"max_new_tokens={switch + 1 - len(row.tokens)}"
                 )
 
     def prefill(self, rows: list, set_live: Callable) -> list:
@@ -178,16 +176,10 @@ class CausalDecoder(Decoder):
         kv_cache = RaggedKVCache(self.num_layers, *tokens.shape, self.model.device)
         with self.passes.plainly():
             lengths = torch.tensor([len(row.tokens) for row in rows])[:, None].expand(tokens.shape)
-            self._forward(
-                kv_cache,
-                tokens,
-                torch.zeros(len(rows), dtype=torch.long),
-                lengths,
-                logits_to_keep=1,
-            )
-        return [
-            kv_cache.take_row(row, length) for row, length in enumerate(live.sum(dim=1).tolist())
-        ]
+            starts = torch.zeros(len(rows), dtype=torch.long)
+            self._forward(kv_cache, tokens, starts, lengths, logits_to_keep=1)
+        lengths = live.sum(dim=1).tolist()
+        return [kv_cache.take_row(row, length) for row, length in enumerate(lengths)]
 
     def add_row(self, row: int, state) -> None:
         """A prefilled prompt becomes row ``row``."""
@@ -221,9 +213,7 @@ class CausalDecoder(Decoder):
 
     def _masks(self, kv_cache: RaggedKVCache):
         """One 4-D mask, or one per kind of attention for a model that mixes them."""
-        masks = {
-            kind: self.as_bias(kv_cache.mask(kind, window)) for kind, window in self.windows.items()
-        }
+        masks = {kind: self.as_bias(kv_cache.mask(kind, w)) for kind, w in self.windows.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def as_bias(self, visible: torch.Tensor) -> torch.Tensor:
@@ -242,9 +232,8 @@ def pad(sequences: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, torc
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     live = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.full(live.shape, pad_id, dtype=torch.long)
-    tokens[live] = torch.tensor(
-        [token for sequence in sequences for token in sequence], dtype=torch.long
-    )
+    real = [token for sequence in sequences for token in sequence]
+    tokens[live] = torch.tensor(real, dtype=torch.long)
     return tokens, live
 
 
@@ -265,8 +254,7 @@ def check_rollback(model: PreTrainedModel) -> None:
     if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
         raise UnsupportedModelError(
             f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when "
-            "drafted tokens are "
-            "rejected; use a model with attention layers only"
+            "drafted tokens are rejected; use a model with attention layers only"
         )
 
 
@@ -287,6 +275,5 @@ def check_finite(logits: torch.Tensor) -> None:
     if torch.isnan(logits).any():
         raise SpecMoEError(
             "the model's logits are NaN: the checkpoint holds NaN or overflows in this dtype; try "
-            "dtype='float32' "
-            "or check the weights"
+            "dtype='float32' or check the weights"
         )

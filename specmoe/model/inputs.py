@@ -33,7 +33,7 @@ def one_of(prompts, input_ids, inputs):
 
 def read_prompts(prompts, attention_mask, tokenizer, vocab_size: int) -> list[list[int]]:
     """Token ids of every prompt; ``OptionError`` naming the prompt that cannot be used."""
-    if isinstance(prompts, Mapping) and not _is_message(prompts):
+    if isinstance(prompts, Mapping) and not is_message(prompts):
         if "input_ids" not in prompts:
             raise OptionError(
                 "prompts is a dict without input_ids: pass what a tokenizer returns, "
@@ -87,7 +87,7 @@ def _as_rows(prompts) -> Sequence:
                 "ids [B, T]"
             )
         return prompts
-    if isinstance(prompts, Sequence) and prompts and all(map(_is_message, prompts)):
+    if isinstance(prompts, Sequence) and prompts and all(map(is_message, prompts)):
         return [prompts]
     if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping):
         raise OptionError(
@@ -100,11 +100,11 @@ def _as_rows(prompts) -> Sequence:
 def _read_one(index: int, prompt, tokenizer) -> list[int]:
     if isinstance(prompt, str):
         return _from_text(index, prompt, tokenizer)
-    if _is_message(prompt):
+    if is_message(prompt):
         prompt = [prompt]
     if isinstance(prompt, torch.Tensor | np.ndarray):
         prompt = prompt.tolist()
-    if isinstance(prompt, Sequence) and prompt and all(map(_is_message, prompt)):
+    if isinstance(prompt, Sequence) and prompt and all(map(is_message, prompt)):
         return _from_chat(index, prompt, tokenizer)
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
     if not is_list or not all(
@@ -117,7 +117,7 @@ def _read_one(index: int, prompt, tokenizer) -> list[int]:
     return [int(token) for token in prompt]
 
 
-def _is_message(value) -> bool:
+def is_message(value) -> bool:
     return isinstance(value, Mapping) and "role" in value
 
 

@@ -124,8 +124,7 @@ def _too_large(places: Places, num_bytes: int, failure: Exception) -> FastMemory
     first = str(failure).split("\n")[0][:120]
     return FastMemoryError(
         f"the KV cache cannot grow to {places.num_rows} rows x {places.capacity} positions "
-        f"({num_bytes} bytes for one layer's "
-        f"keys; {first}): lower batch_size or max_new_tokens"
+        f"({num_bytes} bytes for one layer's keys; {first}): lower batch_size or max_new_tokens"
     )
 
 
@@ -148,9 +147,8 @@ class RaggedKVCache(Cache):
         Positions past the end (tokens after a row's limit, which nobody will read) are folded onto
         the last one."""
         places = self.places
-        positions = (starts[:, None] + torch.arange(num_tokens)).clamp_(
-            max=places.num_positions - 1
-        )
+        positions = starts[:, None] + torch.arange(num_tokens)
+        positions.clamp_(max=places.num_positions - 1)
         places.length = int(positions.max()) + 1
         places.positions = positions.to(places.device, non_blocking=True)
         places.rows = torch.arange(len(starts), device=places.device)[:, None]  # [B, 1]
@@ -192,11 +190,10 @@ class RaggedKVCache(Cache):
 
     def select(self, rows: torch.Tensor) -> RaggedKVCache:
         """A copy that holds only ``rows``, in this order."""
-        copy = RaggedKVCache(
-            len(self.layers), len(rows), self.places.num_positions, self.places.device
-        )
-        copy.places.capacity = self.places.capacity
-        kept = torch.cat([rows, rows[:1]]).to(self.places.device)  # and the row nobody uses
+        places = self.places
+        copy = RaggedKVCache(len(self.layers), len(rows), places.num_positions, places.device)
+        copy.places.capacity = places.capacity
+        kept = torch.cat([rows, rows[:1]]).to(places.device)  # and the row nobody uses
         for mine, other in zip(self.layers, copy.layers, strict=True):
             if mine.is_initialized:
                 other.keys = mine.keys[kept]
@@ -216,9 +213,8 @@ class RaggedKVCache(Cache):
 
     def put_row(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Write what ``take_row`` gave (of any cache of this model) into ``row``."""
-        self._make_room(
-            max((state[0].shape[1] for state in states if state is not None), default=0)
-        )
+        lengths = (state[0].shape[1] for state in states if state is not None)
+        self._make_room(max(lengths, default=0))
         for layer, state in zip(self.layers, states, strict=True):
             if state is None:
                 continue
@@ -234,16 +230,14 @@ def attention_windows(config) -> dict[str, int | None]:
     ``UnsupportedModelError``."""
     kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds:
-        kinds = {
-            "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-        }
+        slides = getattr(config, "sliding_window", None)
+        kinds = {"sliding_attention" if slides else "full_attention"}
     known = (*ATTENTIONS, *(UNMASKED if config.model_type in MIXERS else ()))
     strange = sorted(kind for kind in kinds if kind not in known)
     if strange:
         raise UnsupportedModelError(
             f"{config.model_type} has layers of type {', '.join(strange)}: such state cannot be "
-            "rolled back when drafted "
-            "tokens are rejected; use a model with attention layers only"
+            "rolled back when drafted tokens are rejected; use a model with attention layers only"
         )
     windows = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     return {

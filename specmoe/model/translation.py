@@ -2,16 +2,15 @@
 with.
 
 Comes in: prompts as users hold them, ``source_lang`` and ``target_lang``. Goes out: token ids of
-every source, and the decoder's first tokens. ``engine`` calls this in place of plain ``prompts``.
+every source, and the decoder's first tokens. ``engine.prepare`` calls this in place of ``inputs``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from ..errors import OptionError, nearest
-from .inputs import read_prompts
+from .inputs import is_message, read_prompts
 
 LANGUAGE = re.compile(r"_{0,2}[a-z]{2,3}(_[A-Z][A-Za-z]{1,3})?_{0,2}")  # fra_Latn, __fr__, en_XX
 
@@ -112,10 +111,8 @@ def _language_id(option: str, code: str, tokenizer) -> int:
 
 
 def _refuse_chat(prompts) -> None:
-    chat = _is_message(prompts) or (
-        isinstance(prompts, list | tuple) and any(map(_holds_messages, prompts))
-    )
-    if chat:
+    is_list = isinstance(prompts, list | tuple)
+    if is_message(prompts) or is_list and any(map(_holds_messages, prompts)):
         raise OptionError(
             "prompts are chat messages: an encoder-decoder translates texts; pass "
             "the texts themselves"
@@ -123,10 +120,5 @@ def _refuse_chat(prompts) -> None:
 
 
 def _holds_messages(prompt) -> bool:
-    return _is_message(prompt) or (
-        isinstance(prompt, list | tuple) and any(map(_is_message, prompt))
-    )
-
-
-def _is_message(prompt) -> bool:
-    return isinstance(prompt, Mapping) and "role" in prompt
+    is_list = isinstance(prompt, list | tuple)
+    return is_message(prompt) or is_list and any(map(is_message, prompt))

@@ -2,8 +2,8 @@
 
 Comes in: the packed store. Goes out: pairwise L2 distances of the experts' weights per MoE layer,
 ``[L, E, E]``, computed once and kept beside the store (paper, section on the affinity table), and
-tables ``[E + 1]`` that map an expert to its stand-in among the residents. ``experts`` calls next,
-when drafting.
+tables ``[E + 1]`` that map an expert to its stand-in among the residents. ``stand_ins`` calls
+next, when drafting.
 """
 
 from __future__ import annotations

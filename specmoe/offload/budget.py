@@ -36,9 +36,8 @@ class MemoryPlan:
     def cached_experts(self) -> int:
         """Experts per layer that a ``cached`` method can keep in the same bytes, with slots left to
         read into."""
-        return max(
-            0, (self.num_slots - min(self.num_readers, self.num_slots // 2 or 1)) // self.num_layers
-        )
+        to_read_into = min(self.num_readers, self.num_slots // 2 or 1)
+        return max(0, (self.num_slots - to_read_into) // self.num_layers)
 
 
 def plan_memory(
@@ -68,6 +67,5 @@ def plan_memory(
             f"{needed * record_bytes + scratch_bytes} bytes"
         )
     asked = fast_memory or num_slots * record_bytes + scratch_bytes
-    return MemoryPlan(
-        asked, scratch_bytes, record_bytes, num_slots, num_draft, num_layers, num_readers
-    )
+    sizes = asked, scratch_bytes, record_bytes
+    return MemoryPlan(*sizes, num_slots, num_draft, num_layers, num_readers)

@@ -62,9 +62,8 @@ class RunExperts:
         self.policy = policy
         self.how = how
         # What a kernel made of records that never move: expert -> weights in the model's dtype.
-        self.remembered: dict[ExpertKey, dict] | None = (
-            {} if pool.mode is PoolMode.RESIDENT else None
-        )
+        is_resident = pool.mode is PoolMode.RESIDENT
+        self.remembered: dict[ExpertKey, dict] | None = {} if is_resident else None
         self.totals = [[0] * installed.num_experts for _ in range(installed.num_layers)]
         # a draft source may put its own in this place
         self.stand_ins = StandIns(installed, how.substitute, how.seed)
@@ -130,9 +129,8 @@ class RunExperts:
     def _verify_layer(self, layer, hidden, index, weights):
         groups = group_by_expert(index, self.installed.num_experts, self.live)
         self._count(layer, groups.counts)
-        keep = self.policy.keep(
-            layer, groups.counts, self.pool.kept[layer], self.pool.resident_experts(layer)
-        )
+        kept, resident = self.pool.kept[layer], self.pool.resident_experts(layer)
+        keep = self.policy.keep(layer, groups.counts, kept, resident)
         ahead = (ExpertKey(*key) for key in self.policy.votes.after(layer))
         records = self.pool.request(layer, groups.slices, keep, ahead)
         self._guess_next_layer(layer, hidden, index.shape[1])
@@ -208,15 +206,11 @@ class RunExperts:
     def _guess_next_layer(self, layer: int, hidden: torch.Tensor, top_k: int) -> None:
         """Overlapped: the next layer's router, asked about this layer's input, names what to read
         meanwhile."""
-        if not self.how.guess_next or layer + 1 in (
-            self.installed.num_layers,
-            self.installed.draft_layers.start,
-        ):
+        installed = self.installed
+        lasts = (installed.num_layers - 1, installed.draft_layers.start - 1)
+        if not self.how.guess_next or layer in lasts:
             return
-        tokens = (
-            hidden
-            if self.live is None
-            else hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
-        )
-        for expert in self.installed.routers.ask(layer + 1, tokens, top_k) if len(tokens) else ():
+        if self.live is not None:
+            hidden = hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
+        for expert in installed.routers.ask(layer + 1, hidden, top_k) if len(hidden) else ():
             self.pool.prefetch(ExpertKey(layer + 1, expert))

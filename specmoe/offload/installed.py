@@ -79,12 +79,11 @@ class OffloadedExperts:
         """The experts of one run; gone, with everything that they remember, when the block is
         left."""
         with ExitStack() as stack:
-            if how.substitute == "router" or how.guess_next:
-                self.routers.require(
-                    "substitute='router'" if how.substitute == "router" else "method='overlapped'"
-                )
             if how.substitute == "router":
+                self.routers.require("substitute='router'")
                 stack.enter_context(self.routers.listening())
+            elif how.guess_next:
+                self.routers.require("method='overlapped'")
             self.run = RunExperts(self, pool, policy, how)
             try:
                 yield self.run
@@ -98,9 +97,8 @@ class OffloadedExperts:
         if weights.shape != index.shape:
             raise UnsupportedModelError(
                 f"the router of {self.model.config.model_type} in transformers "
-                f"{transformers.__version__} gives weights"
-                f" {list(weights.shape)} for experts {list(index.shape)}: a newer transformers may "
-                "give one for each"
+                f"{transformers.__version__} gives weights {list(weights.shape)} for experts "
+                f"{list(index.shape)}: a newer transformers may give one for each"
             )
         if self.run is None:
             raise SpecMoEError(

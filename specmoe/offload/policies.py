@@ -19,7 +19,9 @@ from .votes import Votes
 
 class KeepPolicy:
     """Base: keep nothing (on-demand). ``keep`` may update the policy's own memory of past
-    requests."""
+    requests. ``fixed``: the sets of a policy that never changes them."""
+
+    fixed: list[set[int]] | None = None
 
     def __init__(self, num_layers: int, num_experts: int, num_kept: int):
         self.num_layers = num_layers
@@ -32,15 +34,18 @@ class KeepPolicy:
         return set()
 
 
+def needed_of(counts: Sequence[int]) -> set[int]:
+    """The experts that a step asks for, by its tokens per expert [E]."""
+    return {expert for expert, count in enumerate(counts) if count}
+
+
 class _Ranked(KeepPolicy):
     """Keep the ``num_kept`` candidates (needed now or resident) with the highest ``_rank``."""
 
     def keep(self, layer, counts, resident):
         self.observe(layer, counts)
-        candidates = {expert for expert, count in enumerate(counts) if count} | resident
-        ranked = sorted(
-            candidates, key=lambda expert: (self._rank(layer, expert), -expert), reverse=True
-        )
+        candidates = needed_of(counts) | resident
+        ranked = sorted(candidates, key=lambda e: (self._rank(layer, e), -e), reverse=True)
         return set(ranked[: self.num_kept])
 
     def observe(self, layer: int, counts: Sequence[int]) -> None:
@@ -121,9 +126,15 @@ class RecentUse:
         ]
 
 
-class Static(KeepPolicy):
-    """Keep a fixed set per layer: the hottest of a calibration run (``totals`` [layers][E]
-    tokens)."""
+class Fixed(KeepPolicy):
+    """Keep the same set in every step."""
+
+    def keep(self, layer, counts, resident):
+        return set(self.fixed[layer])
+
+
+class Static(Fixed):
+    """A fixed set per layer: the hottest of a calibration run (``totals`` [layers][E] tokens)."""
 
     def __init__(self, num_layers, num_experts, num_kept, totals: Sequence[Sequence[float]]):
         super().__init__(num_layers, num_experts, num_kept)
@@ -131,9 +142,6 @@ class Static(KeepPolicy):
             set(sorted(range(num_experts), key=lambda expert: (-total[expert], expert))[:num_kept])
             for total in totals
         ]
-
-    def keep(self, layer, counts, resident):
-        return set(self.fixed[layer])
 
 
 class Belady(KeepPolicy):
@@ -148,16 +156,14 @@ class Belady(KeepPolicy):
     def keep(self, layer, counts, resident):
         self._step[layer] += 1
         future = self._requests[layer][self._step[layer] :]
-        candidates = {expert for expert, count in enumerate(counts) if count} | resident
+        candidates = needed_of(counts) | resident
 
         def next_use(expert: int) -> int:
-            return next(
-                (step for step, needed in enumerate(future) if expert in needed), len(future)
-            )
+            uses = (step for step, needed in enumerate(future) if expert in needed)
+            return next(uses, len(future))
 
-        return set(
-            sorted(candidates, key=lambda expert: (next_use(expert), expert))[: self.num_kept]
-        )
+        ranked = sorted(candidates, key=lambda expert: (next_use(expert), expert))
+        return set(ranked[: self.num_kept])
 
 
 class RunPolicy:
@@ -226,7 +232,7 @@ def replay(
     resident: set[int] = set()
     hits = misses = 0
     for counts in requests:
-        needed = {expert for expert, count in enumerate(counts) if count}
+        needed = needed_of(counts)
         hits += len(needed & resident)
         misses += len(needed - resident)
         resident = policy.keep(layer, counts, resident) & (needed | resident)

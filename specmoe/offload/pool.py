@@ -180,11 +180,8 @@ class ResidentPool:
         tier.collect_finished()
         if tier.slots.free:
             return True
-        least = min(
-            (other for other in tier.resident if self._is_evictable(other)),
-            key=self.policy.priority,
-            default=None,
-        )
+        evictable = filter(self._is_evictable, tier.resident)
+        least = min(evictable, key=self.policy.priority, default=None)
         if least is not None and self._may_replace(key, least, for_prefetch):
             tier.evict(least)
         elif least is None and not for_prefetch and not self.current.in_transit:
@@ -209,9 +206,8 @@ class ResidentPool:
         under_way = [key for key in tier.loading if key in tier.speculative]
         if any(tier.cancel(key) for key in reversed(under_way)):
             return
-        landed = [
-            key for key in tier.resident if key in tier.speculative - self.current.in_use.keys()
-        ]
+        unclaimed = tier.speculative - self.current.in_use.keys()
+        landed = [key for key in tier.resident if key in unclaimed]
         for key in (landed or under_way)[:1]:
             if not landed:
                 tier.wait(key)

@@ -79,9 +79,8 @@ class ReadQueue:
         for read in self._under_way:
             if read.abandoned:
                 raise StoreError(
-                    f"reading expert {read.key.expert} of MoE layer {read.key.layer} has stalled "
-                    "and not come back yet: try "
-                    "again when the disk answers, or load the engine again"
+                    f"reading {read.key} has stalled and not come back yet: try again when the "
+                    "disk answers, or load the engine again"
                 )
 
     def cancel(self, read: Read) -> bool:

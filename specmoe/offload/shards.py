@@ -20,8 +20,8 @@ import zlib
 from ..checkpoint import TICK_NS, InPlaceExperts, KeptSums
 from ..checkpoint.in_place import Extent
 from ..errors import StoreError
+from .base_store import CudaLane, ExpertStore
 from .direct import open_around_page_cache
-from .store import CudaLane, ExpertStore
 from .transfers import ExpertKey, Read, aligned_bytes, memory_of
 
 BLOCKS = (512, 4096)  # what a disk may ask to read at once
@@ -106,8 +106,8 @@ class CheckpointStore(ExpertStore):
 
     def _altered(self, key: ExpertKey, shard) -> StoreError:
         return StoreError(
-            f"expert {key.expert} of MoE layer {key.layer}: {shard} was altered after it was "
-            "loaded: load the checkpoint again when nothing writes to it"
+            f"{key}: {shard} was altered after it was loaded: load the checkpoint again when "
+            "nothing writes to it"
         )
 
     def _decayed(self, key: ExpertKey, shard) -> StoreError:

@@ -23,10 +23,13 @@ STALL_S = 120.0  # a read that takes longer is reported, not waited for
 
 
 class ExpertKey(NamedTuple):
-    """One expert: ``layer`` counts MoE layers from 0."""
+    """One expert: ``layer`` counts MoE layers from 0. As text it is how errors name it."""
 
     layer: int
     expert: int
+
+    def __str__(self) -> str:
+        return f"expert {self.expert} of MoE layer {self.layer}"
 
 
 def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
@@ -49,8 +52,7 @@ def allocate_slots(num_slots: int, store) -> torch.Tensor:
     except torch.cuda.OutOfMemoryError as failure:
         raise FastMemoryError(
             f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: "
-            "lower fast_memory "
-            f"or draft_experts ({failure})"
+            f"lower fast_memory or draft_experts ({failure})"
         ) from None
 
 
@@ -135,9 +137,7 @@ class Read:
         timeout_s = STALL_S if timeout_s is None else timeout_s
         if not self._finished.wait(timeout_s):
             raise StoreError(
-                f"reading expert {self.key.expert} of MoE layer {self.key.layer} has stalled for "
-                f"{timeout_s:.0f} s: "
-                "is the disk still there?"
+                f"reading {self.key} has stalled for {timeout_s:.0f} s: is the disk still there?"
             )
         if self.error is not None:
             raise self.error

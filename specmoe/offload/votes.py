@@ -37,9 +37,8 @@ class Votes:
         for later in range(layer + 1, self.num_layers):
             votes = self.counts[later]
             named = [expert for expert in range(self.num_experts) if votes[expert] >= self.quorum]
-            yield from (
-                (later, expert) for expert in sorted(named, key=lambda expert: -votes[expert])
-            )
+            for expert in sorted(named, key=lambda expert: -votes[expert]):
+                yield later, expert
 
     def clear(self, layer: int) -> None:
         """They were for the pass that now computes ``layer``."""

@@ -60,9 +60,8 @@ class Drafting:
         self.active = self.active & verify
         self.num += self.active
         self.block_prob = torch.where(self.active, self.prefix_prob, self.block_prob)
-        self.active = (
-            self.active & (len(self.tokens) < self.limits) & ~torch.isin(self.tokens[-1], self.eos)
-        )
+        self.active = self.active & (len(self.tokens) < self.limits)
+        self.active = self.active & ~torch.isin(self.tokens[-1], self.eos)
         self.active = self.active & go_on()
 
     def prefixes(self) -> list[list[int]]:
@@ -86,12 +85,7 @@ class Drafting:
     def block(self) -> Drafted:
         """Without the columns that no row uses."""
         width = int(self.num.max())
-        q = (
-            None
-            if not width or self.distributions[0] is None
-            else torch.stack(self.distributions[:width], dim=1)
-        )
-        tokens = torch.stack(self.tokens, dim=1)[:, :width]
-        return Drafted(
-            tokens, self.num.tolist(), q, float((1 - self.block_prob).sum()), tuple(self.steps)
-        )
+        sampled = width and self.distributions[0] is not None
+        q = torch.stack(self.distributions[:width], dim=1) if sampled else None
+        tokens, rejections = torch.stack(self.tokens, dim=1)[:, :width], 1 - self.block_prob
+        return Drafted(tokens, self.num.tolist(), q, float(rejections.sum()), tuple(self.steps))

@@ -115,17 +115,13 @@ class ConfidencePlanner(Planner):
         return self.max_gamma if self._drafts else 0
 
     def _drafting_pays(self) -> bool:
-        return self.seconds_per_token.get(True, 0.0) <= self.seconds_per_token.get(
-            False, float("inf")
-        )
+        costs = self.seconds_per_token
+        return costs.get(True, 0.0) <= costs.get(False, float("inf"))
 
     def _patience(self) -> int:
-        slow, fast = (
-            sorted(self.seconds_per_token.values())[::-1]
-            if len(self.seconds_per_token) == 2
-            else (1.0, 1.0)
-        )
-        return int(LOOK_AGAIN * min((slow / fast) ** 2, 20.0))
+        costs = self.seconds_per_token.values()
+        apart = max(costs) / min(costs) if len(costs) == 2 else 1.0
+        return int(LOOK_AGAIN * min(apart**2, 20.0))
 
     # ---- during a round ----
 
@@ -136,9 +132,8 @@ class ConfidencePlanner(Planner):
         if sure is None:
             return super().keep_drafting(block, confidence)
         block.prefix_prob[block.computed_rows] *= self.accept_prob(sure)
-        return self._worth_verifying(block.prefix_prob), lambda: self._worth_drafting(
-            block.prefix_prob, block.active
-        )
+        worth_one_more = lambda: self._worth_drafting(block.prefix_prob, block.active)  # noqa: E731
+        return self._worth_verifying(block.prefix_prob), worth_one_more
 
     def accept_prob(self, confidence: torch.Tensor) -> torch.Tensor:
         """The chance that a drafted token is accepted, given the draft's own ``confidence`` in
@@ -156,9 +151,8 @@ class ConfidencePlanner(Planner):
         """Which of the ``active`` rows should draft one token more, bool [B]."""
         if not self._is_planned:
             return active
-        gain_s = (
-            prefix_prob * self.agreement * self._worth_s() - self.verify.slope - self.step.slope
-        )
+        gain_s = prefix_prob * self.agreement * self._worth_s()
+        gain_s = gain_s - self.verify.slope - self.step.slope
         going = active & (gain_s >= 0)
         return going if float(gain_s[going].sum()) >= self.step.base else torch.zeros_like(going)
 
@@ -186,9 +180,8 @@ class ConfidencePlanner(Planner):
             rejections = sum(a < d for a, d in zip(done.accepted, done.drafted, strict=True))
             if done.expected_rejections > 0:
                 ratio = min(max(rejections / done.expected_rejections, 0.5), 2.0)
-                self.calibration = min(
-                    max(running_mean(self.calibration, self.calibration * ratio, RECENT), 0.05), 5.0
-                )
-            self.agreement = running_mean(
-                self.agreement, sum(done.accepted) / max(1, sum(done.accepted) + rejections), RECENT
-            )
+                learnt = running_mean(self.calibration, self.calibration * ratio, RECENT)
+                self.calibration = min(max(learnt, 0.05), 5.0)
+            agreed = sum(done.accepted)
+            share = agreed / max(1, agreed + rejections)
+            self.agreement = running_mean(self.agreement, share, RECENT)

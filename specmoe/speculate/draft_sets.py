@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..errors import OptionError, SpecMoEError
-from ..offload.policies import KeepPolicy, Static, Temporal
+from ..offload.policies import Fixed, KeepPolicy, Static, Temporal
 
 
 class HotTemporal(Temporal):
@@ -26,7 +26,7 @@ class HotGlobal(Static):
     """The N hottest experts of a calibration run, fixed (the paper's HotGlobal)."""
 
 
-class RandomSet(KeepPolicy):
+class RandomSet(Fixed):
     """N experts per layer drawn once from ``seed``, fixed (our reading of the paper's Random)."""
 
     def __init__(self, num_layers, num_experts, num_kept, seed: int = 0):
@@ -34,35 +34,21 @@ class RandomSet(KeepPolicy):
         draw = random.Random(seed)
         self.fixed = [set(draw.sample(range(num_experts), num_kept)) for _ in range(num_layers)]
 
-    def keep(self, layer, counts, resident):
-        return set(self.fixed[layer])
-
 
 class OwnSet(KeepPolicy):
     """A user's function; its answer is checked every time."""
 
-    def __init__(
-        self,
-        num_layers,
-        num_experts,
-        num_kept,
-        function: Callable[[int, Sequence[int], int], Sequence[int]],
-    ):
+    def __init__(self, num_layers, num_experts, num_kept, function: Callable):
         super().__init__(num_layers, num_experts, num_kept)
         self.function = function
 
     def keep(self, layer, counts, resident):
         experts = self._ask(layer, counts)
+        gave = f"draft_set function gave {experts} for layer {layer}"
         if len(set(experts)) != len(experts) or not 1 <= len(experts) <= self.num_kept:
-            raise OptionError(
-                f"draft_set function gave {experts} for layer {layer}: expected 1 to "
-                f"{self.num_kept} distinct experts"
-            )
+            raise OptionError(f"{gave}: expected 1 to {self.num_kept} distinct experts")
         if min(experts) < 0 or max(experts) >= self.num_experts:
-            raise OptionError(
-                f"draft_set function gave {experts} for layer {layer}: experts are "
-                f"0..{self.num_experts - 1}"
-            )
+            raise OptionError(f"{gave}: experts are 0..{self.num_experts - 1}")
         return set(experts)
 
     def _ask(self, layer: int, counts: Sequence[int]) -> list[int]:

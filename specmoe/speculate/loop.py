@@ -1,9 +1,9 @@
 """The round: draft, verify, accept, replace. The paper's decode cycle over ragged rows, and nothing
 else.
 
-Comes in: a ``Batch`` (decoder, experts, sampler, planner, the queue of prompts). Goes out: finished
-rows, one after the other. ``engine`` calls ``decode``. Plain decoding is the same loop with gamma =
-0.
+Comes in: a ``Batch`` (decoder, experts, sampler, planner, the queue of prompts). Goes out: one
+``Round`` after the other, its finished rows still in flight. ``engine.run`` iterates ``decode``.
+Plain decoding is the same loop with gamma = 0.
 
 Every row always has exactly one token that is not in the KV cache yet: its last. A round feeds that
 token and the drafted ones; the KV of rejected tokens is simply overwritten by the next round.

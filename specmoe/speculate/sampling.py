@@ -157,11 +157,9 @@ class Sampler:
 
 def _warpers(options: GenerateOptions) -> list:
     """transformers' own warpers, in transformers' order."""
-    warpers = (
-        []
-        if options.temperature in (None, 1)
-        else [TemperatureLogitsWarper(float(options.temperature))]
-    )
+    warpers: list = []
+    if options.temperature not in (None, 1):
+        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
     if options.top_k:
         warpers.append(TopKLogitsWarper(options.top_k))
     if options.top_p is not None and options.top_p < 1:

@@ -13,6 +13,7 @@ from . import floors
 from .settings import BATCHES, LINKS
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
+SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
 SUMMED = (
     "num_new_tokens",
     "seconds",
@@ -74,11 +75,9 @@ class Measured:
             for row in cells
         ]
         rates = ("fp32_flop_per_s", "bf16_flop_per_s")
-        return (
-            rows[0] | {name: statistics.median(row[name] for row in part) for name in rates}
-            if rows
-            else None
-        )
+        if not rows:
+            return None
+        return rows[0] | {name: statistics.median(row[name] for row in part) for name in rates}
 
     def floor(self, model: str, link: str, batch: int, what: str) -> dict | None:
         """The floor of a cell: from its own counts, its model, and the probes before it."""
@@ -90,10 +89,8 @@ class Measured:
 
     def ratio_at_floor(self, model: str, link: str, batch: int, over: str) -> float | None:
         """What specmoe over ``over`` (as measured) would be if specmoe ran at its floor."""
-        floor, other = (
-            self.floor(model, link, batch, "specmoe"),
-            self.speed(model, link, batch, over),
-        )
+        floor = self.floor(model, link, batch, "specmoe")
+        other = self.speed(model, link, batch, over)
         return divide(1.0, floor["floor_s"] * other) if floor and other else None
 
 
@@ -128,10 +125,8 @@ def cell_rows(files: dict[str, dict], model: str, link: str) -> list[dict]:
     found, rows = Measured(files), []
     for batch in BATCHES:
         for what in ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident"):
-            sums, floor = (
-                found.sums(model, link, batch, what),
-                found.floor(model, link, batch, what),
-            )
+            sums = found.sums(model, link, batch, what)
+            floor = found.floor(model, link, batch, what)
             if sums is None or floor is None:
                 continue
             speed = found.speed(model, link, batch, what)

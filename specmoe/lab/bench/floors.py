@@ -2,8 +2,8 @@
 longer; and drafting before the reads that nobody can ask for earlier.
 
 Comes in: the sums of a window, the facts of its model, the probes of the machine. Goes out: seconds
-per token that no implementation of this method with these counts could beat here. ``tables`` calls
-this.
+per token that no implementation of this method with these counts could beat here. ``cells`` and
+``gpu_numbers`` call this.
 
 FLOPs are those of linear layers: 2 per weight and token, the trunk's once, an expert's for each of
 ``top_k``; widened experts count with all their columns, because all are computed. Attention scores,
@@ -57,17 +57,13 @@ def floor(sums: dict, model: dict, probe: dict, link_bytes_per_s: float | None) 
     drafting first."""
     tokens = max(1, sums["num_new_tokens"])
     trunk, experts = model["flops_per_token"]["trunk"], model["flops_per_token"]["experts"]
-    fp32, fastest = (
-        probe["fp32_flop_per_s"],
-        max(probe["fp32_flop_per_s"], probe["bf16_flop_per_s"]),
-    )
+    fp32 = probe["fp32_flop_per_s"]
+    fastest = max(fp32, probe["bf16_flop_per_s"])
     verified_s = (trunk + experts) * (sums["row_rounds"] + sums["num_drafted"]) / fp32 / tokens
     drafted_s = (trunk + experts / model["top_k"]) * sums["num_drafted"] / fastest / tokens
     rate = link_rate(link_bytes_per_s, probe) * tokens
-    link_s, ahead_s = (
-        sums["fetched_bytes"] / rate,
-        sums["num_prefetches"] * model["record_bytes"] / rate,
-    )
+    link_s = sums["fetched_bytes"] / rate
+    ahead_s = sums["num_prefetches"] * model["record_bytes"] / rate
     compute_s = verified_s + drafted_s
     in_turn_s = drafted_s + max(link_s - ahead_s, verified_s)
     return {"link_s": link_s, "compute_s": compute_s, "floor_s": max(link_s, compute_s, in_turn_s)}

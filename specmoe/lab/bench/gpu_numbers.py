@@ -10,8 +10,7 @@ import torch
 
 from ..machine import probes
 from . import floors
-
-SINGLE = ("on_demand", "cached", "overlapped", "specmoe")
+from .cells import SINGLE, among, divide
 
 
 def compare(expected: list[list[int]], got: list[list[int]]) -> dict:
@@ -30,11 +29,9 @@ def compare(expected: list[list[int]], got: list[list[int]]) -> dict:
 
 def compute_rates(device: torch.device) -> dict:
     """FLOP per second of square products, fp32 and bf16."""
-    return (
-        probes.compute_rates(0.3, "cuda", 8192)
-        if device.type == "cuda"
-        else probes.compute_rates(0.05, size=256)
-    )
+    if device.type == "cuda":
+        return probes.compute_rates(0.3, "cuda", 8192)
+    return probes.compute_rates(0.05, size=256)
 
 
 def beside_floors(
@@ -63,37 +60,24 @@ def targets(content: dict) -> list[dict]:
         if part is None:
             continue
         speeds = {(row["batch"], row["method"]): row["tokens_per_second"] for row in part["rows"]}
-        rows.append(target(f"{name}: store's copies / raw copies", 0.90, part["copies"]["share"]))
-        rows.append(
-            target(
-                f"{name}: specmoe / on-demand, B = 256",
-                4.30,
-                ratio(speeds.get((256, "specmoe")), speeds.get((256, "on_demand"))),
-            )
-        )
-        best = {
-            batch: max(
-                (speeds[batch, method] for method in SINGLE if (batch, method) in speeds),
-                default=None,
-            )
-            for batch, _ in speeds
-        }
-        auto = [ratio(speeds.get((batch, "auto")), fastest) for batch, fastest in best.items()]
-        auto = [value for value in auto if value is not None]
-        rows.append(
-            target(f"{name}: auto / best single method, every B", 0.97, min(auto, default=None))
-        )
+        over = divide(speeds.get((256, "specmoe")), speeds.get((256, "on_demand")))
+        autos = [divide(speeds.get((batch, "auto")), _best(speeds, batch)) for batch, _ in speeds]
+        rows += [
+            target(f"{name}: store's copies / raw copies", 0.90, part["copies"]["share"]),
+            target(f"{name}: specmoe / on-demand, B = 256", 4.30, over),
+            target(f"{name}: auto / best single method, every B", 0.97, among(min, autos)),
+        ]
     steps = content.get("compiled", {})
-    rows.append(
-        target(
-            "plain / compiled draft step",
-            2.0,
-            ratio(steps.get("plain_step_s"), steps.get("compiled_step_s")),
-        )
-    )
+    faster = divide(steps.get("plain_step_s"), steps.get("compiled_step_s"))
+    rows.append(target("plain / compiled draft step", 2.0, faster))
     exact = [row for row in content.get("correctness", []) if row["dtype"] == "float32"]
     same = min((row["same"] / row["prompts"] for row in exact), default=None)
     return [*rows, target("prompts with the CPU's fp32 tokens, every method", 1.0, same)]
+
+
+def _best(speeds: dict[tuple[int, str], float], batch: int) -> float | None:
+    """Of the single methods, as far as they were measured."""
+    return among(max, [speeds.get((batch, method)) for method in SINGLE])
 
 
 def target(name: str, goal: float, measured: float | None) -> dict:
@@ -103,7 +87,3 @@ def target(name: str, goal: float, measured: float | None) -> dict:
         "measured": measured,
         "met": None if measured is None else measured >= goal,
     }
-
-
-def ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part and whole else None

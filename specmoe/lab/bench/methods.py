@@ -13,14 +13,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import OptionError
 from ...options import EVICTIONS, METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
 from .. import metrics
 from ..machine import doctor
 from .prompts import prompts_for
-from .rows import BenchResult, Runs, Variant, each, row_of, shares_of
+from .rows import BenchResult, Repeats, each, row_of, shares_of
+from .runs import UNSAID, Run, in_turn
 
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
 WARM_UP_TOKENS = 8
@@ -70,18 +71,16 @@ def _said(name: str, options: Mapping | None) -> dict:
     return {key: value for key, value in (options or {}).items() if value is not None}
 
 
-def make_variants(methods: Sequence[str], eviction: str | Sequence[str]) -> list[Variant]:
-    """One variant per method, in order and once each; ``cached`` once per eviction."""
+def _labelled(methods: Sequence[str], eviction: str | Sequence[str]) -> dict[str, Run]:
+    """One run per method, in order and once each, by its label; ``cached`` once per eviction."""
     methods = _names("methods", methods, METHODS)
     evictions = _names("eviction", eviction, EVICTIONS)
-    variants = []
+    runs = {}
     for method in methods:
-        if method == "cached":
-            labels = [f"cached:{name}" if len(evictions) > 1 else "cached" for name in evictions]
-            variants += [Variant(method, name, label) for name, label in zip(evictions, labels)]
-        else:
-            variants.append(Variant(method, None, method))
-    return variants
+        for name in evictions if method == "cached" else [None]:
+            label = f"{method}:{name}" if name and len(evictions) > 1 else method
+            runs[label] = Run("", method, 0, **{**UNSAID, "eviction": name})
+    return runs
 
 
 def _names(option: str, given: str | Sequence[str], choices: Sequence[str]) -> list[str]:
@@ -107,7 +106,7 @@ def _counts(option: str, given) -> list[int]:
 class _Plan:
     """What will be run. ``begin`` counts the runs and tells ``progress``."""
 
-    variants: list[Variant]
+    variants: dict[str, Run]  # by label, without model and batch
     batches: list[int]
     repeats: int
     generate: dict  # options of every run
@@ -124,7 +123,7 @@ class _Plan:
             name: generate.pop(name, None)
             for name in ("gamma", "prompts", "num_prompts", "progress")
         }
-        variants = make_variants(methods, generate.pop("eviction", "temporal"))
+        variants = _labelled(methods, generate.pop("eviction", "temporal"))
         # Temperature 0 is greedy; ``GenerateOptions`` refuses what is below.
         if "do_sample" not in generate and not generate.get("temperature", True):
             del generate["temperature"]
@@ -135,17 +134,22 @@ class _Plan:
             variants, _counts("batch", batch), *_counts("repeats", [repeats]), generate, **own
         )
 
-    def options(self, variant: Variant, batch: int, **changes) -> dict:
-        """Keyword arguments of ``generate`` for one run."""
-        gamma = self.gamma if variant.method == "specmoe" else None
-        own = {"eviction": variant.eviction, "gamma": gamma, "method": variant.method}
-        return {**self.generate, **_said("own", own), "batch_size": batch, **changes}
+    def runs(self, batch: int) -> dict[str, Run]:
+        """By label: what is measured at ``batch``."""
+        return {
+            label: replace(run, batch=batch, gamma=self.gamma)
+            for label, run in self.variants.items()
+        }
 
-    def checked(self, variant: Variant, batch: int, **changes) -> GenerateOptions:
+    def options(self, run: Run, **changes) -> dict:
+        """Keyword arguments of ``generate`` for one run."""
+        return {**self.generate, **run.options(), **changes}
+
+    def checked(self, run: Run) -> GenerateOptions:
         """The same as the engine understands them."""
         from ...engine.settings import gather
 
-        return from_kwargs(GenerateOptions, gather(self.options(variant, batch, **changes)))
+        return from_kwargs(GenerateOptions, gather(self.options(run)))
 
     def check(self) -> None:
         """Refuse bad options before anything is loaded."""
@@ -156,8 +160,8 @@ class _Plan:
         if self.num_prompts is not None:
             _counts("num_prompts", self.num_prompts)
         GenerateOptions(gamma=self.gamma)
-        for variant in self.variants:
-            self.checked(variant, self.batches[0])
+        for run in self.runs(self.batches[0]).values():
+            self.checked(run)
 
     def prompts_of(self, engine, batch: int) -> list:
         """As many as the batch asks for."""
@@ -168,7 +172,7 @@ class _Plan:
 
     def begin(self, what: str) -> None:
         if self.progress is not None:
-            compared = "on_demand" not in [variant.method for variant in self.variants]
+            compared = "on_demand" not in self.variants
             per_batch = len(self.variants) * (self.repeats + 1) + compared
             self.progress(self.done, per_batch * len(self.batches), what)
         self.done += 1
@@ -195,17 +199,17 @@ def _measure_all(engine, plan: _Plan, probe: bool) -> BenchResult:
     rows, traces, shares = [], {}, []
     for batch in plan.batches:
         prompts = plan.prompts_of(engine, batch)
-        runs, plain_tokens = _measure(engine, plan, batch, prompts)
+        found, plain_tokens = _measure(engine, plan, batch, prompts)
         base = None
-        if "on_demand" in runs:
-            base = statistics.median(each(runs["on_demand"], "tokens_per_second"))
-        for variant in plan.variants:
-            found, options = runs[variant.label], plan.checked(variant, batch)
-            row = row_of(engine, variant, options, found, plain_tokens)
+        if "on_demand" in found:
+            base = statistics.median(each(found["on_demand"], "tokens_per_second"))
+        for label, run in plan.runs(batch).items():
+            repeats, options = found[label], plan.checked(run)
+            row = row_of(engine, run, options, repeats, plain_tokens)
             speedup = None if base is None else row["tokens_per_second"] / base
             rows.append(row | {"speedup_over_on_demand": speedup, "num_prompts": len(prompts)})
-            traces[variant.label, batch] = found.trace.to_frame()
-            shares += shares_of(variant, batch, found)
+            traces[label, batch] = repeats.trace.to_frame()
+            shares += shares_of(label, batch, repeats)
     record_bytes = engine.info.get("record_bytes") or doctor.RECORD_BYTES
     machine = doctor.examine(quick=True, record_bytes=record_bytes) if probe else {}
     machine |= {"store": dict(engine.store_info)}
@@ -222,28 +226,33 @@ def _decoding_layers(traces: Mapping) -> dict[str, int]:
 
 def _measure(
     engine, plan: _Plan, batch: int, prompts: list
-) -> tuple[dict[str, Runs], list[list[int]]]:
-    """All runs at one batch: label -> runs, and the tokens of plain decoding."""
-    runs = {variant.label: Runs() for variant in plan.variants}
-    for variant in plan.variants:
-        plan.begin(f"{variant.label}, batch {batch}, warm-up")
+) -> tuple[dict[str, Repeats], list[list[int]]]:
+    """All runs at one batch: label -> repeats, and the tokens of plain decoding."""
+    runs = plan.runs(batch)
+    found = {label: Repeats() for label in runs}
+
+    def warm_up(label: str) -> None:
+        plan.begin(f"{label}, batch {batch}, warm-up")
         # A compiled model is traced for the shapes it meets, so its warm-up has to be a run like
         # those that follow.
         most = plan.generate["max_new_tokens"]
         tokens = most if _compiled(engine) else min(WARM_UP_TOKENS, most)
         began_s = time.perf_counter()
-        engine.generate(prompts[:batch], **plan.options(variant, batch, max_new_tokens=tokens))
-        runs[variant.label].warm_up_s = time.perf_counter() - began_s
-    for repeat in range(plan.repeats):
-        for variant in plan.variants:
-            plan.begin(f"{variant.label}, batch {batch}, repeat {repeat + 1}")
-            runs[variant.label].add(engine.generate(prompts, **plan.options(variant, batch)))
-    if "on_demand" in runs:
-        return runs, runs["on_demand"].tokens[0]
-    reference = Runs()
+        engine.generate(prompts[:batch], **plan.options(runs[label], max_new_tokens=tokens))
+        found[label].warm_up_s = time.perf_counter() - began_s
+
+    def once(label: str, turn: int) -> None:
+        plan.begin(f"{label}, batch {batch}, repeat {turn + 1}")
+        found[label].add(engine.generate(prompts, **plan.options(runs[label])))
+
+    in_turn(runs, plan.repeats, warm_up, once)
+    if "on_demand" in found:
+        return found, found["on_demand"].tokens[0]
     plan.begin(f"plain decoding, batch {batch}, for comparison")
-    reference.add(engine.generate(prompts, **plan.options(Variant("on_demand"), batch)))
-    return runs, reference.tokens[0]
+    reference = Repeats()
+    plain = Run("", "on_demand", batch, **UNSAID)
+    reference.add(engine.generate(prompts, **plan.options(plain)))
+    return found, reference.tokens[0]
 
 
 def _compiled(engine) -> bool:

@@ -1,7 +1,7 @@
 """specmoe against transformers + accelerate with its experts on disk, both held to the same total
 memory.
 
-Comes in: a cell of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in
+Comes in: a run of the part "offload". Goes out: tokens and seconds of decoding alone. Each runs in
 a process of its own, in a memory control group (cgroup v1, as root): specmoe first, whose resident
 memory after its warm-up, plus 10 %, becomes the limit of both (page cache counts in it). Where no
 control group can be made, and once more beside it, the peer's files are dropped from the page cache
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ...offload.transfers import give_back_memory
 from ...shipped import package_path
-from .settings import EXPERT_BYTES, TOKENS, Cell, Length
+from .runs import Run
+from .settings import EXPERT_BYTES, TOKENS, Length
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 SPARE = 1.1
@@ -29,30 +30,29 @@ MORE = 1.25  # the limit grows by this much when one of the two does not get thr
 TRIES = 4
 
 
-def measure_offload(place, cell: Cell, length: Length, rows: dict[str, dict]) -> dict:
+def measure_offload(place, run: Run, length: Length, rows: dict[str, dict]) -> dict:
     """One of the two in a process of its own; specmoe's run of a batch (in ``rows``) sets the limit
     for the peer's."""
     with tempfile.TemporaryDirectory(prefix="specmoe-offload-") as folder:
         job = {
-            "model": cell.model,
-            "batch": cell.batch,
+            "model": run.model,
+            "batch": run.batch,
             "seconds": length.slice_s,
             "warm_up_s": length.warm_up_s,
-            "prompts": place.prompts(cell.model),
+            "prompts": place.prompts(run.model),
             "folder": folder,
             "group": f"specmoe-bench-{os.getpid()}",
         }
-        if cell.what == "specmoe":
+        if run.method == "specmoe":
             return _until_it_lives(
-                {**job, "what": "specmoe", "texts": place.texts(cell.model), "spare": SPARE},
+                {**job, "what": "specmoe", "texts": place.texts(run.model), "spare": SPARE},
                 "spare",
             )
         # whatever its memory, no page of its files is there in the next step
-        uncached = cell.what == "accelerate_uncached"
-        limit = (
-            None if uncached else rows.get(replace(cell, what="specmoe").key, {}).get("limit_bytes")
-        )
-        widened_checkpoint(cell.model, Path(folder) / "widened", EXPERT_BYTES)
+        uncached = run.method == "accelerate_uncached"
+        ours = rows.get(replace(run, method="specmoe").key, {})
+        limit = None if uncached else ours.get("limit_bytes")
+        widened_checkpoint(run.model, Path(folder) / "widened", EXPERT_BYTES)
         # pages are charged to whoever touches them first: that must be the peer
         drop_page_cache(Path(folder))
         return _until_it_lives({**job, "what": "accelerate", "limit_bytes": limit}, "limit_bytes")
@@ -107,12 +107,8 @@ def widened_checkpoint(model: str, folder: Path, expert_bytes: int) -> Path:
     tensors = {}
     for file in sorted(source.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            dim = (
-                {"w1": 0, "w3": 0, "w2": 1}.get(name.split(".")[-2])
-                if ".experts." in name
-                else None
-            )
-            if dim is not None:
+            dim = {"w1": 0, "w3": 0, "w2": 1}.get(name.split(".")[-2])
+            if ".experts." in name and dim is not None:
                 more = list(tensor.shape)
                 more[dim] = width - more[dim]
                 tensor = torch.cat([tensor, tensor.new_zeros(more)], dim=dim).contiguous()

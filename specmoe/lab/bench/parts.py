@@ -1,6 +1,6 @@
-"""How each cell is measured: one function for each kind of part.
+"""How each run is measured: one function for each kind of part.
 
-Comes in: a ``Cell`` and the ``Run`` it belongs to. Goes out: a row (a plain dict). ``run`` calls
+Comes in: a ``Run`` of a part and what all of them share. Goes out: a row (a plain dict). ``run`` calls
 ``measure_cell`` for one after the other."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from ..machine import probes
 from ..writing import plain
 from . import floors, offload, peers, results
-from .settings import EVICTIONS, TOKENS, Cell, Length
+from .runs import Run
+from .settings import EVICTIONS, TOKENS, Length
 from .window import Window, measure
 from .workplace import Workplace
 
@@ -21,33 +22,35 @@ PROBE_S = 0.4
 
 
 @dataclass
-class Run:
-    """What all cells of a run share. ``counted``: rows of the part "evictions"."""
+class Shared:
+    """What all runs of the benchmarks share. ``counted``: rows of the part "evictions"."""
 
     length: Length
     place: Workplace
     counted: dict[str, dict]
 
 
-def measure_cell(run: Run, cell: Cell, file: results.ResultFile) -> dict:
+def measure_cell(shared: Shared, run: Run, file: results.ResultFile) -> dict:
     """Measure one cell by the rules of its part, and note the facts of its model."""
-    if cell.part in ("resident", "offload"):
-        run.place.close()
-        if cell.part == "resident":
-            return peers.measure_resident(run.place, cell, run.length)
-        return offload.measure_offload(run.place, cell, run.length, file.rows)
+    if run.part in ("resident", "offload"):
+        shared.place.close()
+        if run.part == "resident":
+            return peers.measure_resident(shared.place, run, shared.length)
+        return offload.measure_offload(shared.place, run, shared.length, file.rows)
     row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(
-        cell.part, speed
-    )(run, cell)
-    file.head["models"][cell.model] = plain(floors.facts(run.place.opened))
+        run.part, speed
+    )(shared, run)
+    file.head["models"][run.model] = plain(floors.facts(shared.place.opened))
     return row
 
 
-def sums(run: Run, cell: Cell, window: Window, load: dict | None = None, **options) -> dict:
+def sums(shared: Shared, run: Run, window: Window, load: dict | None = None, **options) -> dict:
     """What a steady-state ``window`` of ``options["method"]`` does on the engine that ``load`` asks
     for."""
-    engine = run.place.engine(cell.model, cell.link, **(load or {}))
-    found = measure(engine, run.place.prompts(cell.model), window, max_new_tokens=TOKENS, **options)
+    engine = shared.place.engine(run.model, run.regime, **(load or {}))
+    found = measure(
+        engine, shared.place.prompts(run.model), window, max_new_tokens=TOKENS, **options
+    )
     tokens = max(1, found["num_new_tokens"])
     return found | {
         "tokens_per_second": tokens / found["seconds"],
@@ -55,24 +58,26 @@ def sums(run: Run, cell: Cell, window: Window, load: dict | None = None, **optio
     }
 
 
-def window_of(run: Run, cell: Cell, seconds: float, **more) -> Window:
+def window_of(shared: Shared, run: Run, seconds: float, **more) -> Window:
     """The window of a cell: later slices begin with later prompts."""
-    warm_up_s = run.length.warm_up_s if cell.link != "count" else 0.1
-    texts = run.place.texts(cell.model)
-    return Window(cell.batch, seconds, warm_up_s, texts, start=97 * cell.slice, **more)
+    warm_up_s = shared.length.warm_up_s if run.regime != "count" else 0.1
+    texts = shared.place.texts(run.model)
+    return Window(run.batch, seconds, warm_up_s, texts, start=97 * run.prompt_set, **more)
 
 
 # ---- on the clock ----
 
 
-def speed(run: Run, cell: Cell) -> dict:
+def speed(shared: Shared, run: Run) -> dict:
     """One method over one link; or a probe of link and arithmetic before them."""
-    if cell.what == "probe":
-        return probe(run.place.engine(cell.model, cell.link))
-    eviction = best_eviction(run.counted, cell.model, cell.batch) if cell.what == "cached" else None
-    options = {"method": cell.what} | ({"eviction": eviction} if eviction else {})
-    window = window_of(run, cell, run.length.slice_s)
-    return sums(run, cell, window, **options) | {"eviction": eviction}
+    if run.method == "probe":
+        return probe(shared.place.engine(run.model, run.regime))
+    eviction = (
+        best_eviction(shared.counted, run.model, run.batch) if run.method == "cached" else None
+    )
+    options = {"method": run.method} | ({"eviction": eviction} if eviction else {})
+    window = window_of(shared, run, shared.length.slice_s)
+    return sums(shared, run, window, **options) | {"eviction": eviction}
 
 
 def probe(engine) -> dict:
@@ -87,17 +92,17 @@ def probe(engine) -> dict:
     return link | rates | balance | {"threads": torch.get_num_threads()}
 
 
-def tracing(run: Run, cell: Cell) -> dict:
+def tracing(shared: Shared, run: Run) -> dict:
     """specmoe with its trace kept, or not."""
-    window = window_of(run, cell, run.length.slice_s / 2, trace=cell.what == "trace_on")
-    return sums(run, cell, window, method="specmoe", gamma=5)
+    window = window_of(shared, run, shared.length.slice_s / 2, trace=run.method == "trace_on")
+    return sums(shared, run, window, method="specmoe", gamma=5)
 
 
-def drafting(run: Run, cell: Cell) -> dict:
+def drafting(shared: Shared, run: Run) -> dict:
     """specmoe once more, with a clock around the experts' arithmetic of its draft steps: what the
     rest of drafting is."""
-    window = window_of(run, cell, run.length.slice_s, clock=DraftClock())
-    return sums(run, cell, window, method="specmoe") | {"clock": "a clock around the kernel"}
+    window = window_of(shared, run, shared.length.slice_s, clock=DraftClock())
+    return sums(shared, run, window, method="specmoe") | {"clock": "a clock around the kernel"}
 
 
 class DraftClock:
@@ -125,28 +130,28 @@ class DraftClock:
 # ---- counts ----
 
 
-def evictions(run: Run, cell: Cell) -> dict:
+def evictions(shared: Shared, run: Run) -> dict:
     """Bytes per token of one eviction, with as many slots as in the timed runs; the experts as they
     are, in memory: no clock."""
     load = {"store": "memory", "expert_bytes": None}
-    window = window_of(run, cell, run.length.count_s)
-    return sums(run, cell, window, load, method="cached", eviction=cell.what.split(":")[1])
+    window = window_of(shared, run, shared.length.count_s)
+    return sums(shared, run, window, load, method="cached", eviction=run.method.split(":")[1])
 
 
-def growth(run: Run, cell: Cell) -> dict:
+def growth(shared: Shared, run: Run) -> dict:
     """Bytes per token at the paper's gamma = 10 and N = 4; the experts as they are, in memory: no
     clock."""
     load = {"store": "memory", "expert_bytes": None, "draft_experts": 4}
-    options = {"gamma": 10} if cell.what == "specmoe" else {}
-    window = window_of(run, cell, 3 * run.length.count_s)
-    return sums(run, cell, window, load, method=cell.what, prefetch=False, **options)
+    options = {"gamma": 10} if run.method == "specmoe" else {}
+    window = window_of(shared, run, 3 * shared.length.count_s)
+    return sums(shared, run, window, load, method=run.method, prefetch=False, **options)
 
 
 def best_eviction(rows: dict[str, dict], model: str, batch: int) -> str:
     """The eviction that fetches least at this model and batch, by counting; without counts the
     temporal one."""
     keys = {
-        eviction: Cell("evictions", model, "count", batch, f"cached:{eviction}").key
+        eviction: Run(model, f"cached:{eviction}", batch, part="evictions").key
         for eviction in EVICTIONS
     }
     counted = {

@@ -1,7 +1,7 @@
 """Plain decoding with everything in memory: this engine's ``resident`` against transformers' own
 ``generate``.
 
-Comes in: a cell of the part "resident". Goes out: tokens and seconds of decoding alone. Both: the
+Comes in: a run of the part "resident". Goes out: tokens and seconds of decoding alone. Both: the
 same checkpoint, float32, the same threads, the same prompts, ``TOKENS`` new tokens for each, no
 EOS, so that the batch stays full. transformers' prefill ends with its first token: the clock starts
 there."""
@@ -14,19 +14,20 @@ from pathlib import Path
 import specmoe
 
 from ... import checkpoint
-from .settings import TOKENS, Cell, Length
+from .runs import Run
+from .settings import TOKENS, Length
 
 _loaded: dict[str, object] = {}
 
 
-def measure_resident(place, cell: Cell, length: Length) -> dict:
+def measure_resident(place, run: Run, length: Length) -> dict:
     """Whole runs until half a slice has passed; tokens and seconds of their decoding."""
-    prompts = place.prompts(cell.model)[: cell.batch]
-    run = _open(cell.what, cell.model)
-    run(prompts, 4)  # warm-up
+    prompts = place.prompts(run.model)[: run.batch]
+    decode = _open(run.method, run.model)
+    decode(prompts, 4)  # warm-up
     tokens, seconds, runs = 0, 0.0, 0
     while seconds < length.slice_s / 2:
-        more_tokens, more_s = run(prompts, TOKENS)
+        more_tokens, more_s = decode(prompts, TOKENS)
         tokens, seconds, runs = tokens + more_tokens, seconds + more_s, runs + 1
     return {
         "num_new_tokens": tokens,

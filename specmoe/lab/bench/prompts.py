@@ -1,7 +1,7 @@
 """The prompts of whatever is measured: a user's own, or held-out texts of the shipped models.
 
 Comes in: an engine, or whether its model translates, and how many. Goes out: prompts, the same for
-the same seed. ``methods``, ``workplace``, ``gpu`` and ``paper`` ask here.
+the same seed. ``methods``, ``workplace``, ``gpu_parts`` and ``paper`` ask here.
 """
 
 from __future__ import annotations

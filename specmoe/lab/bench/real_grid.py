@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from ...errors import OptionError
@@ -27,7 +28,7 @@ from . import results
 from .offload import SPARE, Group
 from .real_checkpoint import make_checkpoint
 from .real_gguf import write_gguf
-from .settings import Cell
+from .runs import Run, turns
 
 PART = results.REAL
 OURS = ("on_demand", "cached", "specmoe", "auto")
@@ -68,25 +69,22 @@ class Place:
 
 def cells(
     batches=BATCHES, shares=SHARES, what=(*OURS, FIXED, *PEERS), repeats=REPEATS
-) -> list[Cell]:
+) -> list[Run]:
     """In the order in which they are measured: the most telling first; methods in turn."""
     found = [
-        Cell(PART, "olmoe-1b-7b", f"{share}%", batch, name, turn)
-        for turn in range(repeats)
-        for share in shares
-        for batch in batches
-        for name in what
+        Run("olmoe-1b-7b", name, batch, f"{share}%", prompt_set=turn, part=PART)
+        for turn, (share, batch, name) in turns(list(product(shares, batches, what)), repeats)
     ]
-    return [cell for cell in found if cell.what != "accelerate" or _of_accelerate(cell)]
+    return [cell for cell in found if cell.method != "accelerate" or _of_accelerate(cell)]
 
 
-def _of_accelerate(cell: Cell) -> bool:
-    return cell.slice == 0 and share_of(cell) == SHARE_OF_ACCELERATE / 100
+def _of_accelerate(cell: Run) -> bool:
+    return cell.prompt_set == 0 and share_of(cell) == SHARE_OF_ACCELERATE / 100
 
 
-def share_of(cell: Cell) -> float:
+def share_of(cell: Run) -> float:
     """Of the experts' bytes, in fast memory."""
-    return int(cell.link.rstrip("%")) / 100
+    return int(cell.regime.rstrip("%")) / 100
 
 
 def has(peer: str) -> bool:
@@ -107,7 +105,7 @@ def open_file(out: Path, keep: bool) -> results.ResultFile:
 
 def run(
     place: Place,
-    chosen: list[Cell],
+    chosen: list[Run],
     out: Path,
     keep: bool = False,
     estimate: bool = False,
@@ -117,18 +115,18 @@ def run(
     begins that may not be done when ``most_s`` have passed."""
     until_s = time.monotonic() + most_s
     file = open_file(out, keep)
-    missing = [cell for cell in chosen if not file.has(cell) and has(cell.what)]
+    missing = [cell for cell in chosen if not file.has(cell) and has(cell.method)]
     print(needs(place, missing, len(chosen)), flush=True)
     if estimate or not missing:
         return
     check_room(place, missing)
     if not (place.checkpoint / "config.json").is_file():
         make_checkpoint(place.checkpoint)
-    if any(cell.what == "llama" for cell in missing) and not place.gguf.is_file():
+    if any(cell.method == "llama" for cell in missing) and not place.gguf.is_file():
         place.gguf.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(place.checkpoint, place.gguf)
     code = results.code_digest()
-    ours = any(cell.what not in PEERS for cell in missing)
+    ours = any(cell.method not in PEERS for cell in missing)
     if ours and file.head.get("parts_code") != code:
         file.head |= {"parts": _parts(place), "parts_code": code}
     for number, cell in enumerate(missing, 1):
@@ -154,7 +152,7 @@ def _facts(place: Place) -> dict:
     return {name: getattr(size, name) for name in names}
 
 
-def needs(place: Place, missing: list[Cell], of: int) -> str:
+def needs(place: Place, missing: list[Run], of: int) -> str:
     """Disk, minutes, and which peers are not here, in words."""
     absent = [peer for peer in PEERS if not has(peer)]
     lines = [
@@ -166,27 +164,27 @@ def needs(place: Place, missing: list[Cell], of: int) -> str:
     return "\n".join(lines)
 
 
-def minutes(place: Place, missing: list[Cell]) -> float:
+def minutes(place: Place, missing: list[Run]) -> float:
     """Loading, prefill and window of each cell; writing the weights."""
     seconds = sum(expected_s({}, cell) for cell in missing)
     return (seconds + disk_bytes(place, missing) / 1.5e8) / 60
 
 
-def expected_s(rows: dict[str, dict], cell: Cell) -> float:
+def expected_s(rows: dict[str, dict], cell: Run) -> float:
     """Of one cell: what it took before at this batch, a tenth more."""
     known = [
         SPARE * row["wall_s"]
         for row in rows.values()
-        if (row["what"], row["batch"]) == (cell.what, cell.batch) and "wall_s" in row
+        if (row["what"], row["batch"]) == (cell.method, cell.batch) and "wall_s" in row
     ]
-    guess = {"accelerate": 300.0, "llama": 90.0}.get(cell.what, 60.0)
+    guess = {"accelerate": 300.0, "llama": 90.0}.get(cell.method, 60.0)
     return max(known, default=guess if cell.batch == 1 else guess * 1.5)
 
 
-def disk_bytes(place: Place, missing: list[Cell]) -> int:
+def disk_bytes(place: Place, missing: list[Run]) -> int:
     """What is not there yet: checkpoint, GGUF, accelerate's own copy (for a while)."""
     whole = 13_838_000_000
-    named = {cell.what for cell in missing}
+    named = {cell.method for cell in missing}
     wanted = {place.checkpoint / "config.json": bool(named), place.gguf: "llama" in named}
     there = sum(whole for path, asked in wanted.items() if asked and not path.is_file())
     return there + (whole // 2 if "accelerate" in named else 0)  # of half of the layers
@@ -197,7 +195,7 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_room(place: Place, missing: list[Cell]) -> None:
+def check_room(place: Place, missing: list[Run]) -> None:
     """Refused before minutes of writing."""
     wanted, free = disk_bytes(place, missing), _free(place.folder)
     if free < wanted + SPARE_DISK:
@@ -207,14 +205,14 @@ def check_room(place: Place, missing: list[Cell]) -> None:
         )
 
 
-def measure(place: Place, cell: Cell, file: results.ResultFile) -> dict:
+def measure(place: Place, cell: Run, file: results.ResultFile) -> dict:
     """One cell in its process, beside what the machine could do right before and after it."""
-    ours, size = cell.what not in PEERS, place.size
+    ours, size = cell.method not in PEERS, place.size
     limit = None if ours else limit_bytes(file.rows, cell, size)
     rates = machine_rates(place, size.expert_bytes)
     with tempfile.TemporaryDirectory(prefix="specmoe-real-") as folder:
         job = {
-            "what": cell.what,
+            "what": cell.method,
             "batch": cell.batch,
             "folder": str(place.checkpoint),
             "gguf": str(place.gguf),
@@ -230,7 +228,7 @@ def measure(place: Place, cell: Cell, file: results.ResultFile) -> dict:
         found = _in_a_process(job, Path(folder))
     after = machine_rates(place, size.expert_bytes)
     rates = {name: (rate + after[name]) / 2 for name, rate in rates.items()}
-    row = {**vars(cell), **found, "rates": rates, "limit_bytes": limit}
+    row = cell.row() | found | {"rates": rates, "limit_bytes": limit}
     return row | ({"code": results.code_digest()} if ours else {})
 
 
@@ -239,11 +237,11 @@ def fast_memory(size: ModelSize, share: float) -> int:
     return int(share * size.experts_bytes) + 2 * size.expert_bytes
 
 
-def limit_bytes(rows: dict[str, dict], cell: Cell, size: ModelSize) -> int | None:
+def limit_bytes(rows: dict[str, dict], cell: Run, size: ModelSize) -> int | None:
     """What the hungriest of ours needed at this share and batch, and a tenth more; where none ran,
     what they needed elsewhere beside their fast memory."""
     ours = [row for row in rows.values() if row["what"] not in PEERS and row.get("resident_bytes")]
-    same = [row for row in ours if (row["link"], row["batch"]) == (cell.link, cell.batch)]
+    same = [row for row in ours if (row["link"], row["batch"]) == (cell.regime, cell.batch)]
     if same:
         return int(SPARE * max(row["resident_bytes"] for row in same))
     beside = [row["resident_bytes"] - row["info"]["fast_memory_bytes"] for row in ours]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...options import GenerateOptions
 from .. import metrics
 from ..writing import plain
+from .runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ MEDIANS = (
 @dataclass(frozen=True)
 class BenchResult:
     """What was measured. ``traces[(label, batch)]`` is the last repeat's, ``shares`` have where the
-    time of every repeat went; labels are ``Variant.label``."""
+    time of every repeat went; a label is a method, or "cached:<eviction>" where there are several."""
 
     machine: dict
     model: dict
@@ -57,18 +58,9 @@ class BenchResult:
         return pd.DataFrame(self.rows)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One method as it is measured; ``cached`` once per eviction policy."""
-
-    method: str
-    eviction: str | None = None
-    label: str = ""
-
-
 @dataclass
-class Runs:
-    """What is kept of a variant's repeats at one batch."""
+class Repeats:
+    """What is kept of a run's repeats."""
 
     warm_up_s: float = 0.0
     stats: list = field(default_factory=list)
@@ -83,34 +75,32 @@ class Runs:
         self.shares.append(metrics.time_shares(output.trace.to_frame()))
 
 
-def row_of(engine, variant: Variant, options: GenerateOptions, runs: Runs, plain_tokens) -> dict:
+def row_of(engine, run: Run, options: GenerateOptions, repeats: Repeats, plain_tokens) -> dict:
     """One row of the result, but for what it takes the other methods to say."""
-    drafts, info = variant.method in DRAFTING, engine.info
+    drafts, info = run.method in DRAFTING, engine.info
     by_chance = drafts and options.do_sample and options.accept_rule != "coupled"
     return {
-        "method": variant.method,
+        "method": run.method,
         "batch": options.batch_size,
         "draft_experts": info.get("draft_experts"),
-        **_figures(runs),
-        **_reach(runs),
-        "kept_full": all(each(runs, "kept_full")),
-        "eviction": variant.eviction,
+        **_figures(repeats),
+        **_reach(repeats),
+        "kept_full": all(each(repeats, "kept_full")),
+        "eviction": run.eviction,
         "draft_set": name_of(options.draft_set) if drafts else None,
         "substitute": options.substitute if drafts else None,
         "prefetch": options.prefetch if drafts else None,
         "link_bytes_per_s": engine.store_info.get("link_bytes_per_s"),
         "expert_bytes": info.get("expert_bytes"),
         # everything in memory is outside the budget
-        "fast_memory_bytes": None
-        if variant.method == "resident"
-        else info.get("fast_memory_bytes"),
-        "repeats": len(runs.stats),
-        "warm_up_s": runs.warm_up_s,
+        "fast_memory_bytes": None if run.method == "resident" else info.get("fast_memory_bytes"),
+        "repeats": len(repeats.stats),
+        "warm_up_s": repeats.warm_up_s,
         "temperature": options.temperature or 0.0 if options.do_sample else 0.0,
         "same_tokens_as_plain": None
         if by_chance
-        else all(tokens == plain_tokens for tokens in runs.tokens),
-        "oracle_tokens_per_second": _oracle(runs) if variant.method == "overlapped" else None,
+        else all(tokens == plain_tokens for tokens in repeats.tokens),
+        "oracle_tokens_per_second": _oracle(repeats) if run.method == "overlapped" else None,
     }
 
 
@@ -120,52 +110,52 @@ def name_of(draft_set) -> str:
     return getattr(draft_set, "__name__", type(draft_set).__name__)
 
 
-def each(runs: Runs, name: str) -> list:
-    return [getattr(stats, name) for stats in runs.stats]
+def each(repeats: Repeats, name: str) -> list:
+    return [getattr(stats, name) for stats in repeats.stats]
 
 
-def _figures(runs: Runs) -> dict:
+def _figures(repeats: Repeats) -> dict:
     """Medians over the repeats: figures of ``stats`` as they are, and the ratios made from them run
     by run."""
-    figures = {name: statistics.median(each(runs, name)) for name in MEDIANS}
+    figures = {name: statistics.median(each(repeats, name)) for name in MEDIANS}
     ratios = {
-        **_ratios(runs),
-        "draft_share": [s.draft_s / s.seconds for s in runs.stats],
-        "verify_share": [s.verify_s / s.seconds for s in runs.stats],
+        **_ratios(repeats),
+        "draft_share": [s.draft_s / s.seconds for s in repeats.stats],
+        "verify_share": [s.verify_s / s.seconds for s in repeats.stats],
     }
     return figures | {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def _ratios(runs: Runs) -> dict[str, list[float]]:
+def _ratios(repeats: Repeats) -> dict[str, list[float]]:
     """What the figures show beside the speed, of every repeat. Waiting is taken from the trace, as
     in every table and figure; without rounds in it, from the counters."""
-    waited = [shares["wait"] for shares in runs.shares]
+    waited = [shares["wait"] for shares in repeats.shares]
     if not all(map(math.isfinite, waited)):
-        waited = [s.wait_s / s.seconds for s in runs.stats]
-    moved = [s.fetched_bytes / max(1, s.num_new_tokens) for s in runs.stats]
+        waited = [s.wait_s / s.seconds for s in repeats.stats]
+    moved = [s.fetched_bytes / max(1, s.num_new_tokens) for s in repeats.stats]
     return {"fetched_bytes_per_token": moved, "wait_share": waited}
 
 
-def _reach(runs: Runs) -> dict:
+def _reach(repeats: Repeats) -> dict:
     """The least and the most of the repeats."""
     reach = {}
     timed = ("tokens_per_second", "seconds", "tokens_per_round")
-    for name, values in ({name: each(runs, name) for name in timed} | _ratios(runs)).items():
+    for name, values in ({name: each(repeats, name) for name in timed} | _ratios(repeats)).items():
         reach |= {f"{name}_min": min(values), f"{name}_max": max(values)}
     return reach
 
 
-def shares_of(variant: Variant, batch: int, runs: Runs) -> list[dict]:
+def shares_of(label: str, batch: int, repeats: Repeats) -> list[dict]:
     """Where the time of each repeat went."""
     return [
-        {"label": variant.label, "batch": batch, "repeat": number}
+        {"label": label, "batch": batch, "repeat": number}
         | {f"{part}_share": share for part, share in shares.items()}
-        for number, shares in enumerate(runs.shares)
+        for number, shares in enumerate(repeats.shares)
     ]
 
 
-def _oracle(runs: Runs) -> float | None:
+def _oracle(repeats: Repeats) -> float | None:
     """Tokens/s if the last repeat's reads and computing had overlapped perfectly (measured parts,
     computed sum)."""
-    seconds = metrics.oracle_overlap_seconds(runs.trace.to_frame()) if runs.trace else 0.0
-    return runs.stats[-1].num_new_tokens / seconds if seconds > 0 else None
+    seconds = metrics.oracle_overlap_seconds(repeats.trace.to_frame()) if repeats.trace else 0.0
+    return repeats.stats[-1].num_new_tokens / seconds if seconds > 0 else None

@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..entry import leave
 from ..writing import check_folder
 from . import peers, results, settings, tables
-from .parts import Run, measure_cell
-from .settings import LENGTHS, PARTS, Cell, Length
+from .parts import Shared, measure_cell
+from .runs import Run
+from .settings import LENGTHS, PARTS, Length
 from .workplace import Workplace
 
 
@@ -85,26 +86,27 @@ def length_of(options: argparse.Namespace) -> Length:
 
 
 def measure(
-    missing: list[Cell], expected_s: list[float], files: dict, length: Length, options
+    missing: list[Run], expected_s: list[float], files: dict, length: Length, options
 ) -> None:
     """One cell after the other; each is on disk before the next begins."""
     counted = results.read_all(options.out).get("evictions", {}).get("rows", {})
-    run = Run(length, Workplace(), files["evictions"].rows if "evictions" in files else counted)
+    shared = Shared(
+        length, Workplace(), files["evictions"].rows if "evictions" in files else counted
+    )
     began_s = time.monotonic()
     try:
-        for number, cell in enumerate(missing):
-            row = measure_cell(run, cell, files[cell.part])
-            kept = {cell.key: {**asdict(cell), **row}}
-            files[cell.part].add(kept, machine=results.machine())
+        for number, run in enumerate(missing):
+            row = measure_cell(shared, run, files[run.part])
+            files[run.part].add({run.key: run.row() | row}, machine=results.machine())
             left = sum(expected_s[number + 1 :]) / 60
             passed = (time.monotonic() - began_s) / 60
             print(
-                f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {cell.part} "
-                f"{cell.key}: {brief(row)}",
+                f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {run.part} "
+                f"{run.key}: {brief(row)}",
                 flush=True,
             )
     finally:
-        run.place.close()
+        shared.place.close()
         peers.close()
 
 

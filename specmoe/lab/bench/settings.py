@@ -1,13 +1,14 @@
 """What is measured, as data: models, links, batches, methods, how long.
 
 Comes in: a length ("full" or "quick") and the parts that were asked for. Goes out: a list of
-``Cell``, in the order in which they run, for ``run``; no cell knows how it is measured (``parts``
-does).
+``Run``, in the order in which they are measured (``parts`` knows how), for ``run``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from .runs import Run, turns
 
 MIB = 2**20
 EXPERT_BYTES = 3 * MIB
@@ -58,25 +59,6 @@ QUICK = Length("quick", 2.5, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "tempo
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One row of the results. ``what``: a method ("cached" with its eviction), a probe ("link") or
-    a peer."""
-
-    part: str
-    model: str
-    link: str
-    batch: int
-    what: str
-    slice: int = 0
-
-    @property
-    def key(self) -> str:
-        return "/".join(
-            str(value) for value in (self.model, self.link, self.batch, self.what, self.slice)
-        )
-
-
 PARTS = (
     "evictions",
     "translate-native",
@@ -91,25 +73,25 @@ PARTS = (
 )
 
 
-def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> list[Cell]:
+def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> list[Run]:
     """The cells of ``part``; ``batches`` narrows those of the length."""
     chosen = tuple(batch for batch in length.batches if batches is None or batch in batches)
     if part == "evictions":
         return [
-            Cell(part, model.name, "count", batch, f"cached:{eviction}")
+            Run(model.name, f"cached:{eviction}", batch, part=part)
             for model in MODELS.values()
             for batch in chosen
             for eviction in length.evictions
         ]
     if part == "growth":
         return [
-            Cell(part, "tiny-translate", "count", batch, what)
+            Run("tiny-translate", what, batch, part=part)
             for what in ("on_demand", "specmoe")
             for batch in (1, 256)
         ]
     if part == "drafting":
         return [
-            Cell(part, model.name, "native", batch, "specmoe")
+            Run(model.name, "specmoe", batch, "native", part=part)
             for model in MODELS.values()
             for batch in (64, 256)
         ]
@@ -123,60 +105,58 @@ def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> 
     ]
 
 
-def _speed(part: str, model: str, link: str, batch: int, length: Length) -> list[Cell]:
+def _speed(part: str, model: str, link: str, batch: int, length: Length) -> list[Run]:
     """Probes of the machine, then the methods in turn, ``repeats`` times."""
-    base = Cell(part, model, link, batch, "probe")
-    turns = [
-        replace(base, what=method, slice=turn)
-        for turn in range(length.repeats)
-        for method in METHODS
+    base = Run(model, "probe", batch, link, part=part)
+    methods = [
+        replace(base, method=method, prompt_set=turn)
+        for turn, method in turns(METHODS, length.repeats)
         if turn == 0 or method != "overlapped"  # never the fastest: once is enough
     ]
-    return [base, *turns, *([replace(base, what="resident")] if link == "native" else [])]
+    return [base, *methods, *([replace(base, method="resident")] if link == "native" else [])]
 
 
-def _alternating(part: str, length: Length) -> list[Cell]:
+def _alternating(part: str, length: Length) -> list[Run]:
     """Two things against each other, in turn."""
     pairs = {
         "tracing": ("trace_on", "trace_off"),
         "resident": ("resident", "transformers"),
         "offload": ("specmoe", "accelerate", "accelerate_uncached"),
     }
-    turns = {
+    repeats = {
         "tracing": 5 if length.name == "full" else 2,
         "resident": 3 if length.name == "full" else 1,
         "offload": 1,
     }[part]
     one = part == "tracing" or part == "offload" and length.name != "full"
     batches = (16,) if one else PEER_BATCHES
-    first = Cell(part, "tiny-skewed", "native" if part != "resident" else "memory", 1, "")
+    first = Run("tiny-skewed", "", 1, "memory" if part == "resident" else "native", part=part)
     return [
-        replace(first, batch=batch, what=what, slice=turn)
+        replace(first, batch=batch, method=method, prompt_set=turn)
         for batch in batches
-        for turn in range(turns)
-        for what in pairs[part]
+        for turn, method in turns(pairs[part], repeats)
     ]
 
 
-def expected_s(cell: Cell, length: Length) -> float:
+def expected_s(cell: Run, length: Length) -> float:
     """Seconds that a cell is expected to take: its slice, its warm-up, its prefill over the
     link."""
-    if cell.what == "probe":
+    if cell.method == "probe":
         return 4.0
-    if cell.link == "count":
+    if cell.regime == "count":
         return length.count_s + 1.0
     if cell.part == "resident":
         return length.slice_s / 2 + 0.5
     if cell.part == "offload":
         return 2 * length.slice_s + 25.0
     model = next(model for model in MODELS.values() if model.name == cell.model)
-    rate = LINKS[cell.link] or 1e9
+    rate = LINKS[cell.regime] or 1e9
     prefill_s = model.num_moe_layers * min(model.num_experts, 30 * cell.batch) * EXPERT_BYTES / 1e9
     # of on-demand, at most
     step_s = model.num_layers * min(model.num_experts, 2 * cell.batch) * EXPERT_BYTES / rate
     prefill_s *= length.slice_s / 6 if cell.batch == 1 else 2
     # a planner tries several gammas first
-    plans = length.slice_s / 2 if cell.what in ("specmoe", "auto") else 0.0
+    plans = length.slice_s / 2 if cell.method in ("specmoe", "auto") else 0.0
     return (
         max(length.slice_s, 2 * step_s)
         + max(length.warm_up_s, 2 * step_s)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .cells import SKEWED, TRANSLATE, Measured, achieved, among, divide, share
+from .cells import SINGLE, SKEWED, TRANSLATE, Measured, achieved, among, divide, share
 from .settings import BATCHES, PEER_BATCHES
 
-SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
 PEERS = (
     ("resident", "memory", "resident", "transformers"),
     ("offload", "native", "specmoe", "accelerate"),
@@ -166,24 +165,18 @@ def _bytes(found: Measured) -> list[Outcome]:
 
 def _bytes_ratio(found: Measured, link: str) -> float | None:
     both = [found.sums(TRANSLATE, link, 256, what) for what in ("specmoe", "on_demand")]
-    return (
-        divide(*[sums["fetched_bytes"] / sums["num_new_tokens"] for sums in both])
-        if all(both)
-        else None
-    )
+    return divide(*map(_per_token, both)) if all(both) else None
+
+
+def _per_token(sums: dict) -> float:
+    return sums["fetched_bytes"] / sums["num_new_tokens"]
 
 
 def bytes_growth(found: Measured, what: str) -> float | None:
     """(bytes per token x B) at B = 256 over B = 1: how the traffic of a step grows with the
     batch."""
     one, many = (found.sums(TRANSLATE, "count", batch, what, "growth") for batch in (1, 256))
-    if not one or not many:
-        return None
-    return (
-        256
-        * (many["fetched_bytes"] / many["num_new_tokens"])
-        / (one["fetched_bytes"] / one["num_new_tokens"])
-    )
+    return 256 * _per_token(many) / _per_token(one) if one and many else None
 
 
 OF_ALL = "share of specmoe's time, every B"

@@ -58,24 +58,3 @@ EXERCISES = (
     check_read_ahead,
     check_repair,
 )
-
-__all__ = [
-    "EXERCISES",
-    "Exercise",
-    "ExerciseError",
-    "Passed",
-    "check_acceptance",
-    "check_capstone",
-    "check_coalescing",
-    "check_coupling",
-    "check_draft_layer",
-    "check_draft_set",
-    "check_eviction",
-    "check_expected_tokens",
-    "check_nearest",
-    "check_planner",
-    "check_read_ahead",
-    "check_repair",
-    "check_rollback",
-    "check_sampling",
-]

@@ -9,11 +9,9 @@ from .acceptance import accept_or_reject
 from .base import (
     METHOD_COLORS,
     ORDER,
-    PART_COLORS,
     PART_NAMES,
     as_table,
     caption,
-    compact_png,
     show,
     show_bytes,
     show_number,
@@ -26,30 +24,3 @@ from .machines import speeds_on_machines
 from .pool import pool_replay
 from .routing import routing_map
 from .tokens import round_steps
-
-__all__ = [
-    "METHOD_COLORS",
-    "ORDER",
-    "PART_COLORS",
-    "PART_NAMES",
-    "accept_or_reject",
-    "as_table",
-    "bytes_per_token",
-    "caption",
-    "compact_png",
-    "expert_use",
-    "knobs",
-    "pool_replay",
-    "round_steps",
-    "routing_map",
-    "show",
-    "show_bytes",
-    "show_number",
-    "size_unit",
-    "speeds_on_machines",
-    "throughput",
-    "time_shares",
-    "timeline",
-    "tokens_per_round",
-    "winners_map",
-]

@@ -41,6 +41,8 @@ PART_NAMES = {
 }
 DARK = ("verify", "wait")  # parts whose labels are white
 GREY = "#505050"
+# A legend right of its axes.
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "frameon": False, "fontsize": 12}
 FARTHEST = 10  # panels whose largest values are further apart than this do not share a scale
 OWN_SCALES = "each panel has its own scale"
 TIMES, MINUS, GAMMA = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER GAMMA}"
@@ -113,9 +115,8 @@ def as_table(rows: Iterable[Mapping] | pd.DataFrame) -> pd.DataFrame:
 
 def method_labels(table: pd.DataFrame) -> list[str]:
     """Labels of a table, top to bottom; a batch may lack some."""
-    return list(
-        dict.fromkeys(sorted(table["label"], key=lambda label: ORDER.index(label.split(":")[0])))
-    )
+    labels = sorted(table["label"], key=lambda label: ORDER.index(label.split(":")[0]))
+    return list(dict.fromkeys(labels))
 
 
 def caption(rows, model: str | None = None) -> str:
@@ -127,17 +128,12 @@ def caption(rows, model: str | None = None) -> str:
     said = [plain(model)] if model else []
     if fast := _values(offloaded, "fast_memory_bytes"):
         said.append(f"{' or '.join(show_bytes(size) for size in fast)} of fast memory for experts")
-    named = (
-        [f"N = {' or '.join(f'{n:g}' for n in num)}"]
-        if (num := _values(drafting, "draft_experts"))
-        else []
-    )
+    named = []
+    if num := _values(drafting, "draft_experts"):
+        named.append(f"N = {' or '.join(f'{n:g}' for n in num)}")
     if drafted := _values(drafting.round({"gamma": 1}), "gamma"):
-        span = (
-            f" = {drafted[0]:g}"
-            if len(drafted) == 1
-            else (f" {drafted[0]:g} to {drafted[-1]:g} on average")
-        )
+        least, most = drafted[0], drafted[-1]
+        span = f" = {least:g}" if least == most else f" {least:g} to {most:g} on average"
         named.append(GAMMA + span)
     said += [f"specmoe: {', '.join(named)}"] if named else []
     if "kept_full" in table:
@@ -155,12 +151,9 @@ def _fullness(table: pd.DataFrame) -> str:
     short = sorted(set(table.loc[~table["kept_full"].astype(bool), "batch"]))
     if not short:
         return "batch kept full"
-    every = len(short) == table["batch"].nunique()
-    return (
-        "batch not kept full"
-        if every
-        else (f"batch kept full except at {', '.join(map(str, short))}")
-    )
+    if len(short) == table["batch"].nunique():
+        return "batch not kept full"
+    return f"batch kept full except at {', '.join(map(str, short))}"
 
 
 # ---- panels ----
@@ -215,14 +208,10 @@ def bars_by_batch(table: pd.DataFrame, value: str, xlabel: str, title: str, comp
     panels, batches = batch_panels(table, ax)
     labels, most = method_labels(table), {}
     for panel, batch in zip(panels, batches):
-        part = (
-            table[table["batch"] == batch]
-            .drop_duplicates("label")
-            .set_index("label")[value]
-            .reindex(labels)
-        )
+        rows = table[table["batch"] == batch].drop_duplicates("label").set_index("label")
+        rows = rows.reindex(labels)
+        part, reach = rows[value], _reach(rows, value)
         colors = [METHOD_COLORS[label.split(":")[0]] for label in labels]
-        reach = _reach(table[table["batch"] == batch], value, labels)
         bars = panel.barh(
             range(len(labels)), part.fillna(0), 0.72, color=colors, xerr=reach, ecolor=GREY
         )
@@ -247,21 +236,15 @@ def _set_scales(most: dict[Axes, float]) -> list[str]:
     return [] if shared else [OWN_SCALES]
 
 
-def _reach(part: pd.DataFrame, value: str, labels: list[str]) -> np.ndarray | None:
+def _reach(rows: pd.DataFrame, value: str) -> np.ndarray | None:
     """How far the repeats lie below and above each median; None where the rows do not say, or did
     not repeat."""
-    ends = [f"{value}_min", f"{value}_max"]
-    if not set(ends) <= set(part.columns):
+    least, most = f"{value}_min", f"{value}_max"
+    if not {least, most} <= set(rows.columns):
         return None
-    part = (
-        part.drop_duplicates("label")
-        .set_index("label")
-        .reindex(labels)
-        .fillna(dict.fromkeys([value, *ends], 0))
-    )
-    reach = np.array([part[value] - part[ends[0]], part[ends[1]] - part[value]], dtype=float).clip(
-        min=0
-    )
+    rows = rows.fillna(dict.fromkeys([value, least, most], 0))
+    reach = np.array([rows[value] - rows[least], rows[most] - rows[value]], dtype=float)
+    reach = reach.clip(min=0)
     return reach if reach.any() else None
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from ...errors import OptionError, nearest
 from .base import (
+    BESIDE,
     FARTHEST,
     GAMMA,
     METHOD_COLORS,
@@ -61,11 +62,9 @@ def knobs(
     chosen = choose(rows, settings)
     part = at(rows, chosen)
     part = part.assign(order=part["method"].map(ORDER.index)).sort_values("order")
-    axes = (
-        plt.subplots(1, 3, figsize=(11, 4.2), sharey=True, layout="constrained")[1]
-        if ax is None
-        else np.atleast_1d(ax)
-    )
+    axes = np.atleast_1d(ax)
+    if ax is None:
+        axes = plt.subplots(1, 3, figsize=(11, 4.2), sharey=True, layout="constrained")[1]
     if len(axes) != 3:
         raise OptionError(f"ax holds {len(axes)} Axes: give three")
     unit, unit_name = size_unit(
@@ -174,32 +173,23 @@ def _draw_bars(
 
 
 def _setting_words(kind: str, chosen: dict) -> str:
-    return f"{kind.capitalize()}: " + ", ".join(
-        setting_words(name, value) for name, value in chosen.items()
-    )
+    return f"{kind.capitalize()}: {_all_words(chosen)}"
+
+
+def _all_words(chosen: dict) -> str:
+    return ", ".join(setting_words(name, value) for name, value in chosen.items())
 
 
 def setting_words(name: str, value) -> str:
     """``"batch 4"``, ``"link 2.5 GB/s"``."""
     if name == "link_bytes_per_s":
-        return (
-            (f"link {show_number(value / 1e9)} GB/s")
-            if value >= 1e8
-            else f"link {show_number(value / 1e6)} MB/s"
-        )
+        unit, size = ("GB", 1e9) if value >= 1e8 else ("MB", 1e6)
+        return f"link {show_number(value / size)} {unit}/s"
     if name == "fast_memory":
         return f"memory {100 * value:.0f} %"
-    short = {
-        "gamma": f"{GAMMA} =",
-        "draft_experts": "N =",
-        "batch": "batch",
-        "draft_set": "draft set",
-    }.get(name, "")
-    return (
-        f"{short} {value:g}".strip()
-        if isinstance(value, int | float)
-        else f"{short} {value}".strip()
-    )
+    short = {"gamma": f"{GAMMA} =", "draft_experts": "N =", "draft_set": "draft set"}
+    said = f"{value:g}" if isinstance(value, int | float) else f"{value}"
+    return f"{short.get(name, 'batch' if name == 'batch' else '')} {said}".strip()
 
 
 # ---- who wins where ----
@@ -225,39 +215,21 @@ def winners_map(frame: pd.DataFrame, ax=None, **settings):
     balances, batches = values_of(part, "balance"), values_of(part, "batch")
     for cell in part.itertuples():
         x, y = balances.index(cell.balance), batches.index(cell.batch)
-        ax.add_patch(
-            plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=METHOD_COLORS[cell.winner], ec="white", lw=2)
-        )
+        color = METHOD_COLORS[cell.winner]
+        ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fc=color, ec="white", lw=2))
         dark = cell.winner in ("specmoe", "on_demand", "overlapped")
-        ax.text(
-            x,
-            y,
-            f"{cell.margin:.2f}{TIMES}",
-            ha="center",
-            va="center",
-            fontsize=12,
-            color="white" if dark else "black",
-        )
+        look = {"ha": "center", "va": "center", "fontsize": 12}
+        ax.text(x, y, f"{cell.margin:.2f}{TIMES}", color="white" if dark else "black", **look)
     ax.set_xticks(range(len(balances)), [show_number(balance) for balance in balances])
     ax.set_yticks(range(len(batches)), [f"{batch:g}" for batch in batches])
     ax.set(xlim=(-0.5, len(balances) - 0.5), ylim=(-0.5, len(batches) - 0.5))
-    ax.set(
-        xlabel="FLOP the machine computes while its link moves one byte (FLOP/byte)",
-        ylabel="batch (rows in flight)",
-    )
+    ax.set_xlabel("FLOP the machine computes while its link moves one byte (FLOP/byte)")
+    ax.set_ylabel("batch (rows in flight)")
     ax.grid(False)
-    said = ", ".join(setting_words(name, value) for name, value in chosen.items())
-    ax.set_title(
-        f"Fastest method, and its lead over the next (simulated). {said}",
-        loc="left",
-        fontweight="bold",
-    )
-    handles = [
-        Patch(fc=METHOD_COLORS[name], label=name) for name in ORDER if name in set(frame["winner"])
-    ]
-    ax.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12
-    )
+    title = f"Fastest method, and its lead over the next (simulated). {_all_words(chosen)}"
+    ax.set_title(title, loc="left", fontweight="bold")
+    shown = [name for name in ORDER if name in set(frame["winner"])]
+    ax.legend(handles=[Patch(fc=METHOD_COLORS[name], label=name) for name in shown], **BESIDE)
     return ax
 
 

@@ -56,16 +56,12 @@ def against_paper(
         _marks(ax, part[part["kind"] == kind], labels, kind, 0.3 * (place - (len(kinds) - 1) / 2))
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.45, -0.55)
-    ax.set_xlabel(
-        f"{measure} ({part['unit'].iloc[0]})" + ("" if batch is None else f", batch {batch}")
-    )
+    at = "" if batch is None else f", batch {batch}"
+    ax.set_xlabel(f"{measure} ({part['unit'].iloc[0]}){at}")
     ax.margins(x=0.18)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    note = (
-        ("lines: smallest to largest over prompt sets or repeats")
-        if part["low"].notna().any()
-        else ""
-    )
+    note = "lines: smallest to largest over prompt sets or repeats"
+    note = note if part["low"].notna().any() else ""
     return titled([ax], own, title or measure[0].upper() + measure[1:], note)
 
 
@@ -200,11 +196,8 @@ def clock_scatter(rows: pd.DataFrame, ax=None):
 
 def _clock_axes(num: int) -> list:
     size = (3 + 4.4 * num, 5)
-    return list(
-        plt.subplots(
-            1, num, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
-        )[1].flat
-    )
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    return list(plt.subplots(1, num, figsize=size, layout="constrained", **shared)[1].flat)
 
 
 def _clock_panel(ax, rows: pd.DataFrame, model: str | None) -> None:

@@ -25,17 +25,13 @@ from ..replay import (
     pool_table,
     replay_pool,
 )
-from .base import COLORS, styled
+from .base import BESIDE, COLORS, styled
 
 POLICY_COLORS = {"lru": COLORS[1], "lfu": COLORS[4], "temporal": COLORS[0], "belady": "#303030"}
 POLICY_NAMES = {"lru": "LRU", "lfu": "LFU", "temporal": "temporal", "belady": "Belady (the bound)"}
 POLICY_LINES = {"lru": "--", "lfu": ":", "temporal": "-", "belady": "-"}
-STATES = {
-    "not there": "white",
-    "resident, not needed": "#d0d0d0",
-    "hit": COLORS[0],
-    "miss": COLORS[3],
-}
+STATES = {"not there": "white", "resident, not needed": "#d0d0d0"}
+STATES |= {"hit": COLORS[0], "miss": COLORS[3]}
 DEFAULT_KEPT = 4
 
 
@@ -67,12 +63,8 @@ def pool_replay(
     above, below = _two_axes(ax, (11, 5.6), (3, 2))
     _draw_raster(above, held, len(requests[0].counts), step)
     _mark_prefills(above, begins)
-    above.set_title(
-        f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed",
-        loc="left",
-        fontweight="bold",
-        pad=14,
-    )
+    title = f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed"
+    above.set_title(title, loc="left", fontweight="bold", pad=14)
     _draw_misses(below, pool_table(requests, num_kept), step)
     return np.array([above, below], dtype=object)
 
@@ -85,9 +77,8 @@ def default_kept(num_experts: int) -> int:
 def _two_axes(ax, size: tuple[float, float], heights: tuple[int, int]) -> tuple[Axes, Axes]:
     if ax is None:
         _, axes = plt.subplots(2, 1, figsize=size, height_ratios=heights, sharex=True)
-        axes[0].figure.subplots_adjust(
-            left=0.065, right=0.625, bottom=0.115, top=0.935, hspace=0.05
-        )
+        room = {"left": 0.065, "right": 0.625, "bottom": 0.115, "top": 0.935}
+        axes[0].figure.subplots_adjust(hspace=0.05, **room)
         return axes[0], axes[1]
     axes = list(np.atleast_1d(ax))
     if len(axes) != 2:
@@ -103,69 +94,37 @@ def _draw_raster(ax: Axes, held: list[Held], num_experts: int, step: int) -> Non
         state[list(now.needed & now.before), column] = 2
         state[list(now.needed - now.before), column] = 3
     shade = np.where(np.arange(len(held)) <= step, 1.0, 0.25)[None, :].repeat(num_experts, axis=0)
-    ax.imshow(
-        state,
-        cmap=ListedColormap(list(STATES.values())),
-        vmin=0,
-        vmax=3,
-        aspect="auto",
-        interpolation="none",
-        alpha=shade,
-    )
+    look = {"aspect": "auto", "interpolation": "none", "alpha": shade}
+    ax.imshow(state, cmap=ListedColormap(list(STATES.values())), vmin=0, vmax=3, **look)
     ax.axvline(step + 0.5, color="black", lw=2)
     ax.set_ylabel("expert")
     ax.grid(False)
     handles = [Patch(fc=color, ec="#909090", label=name) for name, color in STATES.items()]
-    ax.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12
-    )
+    ax.legend(handles=handles, **BESIDE)
 
 
 def _mark_prefills(ax: Axes, begins: list[int]) -> None:
     """A triangle above each step before which new prompts were prefilled."""
-    (marks,) = ax.plot(
-        [step - 0.5 for step in begins],
-        [1.0] * len(begins),
-        transform=ax.get_xaxis_transform(),
-        marker="v",
-        ls="none",
-        ms=7,
-        color="black",
-        clip_on=False,
-        label="a new prompt begins\n(its prefill is left out)",
-    )
-    handles = [*ax.get_legend().legend_handles, marks]
-    ax.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.005, 1), frameon=False, fontsize=12
-    )
+    look = {"marker": "v", "ls": "none", "ms": 7, "color": "black", "clip_on": False}
+    label, at = "a new prompt begins\n(its prefill is left out)", [step - 0.5 for step in begins]
+    above = ax.get_xaxis_transform()
+    (marks,) = ax.plot(at, [1.0] * len(begins), transform=above, label=label, **look)
+    ax.legend(handles=[*ax.get_legend().legend_handles, marks], **BESIDE)
 
 
 def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
     ends = {}
     for policy in REPLAYED:
         part = table[table["policy"] == policy]
-        style = {
-            "color": POLICY_COLORS[policy],
-            "ls": POLICY_LINES[policy],
-            "lw": 3 if policy == "temporal" else 2.4,
-        }
+        style = {"color": POLICY_COLORS[policy], "ls": POLICY_LINES[policy]}
+        style["lw"] = 3 if policy == "temporal" else 2.4
         now = part.iloc[step]
         hits, misses = int(now["total_hits"]), int(now["total_misses"])
         ends[policy] = f"{POLICY_NAMES[policy]}: {misses} misses, {hits} hits"
         ax.plot(part["step"], part["total_misses"], label=ends[policy], **style)
     ax.axvline(step + 0.5, color="black", lw=2)
-    ax.set(
-        xlabel="decoding step of the full model",
-        ylabel="misses so far",
-        xlim=(-0.5, table["step"].max() + 0.5),
-    )
+    ax.set(xlabel="decoding step of the full model", ylabel="misses so far")
+    ax.set_xlim(-0.5, table["step"].max() + 0.5)
     ax.set_ylim(bottom=0)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.005, 1),
-        frameon=False,
-        fontsize=12,
-        title=f"up to step {step}",
-        title_fontsize=12,
-    )
+    ax.legend(title=f"up to step {step}", title_fontsize=12, **BESIDE)

@@ -51,28 +51,16 @@ def routing_map(
     check_routing(routing)
     check_choice("step", step, STEPS)
     positions = sorted(routing.picks["position"].unique().tolist())
-    token = check_number(
-        "token",
-        min(routing.num_prompt_tokens, positions[-1]) if token is None else token,
-        positions,
-    )
+    token = min(routing.num_prompt_tokens, positions[-1]) if token is None else token
+    token = check_number("token", token, positions)
     first = window_start(token, first, num_tokens, len(positions))
     ax, beside = _map_axes(ax)
     shown = range(first, min(first + num_tokens, len(positions)))
     layers = shown_layers(routing, first_layer)
     _draw_map(ax, routing, step, shown, layers)
     if token in shown:
-        ax.add_patch(
-            Rectangle(
-                (token - 0.5, -0.5),
-                1,
-                len(layers) * routing.top_k,
-                fill=False,
-                lw=3,
-                ec=COLORS[4],
-                zorder=6,
-            )
-        )
+        look = {"fill": False, "lw": 3, "ec": COLORS[4], "zorder": 6}
+        ax.add_patch(Rectangle((token - 0.5, -0.5), 1, len(layers) * routing.top_k, **look))
     if beside is not None:
         _spell_token(beside, routing, token, step, layers)
     return ax
@@ -118,10 +106,7 @@ def use_ranks(picks: pd.DataFrame) -> dict[tuple[int, int], int]:
         ["layer", "uses", "expert"], ascending=[True, False, True]
     )
     use["rank"] = use.groupby("layer").cumcount()
-    return {
-        (layer, expert): rank
-        for layer, expert, rank in zip(use["layer"], use["expert"], use["rank"], strict=True)
-    }
+    return dict(zip(zip(use["layer"], use["expert"]), use["rank"], strict=True))
 
 
 def _draw_map(ax: Axes, routing, step: str, shown: range, layers: range) -> None:
@@ -149,15 +134,11 @@ def _draw_cells(ax: Axes, part: pd.DataFrame) -> None:
     ax.add_collection(PatchCollection(_boxes(ran, 0.46), facecolors=colors, edgecolors="none"))
     for state, line in FRAMES.items():
         framed = _boxes(part[part["state"] == state], 0.38)
-        ax.add_collection(
-            PatchCollection(
-                framed, facecolors="none", edgecolors=COLORS[3], linewidths=2.4, linestyles=[line]
-            )
-        )
+        look = {"facecolors": "none", "edgecolors": COLORS[3], "linewidths": 2.4}
+        ax.add_collection(PatchCollection(framed, linestyles=[line], **look))
     dark = (part["computed"] >= 0) & (part["cold"] < 0.5)
-    _draw_words(
-        ax, part[["position", "y"]].to_numpy(), cell_words(part), np.where(dark, "white", "black")
-    )
+    places, colors = part[["position", "y"]].to_numpy(), np.where(dark, "white", "black")
+    _draw_words(ax, places, cell_words(part), colors)
 
 
 def cell_words(part: pd.DataFrame) -> list[str]:
@@ -206,13 +187,8 @@ def _boxes(part: pd.DataFrame, half: float) -> list[Rectangle]:
 def _dress_map(ax: Axes, routing, step: str, shown: range, layers: range) -> None:
     words = words_of(routing.output.tokenizer, routing.tokens)
     k = routing.top_k
-    ax.set_xticks(
-        list(shown),
-        [words[p][:10] for p in shown],
-        rotation=90,
-        fontfamily="monospace",
-        fontsize=12,
-    )
+    said = [words[p][:10] for p in shown]
+    ax.set_xticks(list(shown), said, rotation=90, fontfamily="monospace", fontsize=12)
     for label, position in zip(ax.get_xticklabels(), shown, strict=True):
         label.set_color(GREY if position < routing.num_prompt_tokens else "black")
         label.set_fontweight("normal" if position < routing.num_prompt_tokens else "bold")
@@ -229,13 +205,8 @@ def _dress_map(ax: Axes, routing, step: str, shown: range, layers: range) -> Non
     for edge in range(1, len(layers)):
         ax.axhline(edge * k - 0.5, color="#c0c0c0", lw=1)
     who = {"target": "the full model", "draft": "the draft"}[step]
-    ax.set_title(
-        f"Experts by token and layer, as {who} computed",
-        loc="left",
-        fontweight="bold",
-        fontsize=14,
-        pad=12,
-    )
+    title = f"Experts by token and layer, as {who} computed"
+    ax.set_title(title, loc="left", fontweight="bold", fontsize=14, pad=12)
 
 
 def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> None:
@@ -285,9 +256,7 @@ def _map_legend(step: str) -> list[Patch]:
 def _draft_words(drafted: pd.DataFrame) -> str:
     if not len(drafted):
         return ""
-    pick = drafted.iloc[0]
-    return (
-        ""
-        if pick["computed"] == pick["expert"]
-        else f" {ARROW}{pick['computed'] if pick['computed'] >= 0 else '-'}"
-    )
+    computed, expert = drafted.iloc[0][["computed", "expert"]]
+    if computed == expert:
+        return ""
+    return f" {ARROW}{computed if computed >= 0 else '-'}"

@@ -96,18 +96,10 @@ def _panels(cells: pd.DataFrame, titles: dict[str, str]):
         for column, key in enumerate(keys):
             ax = panels[key] = figure.add_subplot(grid[row, column])
             if column == 0 or keys[column - 1][0] != key[0]:
-                ax.text(
-                    0,
-                    1,
-                    plain(titles.get(key[0], key[0])),
-                    transform=ax.transAxes + _up(figure, 60),
-                    fontweight="bold",
-                )
+                above = ax.transAxes + ScaledTranslation(0, 60 / 72, figure.dpi_scale_trans)
+                title = plain(titles.get(key[0], key[0]))
+                ax.text(0, 1, title, transform=above, fontweight="bold")
     return figure, panels
-
-
-def _up(figure, points: float):
-    return ScaledTranslation(0, points / 72, figure.dpi_scale_trans)
 
 
 def _fine(part: pd.DataFrame, methods: list[str]):
@@ -119,11 +111,8 @@ def _fine(part: pd.DataFrame, methods: list[str]):
     fine_x, fine_y = np.linspace(x[0], x[-1], FINE), np.linspace(y[0], y[-1], FINE)
     speeds = []
     for name in methods:
-        table = np.log(
-            part.pivot_table(index="batch", columns="balance", values=name, dropna=False).to_numpy(
-                dtype=float
-            )
-        )
+        table = part.pivot_table(index="batch", columns="balance", values=name, dropna=False)
+        table = np.log(table.to_numpy(dtype=float))
         table = np.stack([np.interp(fine_x, x, row) for row in table])
         speeds.append(np.stack([np.interp(fine_y, y, column) for column in table.T], axis=1))
     return fine_x, fine_y, np.where(np.isnan(speeds), -np.inf, speeds)
@@ -132,20 +121,13 @@ def _fine(part: pd.DataFrame, methods: list[str]):
 def _region(ax, part: pd.DataFrame, methods: list[str]) -> None:
     x, y, speeds = _fine(part, methods)
     order = np.sort(speeds, axis=0)
-    winner, lead = (
-        speeds.argmax(axis=0),
-        np.exp(order[-1] - order[-2]) if len(methods) > 1 else np.ones(speeds.shape[1:]),
-    )
+    winner = speeds.argmax(axis=0)
+    lead = np.exp(order[-1] - order[-2]) if len(methods) > 1 else np.ones(winner.shape)
     colors = np.array([to_rgb(METHOD_COLORS[name]) for name in methods])
     strength = np.array(STRENGTHS)[np.searchsorted(LEADS, lead, side="right") - 1]
     picture = 1 - strength[..., None] * (1 - colors[winner])
-    ax.imshow(
-        picture,
-        origin="lower",
-        aspect="auto",
-        extent=(x[0], x[-1], y[0], y[-1]),
-        interpolation="nearest",
-    )
+    extent = (x[0], x[-1], y[0], y[-1])
+    ax.imshow(picture, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     for code in range(len(methods)):
         if 0 < (winner == code).mean() < 1:
             ax.contour(x, y, winner == code, [0.5], colors="white", linewidths=2.5)
@@ -158,21 +140,11 @@ def _name(ax, x, y, where: np.ndarray, lead: np.ndarray, method: str) -> None:
     inside the panel."""
     if where.mean() < SMALLEST:
         return
-    row, column = np.clip(
-        _deepest(where), [0.11 * FINE, 0.19 * FINE], [0.89 * FINE, 0.81 * FINE]
-    ).astype(int)
+    low, high = [0.11 * FINE, 0.19 * FINE], [0.89 * FINE, 0.81 * FINE]
+    row, column = np.clip(_deepest(where), low, high).astype(int)
     words = f"{method}\nup to {lead[where].max():.1f}{TIMES}"
-    ax.text(
-        x[column],
-        y[row],
-        words,
-        ha="center",
-        va="center",
-        fontsize=13,
-        fontweight="bold",
-        bbox=BOX,
-        zorder=6,
-    )
+    look = {"ha": "center", "va": "center", "fontsize": 13, "fontweight": "bold", "bbox": BOX}
+    ax.text(x[column], y[row], words, zorder=6, **look)
 
 
 def _deepest(where: np.ndarray) -> tuple[int, int]:
@@ -196,21 +168,11 @@ def _dress(ax, part: pd.DataFrame) -> None:
         ax.tick_params(labelleft=False)
     low, high = np.log10([part["balance"].min(), part["balance"].max()])
     ticks = range(int(np.ceil(low)), int(high) + 1)
-    ax.set_xticks(
-        ticks,
-        [
-            {1: "10", 2: "100", 3: "1,000", 4: "10k", 5: "100k"}.get(tick, f"1e{tick}")
-            for tick in ticks
-        ],
-    )
+    names = {1: "10", 2: "100", 3: "1,000", 4: "10k", 5: "100k"}
+    ax.set_xticks(ticks, [names.get(tick, f"1e{tick}") for tick in ticks])
     ax.set_xlabel("balance (FLOP per byte)")
-    ax.set_title(
-        f"N = {part['draft_experts'].iloc[0]:g}",
-        loc="left",
-        fontsize="medium",
-        fontweight="bold",
-        pad=40,
-    )
+    title = f"N = {part['draft_experts'].iloc[0]:g}"
+    ax.set_title(title, loc="left", fontsize="medium", fontweight="bold", pad=40)
     ax.grid(False)
 
 
@@ -218,30 +180,18 @@ def _machines(ax, machines: dict[str, float]) -> None:
     """A line for each machine, its name above the panel; neighbours at two heights."""
     for place, (name, balance) in enumerate(sorted(machines.items(), key=lambda item: item[1])):
         ax.axvline(np.log10(balance), color="black", linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
-        top = ax.get_ylim()[1]
-        ax.annotate(
-            name,
-            (np.log10(balance), top),
-            (0, 8 + 15 * (place % 2)),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=12,
-            color="black",
-            annotation_clip=False,
-        )
+        at, above = (np.log10(balance), ax.get_ylim()[1]), (0, 8 + 15 * (place % 2))
+        look = {"ha": "center", "va": "bottom", "fontsize": 12, "color": "black"}
+        ax.annotate(name, at, above, "data", "offset points", annotation_clip=False, **look)
 
 
 def _points(ax, points: pd.DataFrame | None, model: str, number: int) -> None:
     if points is None:
         return
-    for row in points[
-        (points["model"] == model) & (points["draft_experts"] == number)
-    ].itertuples():
-        at = (np.log10(row.balance), np.log2(row.batch))
-        ax.plot(
-            *at, "o", markerfacecolor=METHOD_COLORS[row.winner], clip_on=False, zorder=7, **RING
-        )
+    here = (points["model"] == model) & (points["draft_experts"] == number)
+    for row in points[here].itertuples():
+        at, color = (np.log10(row.balance), np.log2(row.batch)), METHOD_COLORS[row.winner]
+        ax.plot(*at, "o", markerfacecolor=color, clip_on=False, zorder=7, **RING)
 
 
 def _star(ax, balance: float, batch: int, words: str) -> None:
@@ -259,28 +209,16 @@ def _star(ax, balance: float, batch: int, words: str) -> None:
 
 def _legend(figure, points: pd.DataFrame | None) -> None:
     """Title, how to read strengths, and what the marks are."""
-    words = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])] + [
-        f"more than {LEADS[-1]:g}{TIMES}"
-    ]
-    signs: list = [
-        Patch(facecolor=str(1 - 0.55 * strength), edgecolor=GREY) for strength in STRENGTHS
-    ]
+    words = [f"{low:g} to {high:g}{TIMES}" for low, high in zip(LEADS, LEADS[1:])]
+    words.append(f"more than {LEADS[-1]:g}{TIMES}")
+    shades = [str(1 - 0.55 * strength) for strength in STRENGTHS]
+    signs: list = [Patch(facecolor=shade, edgecolor=GREY) for shade in shades]
     if points is not None and len(points):
         signs.append(plt.Line2D([], [], marker="o", linestyle="", markerfacecolor="white", **RING))
         words.append("measured here (filled in the colour of the fastest)")
-    figure.legend(
-        signs,
-        words,
-        ncols=len(words),
-        loc="lower left",
-        bbox_to_anchor=(0.01, 0),
-        frameon=False,
-        fontsize=12,
-        title="lead over the next method:",
-        alignment="left",
-        title_fontsize=12,
-    )
+    title = {"title": "lead over the next method:", "alignment": "left", "title_fontsize": 12}
+    place = {"loc": "lower left", "bbox_to_anchor": (0.01, 0), "ncols": len(words)}
+    figure.legend(signs, words, frameon=False, fontsize=12, **place, **title)
     figure.suptitle(TITLE, fontweight="bold", x=0.01, ha="left", fontsize="x-large")
-    figure.text(
-        0.011, 1 - 0.62 / figure.get_figheight(), SUBTITLE, va="top", fontsize=12, color=GREY
-    )
+    below = 1 - 0.62 / figure.get_figheight()
+    figure.text(0.011, below, SUBTITLE, va="top", fontsize=12, color=GREY)

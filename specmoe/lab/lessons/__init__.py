@@ -7,16 +7,3 @@ from .checkpoints import ARCHITECTURES, random_checkpoint
 from .drafting import draft_foresight, profile_draft_step
 from .planning import draw_plans, plan_on
 from .sampling import NoResidual, chi_square_p, draw_samples, sample_first
-
-__all__ = [
-    "ARCHITECTURES",
-    "NoResidual",
-    "chi_square_p",
-    "draft_foresight",
-    "draw_plans",
-    "draw_samples",
-    "plan_on",
-    "profile_draft_step",
-    "random_checkpoint",
-    "sample_first",
-]

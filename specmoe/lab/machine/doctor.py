@@ -106,10 +106,8 @@ def memory_bytes() -> dict:
     info = Path("/proc/meminfo")
     if info.exists():
         kib = {line.split(":")[0]: int(line.split()[1]) for line in info.read_text().splitlines()}
-        found = {
-            "total_bytes": kib["MemTotal"] * 1024,
-            "available_bytes": kib["MemAvailable"] * 1024,
-        }
+        wanted = {"total_bytes": "MemTotal", "available_bytes": "MemAvailable"}
+        found = {name: 1024 * kib[line] for name, line in wanted.items()}
     else:
         found = {"total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
@@ -126,13 +124,8 @@ def devices_and_threads() -> dict:
     devices: list[dict] = [{"device": "cpu"}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "device": f"cuda:{index}",
-                "name": properties.name,
-                "memory_bytes": properties.total_memory,
-            }
-        )
+        about = {"name": properties.name, "memory_bytes": properties.total_memory}
+        devices.append({"device": f"cuda:{index}", **about})
     return {"devices": devices, "threads": torch.get_num_threads()}
 
 
@@ -159,19 +152,15 @@ def balance(found: dict) -> dict:
             raise RuntimeError(f"needs the {name} probe, which failed")
     link = max(found["disk"]["random_bytes_per_s"].values())
     ratios = {"link_bytes_per_s": link} | _ratios("", found["compute"], link)
-    if (
-        "failed" not in found.get("cuda_compute", {"failed": ""})
-        and "failed" not in found["cuda_copy"]
-    ):
+    cuda = [found.get(name, {"failed": ""}) for name in ("cuda_compute", "cuda_copy")]
+    if not any("failed" in part for part in cuda):
         ratios |= _ratios("cuda_", found["cuda_compute"], found["cuda_copy"]["pinned_bytes_per_s"])
     return ratios
 
 
 def _ratios(prefix: str, rates: dict, link: float) -> dict:
-    return {
-        f"{prefix}{name}_flop_per_byte": rates[f"{name}_flop_per_s"] / link
-        for name in ("fp32", "bf16")
-    }
+    names = ("fp32", "bf16")
+    return {f"{prefix}{name}_flop_per_byte": rates[f"{name}_flop_per_s"] / link for name in names}
 
 
 # Hub
@@ -190,9 +179,8 @@ def hub_settings(probe: bool = False) -> dict:
 
 
 def _reach_hub() -> bool:
-    request = urllib.request.Request(
-        os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD"
-    )
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(hub, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:  # it answered, if only to complain

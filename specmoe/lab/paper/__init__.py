@@ -7,11 +7,12 @@ them, and ``docs/reproduction.md`` is that notebook, exported.
 
 from __future__ import annotations
 
+from ..bench.runs import Run
 from ..markdown import markdown_table
 from .claims import Claim, claims, claims_frame, verdicts
-from .facts import FACTS, KINDS, PAPER_MODELS, Number, frame_of, labelled, value_of
+from .facts import FACTS, KINDS, Number, frame_of, value_of
 from .measure import measure
-from .numbers import bytes_by_batch, load_results, main_model, rows_of, speed_ratios, timed_rows
+from .numbers import load_results, rows_of
 from .page import (
     all_numbers,
     clock_errors,
@@ -22,7 +23,7 @@ from .page import (
     open_results,
     setup,
 )
-from .settings import Run, plan, plan_low_skew
+from .settings import plan, plan_low_skew
 from .tables import compare, markdown, pivots
 from .winners import (
     BASE,
@@ -36,49 +37,3 @@ from .winners import (
     winners,
 )
 from .winners import TITLES as MAP_TITLES
-
-__all__ = [
-    "BASE",
-    "Claim",
-    "FACTS",
-    "KINDS",
-    "MAP_TITLES",
-    "Number",
-    "PAPER_MODELS",
-    "Run",
-    "STAR",
-    "agreement",
-    "all_numbers",
-    "bytes_by_batch",
-    "claims",
-    "claims_frame",
-    "clock_errors",
-    "clock_rows",
-    "compare",
-    "export",
-    "frame_of",
-    "labelled",
-    "leads",
-    "lines_at",
-    "load_results",
-    "machines",
-    "main_model",
-    "map_recordings",
-    "markdown",
-    "markdown_table",
-    "measure",
-    "measured_points",
-    "numbers_frame",
-    "open_results",
-    "own_rates",
-    "pivots",
-    "plan",
-    "plan_low_skew",
-    "rows_of",
-    "setup",
-    "speed_ratios",
-    "timed_rows",
-    "value_of",
-    "verdicts",
-    "winners",
-]

@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -24,9 +23,10 @@ from ...engine import engine
 from .. import metrics
 from ..bench.prompts import prompts_for
 from ..bench.results import ResultFile, machine
+from ..bench.runs import Run, in_turn
 from ..bench.window import full_window
 from ..writing import check_folder
-from .settings import LINK, WIDENED, Run
+from .settings import LINK, WIDENED
 
 # What a run that only counts says of its full rounds.
 COUNTED = (
@@ -153,19 +153,8 @@ def _measure_unit(loaded: list, unit: list[Run]) -> list[dict]:
 def _count(loaded, run: Run) -> dict:
     """Tokens per round and bytes per token over the full rounds of one run."""
     prompts = prompts_for(loaded, max(QUEUE * run.batch, 12), 100 + run.prompt_set)
-    options = {"gamma": run.gamma} if run.method == "specmoe" else {}
-    output = loaded.generate(
-        prompts,
-        method=run.method,
-        batch_size=run.batch,
-        max_new_tokens=TOKENS,
-        prefetch=False,
-        seed=run.prompt_set,
-        draft_set=run.draft_set,
-        substitute=run.substitute,
-        eviction=run.eviction,
-        **options,
-    )
+    options = {"max_new_tokens": TOKENS, "prefetch": False, "seed": run.prompt_set}
+    output = loaded.generate(prompts, **run.options(), **options)
     frame = output.trace.to_frame()
     found = full_window(output, run.batch)
     counts = {name: found[name] for name in COUNTED}
@@ -187,14 +176,15 @@ def _time(loaded: list, unit: list[Run]) -> list[dict]:
     """Runs that are compared, in turn: one short warm-up each, then ``REPEATS`` times all of
     them."""
     prompts = queue_of(loaded[0], unit[0])
-    pairs = list(zip(loaded, unit, strict=True))
-    for each, run in pairs:
-        generate(each, run, prompts[: min(run.batch, 16)], WARM_UP_TOKENS)
-    windows: dict[str, list[dict]] = {run.key: [] for run in unit}
-    for _ in range(REPEATS):
-        for each, run in pairs:
-            windows[run.key].append(full_window(generate(each, run, prompts), run.batch))
-    return [_median_row(windows[run.key]) | _about(each, prompts) for each, run in pairs]
+
+    def warm_up(pair: tuple) -> None:
+        generate(*pair, prompts[: min(pair[1].batch, 16)], WARM_UP_TOKENS)
+
+    def once(pair: tuple, turn: int) -> dict:
+        return full_window(generate(*pair, prompts), pair[1].batch)
+
+    windows = in_turn(zip(loaded, unit, strict=True), REPEATS, warm_up, once)
+    return [_median_row(each) | _about(one, prompts) for one, each in zip(loaded, windows)]
 
 
 def _about(loaded, prompts: list) -> dict:
@@ -216,21 +206,8 @@ def queue_of(loaded, run: Run, longer: float | None = None) -> list:
 def generate(loaded, run: Run, prompts: list, tokens: int | None = None, prefetch: bool = True):
     """One run with the settings of ``run``; without prefetching it reads as the paper's."""
     most = TOKENS if getattr(loaded, "is_translation", False) else TOKENS // 2
-    options: dict = {"gamma": run.gamma} if run.method == "specmoe" else {}
-    if run.temperature:
-        options |= {"do_sample": True, "temperature": run.temperature}
-    return loaded.generate(
-        prompts,
-        method=run.method,
-        batch_size=run.batch,
-        max_new_tokens=tokens or most,
-        seed=100 + run.prompt_set,
-        draft_set=run.draft_set,
-        substitute=run.substitute,
-        eviction=run.eviction,
-        prefetch=prefetch,
-        **options,
-    )
+    options = {"max_new_tokens": tokens or most, "seed": 100 + run.prompt_set, "prefetch": prefetch}
+    return loaded.generate(prompts, **run.options(), **options)
 
 
 def _median_row(windows: list[dict]) -> dict:
@@ -257,7 +234,7 @@ def keep(file: ResultFile, runs: list[Run], rows: list[dict], info: dict) -> Non
     """``rows`` of ``runs``, which ``info``'s model was measured by."""
     name = Path(runs[0].model).name
     found = {
-        run.key: row | asdict(run) | {"model": name} for run, row in zip(runs, rows, strict=True)
+        run.key: row | run.row() | {"model": name} for run, row in zip(runs, rows, strict=True)
     }
     head = {} if "model" in file.head else {"model": info | {"name": name}}
     # counts are of any machine; its rates belong to what was timed

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .facts import BATCHES, PERCENT, SPEED, TOKENS, Number, mean_of
-from .numbers import (
-    by_set,
-    bytes_by_batch,
-    choice_batch,
-    main_model,
-    pick,
-    rows_of,
-    usual,
-)
+from .facts import BATCHES, PERCENT, TOKENS, Number, Table
+from .numbers import by_set, bytes_by_batch, choice_batch, main_model, pick, rows_of, usual
 from .settings import LOW_SKEW
 from .timed import UNEQUAL, low_skew, migration, timed_numbers
 
@@ -46,30 +38,18 @@ def measured_numbers(results: dict[str, dict]) -> list[Number]:
 
 
 def _bytes(rows: pd.DataFrame) -> list[Number]:
-    moved = bytes_by_batch(rows)
-    found: list[Number] = []
+    moved, found = bytes_by_batch(rows), []
     for line in moved:
-        for batch, value in moved[line].dropna().items():
-            found += mean_of(
-                "bytes", line, "bytes for one token of every row", value / 1e6, "MB", batch=batch
-            )
+        each = moved[line] / 1e6
+        found += Table("bytes").by_batch(line, "bytes for one token of every row", each, "MB")
     for other, against, note in AGAINST:
         if {"specmoe", other} <= set(moved):
+            table = Table("bytes", note=note)
             change = (100 * (moved["specmoe"] / moved[other] - 1)).dropna()
             measure, said = f"change against {against}", f"batch {change.idxmin()}; {note}"
-            found += mean_of(
-                "bytes", "specmoe", f"{measure}, best batch", change.min(), PERCENT, said
-            )
-            for batch, value in change.items():
-                found += mean_of(
-                    "bytes",
-                    f"specmoe against {against}",
-                    "change of bytes",
-                    value,
-                    PERCENT,
-                    note,
-                    batch,
-                )
+            found += table.mean("specmoe", f"{measure}, best batch", change.min(), PERCENT, said)
+            label = f"specmoe against {against}"
+            found += table.by_batch(label, "change of bytes", change, PERCENT)
     return found
 
 
@@ -82,136 +62,95 @@ def _growth(rows: pd.DataFrame) -> list[Number]:
         moved = bytes_by_batch(rows, number)
         for line in moved if set(ends) <= set(moved.index) else ():
             growth.setdefault(line, []).append(moved[line][ends[1]] / moved[line][ends[0]])
-    note = {"cached": UNEQUAL}
+    note, measure = {"cached": UNEQUAL}, "growth of bytes, batch 1 to 256"
     return [
         number
         for line, values in growth.items()
-        for number in mean_of(
-            "growth", line, "growth of bytes, batch 1 to 256", values, "times", note.get(line, "")
-        )
+        for number in Table("growth").mean(line, measure, values, "times", note.get(line))
     ]
 
 
 def _counted_batches(rows: pd.DataFrame) -> list[int]:
-    return (
-        sorted(int(batch) for batch in rows.loc[rows["regime"] == "count", "batch"].unique())
-        if len(rows)
-        else []
-    )
+    counted = rows.loc[rows["regime"] == "count", "batch"].unique() if len(rows) else ()
+    return sorted(map(int, counted))
 
 
 def _substitution(rows: pd.DataFrame) -> list[Number]:
-    found: list[Number] = []
+    table, found = Table("substitution"), []
+    pairs = [(name, "random") for name in SUBSTITUTES if name != "random"]
     for batch in _counted_batches(rows):
         values = {name: by_set(rows, batch, substitute=name) for name in SUBSTITUTES}
         if len(values["random"]):
-            pairs = [(name, "random") for name in SUBSTITUTES if name != "random"]
-            found += _tokens("substitution", values, batch) + _paired(
-                "substitution", values, pairs, batch
-            )
+            found += _tokens(table, values, batch) + _paired(table, values, pairs, batch)
             if batch == choice_batch(rows):
-                found += _paired("substitution", values, pairs, None, f"batch {batch}")
+                at = Table("substitution", note=f"batch {batch}")
+                found += _paired(at, values, pairs, None)
     return found
 
 
-def _tokens(table: str, values: dict[str, pd.Series], batch: int) -> list[Number]:
+def _tokens(table: Table, values: dict[str, pd.Series], batch: int) -> list[Number]:
     return [
-        n
+        number
         for name, each in values.items()
-        for n in mean_of(table, name, TOKENS, each, "tokens", batch=batch)
+        for number in table.mean(name, TOKENS, each, "tokens", batch=batch)
     ]
 
 
 def _paired(
-    table: str, values: dict[str, pd.Series], pairs: list[tuple], batch: int | None, note: str = ""
+    table: Table, values: dict[str, pd.Series], pairs: list[tuple], batch: int | None
 ) -> list[Number]:
     """In percent, set of prompts by set: sets differ more from each other than what is compared."""
     found: list[Number] = []
     for first, second in pairs:
         change = (100 * (values[first] / values[second] - 1)).dropna()
-        found += mean_of(table, first, f"{TOKENS} against {second}", change, PERCENT, note, batch)
+        measure = f"{TOKENS} against {second}"
+        found += table.mean(first, measure, change, PERCENT, batch=batch)
     return found
 
 
 def _sets(rows: pd.DataFrame) -> list[Number]:
-    found: list[Number] = []
+    table, found = Table("draft_set"), []
+    names = ("random", "hot_global", "hot_temporal")
+    pairs = [("hot_global", "random"), ("hot_temporal", "random"), ("hot_temporal", "hot_global")]
     for batch in _counted_batches(rows):
-        values = {
-            name: by_set(rows, batch, draft_set=name)
-            for name in ("random", "hot_global", "hot_temporal")
-        }
+        values = {name: by_set(rows, batch, draft_set=name) for name in names}
         if len(values["random"]):
-            pairs = [
-                ("hot_global", "random"),
-                ("hot_temporal", "random"),
-                ("hot_temporal", "hot_global"),
-            ]
-            found += _tokens("draft_set", values, batch) + _paired(
-                "draft_set", values, pairs, batch
-            )
+            found += _tokens(table, values, batch) + _paired(table, values, pairs, batch)
     timed = choice_speeds(rows, "draft_set", draft_experts=usual(rows), draft_set=None)
-    for name, value in timed.items():
-        if "random" in timed:
-            ratio = value / timed["random"]
-            found += mean_of(
-                "draft_set", name, "speed against random", ratio, "times random", batch=256
-            )
+    for name, value in timed.items() if "random" in timed else ():
+        over = value / timed["random"]
+        found += table.mean(name, "speed against random", over, "times random", batch=256)
     return found
 
 
 def _experts(rows: pd.DataFrame) -> list[Number]:
-    found: list[Number] = []
+    table, found = Table("draft_experts"), []
     for batch in _counted_batches(rows):
         values = {num: by_set(rows, batch, draft_experts=num) for num in (2, 4, 8, 16)}
-        for num, each in (
-            values.items() if sum(len(each) > 0 for each in values.values()) > 1 else ()
-        ):
-            found += mean_of("draft_experts", f"N = {num}", TOKENS, each, "tokens", batch=batch)
+        if sum(len(each) > 0 for each in values.values()) > 1:
+            found += _tokens(table, {f"N = {num}": each for num, each in values.items()}, batch)
     for row in choice_runs(rows).sort_values("draft_experts").itertuples():
-        reach = (row.tokens_per_second_min, row.tokens_per_second_max)
-        label, about = f"N = {row.draft_experts:g}", {"num": int(row.repeats), "batch": 256}
-        found.append(
-            Number(
-                "draft_experts",
-                label,
-                "speed",
-                row.tokens_per_second,
-                "measured",
-                SPEED,
-                *reach,
-                **about,
-            )
-        )
-    return found + against_four(choice_speeds(rows, "draft_experts"), 256, "measured")
+        found.append(table.timed(f"N = {row.draft_experts:g}", row, 256))
+    return found + against_four(table, choice_speeds(rows, "draft_experts"), 256)
 
 
-def against_four(speed: pd.Series, batch: int, kind: str, note: str = "") -> list[Number]:
+def against_four(table: Table, speed: pd.Series, batch: int) -> list[Number]:
     """Speed by N over that at N = 4."""
     ratios = speed / speed[4] if 4 in speed.index else speed.iloc[:0]
-    about = ("times N = 4", note, batch, kind)
     return [
-        n
+        number
         for num, value in ratios.items()
-        for n in mean_of("draft_experts", f"N = {num:g}", AGAINST_FOUR, value, *about)
+        for number in table.mean(f"N = {num:g}", AGAINST_FOUR, value, "times N = 4", batch=batch)
     ]
 
 
-RUN_FIELDS = [
-    "draft_experts",
-    "tokens_per_second",
-    "tokens_per_second_min",
-    "tokens_per_second_max",
-    "repeats",
-]
+RUN_FIELDS = ["draft_experts", "tokens_per_second", "repeats"]
+RUN_FIELDS += ["tokens_per_second_min", "tokens_per_second_max"]
 
 
 def choice_runs(rows: pd.DataFrame, **settings) -> pd.DataFrame:
     """Timed specmoe runs at batch 256 with just the memory that N needs."""
-    found = (
-        pick(rows, regime="throttled", method="specmoe", batch=256, **settings)
-        if len(rows)
-        else rows
-    )
+    found = pick(rows, regime="throttled", method="specmoe", batch=256, **settings)
     return found if len(found) else pd.DataFrame(columns=RUN_FIELDS)
 
 

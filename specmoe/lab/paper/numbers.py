@@ -140,22 +140,16 @@ def bytes_by_batch(rows: pd.DataFrame, prompt_set: int = 0) -> pd.DataFrame:
 
 def choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Counted specmoe rows of all prompt sets and batches."""
-    return (
-        rows[
-            (rows["regime"] == "count")
-            & (rows["method"] == "specmoe")
-            & (rows["budget"] == "draft")
-        ]
-        if len(rows)
-        else rows
-    )
+    wanted = {"regime": "count", "method": "specmoe", "budget": "draft"}
+    for name, value in wanted.items() if len(rows) else ():
+        rows = rows[rows[name] == value]
+    return rows
 
 
 def choice_batch(rows: pd.DataFrame) -> int | None:
     """The largest batch of those counted over the most prompt sets: where the order is judged."""
-    found = pick(
-        choices(rows), prompt_set=None, substitute=["affinity", "random"], draft_experts=usual(rows)
-    )
+    wanted = {"substitute": ["affinity", "random"], "draft_experts": usual(rows)}
+    found = pick(choices(rows), prompt_set=None, **wanted)
     if not len(found):
         return None
     sets = found.groupby(["batch", "substitute"])["prompt_set"].nunique().unstack().min(axis=1)
@@ -166,8 +160,6 @@ def by_set(rows: pd.DataFrame, batch: int, **settings) -> pd.Series:
     """Tokens per round by prompt set, for runs with these settings."""
     wanted = {"draft_experts": usual(rows), "batch": batch} | settings
     found = pick(choices(rows), prompt_set=None, **wanted)
-    return (
-        found.set_index("prompt_set")["tokens_per_round"].sort_index()
-        if len(found)
-        else pd.Series(dtype=float)
-    )
+    if not len(found):
+        return pd.Series(dtype=float)
+    return found.set_index("prompt_set")["tokens_per_round"].sort_index()

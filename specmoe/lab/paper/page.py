@@ -6,15 +6,14 @@ Comes in: the notebook's parameters. Goes out: results, frames, a JSON file.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from ...engine import engine
-from ...errors import OptionError, check_choice, path_of
+from ...errors import OptionError, check_choice
 from ...shipped import need_path, package_path
-from ..writing import plain, read_object, write_whole
+from ..writing import read_object, save_metrics
 from .facts import FACTS, PAPER_MODELS, Number, frame_of
 from .measure import measure
 from .measured import measured_numbers
@@ -30,7 +29,7 @@ from .numbers import (
 )
 from .record import own_recordings, record_model
 from .settings import MAIN, RERUNS, plan, plan_low_skew
-from .simulated import H100, SSD, replayed, simulated_numbers, speed_of
+from .simulated import H100, SSD, over_on_demand, replayed, simulated_numbers, speed_of
 
 CLOCK = package_path("lab/simulate/results/clock.json")
 
@@ -71,7 +70,7 @@ def open_results(
 def all_numbers(results: Results) -> list[Number]:
     """Every number of the report: the paper's, the measured, the simulated (of the shipped models'
     recordings)."""
-    return [*FACTS, *measured_numbers(results), *(simulated_numbers(results.recordings))]
+    return [*FACTS, *measured_numbers(results), *simulated_numbers(results.recordings)]
 
 
 LINES = ("speed", "latency", "disk", "bytes", "simulated speed", "simulated disk")
@@ -89,11 +88,7 @@ def lines_at(results: Results, what: str) -> pd.DataFrame:
         speed = replayed(SSD if what.endswith("disk") else H100, speed_of, of=results.recordings)
         # hardly to be told from the other
         speed = speed.drop(columns="specmoe, prefetch", errors="ignore")
-        return (
-            speed
-            if what.endswith("speed")
-            else speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
-        )
+        return speed if what.endswith("speed") else over_on_demand(speed)
     timed = timed_rows(rows, "disk" if what == "disk" else "throttled")
     if not len(timed):
         return pd.DataFrame()
@@ -146,12 +141,8 @@ def numbers_frame(numbers: list[Number], table: str) -> pd.DataFrame:
 
 def export(out_dir: str | Path | None, numbers: list[Number], results: dict[str, dict]) -> None:
     """``metrics.json``: every number with its kind, and where the measured ones come from."""
-    if out_dir is None:
-        return
     about = {
         name: {key: found[key] for key in ("model", "machine", "weights_sha256")}
         for name, found in results.items()
     }
-    content = plain({"numbers": [number.to_dict() for number in numbers], "measured_on": about})
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_whole(path_of(out_dir, "a folder") / "metrics.json", text + "\n")
+    save_metrics(out_dir, {"numbers": [each.to_dict() for each in numbers], "measured_on": about})

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ...options import DRAFT_SETS
 from ...shipped import need_path
+from ..bench.runs import Run
 from ..simulate import Recording
 from ..simulate.recording import load_all, save_all
 from .facts import BATCHES
 from .measure import QUEUE, generate, load_engine, queue_of
 from .numbers import RESULTS
-from .settings import FEW, LOW_SKEW, MAIN, Run
+from .settings import FEW, LOW_SKEW, MAIN
 
 FILE = "recordings.npz"
 METHODS = ("on_demand", "overlapped", "cached", "specmoe")

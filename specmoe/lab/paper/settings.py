@@ -8,11 +8,12 @@ telling first, for ``measure``. A run *counts* (tokens per round, bytes: needs n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 from ...errors import check_choice
 from ...options import DRAFT_SETS, SUBSTITUTES
+from ..bench.runs import Run
 from .facts import BATCHES
 
 MAIN, LOW_SKEW = "tiny-translate", ("tiny-balanced", "tiny-skewed")
@@ -21,29 +22,6 @@ LINK = 2.5e8  # bytes per second of the throttled store
 # of timed runs: an expert costs what a larger one would
 WIDENED = {"throttled": "256KiB", "disk": "3MiB"}
 FEW = (1, 16, 64)  # batches of "quick", and of the models with less skew
-
-
-@dataclass(frozen=True)
-class Run:
-    """One measured row. ``key`` names it in the results file."""
-
-    model: str
-    method: str
-    batch: int
-    regime: str = "count"  # "count" | "throttled" | "disk"
-    # fast memory: what N draft experts need, or "tenth": what caching a tenth of the experts needs
-    budget: str = "draft"
-    draft_experts: int | None = 4
-    gamma: int = 10
-    draft_set: str = "hot_temporal"
-    substitute: str = "affinity"
-    eviction: str = "static"
-    temperature: float = 0.0
-    prompt_set: int = 0
-
-    @property
-    def key(self) -> str:
-        return "/".join(str(value) for value in asdict(self).values())
 
 
 def plan(model: str = MAIN, how_much: str = "full", num_experts: int = 128) -> list[Run]:

@@ -15,7 +15,7 @@ from functools import cache
 import pandas as pd
 
 from ..simulate import PAPER_SIZES, PRESETS, Hardware, ModelSize, Recording, recordings, simulate
-from .facts import SPEED, Number, mean_of
+from .facts import SPEED, Number, Table
 from .measured import against_four
 from .record import own_recordings
 from .settings import LOW_SKEW, MAIN
@@ -124,27 +124,24 @@ def speed_of(played) -> float:
 def simulated_numbers(of: list[Recording] | None = None) -> list[Number]:
     """Every table for which it makes sense; throughput and migration only for another model
     (``of``), at its own size."""
-    at = "; at its own size" if of else ""
+    fast, slow = "H100, PCIe 5.0", "H100, NVMe SSD of 7 GB/s"
+    fast, slow = (f"{note}; at its own size" if of else note for note in (fast, slow))
     found = [
-        *_throughput("throughput", H100, f"H100, PCIe 5.0{at}", of),
-        *_migration(f"H100, PCIe 5.0{at}", of),
+        *_throughput(Table("throughput", "simulated", fast), H100, of),
+        *_migration(Table("migration", "simulated", fast), of),
+        *_throughput(Table("ssd", "simulated", slow), SSD, of),
     ]
-    found += _throughput("ssd", SSD, f"H100, NVMe SSD of 7 GB/s{at}", of)
     return found if of else [*found, *_at_implied(), *_choices(), *_low_skew()]
 
 
-def _throughput(
-    table: str, hardware: Hardware, note: str, of: list[Recording] | None
-) -> list[Number]:
+def _throughput(table: Table, hardware: Hardware, of: list[Recording] | None) -> list[Number]:
     speed = replayed(hardware, speed_of, of=of)
-    found = [
-        number
-        for line in speed
-        for batch, value in speed[line].dropna().items()
-        for number in mean_of(table, line, "speed", value, SPEED, note, batch, "simulated")
-    ]
-    ratios = speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
-    return found + speed_numbers(table, speed, ratios, "simulated", note)
+    found = [n for line in speed for n in table.by_batch(line, "speed", speed[line], SPEED)]
+    return found + speed_numbers(table, speed, over_on_demand(speed))
+
+
+def over_on_demand(speed: pd.DataFrame) -> pd.DataFrame:
+    return speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
 
 
 def _at_implied() -> list[Number]:
@@ -158,21 +155,13 @@ def _at_implied() -> list[Number]:
         f"link {IMPLIED.link_bytes_per_s / 1e9:.1f} GB/s, "
         f"{1000 * IMPLIED.expert_overhead_s:.1f} ms per expert computed"
     )
-    measure = "speed at batch 256"
-    return [
-        n
-        for line, value in speed.items()
-        for n in mean_of("implied", line, measure, value, SPEED, note, None, "simulated")
-    ]
+    table, measure = Table("implied", "simulated", note), "speed at batch 256"
+    return [n for line, value in speed.items() for n in table.mean(line, measure, value, SPEED)]
 
 
-def _migration(note: str, of: list[Recording] | None) -> list[Number]:
+def _migration(table: Table, of: list[Recording] | None) -> list[Number]:
     shares = replayed(H100, lambda played: 100 * played.migration_share, of=of)
-    return [
-        n
-        for line in shares
-        for n in share_numbers("migration", line, shares[line].dropna(), "simulated", note)
-    ]
+    return [n for line in shares for n in share_numbers(table, line, shares[line].dropna())]
 
 
 def _choices() -> list[Number]:
@@ -180,27 +169,18 @@ def _choices() -> list[Number]:
     found: list[Number] = []
     by_number = {num: replayed(H100, speed_of, ("specmoe",), num) for num in (2, 4, 8, 16)}
     speeds = pd.DataFrame({num: frame["specmoe"] for num, frame in by_number.items() if len(frame)})
-    about = ("H100, PCIe 5.0", "simulated")
+    experts, sets = (
+        Table(name, "simulated", "H100, PCIe 5.0") for name in ("draft_experts", "draft_set")
+    )
     for batch, row in speeds.iterrows():
         for num, value in row.dropna().items():
-            found += mean_of(
-                "draft_experts", f"N = {num}", "speed", value, SPEED, about[0], batch, about[1]
-            )
-        found += against_four(row.dropna(), batch, about[1], about[0])
+            found += experts.mean(f"N = {num}", "speed", value, SPEED, batch=batch)
+        found += against_four(experts, row.dropna(), batch)
     names = ("random", "hot_global", "hot_temporal")
-    sets = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in names}
-    for name, speed in sets.items() if all(map(len, sets.values())) else ():
-        for batch, value in (speed["specmoe"] / sets["random"]["specmoe"]).dropna().items():
-            found += mean_of(
-                "draft_set",
-                name,
-                "speed against random",
-                value,
-                "times random",
-                about[0],
-                batch,
-                about[1],
-            )
+    by_set = {name: replayed(H100, speed_of, ("specmoe",), draft_set=name) for name in names}
+    for name, speed in by_set.items() if all(map(len, by_set.values())) else ():
+        over = speed["specmoe"] / by_set["random"]["specmoe"]
+        found += sets.by_batch(name, "speed against random", over, "times random")
     return found
 
 
@@ -211,10 +191,7 @@ def _low_skew() -> list[Number]:
     found: list[Number] = []
     for model in LOW_SKEW:
         speed = replayed(H100, speed_of, lines, 4, model, temperature=1.0, gamma=5)
-        if not len(speed):
-            continue
-        ratios = speed.div(speed["on_demand"], axis=0).drop(columns="on_demand")
-        found += low_skew_numbers(
-            PAPER_NAMES[model], ratios, "simulated", f"routing of {model}; H100, PCIe 5.0"
-        )
+        if len(speed):
+            table = Table("low_skew", "simulated", f"routing of {model}; H100, PCIe 5.0")
+            found += low_skew_numbers(table, PAPER_NAMES[model], over_on_demand(speed))
     return found

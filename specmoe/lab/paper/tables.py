@@ -93,11 +93,9 @@ def pivots(numbers: list[Number], key: str) -> list[Pivot]:
 
 def words(number: Number) -> str:
     """Value, unit and range: ``"7.66 tokens (7.51 to 7.89, 3)"``."""
-    span = (
-        ""
-        if number.low is None
-        else (f" ({figure(number.low)} to {figure(number.high)}, {number.num})")
-    )
+    span = ""
+    if number.low is not None:
+        span = f" ({figure(number.low)} to {figure(number.high)}, {number.num})"
     return f"{figure(number.value)} {number.unit}{span}"
 
 

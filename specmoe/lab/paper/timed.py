@@ -9,134 +9,87 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .facts import PERCENT, RATIO, SPEED, Number, mean_of
+from .facts import PERCENT, RATIO, Number, Table
 from .numbers import speed_ratios, speeds, timed_rows
 
 UNEQUAL = "unequal memory, as in the paper: cached keeps a tenth of the experts"
+IN_MIGRATION = "time in expert migration"
 
 
 def timed_numbers(rows: pd.DataFrame, regime: str, table: str) -> list[Number]:
-    timed = timed_rows(rows, regime)
+    timed, made = timed_rows(rows, regime), Table(table)
     if not len(timed):
         return []
-    found = []
-    for row in timed.itertuples():
-        reach = (row.tokens_per_second_min, row.tokens_per_second_max)
-        about = {"num": int(row.repeats), "batch": int(row.batch)}
-        found.append(
-            Number(
-                table, row.line, "speed", row.tokens_per_second, "measured", SPEED, *reach, **about
-            )
-        )
-    return found + speed_numbers(table, speeds(timed), speed_ratios(timed), "measured")
+    found = [made.timed(row.line, row, int(row.batch)) for row in timed.itertuples()]
+    return found + speed_numbers(made, speeds(timed), speed_ratios(timed))
 
 
-def speed_numbers(
-    table: str, speed: pd.DataFrame, ratios: pd.DataFrame, kind: str, note: str = ""
-) -> list[Number]:
+def speed_numbers(table: Table, speed: pd.DataFrame, ratios: pd.DataFrame) -> list[Number]:
     """Latency and speed-up by batch, the best and the mean of each line; measured or simulated
     alike."""
     found: list[Number] = []
-    for line in speed if table == "throughput" else ():
-        for batch, value in speed[line].dropna().items():
-            found += mean_of(
-                table,
-                line,
-                "latency",
-                1000 * batch / value,
-                "ms per token of a row",
-                note,
-                batch,
-                kind,
-            )
+    for line in speed if table.name == "throughput" else ():
+        latency = 1000 * speed.index.to_series() / speed[line]
+        found += table.by_batch(line, "latency", latency, "ms per token of a row")
     for line in ratios:
-        best = ratios[line].idxmax()
-        about = "; ".join(
-            filter(None, [f"batch {best}", UNEQUAL if line == "cached" else "", note])
-        )
-        found += mean_of(
-            table, line, "speed-up, best batch", ratios[line].max(), RATIO, about, None, kind
-        )
-        found += mean_of(
-            table, line, "speed-up, mean over batches", ratios[line].mean(), RATIO, note, None, kind
-        )
-        for batch, value in ratios[line].dropna().items():
-            found += mean_of(table, line, "speed-up", value, RATIO, note, batch, kind)
-    return found + _over_cached(table, ratios, kind, note)
+        best, mean = ratios[line].max(), ratios[line].mean()
+        about = (f"batch {ratios[line].idxmax()}", UNEQUAL if line == "cached" else "", table.note)
+        found += table.mean(line, "speed-up, best batch", best, RATIO, _said(*about))
+        found += table.mean(line, "speed-up, mean over batches", mean, RATIO)
+        found += table.by_batch(line, "speed-up", ratios[line], RATIO)
+    return found + _over_cached(table, ratios)
 
 
-def _over_cached(table: str, ratios: pd.DataFrame, kind: str, note: str) -> list[Number]:
+def _said(*words: str) -> str:
+    return "; ".join(filter(None, words))
+
+
+def _over_cached(table: Table, ratios: pd.DataFrame) -> list[Number]:
     if "specmoe" not in ratios:
         return []
-    found = mean_of(
-        table,
-        "specmoe",
-        "latency, best batch",
-        100 / ratios["specmoe"].max(),
-        "% of on_demand",
-        note,
-        None,
-        kind,
-    )
-    measure = "speed-up over cached, best batch"
+    least = 100 / ratios["specmoe"].max()
+    found = table.mean("specmoe", "latency, best batch", least, "% of on_demand")
     pairs = (
         ("specmoe", "cached", UNEQUAL),
         ("specmoe, equal bytes", "cached, equal bytes", "equal fast memory"),
     )
     for label, other, about in pairs:
         if other in ratios:
-            over = (ratios["specmoe"] / ratios[other]).max()
-            said = "; ".join(filter(None, [about, note]))
-            found += mean_of(table, label, measure, over, "times cached", said, None, kind)
+            over, said = (ratios["specmoe"] / ratios[other]).max(), _said(about, table.note)
+            measure = "speed-up over cached, best batch"
+            found += table.mean(label, measure, over, "times cached", said)
     return found
 
 
 def migration(rows: pd.DataFrame) -> list[Number]:
     """Where a method stood still for reads, in percent of its time."""
     found: list[Number] = []
-    for regime, table in (("throttled", "migration"),):
-        timed = timed_rows(rows, regime)
-        for line, part in timed.groupby("line", sort=False) if len(timed) else ():
-            if line != "resident":
-                shares = 100 * part.set_index("batch")["wait_share"].astype(float)
-                found += share_numbers(
-                    table, line, shares, "measured", "waiting for reads, 0.25 GB/s"
-                )
+    timed = timed_rows(rows, "throttled")
+    table = Table("migration", note="waiting for reads, 0.25 GB/s")
+    for line, part in timed.groupby("line", sort=False) if len(timed) else ():
+        if line != "resident":
+            shares = 100 * part.set_index("batch")["wait_share"].astype(float)
+            found += share_numbers(table, line, shares)
     return found
 
 
-def share_numbers(table: str, line: str, shares: pd.Series, kind: str, note: str) -> list[Number]:
+def share_numbers(table: Table, line: str, shares: pd.Series) -> list[Number]:
     """Shares (%) of time in migration by batch, and the largest."""
-    found = [
-        number
-        for batch, share in shares.items()
-        for number in mean_of(
-            table, line, "time in expert migration", share, PERCENT, note, batch, kind
-        )
-    ]
-    said = f"batch {shares.idxmax()}; {note}"
-    return found + mean_of(
-        table, line, "time in expert migration, largest", shares.max(), PERCENT, said, None, kind
-    )
+    said = f"batch {shares.idxmax()}; {table.note}"
+    largest = table.mean(line, f"{IN_MIGRATION}, largest", shares.max(), PERCENT, said)
+    return table.by_batch(line, IN_MIGRATION, shares, PERCENT) + largest
 
 
 def low_skew(rows: pd.DataFrame, model: str) -> list[Number]:
-    timed = timed_rows(rows, "throttled")
-    return low_skew_numbers(model, speed_ratios(timed), "measured") if len(timed) else []
+    timed, table = timed_rows(rows, "throttled"), Table("low_skew", note="temperature 1, gamma 5")
+    return low_skew_numbers(table, model, speed_ratios(timed)) if len(timed) else []
 
 
-def low_skew_numbers(
-    label: str, ratios: pd.DataFrame, kind: str, note: str = "temperature 1, gamma 5"
-) -> list[Number]:
+def low_skew_numbers(table: Table, label: str, ratios: pd.DataFrame) -> list[Number]:
     """Speed-ups of one model: by batch, and the best."""
     found: list[Number] = []
     for line in ratios:
-        said = f"batch {ratios[line].idxmax()}; {note}"
-        found += mean_of(
-            "low_skew", label, f"{line}, best batch", ratios[line].max(), RATIO, said, None, kind
-        )
-        for batch, value in ratios[line].dropna().items():
-            found += mean_of(
-                "low_skew", f"{label}: {line}", "speed-up", value, RATIO, note, batch, kind
-            )
+        best, said = ratios[line].max(), f"batch {ratios[line].idxmax()}; {table.note}"
+        found += table.mean(label, f"{line}, best batch", best, RATIO, said)
+        found += table.by_batch(f"{label}: {line}", "speed-up", ratios[line], RATIO)
     return found

@@ -7,7 +7,7 @@ nothing is run and nothing is changed.
 """
 
 from .clock import rounds_of, timeline
-from .frames import as_frame, check_frame, check_number
+from .frames import as_frame, check_number
 from .pool import (
     REPLAYED,
     Held,
@@ -19,24 +19,3 @@ from .pool import (
     replay_pool,
 )
 from .rounds import any_blocks, blocks_of, fetched_in, telling_round, token_kinds
-
-__all__ = [
-    "REPLAYED",
-    "Held",
-    "Request",
-    "any_blocks",
-    "as_frame",
-    "blocks_of",
-    "check_frame",
-    "check_number",
-    "decoding",
-    "fetched_in",
-    "layer_requests",
-    "layers_of",
-    "pool_table",
-    "replay_pool",
-    "rounds_of",
-    "telling_round",
-    "timeline",
-    "token_kinds",
-]

@@ -17,11 +17,8 @@ def as_frame(source) -> pd.DataFrame:
     """The trace frame of an output, a trace, or a frame itself; ``OptionError`` for anything else
     or an empty one."""
     trace = getattr(source, "trace", source)
-    frame = (
-        trace.to_frame()
-        if hasattr(trace, "to_frame") and not isinstance(trace, pd.DataFrame)
-        else trace
-    )
+    is_trace = hasattr(trace, "to_frame") and not isinstance(trace, pd.DataFrame)
+    frame = trace.to_frame() if is_trace else trace
     check_frame(frame)
     return frame
 

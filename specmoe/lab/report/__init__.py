@@ -8,6 +8,7 @@ them. Goes out: a folder with the executed notebook, its HTML and the ``metrics.
 from __future__ import annotations
 
 from ...shipped import notebooks_dir
+from ..writing import save_metrics
 from .against import changes, check_against, count_changes, say_change
 from .page import external_loads, offline_html
 from .parameters import list_reports, report_parameters, typed_parameters
@@ -15,7 +16,6 @@ from .progress import teller
 from .run import run_report, widget_errors
 from .sentences import (
     number_table,
-    save_metrics,
     say_growth,
     say_oracle,
     say_same_tokens,
@@ -25,31 +25,3 @@ from .sentences import (
 )
 from .setup import as_markdown, say_setup
 from .summary import say_memory, say_summary
-
-__all__ = [
-    "as_markdown",
-    "changes",
-    "check_against",
-    "count_changes",
-    "external_loads",
-    "list_reports",
-    "notebooks_dir",
-    "number_table",
-    "offline_html",
-    "report_parameters",
-    "run_report",
-    "save_metrics",
-    "say_change",
-    "say_memory",
-    "say_summary",
-    "say_growth",
-    "say_oracle",
-    "say_same_tokens",
-    "say_speed",
-    "say_time",
-    "say_use",
-    "say_setup",
-    "teller",
-    "typed_parameters",
-    "widget_errors",
-]

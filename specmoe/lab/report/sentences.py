@@ -1,24 +1,18 @@
 """What a report concludes, in sentences that follow the numbers.
 
-Comes in: the rows of a bench, or counts of ``metrics``. Goes out: Markdown for the notebook, a
-table for people and the ``metrics.json`` for programs. Nothing here knows which method ought to
-win.
+Comes in: the rows of a bench, or counts of ``metrics``. Goes out: Markdown for the notebook, and
+a table. Nothing here knows which method ought to win.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ...errors import path_of
 from ..figures import as_table, show_number
 from ..metrics import PARTS, dead_experts, skewness, top_share
-from ..writing import write_whole
 
 # speeds nearer than this are level, and so are those whose repeats reach each other's median
 LEVEL = 1.1
@@ -109,11 +103,10 @@ def _others(part: pd.DataFrame, level: list[str], base: float) -> str:
     if "specmoe" not in level:
         return f"; `specmoe` gets {show_number(speed)}{_times(speed, base)}."
     behind = part[~part["label"].isin(level)]
-    return (
-        f"; next is `{behind.iloc[0]['label']}`{_times(behind.iloc[0]['tokens_per_second'], base)}."
-        if len(behind)
-        else "."
-    )
+    if not len(behind):
+        return "."
+    label, speed = behind.iloc[0][["label", "tokens_per_second"]]
+    return f"; next is `{label}`{_times(speed, base)}."
 
 
 def say_growth(rows) -> str:
@@ -124,9 +117,8 @@ def say_growth(rows) -> str:
     small, large = table["batch"].min(), table["batch"].max()
     if small == large:
         return ""
-    work = table.assign(work=table[column] * table["batch"]).pivot_table(
-        index="label", columns="batch", values="work"
-    )
+    work = table.assign(work=table[column] * table["batch"])
+    work = work.pivot_table(index="label", columns="batch", values="work")
     ratios = (work[large] / work[small]).reindex(table["label"].unique()).dropna()
     said = ", ".join(
         f"`{label}` {ratio:.1f} times" for label, ratio in ratios.items() if math.isfinite(ratio)
@@ -148,26 +140,17 @@ def say_time(shares) -> str:
     lines = []
     for _, row in part.iterrows():
         most = max(PARTS, key=lambda name: row[f"{name}_share"])
-        line = f"`{row['label']}`: {_waiting(row)} waiting for reads"
-        lines.append(
-            line
-            + (
-                "."
-                if most == "wait"
-                else f"; most goes into {names[most]} ({100 * row[most + '_share']:.0f} %)."
-            )
-        )
+        share = 100 * row[f"{most}_share"]
+        rest = "" if most == "wait" else f"; most goes into {names[most]} ({share:.0f} %)"
+        lines.append(f"`{row['label']}`: {_waiting(row)} waiting for reads{rest}.")
     return f"At batch {part['batch'].iloc[0]}:\n\n{_bullets(lines)}"
 
 
 def _waiting(row: pd.Series) -> str:
     """``31 %``, with the range of the repeats where they differ."""
     most = f"{100 * row['wait_share']:.0f} %"
-    ends = [
-        f"{100 * row[f'wait_share_{end}']:.0f}"
-        for end in ("min", "max")
-        if f"wait_share_{end}" in row
-    ]
+    known = [name for name in ("wait_share_min", "wait_share_max") if name in row]
+    ends = [f"{100 * row[name]:.0f}" for name in known]
     return f"{most} ({ends[0]} to {ends[1]})" if len(set(ends)) == 2 else most
 
 
@@ -198,17 +181,13 @@ def say_use(counts: pd.DataFrame, num: int, layers: int | None = None) -> str:
     unused = int(dead_experts(counts).sum())
     decoding = layers is not None and layers != len(counts)
     of_layers = f" (those of the {len(counts)} MoE layers that decode)" if decoding else ""
-    rest = (
-        f"{unused} of {counts.size} experts{of_layers} were not called at all"
-        if unused
-        else "every expert was called"
-    )
+    rest = f"{unused} of {counts.size} experts{of_layers} were not called at all"
+    rest = rest if unused else "every expert was called"
     return (
         f"Mean Gini of expert use: **{skewness(counts):.2f}** (0 is even use, "
-        f"{1 - 1 / num_experts:.2f} one expert for "
-        f"everything). The {num} most used of {num_experts} experts take "
-        f"{100 * top_share(counts, num):.0f} % of a "
-        f"layer's expert calls ({100 * num / num_experts:.0f} % if use were even); {rest}."
+        f"{1 - 1 / num_experts:.2f} one expert for everything). The {num} most used of "
+        f"{num_experts} experts take {100 * top_share(counts, num):.0f} % of a layer's expert "
+        f"calls ({100 * num / num_experts:.0f} % if use were even); {rest}."
     )
 
 
@@ -224,25 +203,3 @@ def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return show_number(value) if isinstance(value, float) else value
-
-
-def save_metrics(out_dir: str | Path | None, numbers: Mapping[str, Any]) -> None:
-    """Write ``metrics.json`` into ``out_dir``; nothing where a notebook runs by hand (``None``)."""
-    if out_dir is None:
-        return
-    text = json.dumps(_plain(numbers), indent=1, allow_nan=False)
-    write_whole(path_of(out_dir, "a folder") / "metrics.json", text + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; nan and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -30,7 +30,7 @@ def say_setup(result) -> str:
         "model": _model_words(model),
         "experts per token": f"{model['top_k']} in each MoE layer",
         "one expert": _expert_words(model),
-        "all experts": show_bytes(model["layers"] * model["experts"] * model["record_bytes"]),
+        "all experts": show_bytes(all_experts(model)),
         "fast memory for experts": f"{show_bytes(model['fast_memory_bytes'])}, the same for every "
         "method but resident",
         "draft experts (N)": f"{model['draft_experts']} in each MoE layer",
@@ -44,11 +44,15 @@ def say_setup(result) -> str:
     )
 
 
+def all_experts(model: Mapping[str, Any]) -> int:
+    """Bytes of all of them."""
+    return model["layers"] * model["experts"] * model["record_bytes"]
+
+
 def _model_words(model: Mapping[str, Any]) -> str:
     """Which of the layers decode is said where an encoder has some too."""
-    words = (
-        f"{as_markdown(model['name'])}: {model['layers']} MoE layers of {model['experts']} experts"
-    )
+    name, layers = as_markdown(model["name"]), model["layers"]
+    words = f"{name}: {layers} MoE layers of {model['experts']} experts"
     decoding = model.get("decoding_layers", model["layers"])
     if decoding == model["layers"]:
         return words

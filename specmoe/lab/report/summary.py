@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..figures import as_table, show_bytes, show_number
 from .sentences import level_with
+from .setup import all_experts
 
 DRAFTING = ("specmoe", "auto")
 
@@ -63,10 +64,9 @@ def span(low: float, high: float, form: str | None = None) -> str:
 
 def speed(row: pd.Series) -> str:
     """``153 (150 to 156)`` tokens/s."""
-    ends = [
-        row[f"tokens_per_second_{end}"] if _repeated(row) else math.nan for end in ("min", "max")
-    ]
-    return show_number(row["tokens_per_second"]) + span(*ends)
+    ends = ["tokens_per_second_min", "tokens_per_second_max"]
+    reach = span(*row[ends]) if _repeated(row) else ""
+    return show_number(row["tokens_per_second"]) + reach
 
 
 def say_summary(result, compared: str = "") -> str:
@@ -88,9 +88,7 @@ def say_summary(result, compared: str = "") -> str:
 
 
 def _memory_words(result) -> str:
-    model = result.model
-    every = model["layers"] * model["experts"] * model["record_bytes"]
-    fast = model["fast_memory_bytes"]
+    fast, every = result.model["fast_memory_bytes"], all_experts(result.model)
     return (
         f"The experts get {show_bytes(fast)} of fast memory, {100 * fast / every:.2g} % of the "
         f"{show_bytes(every)} that all of them take."
@@ -125,11 +123,9 @@ def _named(part: pd.DataFrame, label: str) -> pd.Series | None:
 def _duel(part: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
     """The fastest method that drafts and the fastest that does not."""
     drafts = part["method"].isin(DRAFTING)
-    return (
-        None
-        if drafts.all() or not drafts.any()
-        else (fastest(part[drafts]), fastest(part[~drafts]))
-    )
+    if drafts.all() or not drafts.any():
+        return None
+    return fastest(part[drafts]), fastest(part[~drafts])
 
 
 def _duel_words(part: pd.DataFrame) -> str:
@@ -177,9 +173,8 @@ def _ranges(table: pd.DataFrame) -> str:
 def say_memory(result) -> str:
     """What the memory saved costs in speed: the fastest method under the budget beside all experts
     in memory."""
-    table, model = as_table(result.rows), result.model
-    every = model["layers"] * model["experts"] * model["record_bytes"]
-    fast = model["fast_memory_bytes"]
+    table, every = as_table(result.rows), all_experts(result.model)
+    fast = result.model["fast_memory_bytes"]
     lines = [
         "| batch | memory for experts | method | tokens/s | of `resident` | tokens/s per MiB |",
         "|---|---|---|---|---|---|",
@@ -190,13 +185,8 @@ def say_memory(result) -> str:
         both = [(fastest(rest), fast)] if len(rest) else []
         both += [] if resident is None else [(resident, every)]
         for row, num_bytes in both:
-            share = (
-                ""
-                if resident is None
-                else str(Ratio.of(row, resident))
-                if num_bytes == fast
-                else "1"
-            )
+            ratio = "1" if num_bytes != fast or resident is None else Ratio.of(row, resident)
+            share = "" if resident is None else ratio
             dense = show_number(row["tokens_per_second"] / (num_bytes / 2**20))
             lines.append(
                 f"| {batch} | {show_bytes(num_bytes)} | `{row['label']}` | {speed(row)} | {share} | {dense} |"

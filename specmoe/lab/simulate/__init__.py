@@ -20,28 +20,3 @@ from .recording import Recording
 from .replay import Simulated, simulate
 from .shipped import recordings
 from .sizes import ModelSize
-
-__all__ = [
-    "PAPER_SIZES",
-    "PRESETS",
-    "Expectation",
-    "Hardware",
-    "ModelSize",
-    "Plan",
-    "RealModel",
-    "Recording",
-    "Simulated",
-    "counts_at",
-    "expect",
-    "expectations",
-    "fit_machine",
-    "knob_rows",
-    "known_models",
-    "plan",
-    "preset",
-    "probe_machine",
-    "recordings",
-    "simulate",
-    "size_of",
-    "winners",
-]

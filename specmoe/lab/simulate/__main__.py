@@ -34,11 +34,9 @@ def main() -> None:
 
 
 def compare(given) -> None:
-    links = (
-        clock.LINKS
-        if given.link is None
-        else [None if given.link == "native" else float(given.link)]
-    )
+    links = clock.LINKS
+    if given.link is not None:
+        links = [None if given.link == "native" else float(given.link)]
     machine = doctor.describe()
     for model in [given.model] if given.model else clock.MODELS:
         for link in links:

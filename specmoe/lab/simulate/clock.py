@@ -81,20 +81,11 @@ def _run(engine: Engine, prompts: list, method: str, batch: int, new_tokens: int
 
 
 def _row(engine: Engine, batch: int, repeat: int, output, machine: Hardware) -> dict:
-    recording, stats, link = (
-        Recording.of(output, engine.info),
-        output.stats,
-        engine.options.link_bytes_per_s,
-    )
+    recording, stats = Recording.of(output, engine.info), output.stats
+    link = engine.options.link_bytes_per_s
     played = simulate(recording, machine)
-    parts = {
-        f"predicted_{part}": getattr(played, part)
-        for part in ("seconds", "wait_s", "draft_s", "verify_s")
-    }
-    probed = {
-        f"probed_{part}": getattr(machine.parts, part)
-        for part in ("contention", "link_contention", "read_s")
-    }
+    spent = ("seconds", "wait_s", "draft_s", "verify_s")
+    probed = ("contention", "link_contention", "read_s")
     return {
         "model": engine.info["name"],
         "link": "native" if link is None else f"{link / 1e9:g} GB/s",
@@ -104,12 +95,9 @@ def _row(engine: Engine, batch: int, repeat: int, output, machine: Hardware) -> 
         "measured": stats.tokens_per_second,
         "predicted": played.tokens_per_second,
         "error": played.tokens_per_second / stats.tokens_per_second - 1,
-        **parts,
-        "seconds": stats.seconds,
-        "wait_s": stats.wait_s,
-        "draft_s": stats.draft_s,
-        "verify_s": stats.verify_s,
-        **probed,
+        **{f"predicted_{part}": getattr(played, part) for part in spent},
+        **{part: getattr(stats, part) for part in spent},
+        **{f"probed_{part}": getattr(machine.parts, part) for part in probed},
     }
 
 
@@ -156,26 +144,8 @@ def write_results(frame: pd.DataFrame, info: dict, machine: dict, path=RESULTS) 
     """JSON with ``rows`` (``cells``), the ``runs`` behind them, errors, models, and for each model
     and link the machine (of ``doctor.examine``) with date and versions; it names no folder. Other
     models and links in the file stay."""
-    kept = (
-        "date",
-        "kernel",
-        "python",
-        "cpu",
-        "cores",
-        "specmoe",
-        "torch",
-        "transformers",
-        "threads",
-    )
-    sizes = (
-        "layers",
-        "experts",
-        "top_k",
-        "record_bytes",
-        "slots",
-        "draft_experts",
-        "cached_experts",
-    )
+    kept = "date kernel python cpu cores specmoe torch transformers threads".split()
+    sizes = "layers experts top_k record_bytes slots draft_experts cached_experts".split()
     record = read_object(path)
     frame = frame.assign(model=info["name"])
     new = set(zip(frame["model"], frame["link"]))

@@ -104,89 +104,48 @@ _M4 = (
 )
 
 
-def _unified(hardware: Hardware) -> Hardware:
-    """Its link is its memory."""
-    return replace(hardware, link_bytes_per_s=hardware.memory_bytes_per_s)
-
-
-def _sheet(
-    name: str,
-    link: float,
-    latency_s: float,
-    flop: float,
-    memory: float,
-    step_s: float,
-    source: str,
-    gigabytes: float,
-) -> Hardware:
-    """From peak numbers. Overheads are assumed: 20 us per MoE layer, 10 us per expert, as small
-    kernel launches take. ``gigabytes``: of fast memory."""
+def _sheet(name: str, rates: tuple, step_s: float, source: str, gigabytes: float) -> Hardware:
+    """From peak numbers, ``rates``: of the link (bytes/s, s of latency), FLOP/s, of the memory
+    (bytes/s). Overheads are assumed: 20 us per MoE layer, 10 us per expert, as small kernel
+    launches take. ``gigabytes``: of fast memory."""
+    link, latency_s, flop, memory = rates
     rates = (link * LINK_SHARE, latency_s, flop * COMPUTE_SHARE, memory * MEMORY_SHARE)
     size = {"fast_memory_bytes": gigabytes * 1e9}
     return Hardware(name, *rates, step_s, 2e-5, 1e-5, source=source + _ASSUMED, **size)
 
 
+# Peaks of (FLOP/s, bytes/s of memory).
+_H100, _RTX_4090, _CPU = (989e12, 3.35e12), (165e12, 1.008e12), (2e12, 8.5e10)
+_GPU_24 = "24 GB consumer GPU (RTX 4090)"
+_SXM = "those are of the 80 GB SXM part, no sheet of a 96 GB part was found"
 # NVIDIA's own data sheets could not be reached when this was written; the pages named repeat their
-# numbers.
-PRESETS = {
-    "h100": _sheet(
+# numbers. Name, rates, seconds of a step, source, GB.
+_SHEETS = {
+    "h100": (
         "H100 96 GB, PCIe 5.0 x16 (the paper's)",
-        64e9,
-        1e-5,
-        989e12,
-        3.35e12,
+        (64e9, 1e-5, *_H100),
         1e-3,
-        f"{_HOPPER}; those are of the 80 GB SXM part, no sheet of a 96 GB part was found",
+        f"{_HOPPER}; {_SXM}",
         96,
     ),
-    "h200": _sheet("H200 141 GB, PCIe 5.0 x16", 64e9, 1e-5, 989e12, 4.8e12, 1e-3, _H200, 141),
-    "consumer": _sheet(
-        "24 GB consumer GPU (RTX 4090), PCIe 4.0 x16", 32e9, 1e-5, 165e12, 1.008e12, 1e-3, _ADA, 24
-    ),
-    "pcie3": _sheet(
-        "24 GB consumer GPU (RTX 4090), PCIe 3.0 x16",
-        16e9,
-        1e-5,
-        165e12,
-        1.008e12,
-        1e-3,
-        f"{_PCIE}; {_ADA}",
-        24,
-    ),
-    "laptop": _sheet(
-        "laptop CPU, NVMe PCIe 4.0",
-        7e9,
-        1e-4,
-        2e12,
-        8.5e10,
-        2e-3,
-        f"{_NVME}; {_LAPTOP}",
-        32,
-    ),
-    "laptop-sata": _sheet(
-        "laptop CPU, SATA SSD",
-        5.6e8,
-        1e-4,
-        2e12,
-        8.5e10,
-        2e-3,
-        f"{_SATA}; {_LAPTOP}",
-        32,
-    ),
-    "unified": _unified(
-        _sheet("laptop with unified memory (M4 Max)", 1, 0, 34e12, 5.46e11, 2e-3, _M4, 128)
-    ),
-    "h100-ssd": _sheet(
+    "h200": ("H200 141 GB, PCIe 5.0 x16", (64e9, 1e-5, 989e12, 4.8e12), 1e-3, _H200, 141),
+    "consumer": (f"{_GPU_24}, PCIe 4.0 x16", (32e9, 1e-5, *_RTX_4090), 1e-3, _ADA, 24),
+    "pcie3": (f"{_GPU_24}, PCIe 3.0 x16", (16e9, 1e-5, *_RTX_4090), 1e-3, f"{_PCIE}; {_ADA}", 24),
+    "laptop": ("laptop CPU, NVMe PCIe 4.0", (7e9, 1e-4, *_CPU), 2e-3, f"{_NVME}; {_LAPTOP}", 32),
+    "laptop-sata": ("laptop CPU, SATA SSD", (5.6e8, 1e-4, *_CPU), 2e-3, f"{_SATA}; {_LAPTOP}", 32),
+    "unified": ("laptop with unified memory (M4 Max)", (1, 0, 34e12, 5.46e11), 2e-3, _M4, 128),
+    "h100-ssd": (
         "H100 96 GB, experts on one NVMe SSD",
-        7e9,
-        1e-4,
-        989e12,
-        3.35e12,
+        (7e9, 1e-4, *_H100),
         1e-3,
         f"{_NVME}; {_HOPPER}",
         96,
     ),
 }
+PRESETS = {name: _sheet(*sheet) for name, sheet in _SHEETS.items()}
+# Where memory is unified, its link is its memory.
+_memory = PRESETS["unified"].memory_bytes_per_s
+PRESETS["unified"] = replace(PRESETS["unified"], link_bytes_per_s=_memory)
 
 
 def preset(name: str) -> Hardware:

@@ -39,15 +39,15 @@ class Lanes:
 
     def stand(self, seconds: float) -> None:
         """Compute stands still while the link works."""
-        self.now_s = self.now_s + seconds
-        self.wait_s = self.wait_s + seconds
+        self.now_s += seconds
+        self.wait_s += seconds
         self._read(seconds)
 
     def wave(self, seconds: float) -> None:
         """A wave of reads that nothing overlaps."""
-        self.now_s = self.now_s + seconds
-        self.wait_s = self.wait_s + seconds
-        self.busy_s = self.busy_s + seconds
+        self.now_s += seconds
+        self.wait_s += seconds
+        self.busy_s += seconds
 
     def guess(self, layer: int, reads: float) -> None:
         """Queue reads for a later layer."""

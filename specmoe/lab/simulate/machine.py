@@ -35,10 +35,8 @@ def fit_machine(probes: dict, name: str = "this machine") -> Hardware:
     latency_s, read_s = least_squares(
         [[1, n] for n, _ in probes["reads"]], [s for _, s in probes["reads"]]
     )
-    terms, seconds = (
-        [[1, e, p] for e, p, _ in probes["resident"]],
-        [s for *_, s in probes["resident"]],
-    )
+    terms = [[1, e, p] for e, p, _ in probes["resident"]]
+    seconds = [s for *_, s in probes["resident"]]
     layer_s, expert_s, pair_s = least_squares(terms, seconds)
     rate = probes["record_bytes"] / max(read_s, 1e-12)
     return Hardware(

@@ -85,12 +85,9 @@ def knob_rows(
     without recordings.
     """
     groups = recordings if isinstance(recordings, Mapping) else {None: recordings}
-    links = (
-        [hardware.link_bytes_per_s * 2.0**power for power in range(-2, 3)]
-        if links is None
-        else list(links)
-    )
-    rows = []
+    if links is None:
+        links = [hardware.link_bytes_per_s * 2.0**power for power in range(-2, 3)]
+    machines, rows = [replace(hardware, link_bytes_per_s=link) for link in links], []
     for draft_set, runs in groups.items():
         for run in runs:
             if not isinstance(run, Recording):
@@ -98,10 +95,7 @@ def knob_rows(
                     f"{type(run).__name__} is not a recording: make one with Recording.of(output, "
                     "engine.info)"
                 )
-            rows += [
-                _row(run, replace(hardware, link_bytes_per_s=link), draft_set, size)
-                for link in links
-            ]
+            rows += [_row(run, machine, draft_set, size) for machine in machines]
     if not rows:
         raise OptionError("there are no recordings: give at least one")
     return _with_memory(pd.DataFrame(rows))

@@ -31,18 +31,7 @@ if TYPE_CHECKING:
     from ...engine.engine import Engine
 
 PASSES = ("passes", "steps")
-PARTS = (
-    "reads",
-    "passes",
-    "steps",
-    "resident",
-    "draft",
-    "waves",
-    "stream",
-    "guess",
-    "keep",
-    "prepare",
-)
+PARTS = "reads passes steps resident draft waves stream guess keep prepare".split()
 
 
 def probe_machine(engine: Engine, prompt=None, repeats: int = 5) -> dict:

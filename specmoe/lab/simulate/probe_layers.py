@@ -12,26 +12,14 @@ import torch
 
 from ...offload.experts import Drafting, RunExperts
 from ...offload.policies import Static
-from ...offload.store import DEMAND
+from ...offload.read_queue import DEMAND
 from ...offload.transfers import ExpertKey, allocate_slots
 from .probing import Prober
 
 BURSTS = (1, 2, 4, 8, 16)
-EXPERTS = (
-    (1, 1),
-    (2, 1),
-    (4, 1),
-    (16, 1),
-    (32, 1),
-    (4, 4),
-    (16, 4),
-    (2, 16),
-    (8, 16),
-    (4, 64),
-    (1, 64),
-    (2, 256),
-)
 # experts, tokens of each
+EXPERTS = ((1, 1), (2, 1), (4, 1), (16, 1), (32, 1), (4, 4), (16, 4), (2, 16), (8, 16))
+EXPERTS += ((4, 64), (1, 64), (2, 256))
 MISSING = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (16, 4), (8, 16), (4, 64))
 # resident, missing, tokens of each
 PARTLY = ((1, 1, 1), (3, 1, 1), (1, 2, 1), (4, 4, 1), (4, 2, 4), (3, 9, 4), (4, 8, 16))
@@ -151,9 +139,8 @@ class LayerProber(Prober):
             return [self.time(work)]
 
     def _cases(self, cases) -> list[tuple[int, int]]:
-        return list(
-            dict.fromkeys((min(experts, self.num_experts), tokens) for experts, tokens in cases)
-        )
+        known = ((min(experts, self.num_experts), tokens) for experts, tokens in cases)
+        return list(dict.fromkeys(known))
 
     def _block(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         width = self.engine.decoder.config.hidden_size
@@ -184,10 +171,5 @@ class LayerProber(Prober):
 
         seconds = self.time(work) / number
         wait_s = statistics.median(each.wait_s for each in found[1:]) / number
-        return [
-            experts,
-            pairs,
-            statistics.mean(each.num_fetches for each in found[1:]) / number,
-            seconds,
-            wait_s,
-        ]
+        num_reads = statistics.mean(each.num_fetches for each in found[1:]) / number
+        return [experts, pairs, num_reads, seconds, wait_s]

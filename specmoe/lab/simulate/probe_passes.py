@@ -91,10 +91,8 @@ class PassProber(Prober):
         """A batch with so many rows in flight, each of ``positions`` tokens."""
         engine, state = self.engine, self.state
         rule = KeepPolicy(len(engine.packed.layers), self.num_experts, 0)
-        with self.run("cached", rule=rule, preload=None, drafting=Drafting("no_experts")) as (
-            _,
-            experts,
-        ):
+        how = {"rule": rule, "preload": None, "drafting": Drafting("no_experts")}
+        with self.run("cached", **how) as (_, experts):
             engine.decoder.allocate(rows, positions + block + 1)
             for row in range(rows):
                 engine.decoder.add_row(row, state)

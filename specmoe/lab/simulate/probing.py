@@ -49,9 +49,8 @@ class Prober:
             self.crowd()
             began_s = time.perf_counter()
             beside = work()  # seconds of it that are not the work's
-            spent.append(
-                time.perf_counter() - began_s - (beside if isinstance(beside, float) else 0.0)
-            )
+            spent_s = time.perf_counter() - began_s
+            spent.append(spent_s - (beside if isinstance(beside, float) else 0.0))
         return statistics.median(spent[1:])
 
     def crowd(self) -> None:
@@ -64,10 +63,8 @@ class Prober:
         """The experts of a method, as ``generate`` would set them up; ``changes`` are fields of its
         ``Method``."""
         engine = self.engine
-        method = make_method(
-            GenerateOptions(method=name, seed=0), engine.memory, engine.packed, None
-        )
-        method = replace(method, **changes)
+        options = GenerateOptions(method=name, seed=0)
+        method = replace(make_method(options, engine.memory, engine.packed), **changes)
         with held(engine, method, Trace(enabled=engine.options.trace)) as experts:
             yield method, experts
 

@@ -171,13 +171,8 @@ def _take(
     """The next run's part of every array, in its shape; moves ``places`` on."""
     taken, rounds = {}, run["rounds"]
     for name in ARRAYS:
-        shape = (
-            (rounds, run["layers"])
-            if name in _COUNTS
-            else (rounds, run["steps"])
-            if name == "drafting"
-            else (rounds,)
-        )
+        columns = {"drafting": run["steps"]} | dict.fromkeys(_COUNTS, run["layers"])
+        shape = (rounds, columns[name]) if name in columns else (rounds,)
         size = int(np.prod(shape))
         taken[name] = arrays[name][places[name] : places[name] + size].reshape(shape)
         places[name] += size

@@ -33,13 +33,8 @@ class ModelSize:
     encoder_bytes: int = 0  # routed experts of an encoder, which run in prefill alone
 
     def __post_init__(self):
-        for name in (
-            "expert_bytes",
-            "num_layers",
-            "num_experts",
-            "top_k",
-            "expert_flops_per_token",
-        ):
+        flops = "expert_flops_per_token"
+        for name in ("expert_bytes", "num_layers", "num_experts", "top_k", flops):
             if not getattr(self, name) > 0:
                 raise OptionError(
                     f"{name}={getattr(self, name)!r} of model size {self.name!r} must be above zero"

@@ -7,14 +7,3 @@ without widgets shows. This folder alone imports anywidget (``pip install specmo
 from .base import Live
 from .choices import accept_or_reject, knobs, winners_map
 from .mechanisms import pool_replay, round_stepper, routing_explorer, timeline
-
-__all__ = [
-    "Live",
-    "accept_or_reject",
-    "knobs",
-    "pool_replay",
-    "round_stepper",
-    "routing_explorer",
-    "timeline",
-    "winners_map",
-]

@@ -165,11 +165,9 @@ def _cost(rng: random.Random) -> Pair:
         verb = ("cost", "coûtent") if phrase.plural else ("costs", "coûte")
         return _both(rng.choice((grammar.the, grammar.this))(phrase), verb, _price(rng))
 
-    return (
-        _both(one(), rng.choice((("and", "et"), ("but", "mais"))), one())
-        if rng.random() < 0.7
-        else one()
-    )
+    if rng.random() >= 0.7:
+        return one()
+    return _both(one(), rng.choice((("and", "et"), ("but", "mais"))), one())
 
 
 def _event(rng: random.Random) -> Pair:

@@ -165,20 +165,17 @@ def counted(number: int, phrase: Phrase) -> Pair:
 
 def of_the(noun: Noun) -> str:
     """``du marché``, ``de la gare``, ``de l'hôtel``."""
-    return (
-        "du " + noun.fr_singular
-        if noun.gender == "m" and not elides(noun.fr_singular)
-        else "de " + _le(noun)
-    )
+    return _fused("du ", "de ", noun)
 
 
 def at_the(noun: Noun) -> str:
     """``au marché``, ``à la gare``, ``à l'hôtel``."""
-    return (
-        "au " + noun.fr_singular
-        if noun.gender == "m" and not elides(noun.fr_singular)
-        else "à " + _le(noun)
-    )
+    return _fused("au ", "à ", noun)
+
+
+def _fused(with_article: str, alone: str, noun: Noun) -> str:
+    fuses = noun.gender == "m" and not elides(noun.fr_singular)
+    return with_article + noun.fr_singular if fuses else alone + _le(noun)
 
 
 def _le(noun: Noun) -> str:
