@@ -72,9 +72,8 @@ class Engine:
         self.store: ExpertStore | None = _store(self.packed, options)
         try:
             self.slots: torch.Tensor | None = allocate_slots(self.memory.num_slots, self.store)
-            self.experts.kernel.calibrate(
-                self.experts.modules[0], self.slots[0], self.decoder.config.hidden_size
-            )
+            hidden_size, first = self.decoder.config.hidden_size, self.experts.modules[0]
+            self.experts.kernel.calibrate(first, self.slots[0], hidden_size)
             self.experts.install()
             if self.compiled:
                 self.decoder.passes.compile()
