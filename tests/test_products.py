@@ -4,6 +4,7 @@ for any number of rows and threads, and never an error where there is no compile
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 import specmoe
 from specmoe.checkpoint import model as checkpoint_model
 from specmoe.checkpoint.formats import WIDEN
+from specmoe.errors import StoreError
 from specmoe.model import native, stored
 
 ROWS, COLUMNS = 301, 2048  # neither fits a tile or a block evenly
@@ -163,6 +165,16 @@ def test_without_a_compiler_there_is_one_warning_and_nothing_breaks(caplog):
     assert type(layer) is nn.Linear and torch.equal(layer.weight, want)
     [said] = [record for record in caplog.records if record.name == "specmoe"]
     assert said.getMessage().endswith("without a compiled kernel (no compiler)")
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("failure", [StoreError("no home"), subprocess.TimeoutExpired("cc", 1)])
+def test_no_folder_and_no_patience_are_no_error(failure, monkeypatch, caplog):
+    def fails():
+        raise failure
+
+    monkeypatch.setattr(native, "_compiled", fails)
+    assert native.library() is None and len(caplog.records) == 1
 
 
 @pytest.mark.usefixtures("c_compiler", "own_cache")

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.cache import cache_folder
+from ..errors import StoreError
 
 logger = logging.getLogger("specmoe")
 
@@ -104,7 +105,8 @@ def library() -> ctypes.CDLL | None:
     """The compiled ``products.c``; None, after one warning, where it cannot be made."""
     try:
         found = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as failure:
+    # no folder to keep it in is a StoreError
+    except (OSError, subprocess.SubprocessError, StoreError) as failure:
         what = "large experts are multiplied without a compiled kernel (%s)"
         logger.warning(what, _first_line(failure))
         return None

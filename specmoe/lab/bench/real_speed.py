@@ -22,6 +22,7 @@ import torch
 import specmoe
 
 from ...checkpoint import in_place
+from ...checkpoint.formats import WIDEN
 from ...model import native
 from ..machine.probes import link_rates
 from . import results
@@ -73,6 +74,40 @@ def products(folder: Path, tokens: int) -> dict:
         ways = {"stored": as_stored, "widened": widened}
         rows[num] = {name: _rate(way, weights) for name, way in ways.items()}
     return {"memory_bytes_per_s": memory_rate(), "threads": torch.get_num_threads(), "rows": rows}
+
+
+def formats(folder: Path, tokens: int) -> dict:
+    """Weights per second through one product of one row, by format: as they are stored, and
+    widened whole first."""
+    rows, columns, number = 3072, 2048, 24
+    bits = torch.randint(0, 256, (number, rows, columns), dtype=torch.uint8)
+    exponents = torch.randint(120, 130, (rows, columns // 32), dtype=torch.uint8)
+    halves, grid = bits[..., : columns // 2], torch.rand(rows // 128, columns // 128)
+    e4m3 = (bits & 0x7E).view(torch.float8_e4m3fn)
+    kinds = {
+        "mxfp4": ("mxfp4", halves.reshape(number, rows, columns // 32, 16), exponents, ()),
+        "fp8": ("fp8", e4m3, grid, (128, 128)),
+        "int4": (
+            "int4",
+            halves.contiguous().view(torch.int32),
+            torch.rand(rows, columns // 128).bfloat16(),
+            (1, 128, 4, columns),
+        ),
+    }
+    x, y, found = torch.randn(1, columns), torch.empty(1, rows), {}
+    for name, (kind, values, scales, numbers) in kinds.items():
+        made = native.native(kind, (rows, columns), [values[0], scales], numbers)
+
+        def as_stored(one, made=made, scales=scales):
+            made.product(x, [one.data_ptr(), scales.data_ptr()], y)
+
+        def widened(one, kind=kind, scales=scales, numbers=numbers):
+            x @ WIDEN[kind](one, scales, *numbers).float().T
+
+        ways = {"stored": as_stored, "widened": widened}
+        per_byte = rows * columns / values[0].nbytes
+        found[name] = {way: per_byte * _rate(work, values) for way, work in ways.items()}
+    return {"threads": torch.get_num_threads(), "weights_per_s": found}
 
 
 def _rate(way: Callable, weights: torch.Tensor) -> float:
@@ -223,6 +258,7 @@ def _hog() -> Iterator[None]:
 
 PARTS = {
     "products": products,
+    "formats": formats,
     "methods": methods,
     "first_token": first_token,
     "prefill": prefill,
