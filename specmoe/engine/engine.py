@@ -77,7 +77,6 @@ class Engine:
             self.experts.install()
             if self.compiled:
                 self.decoder.passes.compile()
-            # hundreds of MiB after a model of real size, before the slots are filled
             give_back_memory()
         except BaseException:
             self.store.close()

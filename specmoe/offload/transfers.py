@@ -57,7 +57,8 @@ def allocate_slots(num_slots: int, store) -> torch.Tensor:
 
 
 def give_back_memory() -> None:
-    """What was held for a moment and is free now goes back to the system, where libc can do it."""
+    """What was held for a moment and is free now goes back to the system, where libc can do it:
+    after opening a model of real size that is hundreds of MiB."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
