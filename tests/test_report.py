@@ -184,6 +184,7 @@ def test_a_run_leaves_html_notebook_and_metrics_and_overwrites_only_when_told(fo
     out = tmp_path / "out{1}"
     page = report.run_report("small", {"gamma": "3", "batch_sizes": "2,4"}, out)
     assert sorted(path.name for path in out.iterdir()) == [
+        "env.json",
         "metrics.json",
         "small.html",
         "small.ipynb",
@@ -243,7 +244,8 @@ def test_a_failing_cell_is_named_with_its_error_and_gives_no_html(folder, tmp_pa
     assert "fails.ipynb failed in cell [" in message and "`value = int('seven')`" in message
     assert "ValueError: invalid literal for int() with base 10: 'seven'" in message
     assert "\n" not in message and type(caught.value) is SpecMoEError
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["fails.failed.ipynb"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["env.json", "fails.failed.ipynb"]
 
 
 def test_an_error_inside_a_widget_callback_is_a_failure_too(folder, tmp_path):

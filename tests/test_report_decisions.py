@@ -313,10 +313,10 @@ def seen_names(folder, tmp_path, code: str) -> tuple[list[str], str]:
 
 
 def test_a_notebook_is_called_failed_only_once_it_has_failed(folder, tmp_path):
-    code = "import os\nassert os.listdir(out_dir) == ['names.running.ipynb'], os.listdir(out_dir)"
-    assert seen_names(folder, tmp_path, code) == (["names.html", "names.ipynb"], "")
+    code = "import os\nassert sorted(os.listdir(out_dir)) == ['env.json', 'names.running.ipynb']"
+    assert seen_names(folder, tmp_path, code) == (["env.json", "names.html", "names.ipynb"], "")
     names, said = seen_names(folder, tmp_path / "second", "1 / 0")
-    assert names == ["names.failed.ipynb"] and "names.failed.ipynb" in said
+    assert names == ["env.json", "names.failed.ipynb"] and "names.failed.ipynb" in said
 
 
 def test_an_interrupted_report_is_called_failed_and_the_next_one_clears_it(
@@ -330,7 +330,8 @@ def test_an_interrupted_report_is_called_failed_and_the_next_one_clears_it(
         patched.setattr(report.run, "_execute", interrupted)
         with pytest.raises(KeyboardInterrupt):
             report.run_report("small", out_dir=tmp_path / "out", progress=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["env.json", "small.failed.ipynb"]
     report.run_report("small", out_dir=tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "small.failed.ipynb").exists()
 

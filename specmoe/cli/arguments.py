@@ -152,10 +152,13 @@ def cache(parser: ArgumentParser) -> None:
 
 
 def report(parser: ArgumentParser) -> None:
-    """list, describe and run reports"""
+    """list, describe, run and compare reports"""
     add = partial(_add, parser)
-    add("action list|params|run", None, choices=("list", "params", "run"))
-    add("name NAME", "of the report, for params and run", nargs="?", default=None)
+    add("action list|params|run|index", None, choices=("list", "params", "run", "index"))
+    named = "of the report, for params and run; for index a folder of runs (reports)"
+    add("name NAME", named, nargs="?", default=None)
+    add("--parameters FILE.yaml", "parameters by name, for run; -p comes after")
+    add("--sweep K=A,B", "one run for each value, for run", action="append")
     add("-p --parameter K=V", "a parameter, for run", action="append")
     add("--out DIR", "where the report goes (reports/NAME-TIME), for run")
     add("--overwrite", "replace a report that is there, for run", bool)

@@ -96,13 +96,16 @@ def cache(args: Namespace) -> int:
     return 0
 
 
+RUN_ONLY = {"parameter", "parameters", "sweep", "out", "overwrite", "against"}
+
+
 def report(args: Namespace) -> int:
-    if args.action != "run" and {"parameter", "out", "overwrite", "against"} & set(vars(args)):
+    if args.action != "run" and RUN_ONLY & set(vars(args)):
         raise OptionError(
-            "-p, --out, --overwrite and --against belong to `specmoe report run`, not to "
-            f"{args.action}"
+            "-p, --parameters, --sweep, --out, --overwrite and --against belong to "
+            f"`specmoe report run`, not to {args.action}"
         )
-    if args.action != "list" and args.name is None:
+    if args.action in ("params", "run") and args.name is None:
         raise OptionError(
             f"`specmoe report {args.action}` needs the NAME of a report: see `specmoe report list`"
         )
@@ -116,18 +119,36 @@ def report(args: Namespace) -> int:
         printing.emit(
             args, {"name": args.name, "parameters": found}, lambda: _parameters_text(found)
         )
+    elif args.action == "index":
+        path = reports.index(args.name or "reports")
+        printing.emit(args, {"index": str(path)}, lambda: str(path))
     else:
-        parameters = _parameters(getattr(args, "parameter", []))
-        path = reports.run_report(
-            args.name,
-            parameters,
-            getattr(args, "out", None),
-            overwrite=getattr(args, "overwrite", False),
-            against=getattr(args, "against", None),
-            progress=not printing.quiet(),
-        )
+        path = _run_report(args, reports)
         printing.emit(args, {"name": args.name, "report": str(path)}, lambda: str(path))
+        runs = reports.runs_in(path.parent) if "sweep" in vars(args) else {}
+        if failed := [place for place, run in runs.items() if run["error"]]:
+            print(
+                f"specmoe: {len(failed)} of {len(runs)} runs failed: see the page", file=sys.stderr
+            )
+            return 1
     return 0
+
+
+def _run_report(args: Namespace, reports) -> Path:
+    given = vars(args)
+    parameters: dict = {}
+    if "parameters" in given:
+        from ..lab.sweep import read_grid
+
+        parameters |= read_grid(args.parameters)
+    parameters |= _parameters(given.get("parameter", []))
+    out, overwrite = given.get("out"), given.get("overwrite", False)
+    if "sweep" not in given:
+        against = given.get("against")
+        return reports.run_report(args.name, parameters, out, overwrite=overwrite, against=against)
+    if "against" in given:
+        raise OptionError("--against compares one run: leave --sweep out")
+    return reports.run_many(args.name, reports.swept(args.sweep), parameters, out, overwrite)
 
 
 def _parameters(given: list[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from .page import external_loads, offline_html
 from .parameters import list_reports, report_parameters, typed_parameters
 from .progress import teller
 from .run import run_report, widget_errors
+from .runs import index, run_many, runs_in, swept
 from .sentences import (
     number_table,
     say_growth,

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import specmoe
 
 from ...shipped import package_path
 from ..writing import write_whole
-from .parameters import AGAINST, OUT_DIR, Report
+from .parameters import AGAINST, OUT_DIR, Report, one_line
+
+ENV = "env.json"  # in the folder of every run: how it was made, and the error it ended in
 
 
 def facts_of(report: Report, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +46,26 @@ def settings_of(report: Report, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every parameter but the folders."""
     settings = {name: one.default for name, one in report.parameters.items()} | dict(given)
     return {name: value for name, value in settings.items() if name not in (OUT_DIR, AGAINST)}
+
+
+@contextmanager
+def recorded(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """``env.json`` in ``folder`` while something runs, and with its error when that fails."""
+    versions = {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "transformers")
+    }
+    found = {**facts, **versions, "error": ""}
+
+    def write() -> None:
+        write_whole(folder / ENV, json.dumps(found, indent=1) + "\n")
+
+    write()
+    try:
+        yield
+    except BaseException as failure:
+        found["error"] = one_line(failure) if str(failure) else type(failure).__name__
+        write()
+        raise
 
 
 def shown(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import OptionError, SpecMoEError, door, path_of
 from ...options import spin_setting
 from ..writing import check_folder
-from .about import add_to_metrics, facts_of, settings_of, shown
+from .about import add_to_metrics, facts_of, recorded, settings_of, shown
 from .against import check_against
 from .page import offline_html
 from .parameters import AGAINST, OUT_DIR, Report, first_line, literal, need, one_line
@@ -39,7 +39,8 @@ def run_report(
     """Run the notebook ``name`` into ``out_dir`` (default ``reports/<name>-<time>``) and return the
     path of its HTML.
 
-    Beside the HTML lie the executed notebook and what it wrote (``metrics.json``). Nothing is
+    Beside the HTML lie the executed notebook, what it wrote (``metrics.json``) and how it was made
+    (``env.json``, which has the error where it failed). Nothing is
     written before all parameters are found good. While it runs the notebook is called
     ``<name>.running.ipynb``; when a cell fails it is kept as ``<name>.failed.ipynb``, and there is
     no HTML. ``progress``: say on stderr how far it is. ``against``: the folder of an earlier run of
@@ -57,7 +58,11 @@ def run_report(
     facts = facts_of(report, values)
     if report.takes_out_dir:
         values[OUT_DIR] = str(folder.resolve())
-    with _kept_when_it_fails(running) as kept, Told(name, progress) as told:
+    with (
+        recorded(folder, facts),
+        _kept_when_it_fails(running) as kept,
+        Told(name, progress) as told,
+    ):
         notebook = _execute(report.path, running, values, told)
         with door(
             f"the report could not be written (its notebook is kept as {kept})",
