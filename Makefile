@@ -143,7 +143,7 @@ wheel-check: setup ## build the sdist and the wheel, install the wheel elsewhere
 	@$(BIN)/python tests/wheel_check.py --out $(WHEEL_OUT) $(WHEEL_ARGS)
 
 # Of the core (above the wall), by its own quick tests; pyproject.toml has the floor.
-COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py draft_sets.py inputs.py kv_cache.py exactness.py)
+COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py)
 coverage: setup ## lines of the core that its quick tests run, against a floor
 	@OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider -m 'not slow and not long' $(COVERAGE_TESTS)
 	@$(BIN)/python -m coverage report

@@ -250,11 +250,12 @@ def test_an_unreachable_hub_gives_its_reason_and_a_complaining_one_is_reached(mo
     assert answer(urllib.error.HTTPError("https://hub", 429, "slow down", None, None)) is True
 
 
-@pytest.mark.parametrize("value, offline", [("1", True), ("true", True), ("0", False), ("", False)])
-def test_the_offline_flag_is_read_as_the_hub_reads_it(value, offline, monkeypatch):
-    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert doctor.hub_settings()["offline"] is offline
+def test_the_hub_is_described_by_its_own_constants(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/somewhere/hub")
+    assert doctor.hub_settings() == {"offline": True, "cache_folder": "/somewhere/hub"}
 
 
 # For people

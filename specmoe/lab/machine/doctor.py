@@ -169,18 +169,18 @@ def _ratios(prefix: str, rates: dict, link: float) -> dict:
 def hub_settings(probe: bool = False) -> dict:
     """Where Hugging Face files are kept, whether the hub may be asked; ``probe`` asks it, for 3 s
     at most."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    offline = any(os.environ.get(flag, "").upper() in ("1", "TRUE", "YES", "ON") for flag in flags)
-    found = {"offline": offline, "cache_folder": os.environ.get("HF_HUB_CACHE", str(home / "hub"))}
+    from huggingface_hub import constants
+
+    found = {"offline": constants.HF_HUB_OFFLINE, "cache_folder": constants.HF_HUB_CACHE}
     if probe:
         found["reachable"] = _try(_reach_hub)
     return found
 
 
 def _reach_hub() -> bool:
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    request = urllib.request.Request(hub, method="HEAD")
+    from huggingface_hub import constants
+
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:  # it answered, if only to complain
