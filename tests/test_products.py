@@ -187,6 +187,14 @@ def test_what_was_compiled_is_found_again(monkeypatch):
         native._compiled()
 
 
+@pytest.mark.usefixtures("c_compiler", "own_cache")
+def test_a_damaged_library_is_not_loaded_but_made_again():
+    file = native._compiled()
+    whole_file = file.read_bytes()
+    file.write_bytes(whole_file[: len(whole_file) // 2])
+    assert len(native._compiled().read_bytes()) > len(whole_file) // 2
+
+
 # ---- the model's own layers ----
 
 

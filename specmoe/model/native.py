@@ -121,16 +121,24 @@ def _compiled() -> Path:
     """The file of the library: of this source and processor, made where it is missing."""
     source = SOURCE.read_bytes()
     tag = hashlib.sha256(source + repr((FLAGS, TUNING, _processor())).encode()).hexdigest()[:16]
-    file = cache_folder() / f"products-{tag}.so"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        try:
-            _compile(partial)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+    folder = cache_folder()
+    for file in folder.glob(f"products-{tag}-*.so"):
+        # loading a damaged one would end the process
+        if file.stem.endswith(_digest(file)):
+            return file
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"products-{tag}.{os.getpid()}.partial"
+    try:
+        _compile(partial)
+        file = folder / f"products-{tag}-{_digest(partial)}.so"
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
     return file
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _compile(into: Path) -> None:
