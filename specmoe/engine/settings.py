@@ -50,17 +50,17 @@ REFUSED = {
     "dola_layers": ((), "DoLa reads hidden states"),
     "token_healing": ((False,), "token healing rewrites the prompt"),
     "max_time": ((), "a text would depend on the clock"),
-    "prompt_lookup_num_tokens": ((), "drafts come from the resident experts"),
-    "assistant_early_exit": ((), "drafts come from the resident experts"),
-    "use_mtp": ((False,), "drafts come from the resident experts"),
-    "is_assistant": ((False,), "drafts come from the resident experts"),
+    "prompt_lookup_num_tokens": ((), "drafts come from draft=, which may be 'ngram'"),
+    "assistant_early_exit": ((), "drafts come from draft=, which may be 'layer_skip'"),
+    "use_mtp": ((False,), "drafts come from draft=, which has no prediction heads"),
+    "is_assistant": ((False,), "drafts come from draft="),
     "num_return_sequences": ((1,), "it belongs to the call, not to the checkpoint or one prompt"),
 }
 INSTEAD = {
     "max_length": "use max_new_tokens",
     "pad_token_id": "rows are never padded; leave it out",
     "use_cache": "there is always a KV cache; leave it out",
-    "assistant_model": "drafts come from the resident experts; leave it out",
+    "assistant_model": "drafts come from draft=; leave it out",
     "prefix_allowed_tokens_fn": "pass logits_processor=[PrefixConstrainedLogitsProcessor(fn, 1)]",
 }
 

@@ -30,7 +30,7 @@ SIZES = {
 }
 COPIES = ("low_bit:2", "low_bit:3", "low_bit:4", "low_bit:8")
 OTHERS = ("ngram", "ngram+resident", "layer_skip", "oracle")
-BATCHES = (1, 16)
+BATCHES = (16,)
 SHARE = 0.75  # of the experts: copies of 8 bits, and some to read into, fit
 GAMMA, NEW_TOKENS, SEED = 10, 40, 1
 

@@ -20,6 +20,7 @@ from .base import (
 from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
 from .choices import knobs, winners_map
 from .clock import timeline
+from .drafts import map_of_drafts
 from .machines import speeds_on_machines
 from .pool import pool_replay
 from .routing import routing_map
