@@ -259,7 +259,7 @@ def test_the_page_says_what_nobody_measured():
 
 COMMITTED = results.read_all()["real"]
 # Cells whose speed the plan misses by more than a fifth, and by what factor; each is named on the page.
-OFF = {"olmoe-1b-7b/12%/1/specmoe_4/0": 0.76}
+OFF: dict[str, float] = {"olmoe-1b-7b/12%/1/specmoe_4/0": 0.76}
 
 
 def test_the_plan_is_within_a_fifth_of_what_the_committed_run_measured():
@@ -275,7 +275,26 @@ def test_the_plan_is_within_a_fifth_of_what_the_committed_run_measured():
     assert off == OFF
 
 
-def test_the_rates_alone_would_promise_more_than_a_run_gives():
-    """What the parts mend: where there is nothing to read, the ceiling is far off."""
+def test_the_parts_promise_no_more_than_the_rates_alone():
     for row in real_page.ratios(COMMITTED):
         assert row["ceiling"] >= 0.95 * row["planned"], row["key"]
+
+
+def test_accelerate_gets_the_first_layers_alone(small, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(real_runs, "ACCELERATE_LAYERS", 1)
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=2)
+    job = {"batch": 2, "folder": str(folder), "room": str(tmp_path), "seconds": 0.01}
+    job |= {"vocab_size": 320, "limit_bytes": None}
+    placed = []
+    found = real_runs.placements
+    monkeypatch.setattr(
+        real_runs, "placements", lambda model: placed.append(found(model)) or placed[0]
+    )
+    row = real_runs.accelerate_run(job, namedtuple("Group", "there")(False))
+    assert row["layers"] == 1 and row["num_new_tokens"] >= 2 and row["seconds"] > 0
+    assert [name for name, where in placed[0].items() if where == "disk"] == [
+        "model.layers.0.mlp.experts"
+    ]
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 2
+    assert not list(tmp_path.glob("accelerate-*"))

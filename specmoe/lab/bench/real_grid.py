@@ -177,7 +177,7 @@ def expected_s(rows: dict[str, dict], cell: Run) -> float:
         for row in rows.values()
         if (row["what"], row["batch"]) == (cell.method, cell.batch) and "wall_s" in row
     ]
-    guess = {"accelerate": 300.0, "llama": 90.0}.get(cell.method, 60.0)
+    guess = {"accelerate": 150.0, "llama": 90.0}.get(cell.method, 60.0)
     return max(known, default=guess if cell.batch == 1 else guess * 1.5)
 
 

@@ -18,13 +18,13 @@ from .costs import Layer, bilinear, linear
 from .sizes import ModelSize
 
 MOST_BYTES = 2**30  # of the cut's experts
-MOST_WORDS = 2**14  # of its vocabulary
+MOST_WORDS = 2**13  # of its vocabulary
 EXPERTS_OF_A_CUT = 16
 ROWS, BLOCKS, POSITIONS = (1, 16), (1, 5), (16,)
 # experts, tokens of each; of one token each, two numbers of experts tell a layer from an expert
 CASES = ((8, 1), (16, 1), (16, 2), (16, 4), (8, 16), (2, 64))
 DRAFTING = (1, 16)  # tokens
-REPEATS = 4
+REPEATS = 3
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # lists with a value for each layer
@@ -101,18 +101,26 @@ def cut(config) -> dict | None:
     fields["vocab_size"] = min(fields.get("vocab_size", MOST_WORDS), MOST_WORDS)
     fields = {name: value for name, value in fields.items() if name not in BY_LAYER}
     fields |= {"first_k_dense_replace": 0} if "first_k_dense_replace" in fields else {}
-    return fields | {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None}
+    # within the vocabulary that is left
+    return fields | dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), 0)
 
 
 def _write(fields: dict, folder: Path) -> Path:
     """The cut as a checkpoint of random weights, in bf16."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
     fields = json.loads(json.dumps(fields, default=str))
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    progress_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if progress_bar:
+            logging.enable_progress_bar()
     return folder
 
 
