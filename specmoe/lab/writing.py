@@ -76,7 +76,7 @@ def plain(value):
         return {str(key): plain(inner) for key, inner in value.items()}
     if hasattr(value, "columns"):
         value = value.to_dict("records")
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
         value = value.item()
