@@ -20,8 +20,8 @@ import torch
 
 import specmoe
 
-from ...checkpoint import in_place
 from ...checkpoint.formats import WIDEN
+from ...checkpoint.in_place import in_place
 from ...model import native
 from ..machine.probes import link_rates
 from . import results
