@@ -75,9 +75,9 @@ static inline float e5m2(uint32_t byte) {
 }
 
 static inline float e2m1(uint32_t half) {
-    float normal = as_float(((half & 7) << 22) + (126u << 23));
-    float value = half & 6 ? normal : (float)(int32_t)(half & 1) * 0.5f;
-    return as_float(as_bits(value) | (half & 8) << 28);
+    static const float values[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
+                                     -0.f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    return values[half];
 }
 
 static inline float int4(uint32_t half) { return (float)((int32_t)half - 8); }
