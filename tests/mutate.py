@@ -46,7 +46,6 @@ IMPORTED = """
 """.split()
 # File -> the test files that are asked about its bugs, those that know most about it first.
 TARGETS = {
-    "offload/base_store": "test_store test_faults test_life",
     "offload/store": "test_store test_faults test_identity",
     "offload/read_queue": "test_store test_life",
     "offload/pool": "test_pool test_engine",

@@ -108,10 +108,10 @@ def test_the_walk_sees_an_import_that_is_not_declared(tmp_path):
     (tmp_path / "trace.py").write_text("def late():\n    import papermill.engines, pandas\n")
     (tmp_path / "lab" / "report").mkdir(parents=True)
     (tmp_path / "lab" / "report" / "run.py").write_text(
-        "need('papermill')\nfrom yaml import load\n"
+        "need('papermill')\nfrom playwright import driver\n"
     )
     assert list(undeclared(tmp_path)) == [
-        "lab/report/run.py imports yaml",
+        "lab/report/run.py imports playwright",
         "trace.py imports papermill",
     ]
 

@@ -179,12 +179,12 @@ def take_shard_away(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace_shard, flip, set_top_k, take_shard_away])
-@pytest.mark.parametrize("before", ["pack", "load_tokenizer"])
+@pytest.mark.parametrize("before", ["open_experts", "load_tokenizer"])
 def test_a_checkpoint_that_changes_within_one_load_is_refused_and_nothing_half_written_is_left(
     before, change, folder, monkeypatch
 ):
     """The backbone of one checkpoint and the experts of another would give tokens of neither."""
-    place = specmoe.checkpoint if before == "pack" else specmoe.engine.engine
+    place = specmoe.checkpoint if before == "open_experts" else specmoe.engine.engine
     with monkeypatch.context() as meanwhile:
         really = getattr(place, before)
         meanwhile.setattr(place, before, lambda *a, **k: change(folder) or really(*a, **k))

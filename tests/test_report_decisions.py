@@ -278,9 +278,7 @@ def test_the_command_makes_the_same_report_again(folder):
 def test_a_revision_is_that_of_our_own_repository(tmp_path, monkeypatch):
     assert re.fullmatch(rf"specmoe {specmoe.__version__}(, commit [0-9a-f]+\+?)?", about.revision())
     # a package folder inside a stranger's repository has no .git of its own
-    monkeypatch.setattr(
-        specmoe, "__file__", str(tmp_path / "site-packages" / "specmoe" / "__init__.py")
-    )
+    monkeypatch.setattr(about, "package_path", lambda: tmp_path / "site-packages" / "specmoe")
     assert about.revision() == f"specmoe {specmoe.__version__}"
 
 

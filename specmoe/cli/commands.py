@@ -144,8 +144,8 @@ def _run_report(args: Namespace, reports) -> Path:
     parameters |= _parameters(given.get("parameter", []))
     out, overwrite = given.get("out"), given.get("overwrite", False)
     if "sweep" not in given:
-        against = given.get("against")
-        return reports.run_report(args.name, parameters, out, overwrite=overwrite, against=against)
+        how = {"against": given.get("against"), "progress": not printing.quiet()}
+        return reports.run_report(args.name, parameters, out, overwrite=overwrite, **how)
     if "against" in given:
         raise OptionError("--against compares one run: leave --sweep out")
     return reports.run_many(args.name, reports.swept(args.sweep), parameters, out, overwrite)

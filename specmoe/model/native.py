@@ -25,10 +25,11 @@ import torch
 
 from ..checkpoint.cache import cache_folder
 from ..errors import StoreError
+from ..shipped import package_path
 
 logger = logging.getLogger("specmoe")
 
-SOURCE = Path(__file__).with_name("products.c")
+SOURCE = package_path("model/products.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 # what makes the most of this processor; tried in turn
 TUNING = (("-march=native",), ("-mcpu=native",), ())

@@ -120,6 +120,10 @@ class DraftClock:
     def __getattr__(self, name: str):
         return getattr(self.kernel, name)
 
+    def of_layer(self, layer: int) -> DraftClock:
+        """Layers of one format share a kernel; this clock is for those."""
+        return self
+
     def draft(self, *arguments):
         began_s = time.perf_counter()
         result = self.kernel.draft(*arguments)

@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from ...errors import OptionError
+from ...shipped import package_path
 from ..machine import probes
 from ..simulate import engine_parts
 from ..simulate.sizes import ModelSize
@@ -142,7 +143,7 @@ def _parts(place: Place) -> dict | None:
     """What the engine's parts take here, for the plan; in a process of its own, as a cell is."""
     config = str(place.checkpoint / "config.json")
     command = [sys.executable, "-W", "ignore", "-m", engine_parts.__name__, config]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=package_path().parent)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
@@ -269,7 +270,7 @@ def _in_a_process(job: dict, folder: Path) -> dict:
     command = [sys.executable, "-W", "ignore", "-m", f"{__package__}.real_runs", str(file)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=MOST_S, cwd=Path(__file__).parents[3]
+            command, capture_output=True, text=True, timeout=MOST_S, cwd=package_path().parent
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {MOST_S:.0f} s"}
