@@ -506,6 +506,7 @@ def test_results_files_are_small_and_name_no_folder_of_a_machine():
 # ---- the GPU script, small
 
 
+@pytest.mark.long
 def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SMALL", replace(gpu.SMALL, batches=(2,)))
     monkeypatch.setattr(

@@ -959,7 +959,7 @@ def marked(name: str) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
+@pytest.mark.long
 def test_packing_two_gigabytes_stays_within_a_shard_and_a_tenth_of_the_experts(mixtral, tmp_path):
     largest_shard = write_large_checkpoint(tmp_path / "large", num_layers=12, hidden=1024, ffn=3584)
     command = [

@@ -77,7 +77,12 @@ def quiet_threads(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Not compared output for output, and parts of them are tested elsewhere: every night is enough.
+NIGHTLY = ("09_when_does_it_pay", "12_eager_and_compiled")
+EACH = [pytest.param(name, marks=pytest.mark.long) if name in NIGHTLY else name for name in NAMES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_notebook_runs_and_its_key_numbers_hold(name, tmp_path):
     if name in ELSEWHERE:
         pytest.skip(ELSEWHERE[name])
