@@ -20,8 +20,8 @@ import torch
 
 import specmoe
 
+from ...checkpoint import open_experts, resolve
 from ...checkpoint.formats import WIDEN
-from ...checkpoint.in_place import in_place
 from ...model import native
 from ..machine.probes import link_rates
 from . import results
@@ -199,7 +199,7 @@ def disk_rate(folder: Path, record_bytes: int) -> float:
 def first_token(folder: Path, tokens: int) -> dict:
     """A process of its own, distances between experts forgotten: seconds until ``load`` is done,
     until the first token of a prompt of 32 tokens, and the most memory that it ever held."""
-    in_place(folder).affinity_file.unlink(missing_ok=True)
+    open_experts(resolve(folder), "checkpoint").affinity_file.unlink(missing_ok=True)
     code = "from specmoe.lab.bench import real_speed; real_speed.in_process()"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     if done.returncode:
