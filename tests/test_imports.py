@@ -4,13 +4,17 @@ does nothing else."""
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import specmoe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "specmoe"
@@ -180,3 +184,12 @@ def small_package(folder: Path, files: dict[str, str]) -> Path:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text + "\n")
     return package
+
+
+MODULES = sorted(found.name for found in pkgutil.walk_packages(specmoe.__path__, "specmoe."))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_every_module_can_be_imported(name):
+    """A name that another file no longer has shows here, whoever else imports the module."""
+    importlib.import_module(name)
