@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -145,6 +146,46 @@ def test_a_fork_multiplies_with_threads_of_its_own(monkeypatch):
     if child == 0:
         os._exit(0 if torch.equal(multiply("bf16", x), want) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+MOVES = """
+import os, time, torch
+from specmoe.model import native
+torch.set_num_threads(2)
+weight, x, y = torch.zeros(512, 2048).bfloat16(), torch.zeros(1, 2048), torch.zeros(1, 512)
+made = native.native("plain", weight.shape, [weight], ())
+before = set(os.listdir("/proc/self/task"))
+made.product(x, [weight.data_ptr()], y)
+[helper] = map(int, set(os.listdir("/proc/self/task")) - before)
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+os.sched_setaffinity(helper, {core})
+until_s = time.monotonic() + 60
+while core in os.sched_getaffinity(helper) and time.monotonic() < until_s:
+    made.product(x, [weight.data_ptr()], y)
+    time.sleep(0.001)
+assert core not in os.sched_getaffinity(helper)
+"""
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores to choose")
+def test_a_helper_leaves_the_core_of_its_caller():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    done = subprocess.run([sys.executable, "-c", MOVES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("rows, columns", [(4, 40), (9, 8), (7, 72), (301, 2048)])
+def test_one_row_and_two_of_bf16_are_what_many_give(rows, columns):
+    weight = floats(rows, columns).bfloat16()
+    made, x = native.native("plain", weight.shape, [weight], ()), floats(3, columns)
+    y = torch.empty(6, rows)
+    for first, last, into in [(0, 3, y[:3]), (0, 2, y[3:5]), (2, 3, y[5:])]:
+        made.product(x[first:last], [weight.data_ptr()], into)
+    assert torch.equal(y[:3], y[3:])
 
 
 @pytest.mark.usefixtures("c_compiler")

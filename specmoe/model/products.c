@@ -8,6 +8,7 @@
  * Threads take chunks of outputs until none is left. The caller waits only for chunks that others
  * have begun: a thread whose core is taken by another process is not waited for.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -16,10 +17,12 @@
 #include <time.h>
 
 /* STRIDE: rows of the buffer that began a page apart would fall into the same lines of the cache */
-enum { LANES = 8, TILE = 4, BLOCK = 256, STRIDE = BLOCK + 16, MOST_ROWS = 64, CHUNK = 1 << 16 };
+enum { LANES = 8, TILE = 4, BLOCK = 256, STRIDE = BLOCK + 16, MOST_ROWS = 64, CHUNK = 1 << 17 };
 enum { LINE = 64, MOST_THREADS = 64 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 /* numbers: rows and columns of a block that shares a scale, scales in a row of the grid, how scales
  * are stored, whether a product is rounded to bf16, bytes of a row as stored */
@@ -168,7 +171,54 @@ static void multiply(const float *x, const float *y, const float *restrict wide,
     sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
 }
 
+static float sum_of(lanes s) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+static inline lanes lanes_of(const uint16_t *bfloat16) {
+    return (lanes)(__builtin_convertvector(*(const halves *)bfloat16, words) << 16);
+}
+
+static inline __attribute__((always_inline)) void multiply_bf16(
+    const float *x, const float *y, const uint16_t *w, long columns, long count, lanes *sums,
+    int both) {
+    for (long i = 0; i < count; i += LANES)
+        for (int k = 0; k < TILE; k++) {
+            lanes wide = lanes_of(w + k * columns + i);
+            sums[k] += *(const lanes *)(x + i) * wide;
+            if (both) sums[TILE + k] += *(const lanes *)(y + i) * wide;
+        }
+}
+
+/* A whole tile for one row, or for two, never in a buffer: the memory is the limit, and what is
+ * saved is felt. */
+static inline __attribute__((always_inline)) void narrow_tile(const Product *p, long first,
+                                                              int both) {
+    enum { STEP = LINE / 2 };
+    long columns = p->weight->columns, at = 0;
+    const float *x = p->x, *y = x + columns;
+    const uint16_t *w = (const uint16_t *)(p->weight->values + first * p->weight->width);
+    lanes sums[2 * TILE] = {};
+    for (; at + STEP <= columns; at += STEP) {
+        for (int k = 0; k < TILE; k++) __builtin_prefetch(w + (TILE + k) * columns + at);
+        multiply_bf16(x + at, y + at, w + at, columns, STEP, sums, both);
+    }
+    multiply_bf16(x + at, y + at, w + at, columns, columns - at, sums, both);
+    for (int k = 0; k < TILE; k++) {
+        float *out = p->y + (first + k) * p->step;
+        out[0] = sum_of(sums[k]);
+        if (both) out[p->stride] = sum_of(sums[TILE + k]);
+    }
+}
+
 static void tile(const Product *p, long first) {
+    if (p->widen == widen_bf16 && p->num_rows <= 2 && first + TILE <= p->weight->rows) {
+        if (p->num_rows == 1)
+            narrow_tile(p, first, 0);
+        else
+            narrow_tile(p, first, 1);
+        return;
+    }
     float wide[TILE * STRIDE] __attribute__((aligned(64)));
     lanes sums[MOST_ROWS * TILE];
     long columns = p->weight->columns, high = p->weight->rows - first;
@@ -192,11 +242,8 @@ static void tile(const Product *p, long first) {
         next += block;
     }
     for (long row = 0; row < p->num_rows; row++)
-        for (long i = 0; i < high; i++) {
-            lanes s = sums[row * TILE + i];
-            float sum = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-            p->y[row * p->stride + (first + i) * p->step] = sum;
-        }
+        for (long i = 0; i < high; i++)
+            p->y[row * p->stride + (first + i) * p->step] = sum_of(sums[row * TILE + i]);
 }
 
 /* ---- threads ---- */
@@ -206,6 +253,7 @@ static struct {
     pthread_cond_t begun, ended;
     int num_helpers, asleep;
     const Product *product;
+    atomic_int core;      /* of the caller; -1: not known */
     long chunk;           /* rows of one */
     atomic_long number;   /* of the product: it changes when one begins */
     atomic_long next;     /* chunks of it that were taken, and whose: number << 32 | chunks */
@@ -247,17 +295,36 @@ static double seconds(void) {
 /* How long a thread asks again before it sleeps; whoever else wants its core gets it. */
 static const double PATIENCE_S = 200e-6;
 
+#ifdef __linux__
+static cpu_set_t cores; /* where helpers may run */
+
+/* Threads that wake each other the system may leave on one core for long, and nothing is gained by
+ * the second: a helper that is on its caller's moves away. */
+static void leave(int core) {
+    cpu_set_t others = cores;
+    if (sched_getcpu() != core) return;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others)) pthread_setaffinity_np(pthread_self(), sizeof others, &others);
+}
+#else
+static int sched_getcpu(void) { return -1; }
+static void leave(int core) {}
+#endif
+
 static void *helper(void *unused) {
     long done = 0;
     for (;;) {
         double until = seconds() + PATIENCE_S;
         while (atomic_load(&pool.number) == done && seconds() < until) sched_yield();
-        pthread_mutex_lock(&pool.lock);
-        pool.asleep++;
-        while (atomic_load(&pool.number) == done) pthread_cond_wait(&pool.begun, &pool.lock);
-        pool.asleep--;
+        if (atomic_load(&pool.number) == done) {
+            pthread_mutex_lock(&pool.lock);
+            pool.asleep++;
+            while (atomic_load(&pool.number) == done) pthread_cond_wait(&pool.begun, &pool.lock);
+            pool.asleep--;
+            pthread_mutex_unlock(&pool.lock);
+        }
         done = atomic_load(&pool.number);
-        pthread_mutex_unlock(&pool.lock);
+        leave(atomic_load(&pool.core));
         work(done);
     }
     return unused;
@@ -273,7 +340,12 @@ static void after_fork(void) {
 }
 
 static void need_helpers(int wanted) {
-    if (!pool.num_helpers) pthread_atfork(NULL, NULL, after_fork);
+    if (!pool.num_helpers) {
+        pthread_atfork(NULL, NULL, after_fork);
+#ifdef __linux__
+        pthread_getaffinity_np(pthread_self(), sizeof cores, &cores);
+#endif
+    }
     while (pool.num_helpers < wanted && pool.num_helpers < MOST_THREADS) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, helper, NULL)) break;
@@ -297,6 +369,7 @@ static void in_parallel(const Product *p, int num_threads) {
     /* nobody may take what was left of the last product */
     atomic_store(&pool.next, -1);
     pool.product = p, pool.chunk = chunk, pool.num_chunks = num_chunks;
+    atomic_store(&pool.core, sched_getcpu());
     atomic_store(&pool.left, num_chunks);
     atomic_store(&pool.next, number << 32);
     atomic_store(&pool.number, number);
