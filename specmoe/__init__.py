@@ -16,6 +16,7 @@ from .errors import (
     StoreError,
     UnsupportedModelError,
 )
+from .registry import register
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "StoreError",
     "UnsupportedModelError",
     "load",
+    "register",
     "sweep",
 ]
 

@@ -11,19 +11,15 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import OptionError, check_choice, nearest
+from .registry import BUILT_IN, check_part, names
 
 STORES = ("disk", "memory", "checkpoint")
 METHODS = ("specmoe", "on_demand", "cached", "overlapped", "resident", "auto")
-EVICTIONS = ("lru", "lfu", "static", "temporal")
-DRAFT_SETS = ("random", "hot_global", "hot_temporal")
-# What a draft may begin with; ``speculate.sources.register`` adds a user's own.
-DRAFTS = ["resident", "ngram", "low_bit", "merged", "layer_skip", "mtp", "oracle"]
-SUBSTITUTES = ("affinity", "router", "random", "drop", "no_experts")
+EVICTIONS, DRAFT_SETS, SUBSTITUTES = map(BUILT_IN.get, ("eviction", "draft_set", "substitute"))
 ACCEPT_RULES = ("coupled", "rejection", "block")
 # What the command line and a report's kernel set before torch is loaded, where it brings GNU's
 # OpenMP: how long its idle threads spin. Not at all, and a draft step of many small products takes
@@ -191,13 +187,16 @@ class GenerateOptions:
     max_new_tokens: int = 64
     method: str = "auto"
     gamma: int | None = None
-    # where drafted tokens come from (``speculate.sources``): a name, a function, an object
+    # how far to draft (``speculate.planner``); None: ``gamma`` tokens, or what suits the method
+    planner: Any = None
+    # where drafted tokens come from (``speculate.sources``). Like the other parts that
+    # ``registry.register`` gives names to, it may be a name, a function, a class
     draft: Any = "resident"
-    draft_set: str | Callable = "hot_temporal"
-    substitute: str = "affinity"
+    draft_set: Any = "hot_temporal"
+    substitute: Any = "affinity"
     # experts per token while drafting; None: the model's (half of them where gamma is planned)
     draft_top_k: int | None = None
-    eviction: str = "temporal"
+    eviction: Any = "temporal"
     prefetch: bool = True
     batch_size: int | None = None
     num_return_sequences: int = 1
@@ -224,13 +223,13 @@ class GenerateOptions:
     def __post_init__(self):
         _check_types(self)
         check_choice("method", self.method, METHODS)
-        check_choice("eviction", self.eviction, EVICTIONS)
-        check_choice("substitute", self.substitute, SUBSTITUTES)
+        for kind in ("eviction", "substitute", "draft_set"):
+            check_part(kind, getattr(self, kind))
+        if self.planner is not None:
+            check_part("planner", self.planner)
         check_choice("accept_rule", self.accept_rule, ACCEPT_RULES)
         for part in self.draft.split("+") if isinstance(self.draft, str) else ():
-            check_choice("draft", part.partition(":")[0], DRAFTS)
-        if not callable(self.draft_set):
-            check_choice("draft_set", self.draft_set, DRAFT_SETS)
+            check_choice("draft", part.partition(":")[0], names("draft"))
         if self.do_sample and self.temperature == 0:
             raise OptionError(
                 "temperature=0 with do_sample=True: use do_sample=False for greedy decoding"

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "specmoe"
 CORE = [
     "errors.py",
     "shipped.py",
+    "registry.py",
     "options.py",
     "trace.py",
     "__init__.py",

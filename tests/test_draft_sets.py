@@ -40,7 +40,7 @@ def test_an_own_function_is_asked_with_layer_counts_and_n():
 
 @pytest.mark.parametrize("answer", [[], [0, 0], [0, 1, 2], [-1], [4]], ids=str)
 def test_a_wrong_answer_of_an_own_function_is_refused(answer):
-    with pytest.raises(OptionError, match="draft_set function gave"):
+    with pytest.raises(OptionError, match="draft_set <lambda> gave"):
         make_draft_set(lambda *_: answer, 1, 4, 2).keep(0, [1, 1, 1, 1], set())
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from conftest import PROMPTS, tokens_of
 
+from specmoe import registry
 from specmoe.errors import OptionError
 from specmoe.lab import drafts, figures
-from specmoe.options import DRAFTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "drafts.md"
 
@@ -94,9 +94,9 @@ def test_the_example_of_the_page_runs(open_engine, plain):
         assert tokens_of(output) == plain("mixtral") and output.stats.draft == "last_again"
         assert names["output"].stats.draft == "last_again"
     finally:
-        DRAFTS.remove("last_again")
+        registry.forget("draft", "last_again")
 
 
 def test_the_page_names_every_source():
     page = PAGE.read_text(encoding="utf-8")
-    assert all(f"`{name}" in page for name in DRAFTS)
+    assert all(f"`{name}" in page for name in registry.BUILT_IN["draft"])

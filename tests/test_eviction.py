@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specmoe.offload.evictions import make_policy
 from specmoe.offload.policies import (
     LFU,
     LRU,
@@ -16,7 +17,6 @@ from specmoe.offload.policies import (
     RecentUse,
     Static,
     Temporal,
-    make_policy,
     replay,
 )
 from specmoe.options import EVICTIONS

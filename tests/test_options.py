@@ -160,7 +160,7 @@ def test_nothing_is_left_half_done_by_bad_input(engine):
 
 
 def test_a_wrong_own_draft_set_stops_the_run_and_the_engine_goes_on(engine):
-    with pytest.raises(OptionError, match="draft_set function gave"):
+    with pytest.raises(OptionError, match="draft_set <lambda> gave"):
         engine.generate(PROMPTS, method="specmoe", gamma=2, draft_set=lambda *_: [99])
     assert engine.generate(PROMPTS, method="specmoe", gamma=2, max_new_tokens=3).sequences
 

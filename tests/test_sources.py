@@ -11,7 +11,7 @@ from test_sampling import ODDS, chi_square_p, sampled_texts, small_engine, text_
 from tiny_families import make_family
 
 import specmoe
-from specmoe.options import DRAFTS
+from specmoe import registry
 from specmoe.speculate import sources
 from specmoe.speculate.block import Drafted
 from specmoe.speculate.loop import Sequence
@@ -299,7 +299,7 @@ def test_a_wrong_answer_is_one_sentence_and_the_engine_goes_on(wrong, open_engin
     source, says = WRONG[wrong]
     with pytest.raises(specmoe.OptionError, match=says) as refusal:
         generate(open_engine(), source)
-    assert str(refusal.value).startswith("draft source ")
+    assert str(refusal.value).startswith("draft ")
     assert tokens_of(generate(open_engine(), "ngram")) == plain("mixtral")
 
 
@@ -321,21 +321,17 @@ def test_a_source_that_is_none_is_refused(draft, says, open_engine):
         generate(open_engine(), draft)
 
 
-def test_your_own_by_name(open_engine, plain, monkeypatch):
-    monkeypatch.setattr(sources, "_MAKERS", dict(sources._MAKERS))
-    monkeypatch.setattr("specmoe.options.DRAFTS", DRAFTS)
+def test_your_own_by_name(open_engine, plain):
     sources.register("last_again", last_again)
     try:
         output = generate(open_engine(), "last_again")
         assert tokens_of(output) == plain("mixtral") and output.stats.draft == "last_again"
         joined = generate(open_engine(), "ngram+last_again")
         assert tokens_of(joined) == plain("mixtral")
+        with pytest.raises(specmoe.OptionError, match="takes nothing behind a colon"):
+            generate(open_engine(), "last_again:3")
     finally:
-        DRAFTS.remove("last_again")
-    with pytest.raises(specmoe.OptionError, match="must be a word"):
-        sources.register("a:b", last_again)
-    with pytest.raises(specmoe.OptionError, match="must be a function or have a method draft"):
-        sources.register("nine", 9)
+        registry.forget("draft", "last_again")
 
 
 def test_nothing_is_drafted_by_rows_that_decline():

@@ -81,9 +81,12 @@ def _decoding(parser: ArgumentParser) -> None:
     add("--draft SOURCE", sources)
     add("--draft-set", "hot_temporal (default), hot_global or random")
     add("--substitute", "affinity (default), router, random, drop or no_experts")
+    add("--planner", "how far to draft where --gamma is not given: confidence or cost")
     how = {"dest": "prefetch", "action": "store_false"}
     add("--no-prefetch", "fetch only when asked for", **how)
     add("--temperature T", "0 (default) is greedy", float)
+    how = {"action": "append"}
+    add("--plugin FILE.py", "run first: names your own parts by specmoe.register", **how)
     add = partial(_add, parser.add_argument_group("memory and hardware"))
     add("--draft-experts N", "resident experts per MoE layer", int)
     add("--fast-memory BYTES", "all expert bytes in fast memory, e.g. 2GiB")

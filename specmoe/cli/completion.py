@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from argparse import Action, Namespace
 
-from .. import options
+from .. import options, registry
 
 # Options' words are checked by ``options``, not by the parser.
 WORDS = {
     "method": options.METHODS,
-    "eviction": options.EVICTIONS,
-    "draft_set": options.DRAFT_SETS,
-    "substitute": options.SUBSTITUTES,
+    **registry.BUILT_IN,
     "store": options.STORES,
     "accept_rule": options.ACCEPT_RULES,
 }

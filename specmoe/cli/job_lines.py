@@ -23,9 +23,9 @@ MAX_LINE_BYTES = 2**23  # a longer line becomes an error line, without being hel
 MAX_SEQUENCES = 1024  # of one line's "n"
 # Options that change speed and memory, never the texts: a job may be resumed with others.
 FREE = frozenset(
-    "method gamma draft draft_set substitute draft_top_k eviction prefetch batch_size first_prompt "
-    "streamer progress store device draft_experts fast_memory link_bytes_per_s compile trace "
-    "num_readers revision".split()
+    "method gamma planner draft draft_set substitute draft_top_k eviction prefetch batch_size "
+    "first_prompt streamer progress store device draft_experts fast_memory link_bytes_per_s "
+    "compile trace num_readers revision".split()
 )
 # What a line may set: settings of its own row, and what its whole call of ``generate`` must have.
 OF_THE_ROW = set(OF_A_ROW) - set(CALLABLES)

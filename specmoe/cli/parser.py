@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from ..errors import OptionError, SpecMoEError
 from ..options import spin_setting
+from ..registry import plug_in
 from . import arguments, commands, completion, decoding, planning, sweeping
 
 # Each has a function of its name in its module, and one in ``arguments``.
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.update(QUIET if {"-q", "--quiet"} & set(words) else {})
     try:
         args = parse(words)
+        plug_in(getattr(args, "plugin", []))
         code = args.run(args)
         sys.stdout.flush()
         return code

@@ -25,13 +25,15 @@ from dataclasses import dataclass, field, replace
 from ..checkpoint import PackedExperts
 from ..errors import FastMemoryError
 from ..offload.budget import MemoryPlan
+from ..offload.evictions import OwnSet, make_policy
 from ..offload.experts import Drafting
-from ..offload.policies import KeepPolicy, Static, make_policy
+from ..offload.policies import KeepPolicy, Static
 from ..offload.pool import PoolMode
 from ..options import GenerateOptions
-from ..speculate.confidence import ConfidencePlanner
+from ..registry import own
+from ..speculate.confidence import ConfidencePlanner, most_drafted
 from ..speculate.draft_sets import make_draft_set
-from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, Planner
+from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, OwnPlanner, Planner
 from ..speculate.sources import Experts, make_source
 from ..speculate.sources.base import DraftSource
 from ..speculate.sources.resident import Resident
@@ -99,7 +101,7 @@ def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, ma
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = policy.fixed
     # every expert drafts, from the first round on
-    if memory.draft_experts == size[1] and not callable(options.draft_set):
+    if memory.draft_experts == size[1] and not isinstance(policy, OwnSet):
         preload = [set(range(size[1]))] * size[0]
     return Method(policy, planner, preload=preload, drafting=drafting, source=source)
 
@@ -127,7 +129,12 @@ def _beside(source: DraftSource, memory: MemoryPlan) -> MemoryPlan:
 
 
 def _planner(options: GenerateOptions, max_block: int | None, is_confident: bool) -> Planner:
-    if options.gamma is None and not options.do_sample and is_confident:
+    most = most_drafted(max_block) if options.gamma is None else options.gamma
+    if options.planner is not None and (part := own("planner", options.planner, most)):
+        return OwnPlanner(part, most)
+    confident = options.gamma is None and not options.do_sample and is_confident
+    name = options.planner or ("confidence" if confident else "cost")
+    if name == "confidence":
         return ConfidencePlanner(options.method == "auto", max_block)
     if options.method == "auto":
         gammas = CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma}))

@@ -19,11 +19,19 @@ from .votes import Votes
 
 class KeepPolicy:
     """Base: keep nothing (on-demand). ``keep`` may update the policy's own memory of past
-    requests. ``fixed``: the sets of a policy that never changes them."""
+    requests. ``fixed``: the sets of a policy that never changes them.
+
+    Also the contract of your own eviction or draft set (``specmoe.register``): a function, or a
+    class with ``keep``. A class is made anew for each run, with these three numbers. It is asked
+    once per layer and step of the full model, for the whole coalesced request, and its answer
+    counts from that moment on. An eviction chooses among experts that the step asks for or that
+    are resident, and may keep fewer than it can; a draft set names at least one, and what is not
+    here is fetched, and counted."""
 
     fixed: list[set[int]] | None = None
 
     def __init__(self, num_layers: int, num_experts: int, num_kept: int):
+        """``num_layers``: MoE layers, an encoder's first; ``num_experts`` of each."""
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.num_kept = num_kept
@@ -212,16 +220,6 @@ class RunPolicy:
         if layer < self.first_kept:
             return -1, 0.0
         return self.votes.counts[layer][expert], self.recent.use[layer][expert]
-
-
-def make_policy(
-    name: str, num_layers: int, num_experts: int, num_kept: int, totals=None
-) -> KeepPolicy:
-    """The eviction called ``name`` (lru, lfu, temporal, static); "static" needs calibration
-    ``totals`` [layers][E]."""
-    if name == "static":
-        return Static(num_layers, num_experts, num_kept, totals)
-    return {"lru": LRU, "lfu": LFU, "temporal": Temporal}[name](num_layers, num_experts, num_kept)
 
 
 def replay(

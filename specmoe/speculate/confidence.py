@@ -69,12 +69,18 @@ class Line:
         return max(0.0, (self.y - self.slope * self.x) / self.weight) if self.weight else 0.0
 
 
+def most_drafted(max_block: int | None) -> int:
+    """Where nobody says: gamma, at most, when ``max_block`` tokens of a row can be verified at once
+    (None: any number)."""
+    return MAX_GAMMA if max_block is None else max(1, min(MAX_GAMMA, max_block - 1))
+
+
 class ConfidencePlanner(Planner):
     """State: running means of costs. ``may_not_draft``: plain decoding is one of its choices
     (``auto``). ``max_block``: tokens of a row that can be verified at once (None: any number)."""
 
     def __init__(self, may_not_draft: bool, max_block: int | None = None):
-        super().__init__(MAX_GAMMA if max_block is None else max(1, min(MAX_GAMMA, max_block - 1)))
+        super().__init__(most_drafted(max_block))
         self._probes = [0, 6, 0, 12] if may_not_draft else [6, 2, 12]  # the first round warms up
         self.may_not_draft = may_not_draft
         # seconds over tokens of a block; over rows of a draft step

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..registry import Part
 from ..trace import Round
 
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
@@ -29,7 +30,12 @@ LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
 
 class Planner:
     """How far to draft. The round asks ``next_gamma`` once, ``keep_drafting`` after every draft
-    step, and tells it what the round cost by ``observe``. ``max_gamma``: it never asks for more."""
+    step, and tells it what the round cost by ``observe``. ``max_gamma``: it never asks for more.
+
+    Also the contract of your own (``specmoe.register``): a function of the rounds so far (a list of
+    ``trace.Round``, each with what it cost and what was accepted), or a class with ``next_gamma``,
+    made anew for each run with ``max_gamma`` (what ``gamma`` says, else 32, or what a model can
+    take back); it may have the other methods. The answer, 0 to ``max_gamma``, is for every row."""
 
     def __init__(self, max_gamma: int):
         self.max_gamma = max_gamma
@@ -58,6 +64,50 @@ class FixedGamma(Planner):
 
     def next_gamma(self) -> int:
         return self.max_gamma
+
+
+class OwnPlanner(Planner):
+    """A user's own; its answer is checked every time."""
+
+    def __init__(self, part: Part, max_gamma: int):
+        super().__init__(max_gamma)
+        self.part = part
+        self.rounds: list[Round] = []
+
+    @property
+    def settled(self) -> bool:
+        return bool(getattr(self.part.given, "settled", True))
+
+    def next_gamma(self) -> int:
+        part = self.part
+        answer = part.ask(part.method) if part.method else part.ask(part.given, list(self.rounds))
+        (gamma,) = part.numbers([answer], "for a round", "a whole number of tokens to draft")
+        if not 0 <= gamma <= self.max_gamma:
+            raise part.refusal(f"{gamma} tokens to draft: 0 to {self.max_gamma} may be")
+        return gamma
+
+    def keep_drafting(self, block, confidence):
+        function = getattr(self.part.given, "keep_drafting", None)
+        # to leave out a token for what it is would bend the distribution it was drawn from
+        if function is None or block.distributions[-1] is not None:
+            return super().keep_drafting(block, confidence)
+        answer = self.part.ask(function, block, confidence)
+        if not isinstance(answer, tuple) or len(answer) != 2 or not callable(answer[1]):
+            raise self.part.refusal(f"{answer!r:.60}: return a mask [B] and a function of none")
+        verify, go_on = answer
+        return self._mask(verify, block), lambda: self._mask(self.part.ask(go_on), block)
+
+    def _mask(self, answer, block):
+        like = block.active
+        same = [getattr(answer, name, None) == getattr(like, name) for name in ("dtype", "shape")]
+        if not all(same):
+            raise self.part.refusal(f"{answer!r:.60} for rows: return bool [{len(like)}]")
+        return answer
+
+    def observe(self, done: Round) -> None:
+        self.rounds.append(done)
+        if function := getattr(self.part.given, "observe", None):
+            self.part.ask(function, done)
 
 
 class CostPlanner(Planner):

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ...errors import OptionError
-from ...options import EVICTIONS, METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
+from ...options import METHODS, GenerateOptions, LoadOptions, check_choice, from_kwargs
+from ...registry import names
 from .. import metrics
 from ..machine import doctor
 from .prompts import prompts_for
@@ -74,7 +75,7 @@ def _said(name: str, options: Mapping | None) -> dict:
 def _labelled(methods: Sequence[str], eviction: str | Sequence[str]) -> dict[str, Run]:
     """One run per method, in order and once each, by its label; ``cached`` once per eviction."""
     methods = _names("methods", methods, METHODS)
-    evictions = _names("eviction", eviction, EVICTIONS)
+    evictions = _names("eviction", eviction, names("eviction"))
     runs = {}
     for method in methods:
         for name in evictions if method == "cached" else [None]:

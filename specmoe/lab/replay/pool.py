@@ -13,10 +13,17 @@ import numpy as np
 import pandas as pd
 
 from ...errors import OptionError, check_choice
-from ...offload.policies import Belady, KeepPolicy, make_policy
+from ...offload.evictions import make_policy
+from ...offload.policies import Belady, KeepPolicy
+from ...registry import names
 from .frames import check_frame, check_number
 
 REPLAYED = ("lru", "lfu", "temporal", "belady")
+
+
+def replayed() -> list[str]:
+    """What can be replayed: ``REPLAYED``, and evictions that somebody registered."""
+    return list(dict.fromkeys([*REPLAYED, *names("eviction")]))
 
 
 class Request(NamedTuple):
@@ -125,7 +132,7 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str | Callab
     can miss less.
     """
     if not callable(policy):
-        check_choice("policy", policy, REPLAYED)
+        check_choice("policy", policy, replayed())
     if not requests:
         raise OptionError("there are no requests to replay")
     num_kept = check_number("num_kept", num_kept, range(1, len(requests[0].counts) + 1))

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import OptionError, door, nearest, path_of
 from ...options import GenerateOptions, LoadOptions, from_kwargs
+from ...registry import plug_in
 
 MOST = 500  # runs, unless the caller says yes
 LOAD = tuple(field.name for field in fields(LoadOptions))
@@ -25,10 +26,12 @@ NOT_SWEPT = {"logits_processor", "stopping_criteria", "settings", "own", "stream
 NOT_SWEPT |= {"first_prompt", "num_return_sequences"}
 GENERATE = tuple(field.name for field in fields(GenerateOptions) if field.name not in NOT_SWEPT)
 COUNTS = ("num_prompts", "repeats")
-OPTIONS = ("model", *LOAD, *GENERATE, *COUNTS)
+# ``plugin``: a file that names parts of your own, which every worker runs (``registry.plug_in``)
+OPTIONS = ("model", "plugin", *LOAD, *GENERATE, *COUNTS)
 # Options that only some methods read: for the others they are left out, and equal runs run once.
 READ_BY = {
     "gamma": ("specmoe",),
+    "planner": ("specmoe", "auto"),
     "draft_set": ("specmoe", "auto"),
     "substitute": ("specmoe", "auto"),
     "draft_top_k": ("specmoe", "auto"),
@@ -123,6 +126,7 @@ def check(settings: Mapping[str, Any]) -> None:
     """``OptionError`` where a value is out of range: asked for every run before the first."""
     if not isinstance(settings["model"], str) or not settings["model"]:
         raise OptionError(f"model={settings['model']!r} in the grid is no name")
+    plug_in([settings["plugin"]] if settings.get("plugin") else [])
     for cls, names in ((LoadOptions, LOAD), (GenerateOptions, GENERATE)):
         from_kwargs(cls, {name: settings[name] for name in names if name in settings})
     for name in COUNTS:

@@ -28,6 +28,7 @@ import specmoe
 
 from ...errors import OptionError, SpecMoEError, StoreError
 from ...errors import one_line as on_one_line
+from ...registry import plug_in
 from .grid import GENERATE, LOAD, OPTIONS, key_of, settings_of
 from .rows import Rows
 
@@ -41,6 +42,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     from ..bench.methods import run_bench
 
     given = {name: value for name, value in settings.items() if value is not None}
+    plug_in([given["plugin"]] if "plugin" in given else [])
     generate = {name: given[name] for name in (*GENERATE, "num_prompts") if name in given}
     method, batch = generate.pop("method", "auto"), generate.pop("batch_size", 1)
     load = {name: given[name] for name in LOAD if name in given}

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ... import registry
 from ...checkpoint import ExpertLayout
 from ...errors import OptionError
 from ...offload.budget import MemoryPlan
-from ...options import DRAFTS
 from .base import DraftSource, Own
 from .copies import LowBit
 from .layer_skip import LayerSkip
@@ -88,33 +88,27 @@ _MAKERS: dict[str, Callable] = {
 
 
 def register(name: str, source) -> None:
-    """``source`` (a function, or an object with ``draft``) is called ``name`` from now on."""
-    if not isinstance(name, str) or not name.replace("_", "").isalnum():
-        raise OptionError(f"name {name!r} of a draft source must be a word")
-    if not callable(source) and not hasattr(source, "draft"):
-        raise OptionError(
-            f"draft source {name} must be a function or have a method draft, not {source!r}"
-        )
-    _MAKERS[name] = lambda argument, experts: make_source(source, experts)
-    DRAFTS.extend({name} - {*DRAFTS})
+    """``source`` (a function, or a class or object with ``draft``) is called ``name`` from now
+    on: ``specmoe.register`` of a draft."""
+    registry.register("draft", name, source)
 
 
 def make_source(draft, experts: Experts | None = None) -> DraftSource:
     """The source that ``draft`` names (``GenerateOptions`` has checked the name), or one around a
     user's own. ``A+B``: the n-gram ``A`` where a row's text has one, else ``B``."""
-    if isinstance(draft, type):  # a class: each run has an object of its own
-        draft = draft()
-    if not isinstance(draft, str):
-        if callable(draft) or hasattr(draft, "draft"):
-            return Own(draft)
+    if not isinstance(draft, str) and not registry.is_part("draft", draft):
         raise OptionError(f"draft={draft!r} must be a name, a function or have a method draft")
+    if part := registry.own("draft", draft):
+        return Own(part)
     first, plus, second = draft.partition("+")
     if plus:
         ngram, model = make_source(first, experts), make_source(second, experts)
         if not isinstance(ngram, Ngram):
             raise OptionError(f"draft={draft!r}: only ngram can stand before the plus")
         return NgramOrModel(ngram, model)
-    name, _, argument = draft.partition(":")
+    name, colon, argument = draft.partition(":")
+    if colon and registry.own("draft", name):
+        _no_argument(name, argument)
     return _MAKERS[name](argument, experts)
 
 

@@ -8,15 +8,14 @@ Comes in: the batch of the moment and how many tokens each row may draft. Goes o
 
 from __future__ import annotations
 
-import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import OptionError, SpecMoEError
+from ...registry import Part
 from ..block import Drafted
 
 if TYPE_CHECKING:
@@ -77,76 +76,65 @@ def from_lists(drafts: list[list[int]], began_s: float) -> Drafted:
 class Own(DraftSource):
     """A user's function or object; its answer is checked every time."""
 
-    def __init__(self, given: Callable | DraftSource):
-        self.given = given
-        kind = getattr(given, "__name__", None) or type(given).__name__
-        self.name = getattr(given, "name", None) or kind
-        self.num_bytes = getattr(given, "num_bytes", 0)
-        self.is_confident = getattr(given, "is_confident", False)
+    def __init__(self, part: Part):
+        self.part = part
+        self.name = getattr(part.given, "name", None) or part.name
+        self.num_bytes = getattr(part.given, "num_bytes", 0)
+        self.is_confident = getattr(part.given, "is_confident", False)
 
     @contextmanager
     def running(self, experts, memory):
-        around = getattr(self.given, "running", None)
+        around = getattr(self.part.given, "running", None)
         with around(experts, memory) if around else super().running(experts, memory):
             yield
 
     def draft(self, batch, limits):
-        began_s = time.perf_counter()
-        try:
-            if hasattr(self.given, "draft"):
-                return self._checked(self.given.draft(batch, limits), batch, limits)
-            texts = [list(row.tokens) for row in batch.rows]
-            return from_lists(
-                self._lists(self.given(texts, limits.tolist()), batch, limits), began_s
-            )
-        except SpecMoEError:
-            raise
-        except Exception as failure:
-            what = f"draft source {self.name} raised {type(failure).__name__}: {failure}"
-            raise OptionError(what) from failure
+        began_s, part = time.perf_counter(), self.part
+        if part.method:
+            answer = part.ask(part.method, batch, limits)
+            return part.ask(self._checked, answer, batch, limits)
+        texts = [list(row.tokens) for row in batch.rows]
+        drafts = self._lists(part.ask(part.given, texts, limits.tolist()), batch, limits)
+        return from_lists(drafts, began_s)
 
     def _lists(self, answer, batch: Batch, limits: torch.Tensor) -> list[list[int]]:
-        try:
-            drafts = [[operator.index(token) for token in draft] for draft in answer]
-        except TypeError:
-            raise self._refusal(
-                f"{str(answer)[:60]}: return a list of token ids for each row"
-            ) from None
+        drafts = self.part.ask(list, answer) if hasattr(answer, "__iter__") else [answer]
+        what = "a list of token ids for each row"
+        drafts = [self.part.numbers(draft, "for a row", what) for draft in drafts]
         self._check(drafts, batch, limits)
         return drafts
 
     def _checked(self, answer, batch: Batch, limits: torch.Tensor) -> Drafted:
         if not isinstance(answer, Drafted) or not isinstance(answer.tokens, torch.Tensor):
-            raise self._refusal(f"{type(answer).__name__}: return block.Drafted")
+            raise self.part.refusal(f"{type(answer).__name__}: return block.Drafted")
         tokens, num = answer.tokens, list(answer.num)
         if tokens.dim() != 2 or tokens.dtype != torch.long or len(num) != len(tokens):
-            raise self._refusal(
+            raise self.part.refusal(
                 f"tokens {list(tokens.shape)} of {tokens.dtype} for num {len(num)}: return int64 "
                 "tokens [B, G] and num [B]"
             )
         if max(num, default=0) > tokens.shape[1] or min(num, default=0) < 0:
-            raise self._refusal(f"num {num} of {tokens.shape[1]} tokens: count what is there")
+            raise self.part.refusal(f"num {num} of {tokens.shape[1]} tokens: count what is there")
         drafts = [row[:count] for row, count in zip(tokens.tolist(), num, strict=True)]
         self._check(drafts, batch, limits)
         if answer.q is not None and answer.q.shape[:2] != tokens.shape:
-            raise self._refusal(
+            raise self.part.refusal(
                 f"q {list(answer.q.shape)} for tokens {list(tokens.shape)}: return [B, G, V]"
             )
         return answer
 
     def _check(self, drafts: list[list[int]], batch: Batch, limits: torch.Tensor) -> None:
         if len(drafts) != len(batch.rows):
-            raise self._refusal(
+            raise self.part.refusal(
                 f"drafts for {len(drafts)} of {len(batch.rows)} rows: give one each"
             )
         for row, (draft, limit) in enumerate(zip(drafts, limits.tolist(), strict=True)):
             if len(draft) > limit:
-                raise self._refusal(f"{len(draft)} tokens for row {row}: at most {limit} may be")
+                raise self.part.refusal(
+                    f"{len(draft)} tokens for row {row}: at most {limit} may be"
+                )
             for token in draft:
                 if not 0 <= token < batch.decoder.vocab_size:
-                    raise self._refusal(
+                    raise self.part.refusal(
                         f"token {token} for row {row}: ids are 0..{batch.decoder.vocab_size - 1}"
                     )
-
-    def _refusal(self, what: str) -> OptionError:
-        return OptionError(f"draft source {self.name} gave {what}")
