@@ -105,7 +105,7 @@ _WHOLE = {
 }
 _REAL = {"temperature": (0, float("inf")), "top_p": (0, 1), "link_bytes_per_s": (1, 1e18)}
 _FLAGS = ("compile", "trace", "prefetch", "do_sample")
-_TEXTS = ("revision", "source_lang", "target_lang")
+_TEXTS = ("revision", "gguf_file", "source_lang", "target_lang")
 
 
 def _check_types(options: object) -> None:
@@ -170,6 +170,7 @@ class LoadOptions:
     trace: bool = True
     num_readers: int = 4
     revision: str | None = None  # branch, tag or commit of a hub id
+    gguf_file: str | None = None  # which one of a folder or hub id with several
 
     def __post_init__(self):
         _check_types(self)

@@ -55,7 +55,7 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.engine.load", load)
-    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, revision=None: model)
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, *which: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 

@@ -34,7 +34,7 @@ MAY = {
     ),
     "notebooks": ("lab/workshop/", "lab/machine/"),
     "dask": ("lab/sweep/cluster.py",),
-    "gguf": ("lab/bench/real_",),
+    "gguf": ("checkpoint/blocks.py", "lab/bench/real_"),
     "llama": ("lab/bench/real_",),
 }
 # What nothing imports: who needs it all the same, and the words in the tree that show it.

@@ -4,8 +4,11 @@ that transformers has when it loads the same file."""
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import shutil
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -20,12 +23,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import specmoe
 from specmoe.checkpoint import blocks as ggml
-from specmoe.checkpoint import build_model, gguf_file
+from specmoe.checkpoint import build_model, gguf_file, gguf_header
+from specmoe.checkpoint.identity import unchanged
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
 from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
-from specmoe.errors import CheckpointError, SpecMoEError, UnsupportedModelError
+from specmoe.errors import CheckpointError, OptionError, SpecMoEError, UnsupportedModelError
 from specmoe.offload.affinity import expert_distances
 
 NEW_TOKENS = 8
@@ -94,11 +98,12 @@ def generated(path, **options) -> list[list[int]]:
 def test_blocks_of_random_bytes_are_those_of_gguf_bit_for_bit(number):
     made, elements, size = ggml.TYPES[number]
     kind = gguf.GGMLQuantizationType(number)
-    assert (kind.name.lower(), gguf.GGML_QUANT_SIZES[kind]) == (made.__name__, (elements, size))
+    found = ggml.kind_of(made.__name__), (elements, size)
+    assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == found
     content = np.random.default_rng(number).integers(0, 256, (64, 3 * size), dtype=np.uint8)
     with np.errstate(all="ignore"):
         want = torch.from_numpy(gguf.quants.dequantize(content, kind))
-    have = ggml.WIDEN[made.__name__](torch.from_numpy(content))
+        have = ggml.WIDEN[made.__name__](torch.from_numpy(content))
     is_number = ~want.isnan()
     assert have.shape == (64, 3 * elements) and torch.equal(have.isnan(), ~is_number)
     # zeros have a sign
@@ -112,7 +117,8 @@ def test_weights_and_tokens_are_those_of_transformers(made, reference, plain_tok
     store = "disk" if "_K" in name else "checkpoint"
     with specmoe.load(made(name), store=store) as engine:
         kinds = set(name.split()[1].lower().replace("q4_k_m", "q4_k+q6_k").split("+")) - {"f16"}
-        assert engine.info["expert_dtype"].replace("bfloat", "bf") == ", ".join(sorted(kinds))
+        found = engine.info["expert_dtype"].replace("bfloat", "bf").replace("ggml_", "")
+        assert sorted(found.split(", ")) == sorted(kinds)
         output = engine.generate(
             PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
         )
@@ -216,7 +222,7 @@ def test_a_packed_folder_loads_by_itself(made, plain_tokens, tmp_path):
 def test_what_is_left_of_a_file_is_a_file_that_gguf_reads(made, tmp_path):
     file, rest = made(Q4_K), tmp_path / "rest.gguf"
     kept = {"output.weight", "blk.1.attn_norm.weight", "token_embd.weight"}
-    gguf_file.write_part(gguf_file.read_gguf(file), kept, rest)
+    gguf_file.write_part(gguf_header.read_gguf(file), kept, rest)
     whole, part = gguf.GGUFReader(file), gguf.GGUFReader(rest)
     assert {tensor.name for tensor in part.tensors} == kept
     for tensor in part.tensors:
@@ -323,11 +329,10 @@ def test_an_architecture_that_transformers_does_not_map_is_refused(tmp_path):
     refused(file, match, UnsupportedModelError)
 
 
-@pytest.mark.parametrize("kind", ["IQ2_XXS", "TQ1_0"])
-def test_a_type_that_is_not_read_is_named(tmp_path, kind):
-    odd = {"blk.0.ffn_up_exps.weight": (kind, (2, 64, 256))}
+def test_a_type_that_is_not_read_is_named(tmp_path):
+    odd = {"blk.0.ffn_up_exps.weight": ("NVFP4", (2, 64, 256))}
     file = small(tmp_path / "odd.gguf", "qwen3moe", odd)
-    refused(file, f"'blk.0.ffn_up_exps.weight' in .*odd.gguf is of the ggml type {kind}, .*Q4_K")
+    refused(file, "'blk.0.ffn_up_exps.weight' in .*odd.gguf is of the ggml type NVFP4, .*Q4_K")
 
 
 @pytest.mark.parametrize("left", [3, 20, 100, 20_000, -100])
@@ -340,13 +345,150 @@ def test_a_file_that_is_cut_short_is_refused(made, tmp_path, left):
 def test_two_files_in_a_folder_ask_for_a_name(made, tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.gguf").write_bytes(made(Q4_K).read_bytes())
-    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files \(a.gguf, b.gguf\): give"):
+    match = r"holds 2 GGUF files \(a.gguf, b.gguf\): say which with gguf_file=, or give"
+    with pytest.raises(CheckpointError, match=match):
         specmoe.load(tmp_path)
 
 
-def test_one_part_of_a_split_file_is_refused(tmp_path):
-    file = small(tmp_path / "x-00001-of-00003.gguf", "qwen3moe", EMBEDDING, split_count=3)
-    refused(file, "is one of 3 parts of a split GGUF.*llama-gguf-split --merge")
+# ---- which file ----
+
+
+@pytest.fixture
+def several(made, tmp_path) -> Path:
+    """A folder with the file of this test, ``b.gguf``, beside others."""
+    shutil.copy(made(Q4_K), tmp_path / "b.gguf")
+    small(tmp_path / "a.gguf", "llama", EMBEDDING)
+    return tmp_path
+
+
+def test_a_file_is_named_as_in_transformers(several, plain_tokens):
+    assert generated(several, gguf_file="b.gguf") == plain_tokens(Q4_K)
+    assert identity_of(several, gguf_file="b.gguf") == identity_of(several / "b.gguf")
+
+
+@pytest.mark.parametrize(
+    "where, name, error, match",
+    [
+        (".", "c.gguf", CheckpointError, r"no file 'c.gguf' \(gguf_file\): .* a.gguf, b.gguf$"),
+        (".", "b.bin", OptionError, "gguf_file='b.bin' is no GGUF file's name"),
+        ("b.gguf", "b.gguf", OptionError, "belongs to a folder or hub id"),
+        ("tiny-skewed", "b.gguf", CheckpointError, "its GGUF files are none"),
+        (".", 7, OptionError, "gguf_file=7 must be a name"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(several, where, name, error, match):
+    model = where if where == "tiny-skewed" else several / where
+    with pytest.raises(error, match=match):
+        specmoe.load(model, gguf_file=name)
+
+
+def test_of_a_hub_id_only_that_file_is_downloaded(several, plain_tokens, monkeypatch):
+    asked = []
+
+    def download(name, **how):
+        asked.append((name, how))
+        return str(several)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert generated("owner/model", gguf_file="b.gguf", revision="v1") == plain_tokens(Q4_K)
+    assert asked == [("owner/model", {"revision": "v1", "allow_patterns": "b.gguf"})]
+    with pytest.raises(CheckpointError, match="has no file"):
+        specmoe.load("owner/model", gguf_file="x-00001-of-00003.gguf")
+    assert asked[1][1]["allow_patterns"] == "x-*-of-00003.gguf"
+
+
+def test_the_command_line_names_a_file_too(several, capsys):
+    file = ["--gguf-file", "b.gguf"]
+    machine = ["--machine", "consumer", "--fast-memory", "4MiB", "--batch", "1"]
+    assert main(["plan", str(several), *machine, *file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["experts"] == 8
+    assert main(["pack", str(several), str(several / "packed"), *file, "-q"]) == 0
+    assert main(["generate", str(several), "-p", "the", "--max-new-tokens", "2", *file, "-q"]) == 0
+    assert main(["generate", str(several), "-p", "the", "-q"]) == 2
+    assert "holds 2 GGUF files (a.gguf, b.gguf): say which" in capsys.readouterr().err
+
+
+# ---- a GGUF in several files ----
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> Path:
+    """The first file of a GGUF like ``Q4_K``."""
+    folder = tmp_path_factory.mktemp("split")
+    make_gguf(folder / "model.gguf", "minimax_m2", as_kind("Q4_K"), split=12)
+    first, *others = sorted(folder.glob("*.gguf"))
+    assert first.name == "model-00001-of-00003.gguf" and len(others) == 2
+    return first
+
+
+@pytest.mark.parametrize("store", ["disk", "checkpoint"])
+def test_a_split_file_is_one_model(made, split, plain_tokens, store):
+    with specmoe.load(split.parent, store=store) as engine:
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+        assert engine.tokenizer("the than")["input_ids"] == [256, 68, 220, 256, 258]
+        report = engine.check_exact(PROMPTS[:1], max_new_tokens=2)
+        assert report and "transformers reads no split GGUF" in report.reference
+    assert tokens_of(output) == plain_tokens(Q4_K)
+    assert identity_of(split) == identity_of(made(Q4_K))
+
+
+def test_a_split_file_is_packed_into_one_that_loads_by_itself(split, plain_tokens, tmp_path):
+    pack(split, tmp_path / "packed")
+    assert generated(tmp_path / "packed") == plain_tokens(Q4_K)
+    assert identity_of(tmp_path / "packed") == identity_of(split)
+
+
+def test_a_file_of_several_that_changes_while_it_is_read_is_noticed(split, tmp_path):
+    copy = Path(shutil.copytree(split.parent, tmp_path / "copy")) / split.name
+    third = copy.with_name("model-00003-of-00003.gguf")
+    with pytest.raises(CheckpointError, match="changed while it was read .*00003-of-00003.gguf"):
+        with unchanged(copy):
+            third.write_bytes(third.read_bytes())
+
+
+def test_what_is_not_the_whole_of_a_split_file_is_refused(split, tmp_path):
+    def having(*names: str, order: dict[str, str] | None = None) -> Path:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name in names:
+            file = f"model-0000{name}-of-00003.gguf"
+            shutil.copy(split.with_name(file), folder / (order or {}).get(file, file))
+        return folder
+
+    refused(having("1", "3"), "lacks 1 of the 3 files of a split GGUF, first 'model-00002-of")
+    refused(having("2", "3"), "00002-of-00003.gguf is one of the 3 files .*not .* the first")
+    alone = having("1", order={"model-00001-of-00003.gguf": "model.gguf"})
+    refused(
+        alone, "model.gguf is one of the 3 files of a split GGUF, and not by its name the first"
+    )
+    swapped = {
+        f"model-0000{a}-of-00003.gguf": f"model-0000{b}-of-00003.gguf" for a, b in ("23", "32")
+    }
+    refused(
+        having("1", "2", "3", order=swapped), "00002-of-.* is not by its header the file 2 of 3"
+    )
+    other = having("1", "2", "3")
+    second = other / "model-00002-of-00003.gguf"
+    infos = gguf_header.read_gguf(split).infos
+    of_second = [info.name.encode() for info in infos if info.file.name == second.name]
+    of_others = [info.name.encode() for info in infos if info.file.name != second.name]
+    mine, theirs = next(
+        pair for pair in itertools.product(of_second, of_others) if len({*map(len, pair)}) == 1
+    )
+    second.write_bytes(second.read_bytes().replace(mine, theirs, 1))
+    refused(other, "hold [0-9]+ tensors of [0-9]+ names, which is not what the first promises")
+
+
+def test_a_type_that_takes_the_missing_package_is_named(tmp_path, monkeypatch):
+    odd = {"blk.0.ffn_up_exps.weight": ("IQ2_XXS", (2, 64, 256))}
+    file = small(tmp_path / "odd.gguf", "qwen3moe", odd)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    match = (
+        r"'blk.0.ffn_up_exps.weight' in .* type IQ2_XXS, which takes .*: pip install -U 'specmoe\[g"
+    )
+    refused(file, match)
+    with pytest.raises(CheckpointError, match="an expert is of the ggml type IQ2_XXS"):
+        ggml.WIDEN["iq2_xxs"](torch.zeros(1, 66, dtype=torch.uint8))
 
 
 def test_the_missing_package_is_named(made, monkeypatch):
@@ -358,7 +500,7 @@ def test_the_missing_package_is_named(made, monkeypatch):
 
 
 def test_a_missing_tensor_of_experts_is_named(made, tmp_path):
-    header = gguf_file.read_gguf(made(Q4_K))
+    header = gguf_header.read_gguf(made(Q4_K))
     kept = {info.name for info in header.infos} - {"blk.1.ffn_up_exps.weight"}
     gguf_file.write_part(header, kept, tmp_path / "less.gguf")
     refused(tmp_path / "less.gguf", "has no tensors like 'blk.1.ffn_up_exps.weight' for")
@@ -389,4 +531,4 @@ def test_a_header_that_cannot_be_is_refused(made, tmp_path):
     ):
         file.write_bytes(altered(content, at, new))
         with pytest.raises(CheckpointError, match=match):
-            gguf_file.read_gguf(file)
+            gguf_header.read_gguf(file)

@@ -27,10 +27,12 @@ SIZES = {
 }
 # What ``docs/formats.md`` says of them: ggml types, and a model whose experts were found exact in
 # them; of several each of its three matrices has one.
-TRIED = ["gguf Q8_0 qwen3_moe", "gguf Q4_K_M qwen3_moe", "gguf Q4_1 qwen2_moe"]
+TRIED = ["gguf Q8_0+IQ2_S+Q8_0 qwen3_moe", "gguf Q4_K_M qwen3_moe", "gguf Q4_1 qwen2_moe"]
 TRIED += ["gguf Q8_0 qwen3_5_moe_text", "gguf BF16 minimax_m2", "gguf Q4_0+Q5_0+Q5_1 minimax_m2"]
 TRIED += ["gguf Q2_K+Q3_K+Q5_K minimax_m2", "gguf Q6_K+IQ4_NL+IQ4_XS minimax_m2"]
-TRIED += ["gguf F16+Q4_K+Q8_0 minimax_m2"]
+TRIED += ["gguf F16+Q4_K+MXFP4 minimax_m2", "gguf IQ2_XXS+IQ3_S+IQ3_XXS minimax_m2"]
+# transformers widens those of the last file with arithmetic of its own
+TRIED += ["gguf IQ1_S+TQ1_0+TQ2_0 minimax_m2", "gguf IQ2_XS+IQ1_M+IQ1_M qwen3_5_moe_text"]
 COMMON = {
     "vocab_size": 264,
     "hidden_size": 256,
@@ -51,7 +53,13 @@ HALVES = {
     "IQ4_NL": {0: 1e-3},
     "IQ4_XS": {0: 5e-5},
     "IQ2_XXS": {0: 1e-3},
-    "TQ1_0": {52: 1e-3},
+    "IQ2_XS": {0: 1e-3},
+    "IQ2_S": {0: 1e-3},
+    "IQ3_XXS": {0: 1e-4},
+    "IQ3_S": {0: 1e-4},
+    "IQ1_S": {0: 5e-3},
+    "IQ1_M": {},
+    "NVFP4": {},
 }
 Kinds = Callable[[str], str]
 
@@ -68,6 +76,13 @@ def blocks(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np
     for place, most in HALVES[kind].items():
         half = random.uniform(most / 2, most, made.shape[:-1]).astype(np.float16)
         made[..., place : place + 2] = half[..., None].view(np.uint8)
+    if kind == "IQ1_M":
+        # its factor lies in the highest bits of four words of 16
+        made[..., 49::2] &= 15
+        for place, digit in zip(
+            (49, 51, 53, 55), np.float16(5e-3).view(np.uint16) >> [0, 4, 8, 12]
+        ):
+            made[..., place] |= np.uint8((digit & 15) << 4)
     return made.reshape(*shape[:-1], -1)
 
 
@@ -87,15 +102,16 @@ def as_kind(kind: str) -> Kinds:
 
 
 def make_gguf(
-    file: Path, model_type: str, kinds: Kinds, seed: int = 0, eos: int = 263, **sizes
+    file: Path, model_type: str, kinds: Kinds, seed: int = 0, eos: int = 263, split: int = 0
 ) -> Path:
-    """``kinds``: of a matrix's name its ggml type."""
+    """``kinds``: of a matrix's name its ggml type; ``split``: tensors of each file, 0 is one file
+    with all of them."""
     if model_type == "qwen3_5_moe_text":
         return make_hybrid(file, kinds)
     architecture, own = SIZES[model_type]
-    config = AutoConfig.for_model(model_type, **{**COMMON, **own, **sizes})
+    config = AutoConfig.for_model(model_type, **{**COMMON, **own})
     file.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, architecture, split_max_tensors=split)
     describe(writer, config)
     add_tokens(writer, config.vocab_size, eos)
     random = np.random.default_rng(seed)

@@ -2,14 +2,18 @@
 
 Comes in: the bytes of some rows. Goes out: float32, bit-equal to ``gguf.quants.dequantize`` (so its
 order of operations is kept); ``formats`` lists these with the other low-bit formats. In a block of
-a K type 256 weights share factors, in the others 32.
+a K type 256 weights share factors, in the others 32. The rarer types that index tables of points
+are widened by that package itself, on the processor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+from ..errors import CheckpointError
 
 Blocks = torch.Tensor  # [n, bytes of a block], uint8
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -117,6 +121,33 @@ def iq4_xs(blocks: Blocks) -> torch.Tensor:
     return _scaled(_half(blocks, 0) * scales.float(), _levels(blocks[:, 8:]))
 
 
+def kind_of(format: str) -> str:
+    """What ggml calls it; its MXFP4 lies otherwise than that of safetensors."""
+    return format.removeprefix("ggml_").upper()
+
+
+def library_type(format: str, where: str) -> Any:
+    """The type as the package ``gguf`` has it, which has to be there and know it."""
+    try:
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType[kind_of(format)]
+    except (ImportError, KeyError):
+        what = f"{where} is of the ggml type {kind_of(format)}, which takes the package gguf"
+        raise CheckpointError(f"{what}: pip install -U 'specmoe[gguf]'") from None
+
+
+def _by_library(name: str) -> Callable[[Blocks], torch.Tensor]:
+    def widen(blocks: Blocks) -> torch.Tensor:
+        kind = library_type(name, "an expert")
+        from gguf.quants import dequantize
+
+        return torch.from_numpy(dequantize(blocks.cpu().numpy(), kind)).to(blocks.device)
+
+    widen.__name__ = name
+    return widen
+
+
 # ggml's number of a type -> how it is widened (the name is that of the function), weights and bytes
 # of a block
 TYPES = {
@@ -133,6 +164,20 @@ TYPES = {
     20: (iq4_nl, 32, 18),
     23: (iq4_xs, 256, 136),
 }
+# name, weights and bytes of a block of the types that ``gguf`` widens
+LIBRARY = {
+    16: ("iq2_xxs", 256, 66),
+    17: ("iq2_xs", 256, 74),
+    18: ("iq3_xxs", 256, 98),
+    19: ("iq1_s", 256, 50),
+    21: ("iq3_s", 256, 110),
+    22: ("iq2_s", 256, 82),
+    29: ("iq1_m", 256, 56),
+    34: ("tq1_0", 256, 54),
+    35: ("tq2_0", 256, 66),
+    39: ("ggml_mxfp4", 32, 17),
+}
+TYPES |= {number: (_by_library(name), *sizes) for number, (name, *sizes) in LIBRARY.items()}
 
 
 def _of_rows(widen_blocks: Callable[[Blocks], torch.Tensor], size: int):

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, OptionError, door
 from ..shipped import package_path
 from .cache import is_journal
-from .gguf_file import read_gguf
+from .gguf_header import SPLIT, read_gguf
 from .header import DTYPES, StoredTensor, read_header
 from .low_bit import Tensors, fold, refuse_unknown
 from .packed import open_packed
@@ -50,32 +50,52 @@ class Checkpoint:
         return next(odd, CheckpointError(f"{self.folder} {what}: download it again"))
 
 
-def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
+def resolve(
+    name_or_path: str | Path, revision: str | None = None, gguf_file: str | None = None
+) -> Path:
     """The folder of a shipped model, of a local checkpoint, or of a hub id, which is downloaded.
 
     In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped
-    name. ``revision`` is a branch, tag or commit of a hub id.
+    name. ``revision`` is a branch, tag or commit of a hub id; ``gguf_file`` the one of a folder or
+    hub id to take, as transformers calls it, of a split one the first.
     """
-    folder, name = _local(name_or_path), str(name_or_path)
+    folder, name = _local(name_or_path, gguf_file), str(name_or_path)
     if folder is None:
-        return _download(name, revision)
+        found = _download(name, revision, gguf_file)
+        return found if gguf_file is None else _named(found, gguf_file)
     if revision is not None:
         what = f"revision={revision!r} belongs to hub ids, and {name!r} is a folder here"
         raise OptionError(f"{what}: leave it out")
     return folder
 
 
-def _local(name_or_path: str | Path) -> Path | None:
+def _named(folder: Path, gguf_file: str) -> Path:
+    if not gguf_file.endswith(GGUF):
+        what = f"gguf_file={gguf_file!r} is no GGUF file's name"
+        raise OptionError(f"{what}: leave it out, or name one that ends in {GGUF}")
+    if folder.is_file():
+        what = f"gguf_file={gguf_file!r} belongs to a folder or hub id, and {folder} is a file"
+        raise OptionError(f"{what}: leave it out")
+    if not (folder / gguf_file).is_file():
+        there = ", ".join(sorted(path.name for path in folder.glob(f"*{GGUF}"))[:5]) or "none"
+        what = f"{folder} has no file {gguf_file!r} (gguf_file)"
+        raise CheckpointError(f"{what}: its GGUF files are {there}")
+    return folder / gguf_file
+
+
+def _local(name_or_path: str | Path, gguf_file: str | None = None) -> Path | None:
     """The folder of a shipped model or of a local checkpoint; None for a hub id."""
     name = str(name_or_path)
     if not name:
         raise CheckpointError(f"the model's name is empty: {GIVE}")
     given = name if isinstance(name_or_path, str) and len(name) < 256 else ""
     if re.fullmatch(NAME, given) and (SHIPPED / name / "config.json").is_file():
-        return SHIPPED / name
+        return _named(SHIPPED / name, gguf_file) if gguf_file else SHIPPED / name
     with door(f"{name!r} is no path", GIVE):
         path = Path(name).expanduser()
         is_there, is_folder = path.exists(), path.is_dir()
+    if gguf_file is not None and is_there:
+        return _named(path.resolve(), gguf_file)
     if is_folder:
         return _inside(path.resolve())
     if path.suffix == GGUF and path.is_file():
@@ -105,23 +125,27 @@ def _inside(folder: Path) -> Path:
 
 
 def _gguf_in(folder: Path) -> Path | None:
-    """The one GGUF file of a folder without safetensors."""
+    """The one GGUF of a folder without safetensors; of a split one its first file that is there."""
     found = sorted(path.name for path in folder.glob(f"*{GGUF}"))
     if not found or any(folder.glob("*.safetensors")):
         return None
-    if len(found) > 1:
-        what = f"{folder} holds {len(found)} GGUF files ({', '.join(found[:5])})"
-        raise CheckpointError(f"{what}: give the path of one of them")
+    firsts = {(m[1], m[3]) if (m := SPLIT.fullmatch(name)) else name: name for name in found[::-1]}
+    if len(firsts) > 1:
+        what = f"{folder} holds {len(firsts)} GGUF files ({', '.join(sorted(firsts.values())[:5])})"
+        raise CheckpointError(f"{what}: say which with gguf_file=, or give the path of one of them")
     return folder / found[0]
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, gguf_file: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         # Subfolders and "consolidated" files hold second copies of the weights in other formats.
         skipped = ["*/*", "consolidated*"]
         patterns = {"allow_patterns": HUB_FILES, "ignore_patterns": skipped}
+        if gguf_file is not None:
+            # the others of a split one, too
+            patterns = {"allow_patterns": re.sub("-[0-9]{5}-of-", "-*-of-", gguf_file)}
         return Path(snapshot_download(name, revision=revision, **patterns))
     except Exception as error:  # the hub has a dozen error classes; each one means: not here
         reason = str(error).strip().split("\n")[0] or "no answer"
@@ -144,7 +168,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if folder.suffix == GGUF and folder.is_file():
         header = read_gguf(folder)
         config = {"model_type": header.architecture}
-        return Checkpoint(folder, config, (folder,), header.tensors(), header.architecture)
+        return Checkpoint(folder, config, header.files, header.tensors(), header.architecture)
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     with door(f"checkpoint folder {folder} could not be opened", "download it again"):
@@ -173,7 +197,8 @@ def _refuse_odd_files(folder: Path) -> None:
             what = f"{entry} is a broken link, a pipe or a device, not a file"
             raise CheckpointError(f"{what}: take it out of the checkpoint")
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: not a Hugging Face checkpoint folder")
+        what = f"{folder} has no config.json: not a Hugging Face checkpoint folder"
+        raise CheckpointError(f"{what} (of a GGUF repository name the file: gguf_file=)")
 
 
 def _find_shards(folder: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ import transformers
 
 from ..errors import CheckpointError, SpecMoEError, StoreError
 from .cache import cache_folder, write_whole
+from .gguf_header import files_of
 from .packed import seal, unseal
 from .plan import ExpertPlan
 
@@ -139,8 +140,8 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 def _stamps_of_all(folder: Path) -> dict[str, list[int] | None]:
     """Of each file whose content counts: weights, their index, settings, tokenizer; of a GGUF."""
-    if folder.is_file():
-        return {folder.name: stamp_of(folder)}
+    if folder.is_file() or folder.suffix == ".gguf":
+        return {file.name: stamp_of(file) for file in files_of(folder)}
     files = {file for pattern in (*WEIGHTS, *SETTINGS) for file in folder.glob(pattern)}
     return {str(file.relative_to(folder)): stamp_of(file) for file in files}
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import CheckpointError, UnsupportedModelError, door
 from . import adapters
 from .files import Checkpoint, open_checkpoint, resolve
-from .gguf_file import config_of, read_gguf
+from .gguf_file import config_of
+from .gguf_header import read_gguf
 from .recipes import recipes
 
 PLAIN_ATTENTIONS = ("eager", "sdpa")

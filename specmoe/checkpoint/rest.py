@@ -19,7 +19,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 from . import cache
 from .files import GGUF, REST, SINGLE, Checkpoint, open_checkpoint
-from .gguf_file import read_gguf, write_part
+from .gguf_file import write_part
+from .gguf_header import read_gguf
 from .header import StoredTensor
 from .identity import SETTINGS
 from .low_bit import parts_of

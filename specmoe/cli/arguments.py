@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 MODEL = "a shipped model, a checkpoint folder or a hub id"
+WHICH = "which GGUF file of a folder or hub id with several"
 WIDEN = "widen experts to this size, same outputs"
 
 
@@ -101,6 +102,7 @@ def _decoding(parser: ArgumentParser) -> None:
     add("--dtype", "of the arithmetic, e.g. float32")
     add("--compile", "torch.compile around the experts (a minute of warm-up)", bool)
     add("--revision REV", "branch, tag or commit of a hub id")
+    add("--gguf-file NAME", WHICH)
     add("--num-readers R", "threads that read the store (4)", int)
 
 
@@ -120,6 +122,7 @@ def plan(parser: ArgumentParser) -> None:
     add("--batch B,B", "texts decoded together (1,16,64)", _numbers)
     like = "whose counted routing to assume (tiny-balanced; a shipped model: its own), or even"
     add("--like NAME", like)
+    add("--gguf-file NAME", "which GGUF file of a folder with several")
     add("--weights FORMAT", "another format than the published one, e.g. int4")
 
 
@@ -138,6 +141,7 @@ def pack(parser: ArgumentParser) -> None:
     add = partial(_add, parser)
     add("model CHECKPOINT", MODEL)
     add("directory DIR", "where the records go")
+    add("--gguf-file NAME", WHICH)
     add("--expert-bytes BYTES", WIDEN)
 
 

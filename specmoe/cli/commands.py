@@ -29,8 +29,9 @@ def pack(args: Namespace) -> int:
     expert_bytes = parse_bytes("expert_bytes", getattr(args, "expert_bytes", None))
     from .. import checkpoint
 
+    source = checkpoint.resolve(args.model, gguf_file=getattr(args, "gguf_file", None))
     packed = checkpoint.pack(
-        args.model, args.directory, expert_bytes, progress=printing.progress("bytes")
+        source, args.directory, expert_bytes, progress=printing.progress("bytes")
     )
     layout = packed.layout
     found = {

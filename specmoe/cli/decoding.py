@@ -79,7 +79,7 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
     def name() -> str:
         from .identity import identity_of
 
-        identity = identity_of(args.model, load.get("revision"))
+        identity = identity_of(args.model, load.get("revision"), load.get("gguf_file"))
         return jobs.fingerprint(identity, load, decode)
 
     to_stdout = args.out == "-"

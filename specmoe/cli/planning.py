@@ -6,6 +6,7 @@ Comes in: the namespace that ``parser`` parsed. Goes out: an exit code; the plan
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from ..errors import OptionError
 from . import printing
@@ -28,9 +29,18 @@ def plan(args: Namespace) -> int:
     from ..lab.simulate import plan as make_plan
 
     said = {name: given[name] for name in OPTIONS if name in given}
-    found = make_plan(args.model, **said, **rates)
+    found = make_plan(_model(given), **said, **rates)
     printing.emit(args, found.to_json(), lambda: text_of(found))
     return 0
+
+
+def _model(given: dict) -> str | Path:
+    """What to plan for: a model, or the file of its folder that was named."""
+    if "gguf_file" not in given:
+        return given["model"]
+    from ..checkpoint import resolve
+
+    return resolve(given["model"], gguf_file=given["gguf_file"])
 
 
 def text_of(found) -> str:

@@ -58,7 +58,7 @@ class Engine:
         self.turns = Turns()
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         check_device(options.device)
-        path = checkpoint.resolve(model, options.revision)
+        path = checkpoint.resolve(model, options.revision, options.gguf_file)
         with checkpoint.unchanged(path):
             self.model = _model(path, options)
             # before anything is packed: this refuses models that cannot be rolled back

@@ -22,7 +22,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
-from ..checkpoint.gguf_file import config_of, read_gguf
+from ..checkpoint.gguf_file import config_of
+from ..checkpoint.gguf_header import files_of, read_gguf
 from .ties import is_tie, tie_before
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
@@ -207,6 +208,8 @@ def choose_reference(engine, **options) -> TransformersReference | PlainReferenc
     # DIR/model, or a GGUF in it
     if engine.packed.directory in Path(engine.model.name_or_path).parents[:2]:
         return PlainReference(engine, "transformers reads no packed folder")
+    if len(files_of(Path(engine.model.name_or_path))) > 1:
+        return PlainReference(engine, "transformers reads no split GGUF")
     needed = sum(p.numel() for p in engine.model.parameters()) * engine.model.dtype.itemsize
     if needed > SHARE_OF_MEMORY * free_bytes(engine.options.device):
         return PlainReference(

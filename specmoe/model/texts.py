@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from ..checkpoint.gguf_file import read_gguf
+from ..checkpoint.gguf_header import read_gguf
 from ..errors import CheckpointError
 
 logger = logging.getLogger("specmoe")

@@ -197,7 +197,8 @@ def _config_of(model, weights: str | None):
     if str(model) in known_models():
         return known_models()[str(model)].config, weights
     if file := _gguf(model):
-        from ...checkpoint.gguf_file import config_of, read_gguf
+        from ...checkpoint.gguf_file import config_of
+        from ...checkpoint.gguf_header import read_gguf
 
         return config_of(read_gguf(file)).to_dict(), weights
     folder = _folder(model)
