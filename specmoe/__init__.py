@@ -27,21 +27,30 @@ __all__ = [
     "SpecMoEError",
     "StoreError",
     "UnsupportedModelError",
+    "custom_generate",
     "load",
     "register",
     "sweep",
 ]
 
 
-def __getattr__(name: str):
-    """``load`` and ``Engine`` bring torch and transformers with them, so they come when first asked
-    for; ``sweep`` lies below the wall, and nothing here needs it."""
-    if name in ("load", "Engine"):
-        from .engine import engine
+# Where the rest lies. It brings torch and transformers with it, so it comes when first asked for;
+# ``sweep`` lies below the wall, and nothing here needs it.
+_LATER = {
+    "load": ".engine.engine",
+    "Engine": ".engine.engine",
+    "custom_generate": ".engine.custom",
+    "sweep": ".lab.sweep",
+}
 
-        return getattr(engine, name)
-    if name == "sweep":
+
+def __getattr__(name: str):
+    if name in _LATER:
         from importlib import import_module
 
-        return import_module(".lab.sweep", __name__).sweep
+        return getattr(import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module 'specmoe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *globals()})

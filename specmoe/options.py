@@ -61,15 +61,16 @@ def parse_bytes(option: str, value: int | float | str | None) -> int | None:
 
 
 def torch_dtype(dtype):
-    """A ``torch.dtype`` from one or from its name; ``None`` stays ``None``."""
+    """A ``torch.dtype`` from one or from its name; ``None`` and "auto" stay what they are."""
     import torch
 
-    if dtype is None or isinstance(dtype, torch.dtype):
+    is_auto = isinstance(dtype, str) and dtype == "auto"
+    if dtype is None or is_auto or isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise OptionError(
-            f"dtype={dtype!r} is unknown: use 'float32', 'bfloat16', 'float16' or 'float64'"
+            f"dtype={dtype!r} is unknown: use 'float32', 'bfloat16', 'float16', 'float64' or 'auto'"
         )
     return found
 
@@ -105,7 +106,29 @@ _WHOLE = {
 }
 _REAL = {"temperature": (0, float("inf")), "top_p": (0, 1), "link_bytes_per_s": (1, 1e18)}
 _FLAGS = ("compile", "trace", "prefetch", "do_sample")
-_TEXTS = ("revision", "gguf_file", "source_lang", "target_lang")
+_TEXTS = ("revision", "gguf_file", "cache_dir", "source_lang", "target_lang")
+# Options of where a checkpoint is found.
+FOUND_BY = ("gguf_file", "revision", "token", "cache_dir")
+# What ``from_pretrained`` takes, and what is here in its place.
+ELSEWHERE = {
+    "torch_dtype": "use dtype=",
+    "device_map": "use device= for all but the experts, and store= for them",
+    "max_memory": "use fast_memory=, all bytes of experts in fast memory",
+    "offload_folder": "use store='disk'; specmoe cache list shows where the copies lie",
+    "quantization_config": "a checkpoint is run as it is stored: load one with low-bit experts",
+    "load_in_4bit": "a checkpoint is run as it is stored: load one with low-bit experts",
+    "load_in_8bit": "a checkpoint is run as it is stored: load one with low-bit experts",
+    "attn_implementation": "rows of different lengths need specmoe's own attention",
+    "experts_implementation": "the experts are run by specmoe's own kernels",
+    "trust_remote_code": "code of a checkpoint never runs",
+    "low_cpu_mem_usage": "experts never lie in memory all at once",
+    "use_safetensors": "only safetensors and GGUF are read",
+    "subfolder": "give the folder itself as the model",
+    "local_files_only": "set HF_HUB_OFFLINE=1 in the environment",
+    "force_download": "remove the model from the hub's cache first",
+    "tokenizer": "the checkpoint's own is loaded; pass token ids for another",
+    "max_length": "lengths belong to generate",
+}
 
 
 def _check_types(options: object) -> None:
@@ -148,6 +171,8 @@ def from_kwargs(cls: type, kwargs: dict[str, Any]):
     name."""
     names = [field.name for field in dataclasses.fields(cls)]
     for name in kwargs:
+        if name in ELSEWHERE and cls is LoadOptions:
+            raise OptionError(f"{name} is not an option here: {ELSEWHERE[name]}")
         if name not in names:
             raise OptionError(f"unknown option {name!r}: {nearest(name, {*names} - {'own'})}")
     return cls(**kwargs)
@@ -171,9 +196,16 @@ class LoadOptions:
     num_readers: int = 4
     revision: str | None = None  # branch, tag or commit of a hub id
     gguf_file: str | None = None  # which one of a folder or hub id with several
+    # of the hub; None: what ``hf auth login`` kept. A secret, so no message shows it
+    token: str | bool | None = dataclasses.field(default=None, repr=False)
+    cache_dir: str | None = None  # of downloads; None: huggingface_hub's
 
     def __post_init__(self):
+        if isinstance(self.cache_dir, os.PathLike):
+            object.__setattr__(self, "cache_dir", os.fspath(self.cache_dir))
         _check_types(self)
+        if not isinstance(self.token, str | bool | None) or self.token == "":
+            raise OptionError("token must be a text, True or False")
         if self.store is not None:
             check_choice("store", self.store, STORES)
         object.__setattr__(self, "fast_memory", parse_bytes("fast_memory", self.fast_memory))

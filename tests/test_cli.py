@@ -55,7 +55,7 @@ def loaded(monkeypatch):
         return engine
 
     monkeypatch.setattr("specmoe.engine.engine.load", load)
-    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, *which: model)
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, **_: model)
     monkeypatch.setattr(bench.doctor, "examine", lambda **options: {"cpu": "a fake", "cores": 2})
     return engine
 
@@ -210,7 +210,8 @@ def test_every_command_takes_json(command):
 
 
 def test_every_option_of_python_has_a_flag():
-    """Those that are no words of a shell excepted; do_sample follows from --temperature."""
+    """Those that are no words of a shell excepted; do_sample follows from --temperature. The hub's
+    token and folder are HF_TOKEN and HF_HOME there: a command line is no place for a secret."""
     _, by_name = cli.build_parser()
     python_only = {
         "trace",
@@ -221,6 +222,8 @@ def test_every_option_of_python_has_a_flag():
         "settings",
         "logits_processor",
         "stopping_criteria",
+        "token",
+        "cache_dir",
     }
     fields = {
         f.name for cls in (LoadOptions, GenerateOptions) for f in dataclasses.fields(cls)
@@ -432,7 +435,7 @@ def test_a_job_knows_its_model_by_content_and_not_by_its_spelling(
     loaded, specmoe_says, monkeypatch, tmp_path
 ):
     contents = {"m": "one", "./m": "one", "copy": "one", "other": "two"}
-    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, _: contents[model])
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, **_: contents[model])
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     words = ["--prompts", prompts, "--out", out, "--resume"]
@@ -448,7 +451,7 @@ def test_a_model_that_changes_between_its_naming_and_its_loading_writes_no_line(
 ):
     """Its lines would stand under the name of the weights before."""
     names = iter(["one", "two", "two", "two"])
-    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, _: next(names))
+    monkeypatch.setattr("specmoe.cli.identity.identity_of", lambda model, **_: next(names))
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     words = ["generate", "m", "--prompts", prompts, "--out", out]

@@ -408,9 +408,9 @@ def test_a_revision_goes_to_the_hub_and_a_folder_has_none(folder, monkeypatch):
     )
     with specmoe.load("owner/model", revision="v1.0", draft_experts=3):
         pass
-    assert asked == [("owner/model", "v1.0")] and identity_of("owner/model", "v2") == identity_of(
-        folder
-    )
+    assert asked == [("owner/model", "v1.0")] and identity_of(
+        "owner/model", revision="v2"
+    ) == identity_of(folder)
     with pytest.raises(
         OptionError, match="revision='main' belongs to hub ids, and .* is a folder here"
     ):

@@ -50,21 +50,22 @@ class Checkpoint:
         return next(odd, CheckpointError(f"{self.folder} {what}: download it again"))
 
 
-def resolve(
-    name_or_path: str | Path, revision: str | None = None, gguf_file: str | None = None
-) -> Path:
+def resolve(name_or_path: str | Path, gguf_file: str | None = None, **hub) -> Path:
     """The folder of a shipped model, of a local checkpoint, or of a hub id, which is downloaded.
 
     In this order: ``./tiny-skewed`` is a folder of yours even where ``tiny-skewed`` is a shipped
-    name. ``revision`` is a branch, tag or commit of a hub id; ``gguf_file`` the one of a folder or
-    hub id to take, as transformers calls it, of a split one the first.
+    name. ``gguf_file`` is the one of a folder or hub id to take, as transformers calls it, of a
+    split one the first. ``hub``: of a hub id, its ``revision`` (branch, tag or commit), ``token``
+    and ``cache_dir``; None: huggingface_hub's own.
     """
     folder, name = _local(name_or_path, gguf_file), str(name_or_path)
+    hub = {option: value for option, value in hub.items() if value is not None}
     if folder is None:
-        found = _download(name, revision, gguf_file)
+        found = _download(name, gguf_file, hub)
         return found if gguf_file is None else _named(found, gguf_file)
-    if revision is not None:
-        what = f"revision={revision!r} belongs to hub ids, and {name!r} is a folder here"
+    for option, value in hub.items():
+        said = option if option == "token" else f"{option}={value!r}"  # a token is a secret
+        what = f"{said} belongs to hub ids, and {name!r} is a folder here"
         raise OptionError(f"{what}: leave it out")
     return folder
 
@@ -136,7 +137,7 @@ def _gguf_in(folder: Path) -> Path | None:
     return folder / found[0]
 
 
-def _download(name: str, revision: str | None, gguf_file: str | None) -> Path:
+def _download(name: str, gguf_file: str | None, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -146,7 +147,7 @@ def _download(name: str, revision: str | None, gguf_file: str | None) -> Path:
         if gguf_file is not None:
             # the others of a split one, too
             patterns = {"allow_patterns": re.sub("-[0-9]{5}-of-", "-*-of-", gguf_file)}
-        return Path(snapshot_download(name, revision=revision, **patterns))
+        return Path(snapshot_download(name, **hub, **patterns))
     except Exception as error:  # the hub has a dozen error classes; each one means: not here
         reason = str(error).strip().split("\n")[0] or "no answer"
         why = f"the hub did not give it ({type(error).__name__}: {reason})"

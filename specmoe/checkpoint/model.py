@@ -35,19 +35,22 @@ WITH_IMAGES = ("glm4v_moe", "hy_v4_vl", "mistral4", "mistral_large4", "qwen3_vl_
 
 def build_model(
     path: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     keep_stored: bool = False,
 ) -> PreTrainedModel:
     """The model of a checkpoint on ``device``, expert parameters on ``meta``, eval mode, no
-    gradients. ``dtype`` None: float32 on the CPU, the checkpoint's own elsewhere. ``keep_stored``:
-    large bf16 matrices of a float32 model stay bf16, for a caller who computes with them."""
+    gradients. ``dtype`` "auto": the checkpoint's own; None: float32 on the CPU, "auto" elsewhere.
+    ``keep_stored``: large bf16 matrices of a float32 model stay bf16, for a caller who computes
+    with them."""
     checkpoint, device = open_checkpoint(resolve(path)), torch.device(device)
     what = f"the model of {checkpoint.folder} could not be built"
     with door(what, "correct config.json or download it again"):
         config = read_config(checkpoint)
-        if dtype is None:
-            dtype = torch.float32 if device.type == "cpu" else config.dtype or torch.float32
+        if dtype is None and device.type == "cpu":
+            dtype = torch.float32
+        elif not isinstance(dtype, torch.dtype):
+            dtype = config.dtype or torch.float32
         model = meta_model(config, dtype)
         experts = set(expert_parameters(model))
         missing = _load_backbone(model, checkpoint, experts, device, keep_stored)

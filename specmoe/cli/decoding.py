@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from ..errors import CheckpointError, OptionError
-from ..options import GenerateOptions, LoadOptions, from_kwargs
+from ..options import FOUND_BY, GenerateOptions, LoadOptions, from_kwargs
 from . import printing
 
 # Words of ``bench`` that are arguments of their own; the others are options of load or generate.
@@ -79,7 +79,9 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
     def name() -> str:
         from .identity import identity_of
 
-        identity = identity_of(args.model, load.get("revision"), load.get("gguf_file"))
+        identity = identity_of(
+            args.model, **{name: load[name] for name in FOUND_BY if name in load}
+        )
         return jobs.fingerprint(identity, load, decode)
 
     to_stdout = args.out == "-"

@@ -13,12 +13,12 @@ from ..checkpoint.plan import ExpertPlan, plan_experts
 from ..checkpoint.rest import PackedPlan, packed_plan
 
 
-def identity_of(path: str | Path, revision: str | None = None, gguf_file: str | None = None) -> str:
+def identity_of(path: str | Path, **hub) -> str:
     """Sixteen digits that change with any byte of weights, config, tokenizer or generation config,
     and with nothing else. The first call for a checkpoint reads all of it; later ones only the
     small files, until a time stamp of its shards changes. A packed folder has the identity of the
     checkpoint that it was packed from."""
-    folder = resolve(path, revision, gguf_file)
+    folder = resolve(path, **hub)
     plan = packed_plan(folder) or plan_experts(open_checkpoint(folder))
     weights = _weights(Contents(plan))
     digest = hashlib.sha256(weights.encode())

@@ -25,7 +25,7 @@ MAX_SEQUENCES = 1024  # of one line's "n"
 FREE = frozenset(
     "method gamma planner draft draft_set substitute draft_top_k eviction prefetch batch_size "
     "first_prompt streamer progress store device draft_experts fast_memory link_bytes_per_s "
-    "compile trace num_readers revision gguf_file".split()
+    "compile trace num_readers revision gguf_file token cache_dir".split()
 )
 # What a line may set: settings of its own row, and what its whole call of ``generate`` must have.
 OF_THE_ROW = set(OF_A_ROW) - set(CALLABLES)

@@ -26,7 +26,7 @@ from ..offload.budget import MemoryPlan, plan_memory
 from ..offload.installed import OffloadedExperts
 from ..offload.store import open_store
 from ..offload.transfers import allocate_slots, give_back_memory
-from ..options import GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
+from ..options import FOUND_BY, GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
 from ..speculate.loop import Sequence
 from ..trace import Trace
 from .exactness import ExactReport, compare_methods
@@ -58,7 +58,7 @@ class Engine:
         self.turns = Turns()
         self.hotness: list[list[int]] | None = None  # [L][E] tokens of a calibration run
         check_device(options.device)
-        path = checkpoint.resolve(model, options.revision, options.gguf_file)
+        path = checkpoint.resolve(model, **{name: getattr(options, name) for name in FOUND_BY})
         with checkpoint.unchanged(path):
             self.model = _model(path, options)
             # before anything is packed: this refuses models that cannot be rolled back

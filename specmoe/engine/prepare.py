@@ -91,6 +91,10 @@ def prepare(engine, prompts, attention_mask, options: Mapping) -> Plan:
     longest = dataclasses.replace(options, max_new_tokens=rules.longest)
     rows = engine.reader.rows(prompts, attention_mask, longest)
     sampler = Sampler(options, warped=rules.give_rules(rows))
+    most = max(row.limit for row in rows)
+    if decoder.max_positions is not None and most > decoder.max_positions:
+        what = f"max_length={most} passes the model's {decoder.max_positions} positions"
+        raise OptionError(f"{what}: use less")
     rows = _copies(rows, options)
     batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
     max_block = decoder.largest_block(batch_size)

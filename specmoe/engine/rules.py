@@ -45,7 +45,7 @@ class Rules:
         given = {name: getattr(options, name, None) for name in (*SAMPLED, "do_sample")}
         given = {name: value for name, value in given.items() if value is not None} | options.own
         self._sets = per_prompt(options.settings)
-        self.config.do_sample = False
+        self.config.do_sample, self.config.max_length = False, None
         _fill(self.config, {**given, "max_new_tokens": options.max_new_tokens})
         if options.eos_token_id is not None:
             self.config.eos_token_id = options.eos_token_id
@@ -63,8 +63,13 @@ class Rules:
     @property
     def longest(self) -> int:
         """The most new tokens that a prompt may get."""
-        default = self.options.max_new_tokens
-        return max((each.get("max_new_tokens", default) for each in self._sets), default=default)
+        # what max_length leaves is known with the prompts; ``_rules`` checks it
+        least = 2 if self.model.config.is_encoder_decoder else 1
+        default = least if self.config.max_length else self.options.max_new_tokens
+        return max(
+            least if each.get("max_length") else each.get("max_new_tokens", default)
+            for each in self._sets or [{}]
+        )
 
     @property
     def eos(self) -> frozenset[int]:
@@ -77,6 +82,8 @@ class Rules:
                 f"settings has {len(self._sets)} entries for {len(rows)} prompts: give one each"
             )
         if not self._sets and self._is_plain(rows[0]):
+            for row in rows:
+                self._limit(row, self.config)
             return False
         for index, row in enumerate(rows):
             own = self._sets[index] if self._sets else {}
@@ -95,15 +102,11 @@ class Rules:
 
     def _rules(self, row: Sequence, own: Mapping) -> RowRules:
         config = copy.copy(self.config)
+        config.max_length = None if own.get("max_new_tokens") else config.max_length
         _fill(config, own)
         check_effect(own, config.do_sample)
         refuse(config)
-        eos, start = end_tokens(config.eos_token_id), 1 if row.source else row.num_prompt
-        row.limit = start + config.max_new_tokens
-        if row.room < 1:
-            raise OptionError(
-                f"max_new_tokens={config.max_new_tokens} is filled by the language token: use more"
-            )
+        eos, start = end_tokens(config.eos_token_id), self._limit(row, config)
         config.max_length = row.limit
         if config.min_new_tokens is not None:
             config.min_length = None
@@ -120,6 +123,16 @@ class Rules:
             processors = [x for x in processors if type(x) is not ForcedBOSTokenLogitsProcessor]
         criteria = *self._stops(config.stop_strings), *as_list("stopping_criteria", more)
         return RowRules(tuple(processors), criteria, eos, is_greedy)
+
+    def _limit(self, row: Sequence, config: GenerationConfig) -> int:
+        """Set how long ``row`` may become -> what of it does not count as new."""
+        start = 1 if row.source else row.num_prompt
+        row.limit = config.max_length or start + config.max_new_tokens
+        if row.room < 1:
+            name = "max_length" if config.max_length else "max_new_tokens"
+            by = "the language token" if row.source else f"a prompt of {row.num_prompt} tokens"
+            raise OptionError(f"{name}={getattr(config, name)} is filled by {by}: use more")
+        return start
 
     def _processors(self, config: GenerationConfig, start: int, read: list[int], custom) -> list:
         """transformers' own list, in its order, for a row alone."""

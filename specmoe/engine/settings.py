@@ -19,7 +19,7 @@ PROCESSED = """
     repetition_penalty encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens forced_bos_token_id
     forced_eos_token_id min_length min_new_tokens exponential_decay_length_penalty
-    remove_invalid_values renormalize_logits watermarking_config stop_strings
+    remove_invalid_values renormalize_logits watermarking_config stop_strings max_length
 """.split()
 # What has an effect only when sampling, and the values that have none.
 SAMPLED = {
@@ -56,12 +56,43 @@ REFUSED = {
     "is_assistant": ((False,), "drafts come from draft="),
     "num_return_sequences": ((1,), "it belongs to the call, not to the checkpoint or one prompt"),
 }
+SCORES = "scores are not kept; engine.next_logits(tokens) gives those after a text"
+STATES = "they are not kept; a forward hook sees them (docs/generation.md)"
+GAMMA = "drafted tokens per round are gamma="
+# Arguments that no text here follows: the values that ask for nothing, and why not another.
 INSTEAD = {
-    "max_length": "use max_new_tokens",
-    "pad_token_id": "rows are never padded; leave it out",
-    "use_cache": "there is always a KV cache; leave it out",
-    "assistant_model": "drafts come from draft=; leave it out",
-    "prefix_allowed_tokens_fn": "pass logits_processor=[PrefixConstrainedLogitsProcessor(fn, 1)]",
+    "pad_token_id": (..., "rows are never padded"),
+    "use_cache": ((True,), "there is always a KV cache"),
+    "return_dict_in_generate": ((False,), "an Output is returned: sequences, texts, stats, trace"),
+    "output_scores": ((False,), SCORES),
+    "output_logits": ((False,), SCORES),
+    "output_attentions": ((False,), STATES),
+    "output_hidden_states": ((False,), STATES),
+    "length_penalty": ((1,), BEAMS),
+    "early_stopping": ((False,), BEAMS),
+    "synced_gpus": ((False,), "one process decodes"),
+    "trust_remote_code": ((False,), "code of a checkpoint never runs"),
+    "assistant_model": ((), "drafts come from draft=, which may be a function"),
+    "assistant_tokenizer": ((), "drafts come from draft=, which may be a function"),
+    "num_assistant_tokens": ((), GAMMA),
+    "num_assistant_tokens_schedule": ((), GAMMA),
+    "assistant_confidence_threshold": ((), GAMMA),
+    "max_matching_ngram_size": ((), "draft='ngram' looks for the longest match by itself"),
+    "prefix_allowed_tokens_fn": (
+        (),
+        "pass logits_processor=[PrefixConstrainedLogitsProcessor(fn, 1)]",
+    ),
+    "negative_prompt_ids": ((), REFUSED["guidance_scale"][1]),
+    "negative_prompt_attention_mask": ((), REFUSED["guidance_scale"][1]),
+    "tokenizer": ((), "texts and stop_strings are read by the checkpoint's own tokenizer"),
+    "custom_generate": ((), "specmoe.custom_generate(engine) is for transformers' generate"),
+    "inputs_embeds": ((), "drafted tokens have ids, and so must the prompt"),
+    "past_key_values": ((), "every call begins with an empty KV cache"),
+    "cache": ((), "every call begins with an empty KV cache"),
+    "position_ids": ((), "positions follow from the attention mask"),
+    "decoder_start_token_id": ((), "a text begins with the checkpoint's own"),
+    "decoder_input_ids": ((), "a text begins with the checkpoint's start token"),
+    "bos_token_id": ((), "a prompt holds its own first token"),
 }
 
 
@@ -82,12 +113,19 @@ def gather(options: Mapping) -> dict:
         if name in (*PROCESSED, *SAMPLED, *REFUSED):
             own[name] = options.pop(name)
         elif name in INSTEAD or hasattr(_EMPTY, name):
-            why = INSTEAD.get(name, "it does not change the text; leave it out")
-            raise OptionError(f"{name} is not an option here: {why}")
+            _refuse_instead(name, options.pop(name))
     check_sizes(own)
+    if any(given.get("max_new_tokens") is not None for given in (options, own)):
+        own.pop("max_length", None)  # as in transformers
     given = {name: own.pop(name) for name in OF_OPTIONS if own.get(name) is not None}
     said = {k: value for k, value in options.items() if value is not None or k not in given}
     return {**given, **said, "own": own}
+
+
+def _refuse_instead(name: str, value) -> None:
+    neutral, why = INSTEAD.get(name, ((), "it does not change the text"))
+    if not (neutral is ... or value is None or value in neutral):
+        raise OptionError(f"{name}={value!r} is not an option here: {why}; leave it out")
 
 
 def _from_config(config) -> dict:
@@ -106,6 +144,8 @@ def _from_config(config) -> dict:
             raise OptionError(
                 f"generation_config: unknown setting {name!r}: {nearest(name, HONOURED)}"
             )
+        if INSTEAD.get(name, [()])[0] and config[name] != getattr(_EMPTY, name, None):
+            _refuse_instead(name, config[name])
     return {name: value for name, value in config.items() if name in (*HONOURED, *REFUSED)}
 
 
@@ -130,7 +170,7 @@ def check_row(own: Mapping, where: str) -> dict:
         if name in REFUSED and value in (None, *REFUSED[name][0]):
             continue
         if name in REFUSED or name in INSTEAD:
-            why = INSTEAD.get(name) or REFUSED[name][1]
+            why = (REFUSED.get(name) or INSTEAD[name])[1]
             raise OptionError(f"{where}: {name} cannot be followed for a prompt: {why}")
         if name not in OF_A_ROW:
             raise OptionError(f"{where}: unknown setting {name!r}: {nearest(name, OF_A_ROW)}")
@@ -138,6 +178,8 @@ def check_row(own: Mapping, where: str) -> dict:
     own = {name: value for name, value in own.items() if value is not None and name not in REFUSED}
     if own.get("temperature") == 0:
         own.setdefault("do_sample", False)
+    if "max_new_tokens" in own:
+        own.pop("max_length", None)
     try:
         GenerateOptions(**{name: own[name] for name in OF_OPTIONS if name in own})
     except OptionError as refusal:
@@ -146,12 +188,15 @@ def check_row(own: Mapping, where: str) -> dict:
 
 
 def check_sizes(own: Mapping) -> None:
-    """A longer n-gram than any text would only cost time: transformers makes a list of that many
-    slices per token."""
+    """Lengths. A longer n-gram than any text would only cost time: transformers makes a list of
+    that many slices per token."""
     for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
         value = own.get(name)
         if isinstance(value, int) and value > LONGEST_NGRAM:
             raise OptionError(f"{name}={value} must be at most {LONGEST_NGRAM}")
+    length = own.get("max_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise OptionError(f"max_length={length!r} must be a whole number of at least 1")
 
 
 def end_tokens(eos, given: bool = False) -> frozenset[int]:
