@@ -27,7 +27,7 @@ SPIN := GOMP_SPINCOUNT=30000
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help setup report test test-matrix test-oldest test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick bench-real wheel-check coverage sizes lint clean
+.PHONY: help setup report test test-matrix test-oldest test-processors test-long mutate browser-test lab slides usb notebook-times notebooks bench bench-quick bench-real wheel-check docs coverage sizes lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -141,6 +141,13 @@ WHEEL_ARGS ?=
 wheel-check: setup ## build the sdist and the wheel, install the wheel elsewhere, do there what the README says
 	@$(BIN)/python -c 'import build, twine' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[release]'
 	@$(BIN)/python tests/wheel_check.py --out $(WHEEL_OUT) $(WHEEL_ARGS)
+
+# From the pages and the committed notebooks, without a network; a warning or a dead link between pages fails.
+DOCS_OUT ?= reports/docs
+docs: setup ## the docs site, in reports/docs
+	@$(BIN)/python -c 'import sphinx, myst_nb, furo' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . $(DOCS_OUT)
+	@echo $(DOCS_OUT)/index.html
 
 # Of the core (above the wall), by its own quick tests; pyproject.toml has the floor.
 COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py)

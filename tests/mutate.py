@@ -34,7 +34,7 @@ from pathlib import Path
 import guards
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("specmoe", "tests", "pyproject.toml", "README.md")
+COPIED = ("specmoe", "tests", "docs", "pyproject.toml", "README.md")
 # A bug that makes a test hang is caught, too: after so many times the seconds that it takes without
 # it, and never sooner than this.
 PATIENCE, FEWEST_S = 6, 45

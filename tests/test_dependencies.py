@@ -52,6 +52,9 @@ USED_BY = {
     "pre-commit": ("CONTRIBUTING.md", "pre-commit install"),
     "nbval": ("Makefile", "--nbval"),
     "gguf": ("specmoe/checkpoint/gguf_file.py", 'find_spec("gguf")'),
+    "sphinx": ("Makefile", "-m sphinx"),
+    "myst-nb": ("docs/conf.py", '"myst_nb"'),
+    "furo": ("docs/conf.py", 'html_theme = "furo"'),
     "playwright": ("tests/browser/page.py", "playwright"),
 }
 

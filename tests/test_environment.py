@@ -157,10 +157,10 @@ def test_environment_yml_installs_this_package(environment):
     assert any(line.startswith("-e .") for line in pip_lines(environment))
 
 
-def test_the_readme_tells_colab_to_install_from_the_repository():
+def test_the_quick_start_tells_colab_to_install_from_the_repository():
     line = next(
         line
-        for line in (ROOT / "README.md").read_text().splitlines()
+        for line in (ROOT / "docs" / "quickstart.md").read_text().splitlines()
         if "pip install" in line and "git+" in line
     )
     assert Requirement(re.search(r'"(specmoe[^"]*)"', line)[1]).extras <= set(
@@ -171,11 +171,11 @@ def test_the_readme_tells_colab_to_install_from_the_repository():
 def test_the_colab_line_works_once_the_reader_fills_in_the_account():
     """OWNER is the one thing to replace, the text says so, and what comes out is an address that
     pip takes."""
-    readme = (ROOT / "README.md").read_text()
-    (line,) = re.findall(r"^!pip install \"(.*)\"$", readme, re.MULTILINE)
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    (line,) = re.findall(r"^!pip install \"(.*)\"$", page, re.MULTILINE)
     filled = Requirement(line.replace("OWNER", "ada"))
     assert filled.url == "git+https://github.com/ada/specmoe" and line.count("OWNER") == 1
-    assert re.search(r"in place of `OWNER`", readme)
+    assert re.search(r"in place of `OWNER`", page)
 
 
 def test_a_test_that_hangs_fails_by_name_and_the_others_go_on(tmp_path):
@@ -216,7 +216,9 @@ def test_every_test_may_hang_for_less_than_the_whole_run_may_take():
 
 def test_every_target_that_the_pages_name_is_in_the_makefile():
     """Also those that pyproject.toml names beside its marks."""
-    pages = [ROOT / "README.md", ROOT / "pyproject.toml", *(ROOT / "docs").glob("testing*.md")]
+    pages = [ROOT / "README.md", ROOT / "pyproject.toml"]
+    for name in ("testing*", "quickstart", "guide", "method", "supported"):
+        pages += (ROOT / "docs").glob(f"{name}.md")
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     named = set(re.findall(r"(?:`|only )make ([a-z-]+)", text))
     made = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,11 +173,32 @@ def test_the_wheel_installs_and_does_elsewhere_what_the_readme_says():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_is_read_for_commands_and_the_example():
-    """What the wheel check runs, so that a README without them is noticed on every run."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = wheel_check.readme_commands(readme)
-    assert "specmoe report run paper" in commands and len(commands) > 3
+def test_the_pages_are_read_for_commands_and_examples():
+    """What the wheel check runs, so that pages without them are noticed on every run."""
+    commands, examples = (find(wheel_check.pages()) for find in CHECKED)
+    assert "specmoe report run paper" in commands and "specmoe report index" in commands
     assert not [one for one in commands if "MODEL" in one or "DIR" in one]
-    compile(wheel_check.readme_example(readme), "README.md", "exec")
-    assert "specmoe.load" in wheel_check.readme_example(readme)
+    assert len(examples) == 3 and all("specmoe.load" in one for one in examples)
+    for example in examples:
+        compile(example, "a page", "exec")
+
+
+CHECKED = (wheel_check.commands_in, wheel_check.examples_in)
+MADE = importlib.util.spec_from_file_location("made_setup", ROOT / "setup.py")
+
+
+def test_links_of_the_readme_work_on_a_package_index():
+    """Those of the repository become addresses; others, and places on the page, stay."""
+    made_setup = importlib.util.module_from_spec(MADE)
+    MADE.loader.exec_module(made_setup)
+    home = "https://github.com/ada/specmoe"
+    given = "![p](docs/p.png) [d](docs/d.md#x) [web](https://a.org) [here](#there) [m](mailto:a@b)"
+    assert made_setup.absolute(given, "ada/specmoe") == (
+        f"![p]({home}/raw/main/docs/p.png) [d]({home}/blob/main/docs/d.md#x) "
+        "[web](https://a.org) [here](#there) [m](mailto:a@b)"
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", made_setup.absolute(readme, "ada/specmoe"))
+    assert len(links) > 15 and not [link for link in links if not link.startswith("https://")]
+    prose = [line for line in readme.splitlines() if not line.startswith("![")]
+    assert len(prose) <= 120

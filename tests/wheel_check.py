@@ -27,7 +27,9 @@ ROOT = built.ROOT
 QUICK = (
     "-p batch_sizes=1,4 -p new_tokens=8 -p repeats=1 -p expert_bytes=null -p link_bytes_per_s=null"
 )
-# Beside what the README names: command, and words that its output must have.
+# What a newcomer types stands in these.
+PAGES = ("README.md", "docs/quickstart.md", "docs/guide.md")
+# Beside what they name: command, and words that its output must have.
 OURS = {
     "specmoe --version": "specmoe ",
     "specmoe models": "tiny-translate",
@@ -38,14 +40,18 @@ OURS = {
 }
 
 
-def readme_commands(readme: str) -> list[str]:
-    """What stands in backquotes and can be typed as it is: no word of it is in capitals."""
-    commands = re.findall(r"`(specmoe [^`]+)`", readme)
-    return [one for one in dict.fromkeys(commands) if not any(map(str.isupper, shlex.split(one)))]
+def pages() -> str:
+    return "\n\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
-def readme_example(readme: str) -> str:
-    return re.search(r"```python\n(.*?)```", readme, re.S)[1]
+def commands_in(text: str) -> list[str]:
+    """What stands in backquotes and can be typed as it is: nothing in capitals is to be filled in."""
+    commands = re.findall(r"`(specmoe [^`]+)`", text)
+    return [one for one in dict.fromkeys(commands) if not re.search("[A-Z]{3}", one)]
+
+
+def examples_in(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.S)
 
 
 class Failed(Exception):
@@ -103,16 +109,16 @@ def environment(programs: Path, home: Path) -> dict[str, str]:
 
 
 def use(programs: Path, folder: Path) -> None:
-    """Everything that the README says of an installed specmoe, in ``folder``."""
+    """Everything that the README and the guide say of an installed specmoe, in ``folder``."""
     folder.mkdir()
     where = {"cwd": folder, "env": environment(programs, folder)}
     python = str(programs / "python")
     found = run([python, "-c", "import specmoe; print(specmoe.__file__)"], **where).strip()
     if not Path(found).is_relative_to(programs.parent):
         raise Failed(f"specmoe is {found}, not the one that was installed")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    step("README's example", lambda: run([python, "-c", readme_example(readme)], **where))
-    for command in (*OURS, *readme_commands(readme)):
+    for number, example in enumerate(examples_in(pages()), 1):
+        step(f"example {number}", partial(run, [python, "-c", example], **where))
+    for command in (*OURS, *commands_in(pages())):
         step(command, partial(said, command, where))
     if not list(folder.glob("reports/quick/metrics.json")):
         raise Failed("the report left no metrics.json")
