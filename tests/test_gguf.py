@@ -27,6 +27,8 @@ from specmoe.checkpoint import build_model, gguf_file, gguf_header
 from specmoe.checkpoint.identity import unchanged
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
+from specmoe.checkpoint.plan import ExpertPlan
+from specmoe.cli.copies import verify_packed
 from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, UnsupportedModelError
@@ -167,18 +169,19 @@ def test_a_record_holds_the_blocks_of_the_file_and_nothing_else(made, name):
         record = packed.data_file.read_bytes()[packed.offset(index, 3) :][: layout.record_bytes]
         for part, start in zip(layout.parts, layout.offsets(), strict=True):
             assert record[start : start + part.num_bytes // 2] in content
-        # what a smaller layer leaves of a record is zero
+        # whole pages
+        assert layout.record_bytes < layout.payload_bytes + 4096 + 3 * 64
         assert not any(record[sum(part.num_bytes for part in layout.parts) :])
-    # whole pages
-    assert packed.layout.record_bytes < packed.layout.payload_bytes + 4096 + 3 * 64
 
 
 def test_layers_in_several_types_keep_them(made):
-    """As in a file of the kind Q4_K_M; their records are as large as the largest."""
+    """As in a file of the kind Q4_K_M; each layer's records have a size of their own."""
     packed = pack(made(Q4_K_M))
     coarse, fine = 3 * 512 * 144, 2 * 512 * 144 + 256 * 2 * 210
     assert [one.payload_bytes for one in packed.layout.by_layer] == [fine, coarse]
     assert packed.layout.payload_bytes == fine
+    assert packed.data_file.stat().st_size <= 1.02 * 8 * (coarse + fine)
+    assert verify_packed(packed) == []
     again = specmoe.checkpoint.open_packed(packed.directory)
     assert again.layout == packed.layout
     distances = expert_distances(packed)
@@ -186,6 +189,37 @@ def test_layers_in_several_types_keep_them(made):
         experts = [widened(packed, layer, expert, torch.float64) for expert in range(8)]
         whole = torch.stack([torch.cat([t.flatten() for t in one.values()]) for one in experts])
         assert torch.allclose(distances[layer].double(), torch.cdist(whole, whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize("store", ["disk", "memory"])
+def test_what_is_read_of_layers_in_several_types_is_counted_as_it_is(made, plain_tokens, store):
+    with specmoe.load(made(Q4_K_M), store=store, draft_experts=2) as engine:
+        output = engine.generate(
+            PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[], method="on_demand"
+        )
+        sizes = [one.record_bytes for one in engine.packed.layout.by_layer]
+    assert tokens_of(output) == plain_tokens(Q4_K_M)
+    reads = [event for event in output.trace.events if event[3] == "fetch"]
+    assert {(event[4], event[8]) for event in reads} == {(0, sizes[0]), (1, sizes[1])}
+    assert sizes[0] > sizes[1] and output.stats.fetched_bytes <= sum(event[8] for event in reads)
+
+
+def test_a_packing_of_such_layers_goes_on_where_it_was_ended(made, tmp_path, monkeypatch):
+    whole, fill, filled = pack(made(Q4_K_M), tmp_path / "whole"), ExpertPlan.fill, []
+
+    def killed(self, record, *place):
+        filled.append(place)
+        if len(filled) == 11:
+            raise KeyboardInterrupt
+        return fill(self, record, *place)
+
+    monkeypatch.setattr(ExpertPlan, "fill", killed)
+    monkeypatch.setattr("specmoe.checkpoint.packing.SYNC_BYTES", 1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(made(Q4_K_M), tmp_path / "parts")
+    parts = pack(made(Q4_K_M), tmp_path / "parts")
+    assert len(filled) == 16 + 1
+    assert parts.data_file.read_bytes() == whole.data_file.read_bytes()
 
 
 def test_a_manifest_with_fewer_layouts_than_layers_is_refused(made, tmp_path):

@@ -54,6 +54,9 @@ class FakeStore:
         self.hastened = []
         self.num_cancelled = 0
 
+    def bytes_of(self, key):
+        return self.record_bytes
+
     def submit(self, key, buffer, priority=DEMAND, after=None):
         read = FakeRead(key, buffer, after, len(self.reads))
         read.store = self

@@ -117,11 +117,16 @@ class ExpertLayout:
     def mixed(by_layer: Sequence[ExpertLayout]) -> ExpertLayout:
         """Of layers that have different ones."""
         most = max(by_layer, key=lambda one: one.record_bytes)
-        fitted = {one: replace(one, record_bytes=most.record_bytes) for one in {*by_layer}}
-        return replace(most, by_layer=tuple(fitted[one] for one in by_layer))
+        return replace(most, by_layer=tuple(by_layer))
 
     def of_layer(self, layer: int) -> ExpertLayout:
         return self.by_layer[layer] if self.by_layer else self
+
+    def first_byte(self, layer: int, num_experts: int) -> int:
+        """Where the records of ``layer`` begin, if those of a layer follow those of the last."""
+        if not self.by_layer:
+            return layer * num_experts * self.record_bytes
+        return num_experts * sum(one.record_bytes for one in self.by_layer[:layer])
 
     @property
     def is_low_bit(self) -> bool:

@@ -61,7 +61,7 @@ class PackedExperts:
 
     @property
     def data_bytes(self) -> int:
-        return len(self.layers) * self.num_experts * self.layout.record_bytes
+        return self.layout.first_byte(len(self.layers), self.num_experts)
 
     @property
     def records(self) -> list[str]:
@@ -73,7 +73,12 @@ class PackedExperts:
         if not (0 <= layer < len(self.layers) and 0 <= expert < self.num_experts):
             there = f"{len(self.layers)} layers of {self.num_experts}"
             raise IndexError(f"({layer}, {expert}) is outside {there}")
-        return (layer * self.num_experts + expert) * self.layout.record_bytes
+        begin = self.layout.first_byte(layer, self.num_experts)
+        return begin + expert * self.bytes_of(layer)
+
+    def bytes_of(self, layer: int) -> int:
+        """Of each record of ``layer``."""
+        return self.layout.of_layer(layer).record_bytes
 
     def manifest(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in OWN}

@@ -34,6 +34,7 @@ from .space import check_space, store_error
 
 logger = logging.getLogger("specmoe")
 
+Files = tuple[BinaryIO, TextIO]  # the records, their journal
 Done = dict[int, tuple[int, str]]  # index of a record -> its checksum, the digest of its source
 # Written at most before it is forced to the disk, the journal after the data.
 SYNC_BYTES = 256 * 2**20
@@ -209,7 +210,7 @@ def _write(contents: Contents, partial: Path, progress: Progress, with_rest: boo
         reporting(progress, packed.data_bytes, "packing") as report,
         _one_thread(),
     ):
-        _write_records(plan, data, journal, done, report)
+        _write_records(plan, packed, (data, journal), done, report)
     if not contents.unchanged():
         what = f"{plan.checkpoint.folder} changed while its experts were packed"
         raise CheckpointError(f"{what}: run it again when nothing writes to it")
@@ -222,21 +223,22 @@ def _write(contents: Contents, partial: Path, progress: Progress, with_rest: boo
 
 
 def _write_records(
-    plan: ExpertPlan, data: BinaryIO, journal: TextIO, done: Done, report: Callable[[int], None]
+    plan: ExpertPlan, packed: PackedExperts, files: Files, done: Done, report: Callable
 ) -> None:
     """Write the records missing in ``done``, which gets them; the journal follows the data."""
+    (data, journal), waiting = files, {}
     # what no expert fills stays zero
     record = torch.zeros(plan.layout.record_bytes, dtype=torch.uint8)
-    content = memoryview(record.numpy())
     missing = [index for index in range(plan.num_records) if index not in done]
-    waiting: Done = {}
     for index in missing:
-        digest = plan.fill(record, *divmod(index, plan.num_experts))
-        data.seek(index * len(content))
+        layer, expert = divmod(index, plan.num_experts)
+        content = memoryview(record.numpy())[: packed.bytes_of(layer)]
+        digest = plan.fill(record, layer, expert)
+        data.seek(packed.offset(layer, expert))
         data.write(content)
         waiting[index] = zlib.crc32(content), digest
-        report((len(done) + len(waiting)) * len(content))
-        if index == missing[-1] or len(waiting) * len(content) >= SYNC_BYTES:
+        report(packed.data_bytes * (len(done) + len(waiting)) // plan.num_records)
+        if index == missing[-1] or len(waiting) * len(record) >= SYNC_BYTES:
             force(data)
             journal.writelines(f"{i} {crc} {digest}\n" for i, (crc, digest) in waiting.items())
             force(journal)
@@ -253,7 +255,7 @@ def _journal(packed: PackedExperts, lines: Iterable[tuple[int, str]]) -> str:
 
 def _resume(packed: PackedExperts, contents: Contents) -> Done:
     """The journal's lines of the records that lie whole there and are still the checkpoint's."""
-    journal, num_bytes = packed.directory / "journal", packed.layout.record_bytes
+    journal = packed.directory / "journal"
     head = _journal(packed, [])
     text = journal.read_text(encoding="utf-8", errors="replace") if journal.is_file() else ""
     if not text.startswith(head):
@@ -268,9 +270,9 @@ def _resume(packed: PackedExperts, contents: Contents) -> Done:
         for index in sorted(found.keys() & range(contents.plan.num_records)):
             crc, digest = found[index]
             now = contents.records[index] if contents.records else None
-            data.seek(index * num_bytes)
-            whole = now in (None, digest) and zlib.crc32(data.read(num_bytes)) == crc
             place = divmod(index, packed.num_experts)
+            data.seek(packed.offset(*place))
+            whole = zlib.crc32(data.read(packed.bytes_of(place[0]))) == crc
             if whole and (now or contents.plan.digest(*place)) == digest:
                 good[index] = crc, digest
     return good

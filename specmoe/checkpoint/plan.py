@@ -70,7 +70,7 @@ class ExpertPlan:
         views, digest = self.layout.of_layer(layer).views(record), hashlib.sha256()
         if self.layout.is_low_bit:
             if self.layout.by_layer:
-                record.zero_()  # the last one may have been larger
+                record.zero_()  # the last one may have been another layer's
             for view, part in zip(views.values(), self.parts(layer, expert), strict=True):
                 view.copy_(part.read(digest).view(view.shape))
             return digest.hexdigest()[:DIGITS]

@@ -14,7 +14,7 @@ from .rest import rest_bytes
 def check_space(plan: ExpertPlan, partial: Path, with_rest: bool) -> None:
     data = partial / "experts.bin"
     written = data.stat().st_size if data.is_file() else 0
-    needed = plan.num_records * plan.layout.record_bytes - written
+    needed = plan.layout.first_byte(len(plan.layers), plan.num_experts) - written
     needed += rest_bytes(plan) if with_rest else 0
     available = shutil.disk_usage(next(filter(Path.is_dir, partial.parents))).free
     if needed > available:

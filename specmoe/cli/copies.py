@@ -65,16 +65,17 @@ def remove(names: list[str] | None = None) -> list[dict]:
 
 def verify_packed(packed: PackedExperts, progress: Progress = None) -> list[tuple[int, int]]:
     """Read every record; returns the (layer, expert) of those whose checksum does not fit."""
-    bad, buffer = [], bytearray(packed.layout.record_bytes)
+    bad = []
     with (
         open(packed.data_file, "rb") as file,
         reporting(progress, packed.data_bytes, "verifying") as report,
     ):
         for number in range(len(packed.layers) * packed.num_experts):
             layer, expert = divmod(number, packed.num_experts)
+            buffer = bytearray(packed.bytes_of(layer))
             with door(f"{packed.data_file} could not be read", "check the disk", StoreError):
                 count = file.readinto(buffer)
             if count != len(buffer) or zlib.crc32(buffer) != packed.checksums[layer][expert]:
                 bad.append((layer, expert))
-            report((number + 1) * len(buffer))
+            report(file.tell())
     return bad

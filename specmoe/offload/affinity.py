@@ -97,7 +97,8 @@ def _layer_distances(packed: PackedExperts, layer: int) -> torch.Tensor:
 
 def _places(packed: PackedExperts, layer: int) -> list[Place]:
     """What is read of every record of a layer: all of it, or a sample."""
-    layout, whole = packed.layout.of_layer(layer), packed.layout.record_bytes
+    layout = packed.layout.of_layer(layer)
+    whole = layout.record_bytes
     if layout.is_low_bit:
         is_large = _whole(layout) * layout.dtype.itemsize > LARGEST_WHOLE
         return list(layout.pieces[:: max(1, len(layout.pieces) // PIECES) if is_large else 1])

@@ -56,6 +56,10 @@ class ExpertStore:
         self._queue.submit(read, priority)
         return read
 
+    def bytes_of(self, key: ExpertKey) -> int:
+        """Of its record; ``record_bytes`` are those of the largest."""
+        return self.layout.of_layer(key.layer).record_bytes
+
     def cancel(self, read: Read) -> bool:
         """Take back a read nobody started; True when it will not happen."""
         return self._queue.cancel(read)
@@ -105,7 +109,7 @@ class ExpertStore:
         """Fill the buffer of one read, in a reader's thread."""
         began_s, error = time.perf_counter(), None
         try:
-            crossed_s = self.link.reserve(self.record_bytes)
+            crossed_s = self.link.reserve(self.bytes_of(read.key))
             self._copy(read, reader)
             self.link.wait_until(crossed_s)
         except Exception as failure:  # handed to whoever waits for the record

@@ -50,20 +50,20 @@ class DiskStore(ExpertStore):
         return CudaLane(self.device, self.record_bytes) if self.device.type == "cuda" else None
 
     def _copy(self, read: Read, lane: CudaLane | None) -> None:
-        memory = memory_of(read.buffer if lane is None else lane.bounce)
-        offset, filled = self.packed.offset(*read.key), 0
+        offset, num_bytes, filled = self.packed.offset(*read.key), self.bytes_of(read.key), 0
+        memory = memory_of(read.buffer if lane is None else lane.bounce)[:num_bytes]
         stamp = self._stamp()
-        while filled < self.record_bytes:
+        while filled < len(memory):
             num_bytes = os.preadv(self._file, [memory[filled:]], offset + filled)
             if num_bytes == 0:
                 where = f"{self.packed.data_file} ends inside {read.key}"
                 raise StoreError(f"{where}: pack the checkpoint again")
             filled += num_bytes
         if self.how != "direct":
-            os.posix_fadvise(self._file, offset, self.record_bytes, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file, offset, len(memory), os.POSIX_FADV_DONTNEED)
         self.check(read.key, memory, stamp)
         if lane is not None:
-            lane.copy(read.buffer, lane.bounce, read.after)
+            lane.copy(read.buffer[: len(memory)], lane.bounce[: len(memory)], read.after)
 
     def _release(self) -> None:
         self._close_file()
@@ -87,23 +87,22 @@ class MemoryStore(ExpertStore):
     def __init__(self, packed: PackedExperts, device="cpu", **reading):
         pin = torch.device(device).type == "cuda"
         self.how = "pinned host memory" if pin else "host memory"
-        num_records = len(packed.layers) * packed.num_experts
-        whole = aligned_bytes(num_records * packed.layout.record_bytes, pin)
-        self._records = whole.view(num_records, -1)
+        self._records = aligned_bytes(packed.data_bytes, pin)
         with open(packed.data_file, "rb") as file:
-            file.readinto(memory_of(self._records.view(-1)))
+            file.readinto(memory_of(self._records))
         super().__init__(packed, device, **reading)
 
     def _make_reader(self):
         return CudaLane(self.device) if self.device.type == "cuda" else None
 
     def _copy(self, read: Read, lane: CudaLane | None) -> None:
-        record = self._records[read.key.layer * self.packed.num_experts + read.key.expert]
+        num_bytes = self.bytes_of(read.key)
+        record = self._records[self.packed.offset(*read.key) :][:num_bytes]
         self.check(read.key, memory_of(record), "read once")
         if lane is None:
-            read.buffer.copy_(record)
+            read.buffer[:num_bytes].copy_(record)
         else:
-            lane.copy(read.buffer, record, read.after)
+            lane.copy(read.buffer[:num_bytes], record, read.after)
 
     def _release(self) -> None:
         self._records = None

@@ -52,7 +52,7 @@ class FastTier:
         read = self.store.submit(key, self.slots[slot], priority, after=self.slots.last_use[slot])
         self.loading[key] = Loading(slot, read, priority == PREFETCH)
         self.counts.num_fetches += 1
-        self.counts.fetched_bytes += self.store.record_bytes
+        self.counts.fetched_bytes += self.store.bytes_of(key)
 
     def promote(self, key: ExpertKey) -> None:
         """Somebody waits for ``key`` now: its read goes before the prefetches."""
@@ -79,7 +79,7 @@ class FastTier:
         self.counts.num_prefetches -= key in self.speculative
         self.speculative.discard(key)
         self.counts.num_fetches -= 1
-        self.counts.fetched_bytes -= self.store.record_bytes
+        self.counts.fetched_bytes -= self.store.bytes_of(key)
         return True
 
     def touch(self, key: ExpertKey) -> None:
@@ -113,7 +113,7 @@ class FastTier:
     def _note(self, key: ExpertKey, loading: Loading) -> None:
         read, kind = loading.read, "prefetch" if loading.is_prefetch else "fetch"
         self.counts.read_s += read.seconds
-        self.trace.add_read(kind, key, (self.store.record_bytes, read.seconds, read.ended_s))
+        self.trace.add_read(kind, key, (self.store.bytes_of(key), read.seconds, read.ended_s))
 
     def check(self) -> None:
         """``AssertionError`` if a slot is lost or used twice."""

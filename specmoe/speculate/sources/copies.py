@@ -66,7 +66,7 @@ class Copies(Resident):
                 under_way.append((slot, store.submit(waiting.popleft(), slots[slot])))
             slot, read = under_way.popleft()
             read.wait()
-            self.read_bytes += store.record_bytes
+            self.read_bytes += store.bytes_of(read.key)
             yield read.key, slots[slot]
             slots.give_back(slot)
 
