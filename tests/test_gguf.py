@@ -32,6 +32,7 @@ from specmoe.cli.copies import verify_packed
 from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, UnsupportedModelError
+from specmoe.model import kernels
 from specmoe.offload.affinity import expert_distances
 
 NEW_TOKENS = 8
@@ -124,6 +125,17 @@ def test_weights_and_tokens_are_those_of_transformers(made, reference, plain_tok
         output = engine.generate(
             PROMPTS, method="cached", max_new_tokens=NEW_TOKENS, eos_token_id=[]
         )
+    assert tokens_of(output) == plain_tokens(name)
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("name", TRIED[:3])
+def test_large_experts_are_multiplied_block_by_block(made, plain_tokens, name, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST_STORED", 0)
+    with specmoe.load(made(name)) as engine:
+        assert engine.experts.kernel.of_layer(0).reads_stored()
+        assert engine.experts.kernel.of_layer(1).reads_stored()
+        output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     assert tokens_of(output) == plain_tokens(name)
 
 

@@ -122,18 +122,20 @@ LARGE = ExpertLayout.of(
 )
 
 
-@pytest.fixture
-def large(monkeypatch):
+@pytest.fixture(params=[False, True], ids=["[out, in]", "[in, out]"])
+def large(request, monkeypatch):
     """A kernel that takes this expert for a large one, its module, a record and the weights in it
     in float32."""
-    module, _ = expert(gated=True, transposed=False, bias=False)
+    module, _ = expert(gated=True, transposed=request.param, bias=False)
+    shapes = {name: shape[::-1] for name, shape in zip(LARGE.names, LARGE.shapes)}
+    layout = ExpertLayout.of(shapes, torch.bfloat16) if request.param else LARGE
     module._apply_gate = lambda hidden: F.pad(hidden[:, :HIDDEN] * hidden[:, HIDDEN:], (0, 4))
     monkeypatch.setattr(kernels, "LEAST_STORED", LARGE.elements)
-    record = torch.zeros(LARGE.record_bytes, dtype=torch.uint8)
-    for name, view in LARGE.views(record).items():
+    record = torch.zeros(layout.record_bytes, dtype=torch.uint8)
+    for name, view in layout.views(record).items():
         view.normal_(generator=torch.Generator().manual_seed(len(name)))
-    wide = {name: view.float() for name, view in LARGE.views(record).items()}
-    return ExpertKernel(LARGE, torch.float32), module, record, wide
+    wide = {name: view.float() for name, view in layout.views(record).items()}
+    return ExpertKernel(layout, torch.float32), module, record, wide
 
 
 @pytest.mark.usefixtures("c_compiler")
@@ -166,10 +168,6 @@ def test_what_is_not_large_or_few_is_widened_whole(large, monkeypatch):
     assert kernel.reads_stored(most) and not kernel.reads_stored(most + 1)
     assert not ExpertKernel(LARGE, torch.bfloat16).may_read_stored, "nothing is to be widened"
     assert not ExpertKernel(LARGE, torch.float64).may_read_stored
-    module.is_transposed = True
-    kernel = ExpertKernel(LARGE, torch.float32)
-    kernel.calibrate(module, record, 16)
-    assert not kernel.reads_stored(), "its columns are the rows in memory"
     monkeypatch.setattr(kernels, "LEAST_STORED", LARGE.elements + 1)
     assert not ExpertKernel(LARGE, torch.float32).may_read_stored
 

@@ -19,7 +19,7 @@ import specmoe
 from specmoe.checkpoint import model as checkpoint_model
 from specmoe.checkpoint.formats import WIDEN
 from specmoe.errors import StoreError
-from specmoe.model import native, stored
+from specmoe.model import decoder, native, stored
 
 ROWS, COLUMNS = 301, 2048  # neither fits a tile or a block evenly
 
@@ -65,6 +65,28 @@ WEIGHTS = {
     "int4, cut": ("int4", [words(ROWS, 257), floats(ROWS, 1)], (1, 2050 - 2, 4, 2050 - 2)),
     "int8": ("int8", [words(ROWS, 512), floats(ROWS, 16).bfloat16()], (1, 128, 8, COLUMNS)),
 }
+# name -> weights and bytes of a block of ggml's, and where in it halves lie
+BLOCKS = {
+    "q8_0": (32, 34, [0]),
+    "q4_0": (32, 18, [0]),
+    "q4_1": (32, 20, [0, 2]),
+    "q4_k": (256, 144, [0, 2]),
+    "q6_k": (256, 210, [208]),
+}
+
+
+def of_blocks(name: str) -> torch.Tensor:
+    """Any bits, but factors that are numbers: denormal ones and zeros too."""
+    size, num_bytes, halves = BLOCKS[name]
+    blocks = whole(torch.uint8, 0, 256, ROWS * COLUMNS // size, num_bytes)
+    factors = whole(torch.int16, -(2**15), 2**15 - 1, len(blocks), len(halves))
+    factors = torch.where(factors & 0x7C00 == 0x7C00, factors & 0x83FF, factors & ~0x4000)
+    for index, at in enumerate(halves):
+        blocks[:, at : at + 2] = factors[:, index : index + 1].contiguous().view(torch.uint8)
+    return blocks.view(ROWS, -1)
+
+
+WEIGHTS |= {name: (name, [of_blocks(name)], ()) for name in BLOCKS}
 
 
 def multiply(name: str, x: torch.Tensor, gap: int = 1) -> torch.Tensor:
@@ -193,7 +215,44 @@ def test_what_c_does_not_know_is_left_to_torch():
     half, odd = floats(8, 16).half(), floats(8, 12).bfloat16()
     assert native.native("plain", half.shape, [half], ()) is None
     assert native.native("plain", odd.shape, [odd], ()) is None
-    assert native.native("q4_k", (8, 16), [whole(torch.uint8, 0, 9, 8, 9)], ()) is None
+    assert native.native("q2_k", (8, 256), [whole(torch.uint8, 0, 9, 8, 84)], ()) is None
+    turned = floats(8, 16).bfloat16()
+    assert native.native("plain", (12, 16), [floats(12, 16).bfloat16()], (), turned=True) is None
+    assert native.native("plain", (8, 16), [turned], (), turned=True) is not None
+    e4m3 = [turned.to(E4M3), torch.ones(8, 1)]
+    assert native.native("fp8", (8, 16), e4m3, (1, 16), turned=True) is None
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("inputs, outputs", [(2048, 1544), (8, 8), (72, 520)])
+def test_what_lies_turned_is_multiplied_too(inputs, outputs):
+    weight, x = floats(inputs, outputs).bfloat16(), floats(70, inputs)
+    made = native.native("plain", weight.shape, [weight], (), turned=True)
+    many, eye = torch.empty(70, outputs), torch.empty(inputs, outputs)
+    made.product(torch.eye(inputs), [weight.data_ptr()], eye)
+    assert torch.equal(eye, weight.float())
+    made.product(x, [weight.data_ptr()], many)
+    want = x.double() @ weight.double()
+    assert (many - want).abs().max() < 2e-6 * want.abs().max()
+    with_gaps = torch.empty(1, 2 * outputs)
+    made.product(x[-1:].contiguous(), [weight.data_ptr()], with_gaps[:, ::2])
+    assert torch.equal(with_gaps[:, ::2], many[-1:])
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_products_have_the_threads_that_torch_lends_them():
+    number, threads = 3, torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with pytest.raises(KeyError), native.torch_rests():
+            assert (torch.get_num_threads(), native.num_threads()) == (1, number)
+            with native.torch_rests():
+                assert (torch.get_num_threads(), native.num_threads()) == (1, number)
+            assert (torch.get_num_threads(), native.num_threads()) == (1, number)
+            raise KeyError
+        assert (torch.get_num_threads(), native.num_threads()) == (number, number)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -236,6 +295,21 @@ def test_a_damaged_library_is_not_loaded_but_made_again():
     assert len(native._compiled().read_bytes()) > len(whole_file) // 2
 
 
+@pytest.mark.parametrize(
+    "stored, tokens, one", [(True, 64, True), (True, 65, False), (False, 1, False)]
+)
+def test_torch_has_one_thread_where_all_large_products_are_ours(stored, tokens, one):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        passes = decoder.Passes(lambda **_: torch.get_num_threads())
+        passes.reads_stored = stored
+        assert passes(input_ids=torch.zeros(tokens, 1)) == (1 if one else 3)
+        assert passes(decoder_input_ids=torch.zeros(1, tokens)) == (1 if one else 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ---- the model's own layers ----
 
 
@@ -257,6 +331,8 @@ def test_layers_kept_in_bf16_compute_in_float32(num_rows, monkeypatch):
     x = model["embed"](tokens)
     assert torch.equal(x, F.embedding(tokens, wide.float()))
     torch.testing.assert_close(model["head"](x), F.linear(x, wide.float(), bias))
+    assert stored.multiplies_stored(model)
+    assert not stored.multiplies_stored(nn.Linear(1024, 1024))
     held = {weight.data_ptr() for weight in stored.trunk_weights(model)}
     assert len(held) == 4 and wide.data_ptr() in held
 

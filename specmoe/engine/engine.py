@@ -18,7 +18,7 @@ from ..model.inputs import one_of
 from ..model.kernels import ExpertKernel, compiler_works
 from ..model.recurrent import decoder_of
 from ..model.seq2seq import Seq2SeqDecoder
-from ..model.stored import keep_stored, trunk_weights
+from ..model.stored import keep_stored, multiplies_stored, trunk_weights
 from ..model.texts import load_tokenizer
 from ..offload.affinity import expert_distances
 from ..offload.base_store import ExpertStore
@@ -74,6 +74,8 @@ class Engine:
             self.slots: torch.Tensor | None = allocate_slots(self.memory.num_slots, self.store)
             hidden_size, first = self.decoder.config.hidden_size, self.experts.modules[0]
             self.experts.kernel.calibrate(first, self.slots[0], hidden_size)
+            stored = self.experts.kernel.stored is not None and multiplies_stored(self.model)
+            self.decoder.passes.reads_stored = stored
             self.experts.install()
             if self.compiled:
                 self.decoder.passes.compile()

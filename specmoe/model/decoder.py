@@ -22,6 +22,8 @@ from ..checkpoint.adapters import position_modules, rope_switch
 from ..errors import OptionError, SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
 from .kv_cache import MIXERS, RaggedKVCache, attention_windows, kv_argument
+from .native import torch_rests
+from .stored import MOST_ROWS
 
 logger = logging.getLogger("specmoe")
 
@@ -33,11 +35,12 @@ UNCUT_SCORES = ("minimax_m3_vl_text",)
 
 class Passes:
     """Calls a model; after ``compile()`` through torch.compile: one graph for any number of rows,
-    tokens and positions."""
+    tokens and positions. ``reads_stored``: all large products of few rows are ours (``native``)."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.compiled = None
+        self.reads_stored = False
         self._plain = False
 
     def compile(self) -> None:
@@ -54,7 +57,10 @@ class Passes:
 
     def __call__(self, **inputs):
         if self.compiled is None or self._plain:
-            return self.model(**inputs)
+            tokens = inputs.get("input_ids", inputs.get("decoder_input_ids"))
+            few = self.reads_stored and tokens.numel() <= MOST_ROWS
+            with torch_rests() if few else nullcontext():
+                return self.model(**inputs)
         try:
             with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES), _no_shape_alike():
                 return self.compiled(**inputs)

@@ -17,7 +17,9 @@ import platform
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -45,7 +47,14 @@ CODES = {
     ("fp4", torch.int8): 3,
     ("int4", torch.int32): 4,
     ("int8", torch.int32): 5,
+    ("q8_0", torch.uint8): 6,
+    ("q4_k", torch.uint8): 7,
+    ("q6_k", torch.uint8): 8,
+    ("q4_0", torch.uint8): 9,
+    ("q4_1", torch.uint8): 10,
 }
+# bf16 that lies [in, out]
+TURNED = 11
 SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 # torch before 2.7 does not know it
 SCALES |= {getattr(torch, "float8_e8m0fnu", torch.uint8): 2}
@@ -53,43 +62,96 @@ PER_BYTE = {3: 2, 4: 2}  # codes with more than one value in a byte
 INTEGERS = (4, 5)
 
 
+class Piece(ctypes.Structure):
+    """As in ``products.c``."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in "format values scales rows columns high wide grid kind rounded width "
+        "first step".split()
+    ]
+
+
 class Native:
-    """A weight ``[out, in]`` in a format that ``products.c`` reads: all but the addresses."""
+    """A weight ``[out, in]`` in a format that ``products.c`` reads: all but where it lies."""
 
     def __init__(self, code: int, numbers: Sequence[int]):
         self.code = code
         self.out, self.columns = numbers[:2]
-        self._numbers = (ctypes.c_long * len(numbers))(*numbers)
+        self._numbers = tuple(numbers)
+
+    def piece(self, offsets: Sequence[int], first: int = 0, step: int = 1) -> Piece:
+        """Its values and scales at ``offsets`` of a record, its outputs from ``first`` on in steps
+        of ``step``."""
+        values, scales = offsets if len(offsets) == 2 else (offsets[0], 0)
+        return Piece(self.code, values, scales, *self._numbers, first, step)
 
     def product(self, x: torch.Tensor, addresses: Sequence[int], y: torch.Tensor) -> None:
         """``y`` [n, out] (any strides) = ``x`` [n, in], contiguous, times the weight whose values
         and scales lie at ``addresses``."""
-        values, scales = addresses if len(addresses) == 2 else (addresses[0], 0)
+        Pieces([self.piece(addresses, step=y.stride(1))]).product(0, x, y)
+
+
+class Pieces:
+    """A matrix [out, in] of pieces that have the same inputs."""
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self._number = len(pieces)
+        self._pieces = (Piece * len(pieces))(*pieces)
+
+    def product(self, address: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """``y`` = ``x`` [n, in], contiguous, times the matrix in the record at ``address``."""
         library().specmoe_product(
-            self.code,
-            values,
-            scales,
-            self._numbers,
+            self._pieces,
+            self._number,
+            address,
             x.data_ptr(),
-            len(x),
+            x.shape[0],
             y.data_ptr(),
             y.stride(0),
-            y.stride(1),
-            torch.get_num_threads(),
+            num_threads(),
         )
 
 
+_own = threading.local()
+
+
+def num_threads() -> int:
+    """With how many threads products are computed."""
+    return getattr(_own, "number", None) or torch.get_num_threads()
+
+
+@contextmanager
+def torch_rests() -> Iterator[None]:
+    """Within, torch computes with one thread, and only products with as many as it had. OpenMP's
+    threads, once they have had work, wait for more by spinning for milliseconds, on the very cores
+    that the products of few rows need."""
+    number = torch.get_num_threads()
+    before, _own.number = getattr(_own, "number", None), num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(number)
+        _own.number = before
+
+
 def native(
-    format: str, shape: Sequence[int], parts: Sequence, numbers: Sequence[int]
+    format: str, shape: Sequence[int], parts: Sequence, numbers: Sequence[int], turned: bool = False
 ) -> Native | None:
     """How to multiply with a weight of ``shape`` in ``format``, of whose ``parts`` dtype and shape
-    are known and that asks for ``numbers`` (``checkpoint.formats``); None where C cannot."""
+    are known and that asks for ``numbers`` (``checkpoint.formats``); ``turned``: it lies [in, out];
+    None where C cannot."""
     code = CODES.get((format, parts[0].dtype))
     rows, columns = shape
     if code is None or columns % LANES or library() is None:
         return None
-    if format == "plain":
-        return Native(code, (rows, columns, 0, 0, 0, 0, 0, 2 * columns))
+    if turned:
+        is_plain = format == "plain" and rows % LANES == 0
+        return Native(TURNED, (columns, rows, 0, 0, 0, 0, 0, 0)) if is_plain else None
+    row_bytes = math.prod(parts[0].shape[1:]) * parts[0].dtype.itemsize
+    if len(parts) == 1:
+        return Native(code, (rows, columns, 0, 0, 0, 0, 0, row_bytes))
     scales = parts[1]
     kind = SCALES.get(scales.dtype)
     high, wide = numbers[:2] if numbers else (1, 32)
@@ -97,7 +159,6 @@ def native(
         return None
     grid = scales.shape[-1] if scales.shape else 1
     rounded = code in INTEGERS and scales.dtype == torch.bfloat16
-    row_bytes = math.prod(parts[0].shape[1:]) * parts[0].dtype.itemsize
     return Native(code, (rows, columns, high, wide, grid, kind, rounded, row_bytes))
 
 
@@ -113,8 +174,8 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     found.specmoe_product.restype = None
-    found.specmoe_product.argtypes = [number, pointer, pointer, pointer, pointer, size, pointer]
-    found.specmoe_product.argtypes += [size, size, number]
+    found.specmoe_product.argtypes = [ctypes.POINTER(Piece), number, pointer, pointer, size]
+    found.specmoe_product.argtypes += [pointer, size, number]
     return found
 
 

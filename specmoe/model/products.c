@@ -4,6 +4,8 @@
  * there, so that nothing wide goes through memory. Every output is the same sum in the same order
  * (eight lanes over the columns, then the lanes), whatever the number of rows and threads. A format
  * is one function that widens columns of a row; its number is its place in WIDEN and in native.py.
+ * Only bf16 that lies turned, w [in, out], is multiplied output by output beside each other: there
+ * every output is the sum over blocks of its inputs, each of them summed in order.
  *
  * Threads take chunks of outputs until none is left. The caller waits only for chunks that others
  * have begun: a thread whose core is taken by another process is not waited for.
@@ -18,14 +20,20 @@
 
 /* STRIDE: rows of the buffer that began a page apart would fall into the same lines of the cache */
 enum { LANES = 8, TILE = 4, BLOCK = 256, STRIDE = BLOCK + 16, MOST_ROWS = 64, CHUNK = 1 << 17 };
-enum { LINE = 64, MOST_THREADS = 64 };
+enum { LINE = 64, MOST_THREADS = 64, SLAB = 512, DEEP = 4 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
-/* numbers: rows and columns of a block that shares a scale, scales in a row of the grid, how scales
- * are stored, whether a product is rounded to bf16, bytes of a row as stored */
+/* A part of a matrix, as native.py lays it down: where its values and scales begin in a record, its
+ * outputs and inputs, rows and columns of a block that shares a scale, scales in a row of the grid,
+ * how scales are stored, whether a product is rounded to bf16, bytes of a row as stored; the first
+ * of its outputs in y, and the step to the next. */
+typedef struct {
+    int64_t format, values, scales, rows, columns, high, wide, grid, kind, rounded, width, first, step;
+} Piece;
+
 typedef struct {
     const uint8_t *values, *scales;
     long rows, columns;
@@ -127,8 +135,76 @@ BYTES(widen_int8, int8)
 HALVES(widen_e2m1, e2m1)
 HALVES(widen_int4, int4)
 
+/* Blocks of ggml. No product with an integer here is ever rounded, so that it does not matter whether
+ * the compiler joins it with what is added. */
+
+static inline float half_at(const uint8_t *bytes) {
+    uint32_t bits = bytes[0] | (uint32_t)bytes[1] << 8, size = bits & 0x7fff;
+    float value = size < 0x7c00 ? as_float(size << 13) * 0x1p112f : as_float(size << 13 | 0x7f800000u);
+    return as_float(as_bits(value) | (bits & 0x8000u) << 16);
+}
+
+static inline void block_q8_0(const uint8_t *b, float *restrict out) {
+    float d = half_at(b);
+    for (int i = 0; i < 32; i++) out[i] = d * (float)(int8_t)b[2 + i];
+}
+
+static inline void block_q4_0(const uint8_t *b, float *restrict out) {
+    float d = half_at(b);
+    for (int i = 0; i < 16; i++) out[i] = d * (float)((b[2 + i] & 15) - 8);
+    for (int i = 0; i < 16; i++) out[16 + i] = d * (float)((b[2 + i] >> 4) - 8);
+}
+
+static inline void block_q4_1(const uint8_t *b, float *restrict out) {
+    float d = half_at(b), least = half_at(b + 2);
+    for (int i = 0; i < 16; i++) out[i] = d * (float)(b[4 + i] & 15) + least;
+    for (int i = 0; i < 16; i++) out[16 + i] = d * (float)(b[4 + i] >> 4) + least;
+}
+
+/* Eight factors and minima of six bits are in twelve bytes. */
+static inline void block_q4_k(const uint8_t *b, float *restrict out) {
+    float d = half_at(b), e = half_at(b + 2);
+    const uint8_t *p = b + 4;
+    for (int i = 0; i < 8; i++) {
+        int last = i > 3, shift = i % 2 * 4;
+        const uint8_t *q = b + 16 + i / 2 * 32;
+        float factor = d * (float)(last ? (p[i + 4] & 15) | (p[i - 4] >> 2 & 48) : p[i] & 63);
+        float least = e * (float)(last ? p[i + 4] >> 4 | (p[i] >> 2 & 48) : p[i + 4] & 63);
+        for (int k = 0; k < 32; k++) out[32 * i + k] = factor * (float)(q[k] >> shift & 15) - least;
+    }
+}
+
+/* Half a block is 128 weights: their low bits in 64 bytes, their high ones in 32. */
+static inline void block_q6_k(const uint8_t *b, float *restrict out) {
+    float d = half_at(b + 208);
+    for (int i = 0; i < 16; i++) {
+        int half = i / 8, at = i % 8 * 16, up = at / 64 * 4, down = at / 32 * 2;
+        const uint8_t *low = b + half * 64 + at % 64, *high = b + 128 + half * 32 + at % 32;
+        float factor = d * (float)(int8_t)b[192 + i];
+        for (int k = 0; k < 16; k++)
+            out[16 * i + k] =
+                factor * (float)(((low[k] >> up & 15) | (high[k] >> down & 3) << 4) - 32);
+    }
+}
+
+#define BLOCKS(NAME, WEIGHTS, BYTES)                                                      \
+    static void widen_##NAME(const Weight *w, long row, long first, long count,           \
+                             float *restrict into) {                                      \
+        const uint8_t *b = w->values + row * w->width + first / (WEIGHTS) * (BYTES);      \
+        for (long i = 0; i < count; i += (WEIGHTS), b += (BYTES)) block_##NAME(b, into + i); \
+    }
+
+BLOCKS(q8_0, 32, 34)
+BLOCKS(q4_0, 32, 18)
+BLOCKS(q4_1, 32, 20)
+BLOCKS(q4_k, 256, 144)
+BLOCKS(q6_k, 256, 210)
+
 typedef void (*Widen)(const Weight *, long, long, long, float *restrict);
-static const Widen WIDEN[] = {widen_bf16, widen_e4m3, widen_e5m2, widen_e2m1, widen_int4, widen_int8};
+static const Widen WIDEN[] = {widen_bf16, widen_e4m3, widen_e5m2, widen_e2m1, widen_int4, widen_int8,
+                              widen_q8_0, widen_q4_k, widen_q6_k, widen_q4_0, widen_q4_1};
+/* of the formats that no function widens by rows */
+enum { TURNED = sizeof WIDEN / sizeof *WIDEN };
 
 /* ---- some outputs ---- */
 
@@ -246,15 +322,95 @@ static void tile(const Product *p, long first) {
             p->y[row * p->stride + (first + i) * p->step] = sum_of(sums[row * TILE + i]);
 }
 
+/* BLOCK inputs or fewer of ``count`` outputs that lie beside each other, added to ``sums``. */
+static void add_inputs(const Product *p, const uint16_t *w, long column, long last, long count,
+                       float (*sums)[SLAB]) {
+    float parts[MOST_ROWS][SLAB], wide[DEEP][SLAB];
+    long rows = p->weight->rows;
+    memset(parts, 0, sizeof *parts * p->num_rows);
+    for (; column < last; column += DEEP, w += DEEP * rows) {
+        for (int k = 0; k < DEEP; k++)
+            for (long i = 0; i < count; i += LANES) {
+                if (i % (LINE / 2) == 0) __builtin_prefetch(w + (2 * DEEP + k) * rows + i);
+                *(lanes *)(wide[k] + i) = lanes_of(w + k * rows + i);
+            }
+        for (long row = 0; row < p->num_rows; row++) {
+            const float *x = p->x + row * p->weight->columns + column;
+            for (long i = 0; i < count; i += LANES) {
+                lanes sum = *(lanes *)(parts[row] + i);
+                for (int k = 0; k < DEEP; k++) sum += x[k] * *(lanes *)(wide[k] + i);
+                *(lanes *)(parts[row] + i) = sum;
+            }
+        }
+    }
+    for (long row = 0; row < p->num_rows; row++)
+        for (long i = 0; i < count; i++) sums[row][i] += parts[row][i];
+}
+
+/* SLAB outputs of a weight that lies turned, or as many as are left. */
+static void slab(const Product *p, long first) {
+    float sums[MOST_ROWS][SLAB];
+    long rows = p->weight->rows, columns = p->weight->columns;
+    long count = rows - first < SLAB ? rows - first : SLAB;
+    const uint16_t *w = (const uint16_t *)p->weight->values + first;
+    memset(sums, 0, sizeof *sums * p->num_rows);
+    for (long column = 0; column < columns; column += BLOCK) {
+        long last = column + BLOCK < columns ? column + BLOCK : columns;
+        add_inputs(p, w + column * rows, column, last, count, sums);
+    }
+    for (long row = 0; row < p->num_rows; row++)
+        for (long i = 0; i < count; i++) p->y[row * p->stride + (first + i) * p->step] = sums[row][i];
+}
+
+/* ---- a matrix ---- */
+
+typedef struct {
+    const Piece *pieces;
+    const uint8_t *record;
+    const float *x;
+    long num_rows;
+    float *y;
+    long stride;
+} Matrix;
+
+/* Outputs of a piece that a thread takes at once. */
+static long high_of(const Piece *piece) {
+    if (piece->format == TURNED) return SLAB;
+    long rows = CHUNK / piece->columns / TILE * TILE;
+    return rows ? rows : TILE;
+}
+
+static long chunks_of(const Piece *piece) {
+    long high = high_of(piece);
+    return (piece->rows + high - 1) / high;
+}
+
+static void do_chunk(const Matrix *m, long chunk) {
+    const Piece *piece = m->pieces;
+    for (; chunk >= chunks_of(piece); piece++) chunk -= chunks_of(piece);
+    Weight w = {m->record + piece->values, m->record + piece->scales,
+                piece->rows,  piece->columns, piece->high,    piece->wide,
+                piece->grid,  piece->kind,    piece->rounded, piece->width};
+    int turned = piece->format == TURNED;
+    Product p = {&w, turned ? NULL : WIDEN[piece->format], m->x, m->num_rows,
+                 m->y + piece->first, m->stride, piece->step};
+    long high = high_of(piece), first = chunk * high;
+    if (turned) {
+        slab(&p, first);
+        return;
+    }
+    long last = first + high < w.rows ? first + high : w.rows;
+    for (; first < last; first += TILE) tile(&p, first);
+}
+
 /* ---- threads ---- */
 
 static struct {
     pthread_mutex_t calls, lock; /* one product at a time; what follows */
     pthread_cond_t begun, ended;
     int num_helpers, asleep;
-    const Product *product;
+    const Matrix *matrix;
     atomic_int core;      /* of the caller; -1: not known */
-    long chunk;           /* rows of one */
     atomic_long number;   /* of the product: it changes when one begins */
     atomic_long next;     /* chunks of it that were taken, and whose: number << 32 | chunks */
     atomic_long left;     /* chunks that are not done */
@@ -264,11 +420,6 @@ static struct {
           .begun = PTHREAD_COND_INITIALIZER,
           .ended = PTHREAD_COND_INITIALIZER};
 
-static void do_chunk(const Product *p, long chunk, long high) {
-    long last = (chunk + 1) * high < p->weight->rows ? (chunk + 1) * high : p->weight->rows;
-    for (long row = chunk * high; row < last; row += TILE) tile(p, row);
-}
-
 /* Chunks of product ``number`` until none is left. What a chunk needs stays as it is as long as the
  * caller waits for it, and one is taken only of the product that is named. */
 static void work(long number) {
@@ -277,7 +428,7 @@ static void work(long number) {
         do {
             if (taken >> 32 != number || (taken & 0xffffffff) >= pool.num_chunks) return;
         } while (!atomic_compare_exchange_weak(&pool.next, &taken, taken + 1));
-        do_chunk(pool.product, taken & 0xffffffff, pool.chunk);
+        do_chunk(pool.matrix, taken & 0xffffffff);
         if (atomic_fetch_sub(&pool.left, 1) == 1) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.ended);
@@ -293,7 +444,7 @@ static double seconds(void) {
 }
 
 /* How long a thread asks again before it sleeps; whoever else wants its core gets it. */
-static const double PATIENCE_S = 200e-6;
+static const double PATIENCE_S = 1e-3;
 
 #ifdef __linux__
 static cpu_set_t cores; /* where helpers may run */
@@ -354,12 +505,9 @@ static void need_helpers(int wanted) {
     }
 }
 
-static void in_parallel(const Product *p, int num_threads) {
-    long chunk = CHUNK / p->weight->columns / TILE * TILE;
-    chunk = chunk ? chunk : TILE;
-    long num_chunks = (p->weight->rows + chunk - 1) / chunk;
+static void in_parallel(const Matrix *m, long num_chunks, int num_threads) {
     if (num_threads < 2 || num_chunks < 2) {
-        for (long i = 0; i < num_chunks; i++) do_chunk(p, i, chunk);
+        for (long i = 0; i < num_chunks; i++) do_chunk(m, i);
         return;
     }
     pthread_mutex_lock(&pool.calls);
@@ -368,7 +516,7 @@ static void in_parallel(const Product *p, int num_threads) {
     long number = (atomic_load(&pool.number) + 1) & 0x3fffffff;
     /* nobody may take what was left of the last product */
     atomic_store(&pool.next, -1);
-    pool.product = p, pool.chunk = chunk, pool.num_chunks = num_chunks;
+    pool.matrix = m, pool.num_chunks = num_chunks;
     atomic_store(&pool.core, sched_getcpu());
     atomic_store(&pool.left, num_chunks);
     atomic_store(&pool.next, number << 32);
@@ -376,7 +524,7 @@ static void in_parallel(const Product *p, int num_threads) {
     if (pool.asleep) pthread_cond_broadcast(&pool.begun);
     pthread_mutex_unlock(&pool.lock);
     work(number);
-    double until = seconds() + PATIENCE_S / 4;
+    double until = seconds() + PATIENCE_S / 20;
     while (atomic_load(&pool.left) && seconds() < until) sched_yield();
     pthread_mutex_lock(&pool.lock);
     while (atomic_load(&pool.left)) pthread_cond_wait(&pool.ended, &pool.lock);
@@ -386,16 +534,15 @@ static void in_parallel(const Product *p, int num_threads) {
 
 /* ---- what Python calls ---- */
 
-/* x float32 [num_rows, columns] -> y float32, output o of row r at y[r * stride + o * step];
- * columns is a multiple of 8. numbers: as in Weight, from rows on. */
-void specmoe_product(int format, const void *values, const void *scales, const long *numbers,
-                     const float *x, long num_rows, float *y, long stride, long step,
-                     int num_threads) {
-    Weight w = {values,     scales,     numbers[0], numbers[1], numbers[2],
-                numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
+/* x float32 [num_rows, columns] -> y float32, output o of row r at y[r * stride + o]; the matrix is
+ * the ``pieces`` of ``record``. Columns are a multiple of 8, and outputs of what lies turned. */
+void specmoe_product(const Piece *pieces, int num_pieces, const void *record, const float *x,
+                     long num_rows, float *y, long stride, int num_threads) {
+    long num_chunks = 0, columns = pieces->columns;
+    for (int i = 0; i < num_pieces; i++) num_chunks += chunks_of(pieces + i);
     for (long row = 0; row < num_rows; row += MOST_ROWS) {
         long rows = num_rows - row < MOST_ROWS ? num_rows - row : MOST_ROWS;
-        Product p = {&w, WIDEN[format], x + row * w.columns, rows, y + row * stride, stride, step};
-        in_parallel(&p, num_threads);
+        Matrix m = {pieces, record, x + row * columns, rows, y + row * stride, stride};
+        in_parallel(&m, num_chunks, num_threads);
     }
 }

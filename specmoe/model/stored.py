@@ -17,7 +17,8 @@ from torch import nn
 
 from ..checkpoint import ExpertLayout
 from ..checkpoint.layout import Part, Weight
-from .native import Native, library, native
+from ..checkpoint.model import LEAST_STORED
+from .native import Piece, Pieces, library, native
 
 # Rows that are multiplied with a weight as it is stored; for more, widening it costs less than it
 # saves: torch's own products are faster.
@@ -26,27 +27,17 @@ MOST_ROWS = 64
 BLOCK_ELEMENTS = 2**20
 
 
-class Piece(NamedTuple):
-    """Outputs ``places`` of a matrix, and where its values and scales begin in a record."""
-
-    native: Native
-    offsets: tuple[int, ...]
-    places: slice
-
-
 class StoredMatrix(NamedTuple):
     """A matrix [out, in] in a record that begins at ``address``."""
 
     num_outputs: int
-    pieces: list[Piece]
+    pieces: Pieces
     address: int
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, in] -> [n, out]."""
-        x, y = x.contiguous(), x.new_empty(len(x), self.num_outputs)
-        for piece in self.pieces:
-            addresses = [self.address + offset for offset in piece.offsets]
-            piece.native.product(x, addresses, y[:, piece.places])
+        x, y = x.contiguous(), x.new_empty(x.shape[0], self.num_outputs)
+        self.pieces.product(self.address, x, y)
         return y
 
 
@@ -57,29 +48,30 @@ class StoredExpert:
     def __init__(self, layout: ExpertLayout, transposed: bool):
         self.layout = layout
         sides = dict(zip(layout.names, layout.shapes))
-        self.matrices = {name: [] for name, shape in sides.items() if len(shape) == 2}
-        self.outputs = {name: sides[name][1 if transposed else 0] for name in self.matrices}
-        found = [self._add(weight, transposed) for weight in _weights(layout)]
-        self.complete = library() is not None and all(found)
+        found = {name: [] for name, shape in sides.items() if len(shape) == 2}
+        self.outputs = {name: sides[name][1 if transposed else 0] for name in found}
+        for weight in _weights(layout):
+            if weight.target in found:
+                found[weight.target].append(self._piece(weight, transposed))
+        self.complete = library() is not None and all(all(pieces) for pieces in found.values())
+        self.matrices = dict.fromkeys(found)
+        if self.complete:
+            self.matrices = {name: Pieces(pieces) for name, pieces in found.items()}
         self.vectors = [p for p in layout.pieces if p.weight.target not in self.matrices]
 
-    def _add(self, weight: Weight, transposed: bool) -> bool:
-        if weight.target not in self.matrices:
-            return True
-        layout, pieces = self.layout, self.matrices[weight.target]
+    def _piece(self, weight: Weight, transposed: bool) -> Piece | None:
+        """None where C cannot multiply with ``weight``."""
+        layout, out_dim = self.layout, 1 if transposed else 0
         sides = dict(zip(layout.names, layout.shapes))[weight.target]
-        out_dim = 1 if transposed else 0
-        (dim, first, step), inner = weight.places[0], weight.places[1:]
-        if dim != out_dim or inner != ((1 - dim, 0, 1),) or weight.shape[1] != sides[1 - dim]:
-            return False
+        # of the weight's own two dimensions that of the outputs
+        out = [dim for dim, _, _ in weight.places].index(out_dim)
+        (_, first, step), inner = weight.places[out], weight.places[1 - out]
+        if inner != (1 - out_dim, 0, 1) or weight.shape[1 - out] != sides[1 - out_dim]:
+            return None
         parts = [layout.parts[index] for index in weight.parts]
-        made = native(weight.format, weight.shape, parts, weight.numbers)
-        if made is None:
-            return False
+        made = native(weight.format, weight.shape, parts, weight.numbers, turned=out == 1)
         offsets = layout.offsets()
-        where = tuple(offsets[index] for index in weight.parts)
-        pieces.append(Piece(made, where, slice(first, first + step * weight.shape[0], step)))
-        return True
+        return made and made.piece([offsets[index] for index in weight.parts], first, step)
 
     def weights(self, record: torch.Tensor) -> dict[str, StoredMatrix | torch.Tensor]:
         """The parameters of the expert in ``record``, by name."""
@@ -155,6 +147,12 @@ def keep_stored(model: nn.Module) -> None:
                 weight.data = weight.data.float()
 
 
+def multiplies_stored(model: nn.Module) -> bool:
+    """No large layer of ``model`` is left to torch."""
+    plain = [module for module in model.modules() if type(module) is nn.Linear]
+    return not any(module.weight.numel() >= LEAST_STORED for module in plain)
+
+
 def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
     """All weights of ``model`` beside its experts; a tied one once."""
     kept = [module.weight for module in model.modules() if type(module) in STORED.values()]
@@ -167,7 +165,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if len(x) <= MOST_ROWS:
         made = native("plain", weight.shape, [Part("", weight.dtype, weight.shape)], ())
         if made is not None:
-            pieces = [Piece(made, (0,), slice(None))]
+            pieces = Pieces([made.piece((0,))])
             return StoredMatrix(len(weight), pieces, weight.data_ptr()).product(x)
     step = max(1, BLOCK_ELEMENTS // weight.shape[1])
     blocks = [F.linear(x, rows.to(x.dtype)) for rows in weight.split(step)]
