@@ -12,6 +12,7 @@ from torch import nn
 from specmoe.checkpoint import ExpertLayout
 from specmoe.model import kernels
 from specmoe.model.kernels import ExpertKernel, expert_forward
+from specmoe.model.stored import multiplies_stored
 
 WIDTH, HIDDEN = 12, 20
 
@@ -174,3 +175,17 @@ def test_what_is_not_large_or_few_is_widened_whole(large, monkeypatch):
 
 def test_the_experts_of_the_shipped_benchmark_are_not_large():
     assert kernels.LEAST_STORED > 3 * 2**20 // 2
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_what_is_left_to_torch_needs_its_threads(large):
+    kernel, module, record, _ = large
+    small, wide = nn.Linear(8, 8), nn.Linear(1024, 1024)
+    assert not multiplies_stored(small, kernel)
+    kernel.calibrate(module, record, 16)
+    assert multiplies_stored(small, kernel) and not multiplies_stored(wide, kernel)
+    mixed = ExpertKernel(ExpertLayout.mixed([kernel.layout, kernel.layout]), torch.float32)
+    mixed.calibrate(module, record, 16)
+    assert multiplies_stored(small, mixed)
+    mixed.of_layer(1).stored = None
+    assert not multiplies_stored(small, mixed)

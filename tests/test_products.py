@@ -331,8 +331,6 @@ def test_layers_kept_in_bf16_compute_in_float32(num_rows, monkeypatch):
     x = model["embed"](tokens)
     assert torch.equal(x, F.embedding(tokens, wide.float()))
     torch.testing.assert_close(model["head"](x), F.linear(x, wide.float(), bias))
-    assert stored.multiplies_stored(model)
-    assert not stored.multiplies_stored(nn.Linear(1024, 1024))
     held = {weight.data_ptr() for weight in stored.trunk_weights(model)}
     assert len(held) == 4 and wide.data_ptr() in held
 

@@ -74,8 +74,7 @@ class Engine:
             self.slots: torch.Tensor | None = allocate_slots(self.memory.num_slots, self.store)
             hidden_size, first = self.decoder.config.hidden_size, self.experts.modules[0]
             self.experts.kernel.calibrate(first, self.slots[0], hidden_size)
-            stored = self.experts.kernel.stored is not None and multiplies_stored(self.model)
-            self.decoder.passes.reads_stored = stored
+            self.decoder.passes.reads_stored = multiplies_stored(self.model, self.experts.kernel)
             self.experts.install()
             if self.compiled:
                 self.decoder.passes.compile()

@@ -147,10 +147,13 @@ def keep_stored(model: nn.Module) -> None:
                 weight.data = weight.data.float()
 
 
-def multiplies_stored(model: nn.Module) -> bool:
-    """No large layer of ``model`` is left to torch."""
+def multiplies_stored(model: nn.Module, kernel) -> bool:
+    """Neither experts, by their ``kernel``, nor large layers of ``model`` are left to torch."""
+    layers = range(max(1, len(kernel.layout.by_layer)))
     plain = [module for module in model.modules() if type(module) is nn.Linear]
-    return not any(module.weight.numel() >= LEAST_STORED for module in plain)
+    return all(kernel.of_layer(layer).reads_stored() for layer in layers) and not any(
+        module.weight.numel() >= LEAST_STORED for module in plain
+    )
 
 
 def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
