@@ -32,6 +32,7 @@ from specmoe.cli.copies import verify_packed
 from specmoe.cli.identity import identity_of
 from specmoe.cli.parser import main
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, UnsupportedModelError
+from specmoe.lab.simulate import plan
 from specmoe.model import kernels
 from specmoe.offload.affinity import expert_distances
 
@@ -358,6 +359,8 @@ EMBEDDING = {"token_embd.weight": ("F32", (64, 64))}
 def test_a_dense_model_is_refused(tmp_path):
     file = small(tmp_path / "dense.gguf", "llama", EMBEDDING)
     refused(file, "model_type 'llama' is dense: it has no experts", UnsupportedModelError)
+    with pytest.raises(UnsupportedModelError, match="'llama' is dense: it has no experts"):
+        plan(file, "1GiB", "laptop")
 
 
 def test_experts_that_transformers_does_not_look_for_are_named(tmp_path):

@@ -38,7 +38,7 @@ import specmoe
 from specmoe.checkpoint import formats, layout
 from specmoe.checkpoint.packed import seal
 from specmoe.checkpoint.packing import pack
-from specmoe.errors import CheckpointError, OptionError
+from specmoe.errors import CheckpointError, FastMemoryError, OptionError
 from specmoe.model import kernels
 from specmoe.offload import affinity
 from specmoe.offload.affinity import expert_distances
@@ -568,19 +568,45 @@ def test_kinds_of_compressed_tensors_that_are_not_read_are_named(own, tmp_path, 
     refused(folder, tmp_path, rf"quantised \({match}, says its config.json\)")
 
 
-def test_parts_of_one_expert_may_lie_in_several_shards(own, low_bit, plain_tokens):
+def apart(folder: Path) -> Path:
     """Scales in one file, weights in another, as some writers of large models leave them."""
-    folder = own("fp8 qwen3_moe")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     place = {name: f"{'a' if 'scale' in name else 'b'}.safetensors" for name in tensors}
     for file in set(place.values()):
         save_file({n: t for n, t in tensors.items() if place[n] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+    return folder
+
+
+def test_parts_of_one_expert_may_lie_in_several_shards(own, low_bit, plain_tokens):
+    folder = apart(own("fp8 qwen3_moe"))
     assert pack(folder).records == pack(low_bit("fp8 qwen3_moe")).records
     with specmoe.load(folder) as engine:
         output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
+
+
+def test_a_missing_shard_with_parts_of_experts_is_named(own, tmp_path):
+    folder = apart(own("fp8 qwen3_moe"))
+    (folder / "a.safetensors").unlink()
+    refused(folder, tmp_path, "lacks 1 of 2 shards, first 'a.safetensors': download")
+
+
+@pytest.mark.parametrize("store", ["disk", "checkpoint"])
+def test_a_budget_below_one_widened_expert_says_what_is_needed(low_bit, store):
+    """And that much is enough."""
+    folder, options = low_bit("mxfp4 gpt_oss"), {"store": store, "draft_experts": 1}
+    with specmoe.load(folder, **options) as engine:
+        memory = engine.memory
+    with pytest.raises(
+        FastMemoryError, match="holds 0 experts .* beside .* need at least"
+    ) as found:
+        specmoe.load(folder, fast_memory=memory.scratch_bytes - 1, **options)
+    least = int(re.search("at least ([0-9]+) bytes$", str(found.value))[1])
+    assert memory.scratch_bytes < least <= memory.used_bytes
+    with specmoe.load(folder, fast_memory=least, **options) as engine:
+        assert engine.memory.used_bytes <= least
 
 
 def test_layers_may_be_in_two_formats_but_not_the_experts_of_one(own, plain_tokens):
