@@ -443,6 +443,10 @@ def test_of_a_hub_id_only_that_file_is_downloaded(several, plain_tokens, monkeyp
     assert asked == [("owner/model", {"revision": "v1", "allow_patterns": "b.gguf"})]
     with pytest.raises(CheckpointError, match="has no file"):
         specmoe.load("owner/model", gguf_file="x-00001-of-00003.gguf")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(several / "no"))
+    (several / "no").mkdir()
+    with pytest.raises(CheckpointError, match="of a GGUF repository name the file: gguf_file="):
+        specmoe.load("owner/model")
     assert asked[1][1]["allow_patterns"] == "x-*-of-00003.gguf"
 
 
@@ -553,6 +557,13 @@ def test_a_missing_tensor_of_experts_is_named(made, tmp_path):
     kept = {info.name for info in header.infos} - {"blk.1.ffn_up_exps.weight"}
     gguf_file.write_part(header, kept, tmp_path / "less.gguf")
     refused(tmp_path / "less.gguf", "has no tensors like 'blk.1.ffn_up_exps.weight' for")
+
+
+def test_an_alignment_is_a_number_of_bytes(tmp_path):
+    assert [gguf_header.aligned(at, 4) for at in (0, 1, 4, 5)] == [0, 4, 4, 8]
+    assert gguf_header.aligned(5, 1) == 5
+    file = small(tmp_path / "none.gguf", "llama", EMBEDDING, general_alignment=0)
+    refused(file, "no readable GGUF header .*an alignment of 0")
 
 
 def altered(content: bytes, at: int, new: bytes) -> bytes:

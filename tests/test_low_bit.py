@@ -253,6 +253,21 @@ def test_records_of_real_experts_are_at_most_two_percent_larger(name):
     assert found.payload_bytes == in_file and found.record_bytes <= 1.02 * in_file
 
 
+def test_records_of_a_mixture_are_together_as_large_as_in_the_file():
+    """Qwen3-30B-A3B in Q4_K_M: every other layer has a finer ``down_proj``, Q6_K."""
+    coarse = _gated(2048, 768, lambda rows, cols: [(U8, (rows, cols * 144 // 256))])
+    kinds = [coarse, [*coarse[:2], (U8, (2048, 768 * 210 // 256))]]
+    one_each = [
+        layout.ExpertLayout.of({}, BF16, tuple(layout.Part("", *part) for part in parts))
+        for parts in kinds
+    ]
+    mixed = layout.ExpertLayout.mixed(one_each * 24)
+    in_file = 24 * 128 * sum(one.payload_bytes for one in one_each)
+    assert in_file <= mixed.first_byte(48, 128) <= 1.002 * in_file
+    assert mixed.first_byte(1, 128) == 128 * one_each[0].record_bytes
+    assert 48 * 128 * mixed.record_bytes > 1.06 * in_file  # as it was when all were that large
+
+
 def each_kind(names: list[str]) -> list[str]:
     """Of models with several formats one name for each."""
     split = [name.split() for name in names]
