@@ -23,6 +23,8 @@ from specmoe.lab.report.run import widget_errors
 FOLDER = Path(__file__).parent.parent / "notebooks"
 ELSEWHERE = {
     "report": "executed by tests/test_report.py",
+    "best_settings": "executed by tests/test_report_choosing.py",
+    "hot_experts": "executed by tests/test_report_choosing.py",
     "paper": "executed by tests/test_reproduction.py",
     "performance": "executed by tests/test_benchmarks.py",
 }

@@ -18,6 +18,7 @@ import pandas as pd
 from ..errors import OptionError
 from ..shipped import checkout, notebooks_dir, package_path
 from .report.parameters import need
+from .words import markdown_rows
 from .writing import check_folder, write_whole
 
 DOCS = package_path().parent / "docs"
@@ -27,8 +28,7 @@ PICTURE = "picture:"
 def markdown_table(frame: pd.DataFrame, index: str = "") -> str:
     """A frame as Markdown, its index as the first column where that is given a name."""
     shown = frame.reset_index(names=index) if index else frame
-    rows = [shown.columns, ["---"] * len(shown.columns), *shown.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    return markdown_rows(shown.columns, shown.itertuples(index=False))
 
 
 def page_of(notebook: Mapping[str, Any]) -> str:

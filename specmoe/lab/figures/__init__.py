@@ -17,7 +17,14 @@ from .base import (
     show_number,
     size_unit,
 )
-from .bench import bytes_per_token, expert_use, throughput, time_shares, tokens_per_round
+from .bench import (
+    bytes_per_token,
+    expert_use,
+    settings_map,
+    throughput,
+    time_shares,
+    tokens_per_round,
+)
 from .choices import knobs, winners_map
 from .clock import timeline
 from .drafts import map_of_drafts

@@ -210,3 +210,32 @@ def expert_use(counts: pd.DataFrame, ax=None):
         frameon=False, fontsize="small", **(many if len(counts) > 8 else {"loc": "upper right"})
     )
     return ax
+
+
+@styled
+def settings_map(table: pd.DataFrame):
+    """Every run of a sweep, a panel for each batch: bytes read per new token against tokens per
+    second. Colours are methods, marks numbers of draft experts N."""
+    need_columns(table, "fetched_bytes_per_token")
+    need_columns(table, "tokens_per_second")
+    table = table[table["method"] != "resident"]
+    moved = table["fetched_bytes_per_token"]
+    unit, name = size_unit(float(moved[moved > 0].min()) if moved.any() else 1)
+    shown = pd.DataFrame(
+        {
+            f"{name} per new token": moved / unit,
+            "tokens per second": table["tokens_per_second"],
+            "method": table["method"],
+            "N": table["draft_experts"].astype(int).astype(str),
+            "batch": table["batch_size"],
+        }
+    )
+    places = {"x": f"{name} per new token", "y": "tokens per second", "col": "batch"}
+    looks = {"hue": "method", "style": "N", "palette": METHOD_COLORS, "s": 110}
+    scales = {"sharex": False, "sharey": False}
+    grid = sns.relplot(shown, **places, **looks, facet_kws=scales, height=4, col_wrap=2)
+    grid.set(xlim=(0, None), ylim=(0, None))
+    grid.figure.suptitle(
+        "Every setting: bytes read and speed", fontweight="bold", x=0.02, y=1.02, ha="left"
+    )
+    return grid.axes.flat

@@ -19,6 +19,7 @@ import pandas as pd
 from ...errors import OptionError, door, path_of
 from ...options import METHODS
 from ..figures import as_table, show_number
+from ..words import markdown_rows
 from .setup import as_markdown
 from .summary import Ratio, speed
 
@@ -133,6 +134,10 @@ def count_changes(folder: Any, rows) -> str:
     )
 
 
+HEAD = ["batch", "method", "tokens/s then", "now", "now / then", "change"]
+HEAD += ["bytes per token, now / then"]
+
+
 def say_change(folder: Any, rows) -> str:
     """The section: speed and bytes then and now, and whether the change is beyond both ranges."""
     made = _read(folder)[1].get("made", {})
@@ -143,15 +148,14 @@ def say_change(folder: Any, rows) -> str:
         f"{as_markdown(made.get('machine'))}. *Faster* and *slower* mean that the two ranges of the "
         "repeats do not meet; what is within the ranges may be chance.",
         "",
-        "| batch | method | tokens/s then | now | now / then | change | bytes per token, now / then |",
-        "|---|---|---|---|---|---|---|",
     ]
+    said = []
     for change in changes(folder, rows):
         now, then = change.now, change.then
         moved = now["fetched_bytes_per_token"], then["fetched_bytes_per_token"]
         bytes_ratio = show_number(moved[0] / moved[1]) if moved[1] else ""
-        lines.append(
-            f"| {now['batch']} | `{now['label']}` | {speed(then)} | {speed(now)} | {change.ratio} | "
-            f"{change.word} | {bytes_ratio} |"
+        label = f"`{now['label']}`"
+        said.append(
+            [now["batch"], label, speed(then), speed(now), change.ratio, change.word, bytes_ratio]
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, markdown_rows(HEAD, said)])

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..figures import as_table, show_bytes
+from ..words import markdown_rows
 
 
 def as_markdown(text: object) -> str:
@@ -39,9 +40,7 @@ def say_setup(result) -> str:
         "versions": ", ".join(f"{name} {as_markdown(machine[name])}" for name in names),
         "work": _work_words(as_table(result.rows)),
     }
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in facts.items())]
-    )
+    return markdown_rows(["", ""], facts.items())
 
 
 def all_experts(model: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..figures import as_table, show_bytes, show_number
+from ..words import markdown_rows
 from .sentences import level_with
 from .setup import all_experts
 
@@ -78,7 +79,7 @@ def say_summary(result, compared: str = "") -> str:
     lines = [
         f"**In short.** {_memory_words(result)} Fastest of the methods that have no more:",
         "",
-        *_rows(batches),
+        _table(batches),
         "",
         *(f"- {line}" for line in (_drafting(batches), _beside_resident(table), compared) if line),
         "",
@@ -95,11 +96,8 @@ def _memory_words(result) -> str:
     )
 
 
-def _rows(batches: list[tuple[int, pd.DataFrame]]) -> list[str]:
-    rows = [
-        "| batch | fastest | tokens/s | times `on_demand` | drafting or not |",
-        "|---|---|---|---|---|",
-    ]
+def _table(batches: list[tuple[int, pd.DataFrame]]) -> str:
+    rows = []
     for batch, part in batches:
         best, base = fastest(part), _named(part, "on_demand")
         level = [f"`{label}`" for label in part[level_with(part, best)]["label"]]
@@ -107,8 +105,9 @@ def _rows(batches: list[tuple[int, pd.DataFrame]]) -> list[str]:
         names = f"`{best['label']}`" + (f", level with {' and '.join(level)}" if level else "")
         own = base is None or best["label"] == "on_demand"
         times = "" if own else str(Ratio.of(best, base))
-        rows.append(f"| {batch} | {names} | {speed(best)} | {times} | {_duel_words(part)} |")
-    return rows
+        rows.append([batch, names, speed(best), times, _duel_words(part)])
+    head = ["batch", "fastest", "tokens/s", "times `on_demand`", "drafting or not"]
+    return markdown_rows(head, rows)
 
 
 def fastest(part: pd.DataFrame) -> pd.Series:
@@ -175,10 +174,10 @@ def say_memory(result) -> str:
     in memory."""
     table, every = as_table(result.rows), all_experts(result.model)
     fast = result.model["fast_memory_bytes"]
-    lines = [
-        "| batch | memory for experts | method | tokens/s | of `resident` | tokens/s per MiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = "batch, memory for experts, method, tokens/s, of `resident`, tokens/s per MiB".split(
+        ", "
+    )
+    rows = []
     for batch, part in table.groupby("batch"):
         resident = _named(part, "resident")
         rest = part[part["method"] != "resident"]
@@ -188,10 +187,9 @@ def say_memory(result) -> str:
             ratio = "1" if num_bytes != fast or resident is None else Ratio.of(row, resident)
             share = "" if resident is None else ratio
             dense = show_number(row["tokens_per_second"] / (num_bytes / 2**20))
-            lines.append(
-                f"| {batch} | {show_bytes(num_bytes)} | `{row['label']}` | {speed(row)} | {share} | {dense} |"
-            )
-    return "\n".join([*lines, "", _decision(table, fast, every)])
+            label = f"`{row['label']}`"
+            rows.append([batch, show_bytes(num_bytes), label, speed(row), share, dense])
+    return "\n".join([markdown_rows(head, rows), "", _decision(table, fast, every)])
 
 
 def _decision(table: pd.DataFrame, fast: int, every: int) -> str:

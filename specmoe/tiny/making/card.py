@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...lab.words import markdown_rows
+
 _TEXTS = """---
 license: apache-2.0
 library_name: transformers
@@ -139,11 +141,6 @@ def _translation_card(record: dict) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -215,7 +212,7 @@ def _domain_table(record: dict) -> str:
         rows.append(
             row + [f"{by[domain]:.2f}" for by in rounds.get("by_draft_experts", {}).values()]
         )
-    return _table(head, rows)
+    return markdown_rows(head, rows)
 
 
 def _text_rounds(record: dict) -> str:
@@ -246,7 +243,7 @@ def _translation_rounds(record: dict) -> str:
     growth = rounds["growth_of_bytes"]
     others = "; ".join(f"{name} {value:.2f}" for name, value in rounds["other_drafts"].items())
     return (
-        f"{rounds['how']}\n\n{_table(head, rows)}\n\nGrowth of bytes from batch 1 to 256: "
+        f"{rounds['how']}\n\n{markdown_rows(head, rows)}\n\nGrowth of bytes from batch 1 to 256: "
         "on-demand "
         f"{growth['on_demand']:.1f}x, SpecMoE {growth['specmoe']:.2f}x. Other drafts at batch 256, "
         "tokens per round: "
@@ -263,7 +260,7 @@ def _layer_table(use: dict) -> str:
     else:
         named = range(len(columns[0]))
     names = [str(name).removeprefix("model.").removesuffix(".ffn") for name in named]
-    return _table(
+    return markdown_rows(
         ["layer", "Gini of use", "dead experts", "of them never used"],
         [list(row) for row in zip(names, *columns, strict=True)],
     )
