@@ -277,6 +277,16 @@ def test_no_folder_and_no_patience_are_no_error(failure, monkeypatch, caplog):
     assert native.library() is None and len(caplog.records) == 1
 
 
+def test_the_first_tuning_that_the_compiler_takes_is_the_one(tmp_path, monkeypatch):
+    compiler, asked = tmp_path / "cc", tmp_path / "asked"
+    lines = [f'echo "$*" >> {asked}', 'case "$*" in *-march=native*) exit 1;; esac']
+    compiler.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    native._compile(tmp_path / "made.so")
+    assert ["-mcpu=native" in command for command in asked.read_text().splitlines()] == [0, 1]
+
+
 @pytest.mark.usefixtures("c_compiler", "own_cache")
 def test_what_was_compiled_is_found_again(monkeypatch):
     first = native._compiled()
