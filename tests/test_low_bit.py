@@ -539,9 +539,15 @@ def shorter(tensors: dict, name: str) -> None:
     tensors[name] = tensors[name][:-1]
 
 
+def narrower(tensors: dict, name: str) -> None:
+    tensors[name] = tensors[name][..., :-1].contiguous()
+
+
 QWEN = "model.layers.1.mlp.experts.5.down_proj.weight"
 W2 = "model.layers.1.block_sparse_moe.experts.5.w2.weight"
+BLOCKS = "model.layers.1.mlp.experts.down_proj_blocks"
 SPOILT = {
+    ("mxfp4 gpt_oss", narrower, BLOCKS): "not rows of groups of 16 bytes",
     ("fp8 qwen3_moe", without, f"{QWEN}_scale_inv"): "that belongs to .* missing",
     ("fp8 qwen3_moe", turned, f"{QWEN}_scale_inv"): r"\[6, 8\], not \[8, 6\], one for each block",
     ("fp8 qwen3_moe", without, "model.layers.0.self_attn.q_proj.weight_scale_inv"): "missing",

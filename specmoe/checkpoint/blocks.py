@@ -16,6 +16,8 @@ import torch
 from ..errors import CheckpointError
 
 Blocks = torch.Tensor  # [n, bytes of a block], uint8
+# twice what FP4 stands for
+FP4_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -106,8 +108,8 @@ def q6_k(blocks: Blocks) -> torch.Tensor:
     return _scaled(factors, (low | high << 4).to(torch.int8) - 32)
 
 
-def _levels(content: torch.Tensor) -> torch.Tensor:
-    levels = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device=content.device)
+def _levels(content: torch.Tensor, table: tuple[int, ...] = IQ4_LEVELS) -> torch.Tensor:
+    levels = torch.tensor(table, dtype=torch.float32, device=content.device)
     return levels[_fields(content, 4, 16).int()]
 
 
@@ -119,6 +121,11 @@ def iq4_xs(blocks: Blocks) -> torch.Tensor:
     low, high = _fields(blocks[:, 4:8], 4, 1), _fields(blocks[:, 2:4], 2, 1)
     scales = (low | high << 4).to(torch.int8) - 32
     return _scaled(_half(blocks, 0) * scales.float(), _levels(blocks[:, 8:]))
+
+
+def ggml_mxfp4(blocks: Blocks) -> torch.Tensor:
+    halves = torch.pow(2.0, blocks[:, :1].int() - 128)
+    return _scaled(halves, _levels(blocks[:, 1:], FP4_LEVELS))
 
 
 def kind_of(format: str) -> str:
@@ -163,6 +170,7 @@ TYPES = {
     14: (q6_k, 256, 210),
     20: (iq4_nl, 32, 18),
     23: (iq4_xs, 256, 136),
+    39: (ggml_mxfp4, 32, 17),
 }
 # name, weights and bytes of a block of the types that ``gguf`` widens
 LIBRARY = {
@@ -175,7 +183,6 @@ LIBRARY = {
     29: ("iq1_m", 256, 56),
     34: ("tq1_0", 256, 54),
     35: ("tq2_0", 256, 66),
-    39: ("ggml_mxfp4", 32, 17),
 }
 TYPES |= {number: (_by_library(name), *sizes) for number, (name, *sizes) in LIBRARY.items()}
 
