@@ -334,6 +334,30 @@ def test_an_interrupted_report_is_called_failed_and_the_next_one_clears_it(
     assert not (tmp_path / "out" / "small.failed.ipynb").exists()
 
 
+@pytest.mark.parametrize(
+    ("breaks", "said", "remedy"),
+    [
+        ("offline_html", "could not be made into a page", "install nbconvert"),
+        ("add_to_metrics", "could not be written", "free some space"),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_no_full_disk(
+    folder, tmp_path, monkeypatch, breaks, said, remedy
+):
+    """soupsieve's own error under a Python that it is not for: no disk was full."""
+
+    def fails(*_):
+        raise ValueError("Invalid character 'i' position 0\n  line 1:")
+
+    monkeypatch.setattr(report.run, "_execute", lambda source, target, *_: target.write_text("{}"))
+    monkeypatch.setattr(report.run, "offline_html", lambda *_: "")
+    monkeypatch.setattr(report.run, breaks, fails)
+    with pytest.raises(SpecMoEError, match=f"{said}.*Invalid character 'i'.*{remedy}") as refused:
+        report.run_report("small", out_dir=tmp_path / "out", progress=False)
+    assert "small.failed.ipynb" in str(refused.value)
+    assert (tmp_path / "out" / "small.failed.ipynb").exists()
+
+
 def test_a_folder_in_which_a_report_runs_is_refused(folder, tmp_path):
     (tmp_path / "small.running.ipynb").write_text("{}")
     with pytest.raises(OptionError, match="still runs, or was killed"):

@@ -64,13 +64,14 @@ def run_report(
         Told(name, progress) as told,
     ):
         notebook = _execute(report.path, running, values, told)
+        html = _html(notebook, facts, kept)
         with door(
             f"the report could not be written (its notebook is kept as {kept})",
             "free some space",
             SpecMoEError,
         ):
             add_to_metrics(folder / "metrics.json", facts)
-            page.write_text(offline_html(notebook, shown(facts)), encoding="utf-8")
+            page.write_text(html, encoding="utf-8")
             running.replace(done)
     return page
 
@@ -88,6 +89,15 @@ def _compared(report: Report, values: dict[str, Any], against: Any) -> dict[str,
     check_against(folder, report.name, settings_of(report, values))
     # the kernel runs elsewhere
     return values | {AGAINST: str(Path(folder).resolve())}
+
+
+def _html(notebook: Mapping[str, Any], facts: Mapping[str, Any], kept: Path) -> str:
+    with door(
+        f"the notebook could not be made into a page (it is kept as {kept})",
+        "read it instead, and install nbconvert and what it needs again, for this Python",
+        SpecMoEError,
+    ):
+        return offline_html(notebook, shown(facts))
 
 
 @contextmanager
