@@ -125,6 +125,15 @@ def of_log(phrase: str):
     )
 
 
+def on_the_map(rows: int):
+    """How many times as fast as the next the winner is, in the map's table on the paper's page: of
+    tiny-translate at N = 4."""
+    page = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+    cells = re.search(r"^\| tiny-translate \| 4 \| ((?:specmoe|cached) .*) \|$", page, re.M)[1]
+    heads = re.search(r"^\| model \| N \| (1 .*) \|$", page, re.M)[1]
+    return dict(zip(heads.split(" | "), cells.split(" | ")))[str(rows)].split()
+
+
 def shown_in(page: str, phrase: str):
     return lambda: phrase if phrase in outputs_of(page) else f"not in {page}"
 
@@ -160,6 +169,12 @@ SOURCES = {
     "SECURITY.md": {
         "100 MB": lambda: f"{MAX_JSON_BYTES / 1e6:.0f} MB",
         "500 GB": "an example of a large checkpoint",
+    },
+    "docs/scaling.md": {
+        "1.13x": lambda: f"{on_the_map(1)[1]}x",
+        "2.29x": lambda: f"{on_the_map(16)[1]}x",
+        "3.55x": lambda: f"{on_the_map(64)[1]}x",
+        "4.63x": lambda: f"{on_the_map(256)[1]}x",
     },
     "docs/testing-fuzz.md": {
         "300 s": "the length of the run of which the page is the record",
@@ -369,6 +384,13 @@ def test_what_the_readme_says_of_one_row_is_on_the_map():
         words.startswith("cached") or float(words.split()[1]) < 1.05
         for words in lead["tiny-translate"]
     )
+
+
+def test_the_winners_that_scaling_names_are_those_of_the_map():
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([\d.]+)x \|$", page, re.M)
+    assert [[*on_the_map(int(count))] for count, *_ in rows] == [[*said] for _, *said in rows]
+    assert len(rows) == 4
 
 
 def test_counts_in_words_are_right():
