@@ -33,6 +33,7 @@ from specmoe.lab.bench.runs import Run, in_turn
 from specmoe.lab.bench.settings import Length
 from specmoe.lab.bench.window import EndlessQueue, Window, measure, staggered
 from specmoe.lab.bench.workplace import Workplace
+from specmoe.lab.floor import Rates, floor
 from specmoe.lab.markdown import DOCS, page_of, pictures_of
 from specmoe.lab.writing import read_object
 from specmoe.speculate.loop import Sequence
@@ -45,7 +46,25 @@ PROBE = {
     "bf16_flop_per_s": 2e11,
     "fp32_flop_per_byte": 50.0,
 }
-MODEL = {"flops_per_token": {"trunk": 1e6, "experts": 9e6}, "top_k": 2, "record_bytes": 1e6}
+MODEL = {
+    "flops_per_token": {"trunk": 1e6, "experts": 9e6},
+    "top_k": 2,
+    "record_bytes": 1e6,
+    "decoding_layers": 3,
+    "dtype": "float32",
+}
+# ten tokens of four rows in two rounds of four draft steps each
+SUMS = {
+    "num_new_tokens": 10,
+    "fetched_bytes": 4e9,
+    "num_prefetches": 0,
+    "row_rounds": 4,
+    "num_drafted": 16,
+    "num_rounds": 2,
+    "num_steps": 8,
+    "num_hits": 30,
+    "num_misses": 10,
+}
 
 
 # ---- what is measured
@@ -281,13 +300,7 @@ def test_rows_of_other_code_or_other_lengths_are_measured_again(tmp_path):
 
 
 def test_a_floor_is_the_longer_of_link_and_arithmetic():
-    sums = {
-        "num_new_tokens": 10,
-        "fetched_bytes": 4e9,
-        "num_prefetches": 0,
-        "row_rounds": 4,
-        "num_drafted": 16,
-    }
+    sums = SUMS
     found, flops = floors.floor(sums, MODEL, PROBE, None), MODEL["flops_per_token"]
     drafted_s = (flops["trunk"] + flops["experts"] / MODEL["top_k"]) * 16 / 2e11 / 10
     assert found["link_s"] == pytest.approx(4e9 / 2e9 / 10)
@@ -300,13 +313,7 @@ def test_a_floor_is_the_longer_of_link_and_arithmetic():
 
 
 def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
-    sums = {
-        "num_new_tokens": 10,
-        "fetched_bytes": 4e9,
-        "num_prefetches": 0,
-        "row_rounds": 4,
-        "num_drafted": 16,
-    }
+    sums = SUMS
     found = floors.floor(sums, MODEL, PROBE, None)
     verified_s = 1e7 * 20 / 1e11 / 10
     assert found["floor_s"] == pytest.approx(found["link_s"] + found["compute_s"] - verified_s)
@@ -314,6 +321,39 @@ def test_drafting_adds_to_the_reads_that_cannot_be_asked_for_earlier():
     assert floors.floor(all_ahead, MODEL, PROBE, None)["floor_s"] == pytest.approx(found["link_s"])
     plain = {**sums, "num_drafted": 0}
     assert floors.floor(plain, MODEL, PROBE, None)["floor_s"] == pytest.approx(found["link_s"])
+
+
+def test_weights_touched_take_their_time_once_the_memorys_rate_is_known():
+    # ten passes of half a million fp32 weights; 40 experts asked for, and 3 layers of 8 draft steps
+    touched = 10 * 2e6 + (40 + 3 * 8) * 1e6
+    assert floors.touched_bytes(SUMS, MODEL) == (touched, 10)
+    quiet = SUMS | {"fetched_bytes": 0, "num_drafted": 0}
+    slow = PROBE | {"memory_bytes_per_s": 1e9}
+    found = floors.floor(quiet, MODEL, slow, None)
+    assert found["memory_s"] == found["floor_s"] == pytest.approx(touched / 1e9 / 10)
+    assert found["limit"] == "memory" and found["compute_s"] < found["memory_s"]
+    assert floors.floor(quiet, MODEL, PROBE, None)["memory_s"] == 0
+    # what a cache of 8 MB holds may be there since the pass before
+    cached = floors.floor(quiet, MODEL, slow | {"cache_bytes": 8e6}, None)
+    assert cached["memory_s"] == pytest.approx((touched - 10 * 8e6) / 1e9 / 10)
+    held = floors.floor(quiet, MODEL, slow | {"cache_bytes": 1e9}, None)
+    assert held["memory_s"] == 0
+    # bf16 matrices of an fp32 model are half as many bytes
+    half = MODEL | {"trunk_bytes": 6e6, "trunk_weights": 3e6}
+    assert floors.touched_bytes(SUMS, half)[0] == 10 * 1e6 + 64e6
+
+
+@pytest.mark.parametrize(
+    "work, limit, seconds",
+    [
+        ((8e9, 1e11, 1e9), "link", 4.0),
+        ((8e9, 1e12, 1e9), "compute", 10.0),
+        ((8e9, 1e11, 1e11), "memory", 5.0),
+    ],
+)
+def test_the_floor_of_everything_is_its_slowest_part(work, limit, seconds):
+    found = floor(*work, Rates(2e9, 1e11, 2e10))
+    assert (found.limit, found.seconds) == (limit, seconds)
 
 
 def row(
@@ -335,6 +375,9 @@ def row(
         "num_prefetches": 0,
         "row_rounds": 10,
         "num_drafted": 0,
+        "num_rounds": 10,
+        "num_hits": 0,
+        "num_misses": 0,
         "wait_s": 0.04,
         "draft_s": 0.3,
         "verify_s": 0.5,

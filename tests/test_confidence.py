@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from specmoe.speculate.block import Drafting
-from specmoe.speculate.confidence import KEEP, LOOK_AGAIN, MAX_GAMMA, TRIAL, ConfidencePlanner, Line
-from specmoe.speculate.planner import FixedGamma
+from specmoe.speculate.confidence import MAX_GAMMA, ConfidencePlanner, Line
+from specmoe.speculate.planner import LOSS, SHORT, FixedGamma
+from specmoe.speculate.ways import KEEP, LOOK_AGAIN, STALL, TRIAL, Ways
 from specmoe.trace import Round
 
 NO_EOS = torch.tensor([], dtype=torch.long)
@@ -66,19 +67,73 @@ def test_it_drafts_where_drafting_pays_and_not_where_it_does_not():
     assert settled(may_not_draft=False, verify_s=0.0, step_s=1.0).next_gamma() == MAX_GAMMA
 
 
+def after(draft_s: float, plain_s: float, rounds: int = 40, tokens: int = 4) -> Ways:
+    """Ways that have seen so many rounds of each kind, at so many seconds for a token."""
+    ways = Ways()
+    for _ in range(rounds):
+        ways.add(Round(2, draft_s * tokens, 0.0, [2], [1], ((1, 0.1),), new_tokens=tokens))
+        ways.add(Round(0, 0.0, plain_s * tokens, [0], [0], new_tokens=tokens))
+    ways.verify_row_s = None
+    return ways
+
+
 def test_plain_decoding_is_tried_again_sooner_when_it_was_nearly_as_fast():
-    close, far = settled(), settled()
-    close.spent = {True: (1.0, 1), False: (1.1, 1)}
-    far.spent = {True: (1.0, 1), False: (3.0, 1)}
-    assert close._patience() < far._patience()
+    assert after(1.0, 1.1).patience() < after(1.0, 3.0).patience()
+
+
+def never(token_s: float) -> bool:
+    return False
 
 
 def test_a_trial_of_the_other_way_lasts_some_rounds_and_comes_back():
-    planner = settled()
-    planner.spent = {True: (1.0, 1), False: (1.5, 1)}
-    chosen = [planner.next_gamma() > 0 for _ in range(LOOK_AGAIN + TRIAL + 2)]
+    chosen = [
+        w.next_drafts(never) for w in [after(1.0, 1.5)] for _ in range(LOOK_AGAIN + TRIAL + 2)
+    ]
     tried = chosen.index(False)
+    assert tried == LOOK_AGAIN - 1
     assert chosen == [True] * tried + [False] * TRIAL + [True] * (len(chosen) - tried - TRIAL)
+
+
+@pytest.mark.parametrize("draft_s, plain_s", [(1.0, 40.0), (40.0, 1.0), (2.0, 1.0)])
+def test_trials_never_cost_more_than_their_share(draft_s, plain_s):
+    """A machine on which one way is far slower: whatever is tried, the loss stays small."""
+    ways, costs, spent_s, lost_s = Ways(), {True: draft_s, False: plain_s}, 0.0, 0.0
+    for number in range(600):
+        # the first rounds say what both cost
+        drafts = ways.next_drafts(never) if number > 2 else number != 1
+        seconds = costs[drafts] * 4
+        steps = ((4, seconds),) if drafts else ()
+        ways.add(Round(len(steps), seconds, 0.0, [1] * 4, [0] * 4, steps, new_tokens=4))
+        ways.verify_row_s = None
+        if number > 2:
+            spent_s, lost_s = spent_s + seconds, lost_s + 4 * (costs[drafts] - min(costs.values()))
+    assert lost_s <= 1.1 * LOSS * (spent_s + 8 * (draft_s + plain_s))
+
+
+def test_one_round_that_was_stopped_by_something_else_changes_little():
+    ways = after(1.0, 1.5)
+    before = ways.seconds_per_token[True]
+    ways.add(Round(2, 400.0, 0.0, [2], [1], ((1, 0.1),), new_tokens=4))
+    assert ways.seconds_per_token[True] < before + (STALL - 1) * (1 - KEEP) * 1.5
+    ways.verify_row_s = None
+    assert ways.next_drafts(never)
+
+
+def test_a_plain_pass_costs_at_most_a_verification_of_the_same_rows():
+    ways = Ways()
+    ways.add(Round(0, 0.0, 40.0, [0] * 4, [0] * 4, new_tokens=4))  # ten times what it should take
+    ways.add(Round(2, 1.0, 8.0, [2] * 4, [1] * 4, ((4, 0.5),) * 2, new_tokens=6))
+    assert ways.seconds_per_token[False] == 10.0 and ways.plain_s == 2.0
+
+
+def test_auto_begins_with_short_drafts_and_goes_on_where_one_more_token_would_pay():
+    planner = ConfidencePlanner(True)
+    assert planner.next_gamma() == SHORT and planner.settled
+    # a token takes 0.1 s plain, a draft step 0.01 s, a drafted token of the block nothing
+    assert settled(verify_s=0.4, per_token_s=0.0).next_gamma() == MAX_GAMMA
+    # here one more token costs ten times what it saves
+    dear = settled(verify_s=0.0, per_token_s=0.0, step_s=4.0)
+    assert [dear.next_gamma() for _ in range(20)] == [0] * 20
 
 
 def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
@@ -87,7 +142,7 @@ def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
         planner.observe(Round(1, 0.5, 0.5, [10], [tokens - 1], ((1, 0.05),) * 10, 0.0, tokens))
     weights = [KEEP**age for age in range(4)]
     together = sum(weights) / sum(w * t for w, t in zip(weights, (10, 1, 10, 1)))
-    assert planner.seconds_per_token[True] == pytest.approx(together)
+    assert planner.ways.seconds_per_token[True] == pytest.approx(together)
     assert together < sum(w * s for w, s in zip(weights, (0.1, 1, 0.1, 1))) / sum(weights)
 
 

@@ -5,7 +5,8 @@ benchmarks and the tutorials. A number is fine where an output of the same noteb
 stands in ``SOURCES`` with code that computes it from results, settings or the paper's numbers, or
 with words where nothing can be computed. The model cards, docs/models.md and docs/exercises.md are generated whole and
 compared in tests of their own (test_tiny, test_translation, test_families), and so are the pages
-that are notebooks (test_reproduction, test_benchmarks). docs/log.md is a diary, true of its day: it
+that are notebooks (test_reproduction, test_benchmarks); the tables of docs/bytes.md and docs/auto.md
+are compared with their results (test_bound, test_auto). docs/log.md is a diary, true of its day: it
 is a source for what was measured once and not kept as a result.
 """
 
@@ -33,6 +34,8 @@ from specmoe.lab.simulate.hardware import LINK_SHARE
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = (
+    "docs/auto.md",
+    "docs/bytes.md",
     "docs/exercises.md",
     "docs/log.md",
     "docs/models.md",

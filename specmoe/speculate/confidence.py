@@ -26,17 +26,11 @@ from collections.abc import Callable
 import torch
 
 from ..trace import Round
-from .planner import Planner, running_mean
+from .planner import SHORT, Planner, running_mean
+from .ways import Ways
 
 MAX_GAMMA = 32  # tokens drafted per round, at most
 RECENT = 0.15  # weight of the newest round in a running mean
-# of older rounds in the seconds of a token: a round of one row commits few, and a choice must not
-# follow noise
-KEEP = 0.96
-# rounds until the other way, drafting or not, is tried again, times the square of how much slower
-# it was
-LOOK_AGAIN = 24
-TRIAL = 3  # rounds of such a trial: one alone says little
 
 
 class Line:
@@ -60,6 +54,11 @@ class Line:
             )
 
     @property
+    def has_varied(self) -> bool:
+        """Does the slope come from points?"""
+        return self._slope is not None
+
+    @property
     def slope(self) -> float:
         """While x has hardly varied: half of what there is to share out."""
         return (0.5 * self.y / self.x if self.x else 0.0) if self._slope is None else self._slope
@@ -81,53 +80,43 @@ class ConfidencePlanner(Planner):
 
     def __init__(self, may_not_draft: bool, max_block: int | None = None):
         super().__init__(most_drafted(max_block))
-        self._probes = [0, 6, 0, 12] if may_not_draft else [6, 2, 12]  # the first round warms up
+        # the first round warms up; where drafting may not pay, a short draft tells what more costs
+        self._probes = [SHORT] if may_not_draft else [6, 2, 12]
         self.may_not_draft = may_not_draft
         # seconds over tokens of a block; over rows of a draft step
         self.verify, self.step = Line(0.9), Line(0.97)
-        # drafting or not -> seconds and tokens of recent rounds, the newest weighing most
-        self.spent: dict[bool, tuple[float, float]] = {}
+        self.ways = Ways()
         self.calibration = 1.0  # rejections per rejection that the draft expects
         self.agreement = 0.9  # the chance that one more token agrees
-        self._warmed_up = False
-        self._drafts = True
-        # rounds until a trial begins; that it still lasts
-        self._rounds_to_trial, self._trial_rounds = LOOK_AGAIN, 0
+        self._num_drafts = 0  # rounds that drafted
         self._is_planned = False  # no gamma is prescribed in this round
 
     @property
     def settled(self) -> bool:
         return not self._probes
 
-    @property
-    def seconds_per_token(self) -> dict[bool, float]:
-        """Drafting or not -> of recent rounds together."""
-        return {drafts: seconds / tokens for drafts, (seconds, tokens) in self.spent.items()}
-
     def next_gamma(self) -> int:
         self._is_planned = not self._probes
         if self._probes:
             return min(self._probes.pop(0), self.max_gamma)
-        if not self.may_not_draft:
+        if not self.may_not_draft or self.ways.next_drafts(self._one_more_pays):
             return self.max_gamma
-        if not self._trial_rounds:
-            self._drafts = self._drafting_pays()
-            self._rounds_to_trial -= 1
-            if self._rounds_to_trial <= 0:
-                self._rounds_to_trial = self._patience()
-                self._trial_rounds = TRIAL
-                self._drafts = not self._drafts
-        self._trial_rounds = max(0, self._trial_rounds - 1)
-        return self.max_gamma if self._drafts else 0
+        return 0
 
-    def _drafting_pays(self) -> bool:
-        costs = self.seconds_per_token
-        return costs.get(True, 0.0) <= costs.get(False, float("inf"))
+    def _one_more_pays(self, token_s: float) -> bool:
+        """Would another drafted token, for every row, cost less than ``token_s`` each?"""
+        rows = max(1.0, self.step.x / self.step.weight) if self.step.weight else 1.0
+        costs_s = self.step.slope + self.step.base / rows + self._verify_token_s()
+        return self.agreement * token_s >= costs_s
 
-    def _patience(self) -> int:
-        costs = self.seconds_per_token.values()
-        apart = max(costs) / min(costs) if len(costs) == 2 else 1.0
-        return int(LOOK_AGAIN * min(apart**2, 20.0))
+    def _verify_token_s(self) -> float:
+        """What one more token of a block takes. While all blocks were alike: the line's guess, and
+        at most what they took beyond plain decoding."""
+        ways, plain_s = self.ways, self.ways.seconds_per_token.get(False)
+        if self.verify.has_varied or plain_s is None or ways.verify_row_s is None:
+            return self.verify.slope
+        beyond_s = max(0.0, ways.verify_row_s - plain_s) / (ways.verify_row_tokens - 1)
+        return min(self.verify.slope, beyond_s)
 
     # ---- during a round ----
 
@@ -151,31 +140,33 @@ class ConfidencePlanner(Planner):
         row are accepted."""
         if not self._is_planned:
             return torch.ones_like(prefix_prob, dtype=torch.bool)
-        return prefix_prob * self._worth_s() >= self.verify.slope
+        return prefix_prob * self._worth_s() >= self._verify_token_s()
 
     def _worth_drafting(self, prefix_prob: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
         """Which of the ``active`` rows should draft one token more, bool [B]."""
         if not self._is_planned:
             return active
         gain_s = prefix_prob * self.agreement * self._worth_s()
-        gain_s = gain_s - self.verify.slope - self.step.slope
+        gain_s = gain_s - self._verify_token_s() - self.step.slope
         going = active & (gain_s >= 0)
         return going if float(gain_s[going].sum()) >= self.step.base else torch.zeros_like(going)
 
     def _worth_s(self) -> float:
-        return self.seconds_per_token.get(True, float("inf"))
+        """Seconds that a token takes now, the better way."""
+        drafting_s = self.ways.seconds_per_token.get(True, float("inf"))
+        return min(drafting_s, self.ways.plain_s) if self.may_not_draft else drafting_s
 
     # ---- after a round ----
 
     def observe(self, done: Round) -> None:
-        """Learn from a round; the very first one only warmed things up."""
-        if not self._warmed_up:
-            self._warmed_up = True
-            return
+        """Learn from a round. The very first drafts only warm things up: they count until there are
+        others."""
         drafted, drafts = sum(done.drafted), bool(done.steps)
-        if done.new_tokens:
-            seconds, tokens = (x * KEEP for x in self.spent.get(drafts, (0.0, 0.0)))
-            self.spent[drafts] = seconds + done.draft_s + done.verify_s, tokens + done.new_tokens
+        if drafts and self._num_drafts == 1:
+            self.verify, self.step = Line(0.9), Line(0.97)
+            self.ways.restart()
+        self._num_drafts += drafts
+        self.ways.add(done)
         # the first token of each row asks for the most experts: it says nothing about what one more
         # costs
         if drafts:

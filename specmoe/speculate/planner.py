@@ -23,9 +23,15 @@ from ..registry import Part
 from ..trace import Round
 
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
-PROBES = (0, 5, 0, 5, 2, 10, 2, 10)  # tried first, twice each: the first time of anything is slow
+# Tried first where plain decoding is no choice, twice each: the first time of anything is slow.
+PROBES = (5, 5, 2, 10, 2, 10)
+SHORT = 2  # tokens of a first draft where it may not pay: enough to tell what more would cost
 RECENT = 0.25  # weight of the newest round in a running mean
 LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
+LOSS = 0.05  # of all seconds, what trials may cost together
+# How much more than plain decoding takes at least a drafted token may cost, before that is tried.
+DOUBT = 1.25
+JUMP = 2.0  # times its mean, the most that one round's clock counts: a stall is no evidence
 
 
 class Planner:
@@ -110,6 +116,21 @@ class OwnPlanner(Planner):
             self.part.ask(function, done)
 
 
+class Trials:
+    """What trying the other way has cost beyond the best one, in seconds as they were expected, and
+    whether one more is affordable."""
+
+    def __init__(self):
+        self.seconds = self.lost_s = 0.0
+
+    def affords(self, loss_s: float) -> bool:
+        """Does a trial stay within ``LOSS`` of all seconds? If so, it counts as made."""
+        if self.lost_s + max(loss_s, 0.0) > LOSS * self.seconds:
+            return False
+        self.lost_s += max(loss_s, 0.0)
+        return True
+
+
 class CostPlanner(Planner):
     """Chooses among ``candidates`` by measured costs. State: running means; nothing else is
     remembered."""
@@ -118,6 +139,10 @@ class CostPlanner(Planner):
         super().__init__(max(candidates))
         self.candidates = candidates
         self._probes = [gamma for gamma in PROBES if gamma in candidates]
+        if 0 in candidates:
+            short = min((g for g in candidates if g), key=lambda g: abs(g - SHORT), default=0)
+            self._probes = [short]
+        self.trials = Trials()
         self.draft_step_s: float | None = None
         self.verify_s: dict[int, float] = {}
         self.reached = np.zeros(max(candidates))  # rows whose draft came as far as this position
@@ -134,18 +159,30 @@ class CostPlanner(Planner):
         if self._probes:
             return self._probes.pop(0)
         ranked = sorted(self.candidates, key=self.seconds_per_token)
+        best_s = self.seconds_per_token(ranked[0])
+        if 0 in self.candidates and 0 not in self.verify_s and best_s > DOUBT * self.least_plain_s:
+            return 0
         if self._num_rounds % LOOK_AGAIN == 0 and len(ranked) > 1:
-            return ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
+            other = ranked[1] if ranked[0] else next((g for g in ranked[1:] if g), 0)
+            if self.trials.affords(self.seconds(other) - self.tokens(other) * best_s):
+                return other
         return ranked[0]
 
+    @property
+    def least_plain_s(self) -> float:
+        """What a round without drafts takes at least: a block takes no longer than each of its
+        tokens alone."""
+        return min((took / (1 + gamma) for gamma, took in self.verify_s.items()), default=0.0)
+
     def observe(self, done: Round) -> None:
+        self.trials.seconds += done.draft_s + done.verify_s
         if done.gamma not in self._seen:  # the first round of a kind warms caches up
             self._seen.add(done.gamma)
-            if self._probes:
+            if done.gamma in self._probes:
                 return
-        self.verify_s[done.gamma] = running_mean(self.verify_s.get(done.gamma), done.verify_s)
+        self.verify_s[done.gamma] = calm_mean(self.verify_s.get(done.gamma), done.verify_s)
         if done.gamma:
-            self.draft_step_s = running_mean(self.draft_step_s, done.draft_s / done.gamma)
+            self.draft_step_s = calm_mean(self.draft_step_s, done.draft_s / done.gamma)
             self._count(done)
 
     def _count(self, done: Round) -> None:
@@ -158,8 +195,10 @@ class CostPlanner(Planner):
     def acceptance(self) -> np.ndarray:
         """[G] chance that the token at a drafted position is accepted, given that all before it
         were."""
-        # two imagined rows, one accepted: an empty position counts as even odds
-        return (self.agreed + 1) / (self.reached + 2)
+        # of all positions; two imagined rows, one accepted: nothing seen counts as even odds
+        usual = (self.agreed.sum() + 1) / (self.reached.sum() + 2)
+        # two imagined rows more at each: an empty position counts as the others do
+        return (self.agreed + 2 * usual) / (self.reached + 2)
 
     def tokens(self, gamma: int) -> float:
         """Expected tokens per row of a round that drafts ``gamma``."""
@@ -171,10 +210,12 @@ class CostPlanner(Planner):
             return 1.0 + gamma
         known = sorted(self.verify_s)
         verify_s = float(np.interp(gamma, known, [self.verify_s[g] for g in known]))
-        if gamma > known[-1] and len(known) > 1:  # beyond what was tried: go on at the last slope
-            low, high = known[-2:]
-            slope = (self.verify_s[high] - self.verify_s[low]) / (high - low)
-            verify_s = self.verify_s[high] + max(slope, 0.0) * (gamma - high)
+        last, beyond = known[-1], gamma - known[-1]
+        if beyond > 0 and len(known) > 1:  # beyond what was tried: go on at the last slope
+            slope = (self.verify_s[last] - self.verify_s[known[-2]]) / (last - known[-2])
+            verify_s = self.verify_s[last] + max(slope, 0.0) * beyond
+        elif len(known) == 1:  # half of it is the same for every block
+            verify_s += 0.5 * verify_s / (1 + last) * beyond
         return verify_s + gamma * (self.draft_step_s or 0.0)
 
     def seconds_per_token(self, gamma: int) -> float:
@@ -185,3 +226,8 @@ class CostPlanner(Planner):
 def running_mean(old: float | None, new: float, recent: float = RECENT) -> float:
     """``recent``: weight of the newest value."""
     return new if old is None else (1 - recent) * old + recent * new
+
+
+def calm_mean(old: float | None, new: float) -> float:
+    """The same of a clock that now and then stands still."""
+    return running_mean(old, new if old is None else min(new, JUMP * old))

@@ -14,6 +14,7 @@ from .settings import BATCHES, LINKS
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
+LIMITS = {"link": "link", "memory": "memory", "compute": "arithmetic"}
 SUMMED = (
     "num_new_tokens",
     "seconds",
@@ -21,6 +22,10 @@ SUMMED = (
     "num_prefetches",
     "row_rounds",
     "num_drafted",
+    "num_rounds",
+    "num_steps",
+    "num_hits",
+    "num_misses",
     "wait_s",
     "draft_s",
     "verify_s",
@@ -59,7 +64,7 @@ class Measured:
     ) -> dict | None:
         """Counts and seconds of all slices together."""
         rows = self.rows(model, link, batch, what, part)
-        return {name: sum(row[name] for row in rows) for name in SUMMED} if rows else None
+        return {name: sum(_of(row, name) for row in rows) for name in SUMMED} if rows else None
 
     def ratio(self, model: str, link: str, batch: int, what: str, over: str) -> float | None:
         return divide(self.speed(model, link, batch, what), self.speed(model, link, batch, over))
@@ -74,10 +79,12 @@ class Measured:
             if key[1:3] == (model, link) and key[4] == "probe"
             for row in cells
         ]
-        rates = ("fp32_flop_per_s", "bf16_flop_per_s")
+        rates = ("fp32_flop_per_s", "bf16_flop_per_s", "memory_bytes_per_s")
         if not rows:
             return None
-        return rows[0] | {name: statistics.median(row[name] for row in part) for name in rates}
+        known = [name for name in rates if name in rows[0]]
+        found = {name: [row[name] for row in part if name in row] for name in known}
+        return rows[0] | {name: statistics.median(values) for name, values in found.items()}
 
     def floor(self, model: str, link: str, batch: int, what: str) -> dict | None:
         """The floor of a cell: from its own counts, its model, and the probes before it."""
@@ -92,6 +99,11 @@ class Measured:
         floor = self.floor(model, link, batch, "specmoe")
         other = self.speed(model, link, batch, over)
         return divide(1.0, floor["floor_s"] * other) if floor and other else None
+
+
+def _of(row: dict, name: str) -> float:
+    """A counter of a row; draft steps are its mean gamma in every round."""
+    return row["gamma"] * row["num_rounds"] if name == "num_steps" else row[name]
 
 
 def divide(part: float | None, whole: float | None) -> float | None:
@@ -140,7 +152,7 @@ def cell_rows(files: dict[str, dict], model: str, link: str) -> list[dict]:
                     "gamma": statistics.mean(row["gamma"] for row in slices),
                     "bytes_per_token": sums["fetched_bytes"] / sums["num_new_tokens"],
                     **floor,
-                    "limit": "link" if floor["link_s"] >= floor["compute_s"] else "arithmetic",
+                    "limit": LIMITS[floor["limit"]],
                     "measured_over_floor": divide(1 / speed, floor["floor_s"]),
                     "wait_share": share(sums, "wait_s"),
                     "draft_share": share(sums, "draft_s"),

@@ -1,5 +1,5 @@
-"""What the hardware allows: bytes over the link, FLOPs over the compute rate, whichever takes
-longer; and drafting before the reads that nobody can ask for earlier.
+"""What the hardware allows a window that was measured: ``lab.floor`` of its own counts, per token;
+and drafting before the reads that nobody can ask for earlier.
 
 Comes in: the sums of a window, the facts of its model, the probes of the machine. Goes out: seconds
 per token that no implementation of this method with these counts could beat here. ``cells`` and
@@ -7,9 +7,12 @@ per token that no implementation of this method with these counts could beat her
 
 FLOPs are those of linear layers: 2 per weight and token, the trunk's once, an expert's for each of
 ``top_k``; widened experts count with all their columns, because all are computed. Attention scores,
-norms and routing tables are left out, so the floor is a little too low, never too high. Drafted
-tokens may be computed in the experts' own dtype and with one expert for each layer, verified ones
-are in fp32 with all.
+norms and routing tables are left out. Drafted tokens may be computed in the experts' own dtype and
+with one expert for each layer, verified ones are in fp32 with all.
+
+Weights touched are, for every pass, the trunk and the distinct experts that it asked for, as they are
+stored; of a draft step, which nobody counted, one expert for each layer. So the floor is a little
+too low, never too high.
 
 A round drafts, then verifies, and while it drafts only what it prefetches can cross the link: into
 slots that hold nothing else. So drafting adds to the reads on demand; it does not hide behind
@@ -18,6 +21,9 @@ them."""
 from __future__ import annotations
 
 from torch import nn
+
+from ..floor import Rates
+from ..floor import floor as least
 
 # keys and values of a source are made in prefill
 ENCODED_ONCE = ("encoder_attn.k_proj", "encoder_attn.v_proj")
@@ -53,17 +59,42 @@ def link_rate(row_link: float | None, probe: dict) -> float:
 
 
 def floor(sums: dict, model: dict, probe: dict, link_bytes_per_s: float | None) -> dict:
-    """Seconds per token at least: by link and by arithmetic if they overlapped for ever, and with
-    drafting first."""
+    """Seconds per token at least: of each resource, if they overlapped for ever, and with drafting
+    first. A probe without the memory's rate leaves weights touched out."""
     tokens = max(1, sums["num_new_tokens"])
     trunk, experts = model["flops_per_token"]["trunk"], model["flops_per_token"]["experts"]
     fp32 = probe["fp32_flop_per_s"]
     fastest = max(fp32, probe["bf16_flop_per_s"])
-    verified_s = (trunk + experts) * (sums["row_rounds"] + sums["num_drafted"]) / fp32 / tokens
-    drafted_s = (trunk + experts / model["top_k"]) * sums["num_drafted"] / fastest / tokens
-    rate = link_rate(link_bytes_per_s, probe) * tokens
-    link_s = sums["fetched_bytes"] / rate
-    ahead_s = sums["num_prefetches"] * model["record_bytes"] / rate
-    compute_s = verified_s + drafted_s
-    in_turn_s = drafted_s + max(link_s - ahead_s, verified_s)
-    return {"link_s": link_s, "compute_s": compute_s, "floor_s": max(link_s, compute_s, in_turn_s)}
+    verified_s = (trunk + experts) * (sums["row_rounds"] + sums["num_drafted"]) / fp32
+    drafted_s = (trunk + experts / model["top_k"]) * sums["num_drafted"] / fastest
+    rates = Rates(
+        link_rate(link_bytes_per_s, probe),
+        fp32,
+        probe.get("memory_bytes_per_s"),
+        probe.get("cache_bytes", 0),
+    )
+    touched, passes = touched_bytes(sums, model)
+    found = least(sums["fetched_bytes"], (verified_s + drafted_s) * fp32, touched, rates, passes)
+    ahead_s = sums["num_prefetches"] * model["record_bytes"] / rates.link_bytes
+    in_turn_s = drafted_s + max(found.link_s - ahead_s, verified_s)
+    return {
+        "link_s": found.link_s / tokens,
+        "compute_s": found.compute_s / tokens,
+        "memory_s": found.memory_s / tokens,
+        "floor_s": max(found.seconds, in_turn_s) / tokens,
+        "limit": found.limit,
+    }
+
+
+def touched_bytes(sums: dict, model: dict) -> tuple[float, float]:
+    """Bytes of weights that the passes of a window touched, each pass its own, and how many passes
+    there were."""
+    steps = sums["num_steps"]
+    passes = sums["num_rounds"] + steps
+    experts = sums["num_hits"] + sums["num_misses"] + steps * model["decoding_layers"]
+    weights = model["flops_per_token"]["trunk"] / 2
+    weight_bytes = 4 if model["dtype"] == "float32" else 2
+    # large matrices may be held in fewer bytes than the dtype says
+    if "trunk_weights" in model:
+        weight_bytes = model["trunk_bytes"] / model["trunk_weights"]
+    return passes * weights * weight_bytes + experts * model["record_bytes"], passes

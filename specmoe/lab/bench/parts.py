@@ -81,15 +81,16 @@ def speed(shared: Shared, run: Run) -> dict:
 
 
 def probe(engine) -> dict:
-    """The raw link, read from the file of records itself, and the compute rate, on the threads that
-    torch uses."""
+    """The raw link, read from the file of records itself, the compute rate and the memory's, on the
+    threads that torch uses."""
     link = probes.link_rates(engine.packed.data_file, engine.packed.layout.record_bytes, PROBE_S)
     rates = probes.compute_rates(PROBE_S)
     best = max(link["random_bytes_per_s"].values())
     balance = {
         name.replace("flop_per_s", "flop_per_byte"): rate / best for name, rate in rates.items()
     }
-    return link | rates | balance | {"threads": torch.get_num_threads()}
+    memory = {"memory_bytes_per_s": probes.memory_read_rate(), "cache_bytes": probes.cache_bytes()}
+    return link | rates | balance | memory | {"threads": torch.get_num_threads()}
 
 
 def tracing(shared: Shared, run: Run) -> dict:

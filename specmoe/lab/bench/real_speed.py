@@ -23,7 +23,7 @@ import specmoe
 from ...checkpoint import open_experts, resolve
 from ...checkpoint.formats import WIDEN
 from ...model import native
-from ..machine.probes import link_rates
+from ..machine.probes import link_rates, memory_read_rate
 from . import results
 
 FAST_MEMORY = 3 * 2**30
@@ -47,13 +47,6 @@ def measure(folder: Path, parts: list[str], tokens: int = 24, out: Path | None =
 # ---- the floors ----
 
 
-def memory_rate(num_bytes: int = 2**29, repeats: int = 5) -> float:
-    """Bytes per second of weights that all threads together read and add up: the fastest way to
-    touch them once."""
-    content = torch.ones(num_bytes // 8, dtype=torch.int64)
-    return num_bytes / min(_seconds(content.sum) for _ in range(repeats))
-
-
 def products(folder: Path, tokens: int) -> dict:
     """Bytes of bf16 weights per second through one product of an expert's size, for some numbers
     of rows: as they are stored, and widened whole first."""
@@ -72,7 +65,11 @@ def products(folder: Path, tokens: int) -> dict:
 
         ways = {"stored": as_stored, "widened": widened}
         rows[num] = {name: _rate(way, weights) for name, way in ways.items()}
-    return {"memory_bytes_per_s": memory_rate(), "threads": torch.get_num_threads(), "rows": rows}
+    return {
+        "memory_bytes_per_s": memory_read_rate(),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
 
 
 def formats(folder: Path, tokens: int) -> dict:
@@ -160,7 +157,7 @@ def methods(folder: Path, tokens: int) -> dict:
         rows = {name: [] for name in ("cached", "on_demand")}
         floors = {"memory": [], "disk": []}
         for _ in range(REPEATS):
-            floors["memory"].append(memory_rate())
+            floors["memory"].append(memory_read_rate())
             floors["disk"].append(disk_rate(folder, engine.info["expert_bytes"]))
             for name, found in rows.items():
                 found.append(decode(engine, name, tokens if name == "cached" else 6))
@@ -169,7 +166,7 @@ def methods(folder: Path, tokens: int) -> dict:
 
 def resident(folder: Path, tokens: int) -> dict:
     with opened(folder) as engine:
-        floors = {"memory": [memory_rate()]}
+        floors = {"memory": [memory_read_rate()]}
         rows = {"resident": [decode(engine, "resident", tokens)]}
         return _against_floors(engine, rows, floors)
 

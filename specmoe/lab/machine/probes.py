@@ -203,6 +203,31 @@ def memory_copy_rate(seconds: float, num_bytes: int = 2**26) -> dict:
     return {"bytes_per_s": num_bytes / _best_s(lambda: target.copy_(source), seconds)}
 
 
+def memory_read_rate(num_bytes: int = 2**29, repeats: int = 5) -> float:
+    """Bytes per second that all threads together read and add up: the fastest way to touch weights
+    once."""
+    import torch
+
+    content = torch.ones(num_bytes // 8, dtype=torch.int64)
+    content.sum()
+    return num_bytes / min(_seconds(content.sum) for _ in range(repeats))
+
+
+def cache_bytes(cpu: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
+    """The last-level cache of a processor, as Linux tells it; 0 where it does not."""
+    sizes = [0]
+    for path in Path(cpu).glob("index*/size"):
+        number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1:]
+        sizes.append(int(number or 0) * {"K": 2**10, "M": 2**20}.get(unit, 1))
+    return max(sizes)
+
+
+def _seconds(work: Callable) -> float:
+    began_s = time.perf_counter()
+    work()
+    return time.perf_counter() - began_s
+
+
 def cuda_copy_rates(seconds: float, num_bytes: int = 2**28) -> dict:
     """Bytes per second from host memory to the GPU, page-locked and pageable."""
     import torch

@@ -4,8 +4,9 @@
 machine's clock, into ``results/clock.json`` (about two minutes for each model and link; nothing
 else should run meanwhile). ``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``:
 the shipped recordings (no clock in them; minutes); ``budgets``: those at several sizes of fast
-memory. ``python -m specmoe.lab.simulate count``: the sizes in ``real_models.json``, from the configs
-in it.
+memory; ``gammas``: those that ``auto`` plays. ``python -m specmoe.lab.simulate auto``: its planner on
+thirty described machines, into ``results/auto.json``. ``python -m specmoe.lab.simulate count``: the
+sizes in ``real_models.json``, from the configs in it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 
 from ..entry import leave
 from ..machine import doctor
-from . import clock, real_models
+from . import auto, clock, real_models
 from .shipped import SHIPPED, record_budgets, record_shipped
 
 
@@ -24,13 +25,13 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["clock", "record", "budgets", "count"])
+    parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument("model", nargs="?", choices=list(SHIPPED))
     parser.add_argument("--draft-experts", type=int)
     parser.add_argument("--link", help="native, or bytes per second (default: both)")
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
-    {"clock": compare, "record": record, "budgets": budgets, "count": count}[given.command](given)
+    COMMANDS[given.command](given)
 
 
 def compare(given) -> None:
@@ -59,6 +60,26 @@ def budgets(given) -> None:
 
 def count(given) -> None:
     print(f"wrote {real_models.write().name}")
+
+
+def gammas(given) -> None:
+    for path in auto.record_all():
+        print(f"wrote {path.name}: {path.stat().st_size} bytes")
+
+
+def survey(given) -> None:
+    print(f"wrote {auto.write().name}")
+    print(auto.table(auto.shipped()).to_string())
+
+
+COMMANDS = {
+    "clock": compare,
+    "record": record,
+    "budgets": budgets,
+    "gammas": gammas,
+    "auto": survey,
+    "count": count,
+}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import FastMemoryError, OptionError, check_choice
+from ..floor import Floor, Rates, floor
 from .hardware import Hardware, is_number, preset
 from .real_models import size_of
 from .recording import Recording
@@ -162,7 +163,7 @@ class Expectation:
     @property
     def seconds(self) -> float:
         """By the engine's parts; without them at least: the slowest of the three."""
-        return self.parts_s or max(self.link_s, self.memory_s, self.compute_s)
+        return self.parts_s or self._floor.seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -172,8 +173,11 @@ class Expectation:
     @property
     def limit(self) -> str:
         """What decides: "link", "memory" or "compute"."""
-        took = {"link": self.link_s, "memory": self.memory_s, "compute": self.compute_s}
-        return max(took, key=took.get)
+        return self._floor.limit
+
+    @property
+    def _floor(self) -> Floor:
+        return Floor(self.link_s, self.compute_s, self.memory_s)
 
 
 def expect(
@@ -241,8 +245,9 @@ def expectation_of(
     flop = size.trunk_flops_per_token
     flop += size.num_layers * size.top_k * size.expert_flops_per_token
     amounts = (link_bytes, touched / tokens, steps * flop / tokens)
-    rates = (machine.link_bytes_per_s, machine.memory_bytes_per_s, machine.flop_per_s)
-    took = [amount / rate for amount, rate in zip(amounts, rates)]
+    rates = Rates(machine.link_bytes_per_s, machine.flop_per_s, machine.memory_bytes_per_s)
+    least = floor(amounts[0], amounts[2], amounts[1], rates)
+    took = (least.link_s, least.memory_s, least.compute_s)
     fits = not budget or needed <= budget
     said = (method, size.name, machine.name, share, held, fits)
     parts = machine.engine

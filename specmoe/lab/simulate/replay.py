@@ -59,9 +59,8 @@ def simulate(
     per layer stay those of the recorded run even where the other model has more or fewer experts.
     """
     check_choice("overlap", overlap, ["engine", "oracle"])
-    own = size is None
-    size = ModelSize.of(recording.info) if own else size
-    run = _Run(recording, hardware, size, _costs(recording, hardware, size, own), own)
+    run = Replay.of(recording, hardware, size)
+    size = run.size
     for number in range(len(recording.rows)):
         run.round(number, overlap == "oracle")
     fetched_bytes = int(round(run.num_reads)) * size.expert_bytes
@@ -97,8 +96,15 @@ def _costs(
     return hardware.parts.on_link(hardware.parts.link_bytes_per_s / hardware.link_bytes_per_s)
 
 
-class _Run:
-    """State: the lanes, sums of seconds."""
+class Replay:
+    """One recording on one machine, round by round. State: the lanes, sums of seconds."""
+
+    @classmethod
+    def of(cls, recording: Recording, hardware: Hardware, size: ModelSize | None = None) -> Replay:
+        """``size`` None: the recorded model's own."""
+        own = size is None
+        size = ModelSize.of(recording.info) if own else size
+        return cls(recording, hardware, size, _costs(recording, hardware, size, own), own)
 
     def __init__(
         self,

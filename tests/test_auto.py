@@ -1,0 +1,56 @@
+"""``auto`` on described machines: what its planner costs beside the best single method. Simulated, no
+clock: the same everywhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from specmoe.lab.simulate import auto
+from specmoe.speculate.planner import Planner
+
+LIMIT = 1.3
+
+
+def worst(model: str, batch: int, **given) -> float:
+    return float(auto.survey([model], [None], [batch], **given)["ratio"].max())
+
+
+def test_thirty_machines_of_all_kinds():
+    machines = auto.machines()
+    assert len(machines) == 30 == len({each.name for each in machines})
+    balances = [each.balance for each in machines]
+    assert min(balances) < 10 and max(balances) > 1e5
+
+
+@pytest.mark.parametrize("model, batch", [("tiny-skewed", 1), ("tiny-balanced", 16)])
+def test_auto_costs_little_more_than_the_best_method_on_every_machine(model, batch):
+    assert worst(model, batch) <= LIMIT
+
+
+class Gambler(Planner):
+    """Tries long drafts and none in turn, whatever they cost."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.turn = 0
+
+    def next_gamma(self):
+        self.turn += 1
+        return 16 * (self.turn % 2)
+
+
+def test_a_planner_that_gambles_is_found_out(monkeypatch):
+    monkeypatch.setattr(auto, "PLANNERS", {"gambler": Gambler})
+    assert worst("tiny-balanced", 16) > 2 * LIMIT
+
+
+def test_stalls_of_the_clock_do_not_turn_the_choice():
+    """One round in twenty seems to take four times as long, the others a fifth more or less."""
+    assert worst("tiny-balanced", 16, noise=lambda: auto.shaky(0)) <= LIMIT
+
+
+def test_accepted_tokens_are_spread_over_rows():
+    drafts = [4, 4, 2, 4]
+    for total in range(15):
+        found = auto.spread(drafts, total, 0.8)
+        assert sum(found) == total and all(0 <= a <= d for a, d in zip(found, drafts))
