@@ -31,7 +31,7 @@ from ..shipped import package_path
 
 logger = logging.getLogger("specmoe")
 
-SOURCE = package_path("model/products.c")
+SOURCES = [package_path(f"model/{name}.c") for name in ("products", "sums")]
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 # what makes the most of this processor; tried in turn
 TUNING = (("-march=native",), ("-mcpu=native",), ())
@@ -164,7 +164,7 @@ def native(
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled ``products.c``; None, after one warning, where it cannot be made."""
+    """The compiled ``SOURCES``; None, after one warning, where they cannot be compiled."""
     try:
         found = ctypes.CDLL(str(_compiled()))
     # no folder to keep it in is a StoreError
@@ -176,12 +176,14 @@ def library() -> ctypes.CDLL | None:
     found.specmoe_product.restype = None
     found.specmoe_product.argtypes = [ctypes.POINTER(Piece), number, pointer, pointer, size]
     found.specmoe_product.argtypes += [pointer, size, number]
+    found.specmoe_sum.restype = ctypes.c_uint32
+    found.specmoe_sum.argtypes = [pointer, pointer, size, ctypes.c_uint32]
     return found
 
 
 def _compiled() -> Path:
     """The file of the library: of this source and processor, made where it is missing."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     tag = hashlib.sha256(source + repr((FLAGS, TUNING, _processor())).encode()).hexdigest()[:16]
     folder = cache_folder()
     for file in folder.glob(f"products-{tag}-*.so"):
@@ -206,7 +208,7 @@ def _digest(file: Path) -> str:
 def _compile(into: Path) -> None:
     compiler = _compiler()
     for tuning in TUNING:
-        command = [*compiler, *FLAGS, *tuning, "-o", str(into), str(SOURCE)]
+        command = [*compiler, *FLAGS, *tuning, "-o", str(into), *map(str, SOURCES)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
         if done.returncode == 0:
             return

@@ -72,9 +72,14 @@ class CheckpointStore(ExpertStore):
             for extent in run:
                 at = extent.start - before
                 source = bounce[at : at + extent.num_bytes]
-                crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
                 target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
-                target.copy_(source) if lane is None else lane.copy(target, source, read.after)
+                if lane is not None:
+                    crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
+                    lane.copy(target, source, read.after)
+                elif must_hash:
+                    crc = self._checksum.copied(source, target, crc)
+                else:
+                    target.copy_(source)
         if must_hash:
             self._compare(key, runs, crc, stamp)
         self._stamps[key] = stamp

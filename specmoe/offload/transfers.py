@@ -19,6 +19,8 @@ import torch
 
 from ..errors import FastMemoryError, OptionError, StoreError
 
+# Bytes from which on pages are large: fewer to ask for, and to find the address of.
+LEAST_HUGE = 2**26
 STALL_S = 120.0  # a read that takes longer is reported, not waited for
 
 
@@ -37,7 +39,11 @@ def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
     for CUDA copies."""
     if pin:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)[:num_bytes]
+    pages = mmap.mmap(-1, max(num_bytes, 1))
+    if num_bytes >= LEAST_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)[:num_bytes]
 
 
 # readers write from threads of their own, which are not in a caller's inference mode
