@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import notebook_links
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
@@ -116,12 +117,27 @@ def test_binder_installs_this_checkout_with_a_torch_for_cpus():
 
 
 def test_each_notebook_of_the_course_leads_to_the_next_and_back():
-    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    paths = notebook_links.course()
     ends = [nbformat.read(path, as_version=4).cells[-1].source.splitlines()[-1] for path in paths]
+    opens = re.search(r"/github/([^/]+/[^/]+)/", ends[0])
+    wanted = notebook_links.lines(paths, opens and opens[1])
+    assert ends == wanted, "python tests/notebook_links.py"
     for place, end in enumerate(ends):
         around = {"Back": place - 1, "Next": place + 1}
-        wanted = {word: paths[at].name for word, at in around.items() if 0 <= at < len(paths)}
-        assert dict(re.findall(r"\*\*(\w+):\*\* \[[^]]+\]\(([^)]+)\)", end)) == wanted
+        named = {word: paths[at].name for word, at in around.items() if 0 <= at < len(paths)}
+        assert dict(re.findall(r"\*\*(\w+):\*\* \[[^]]+\]\(([^)]+)\)", end)) == named
+
+
+def test_with_a_repository_each_notebook_opens_in_colab_and_binder():
+    path = notebook_links.course()[3]
+    (line,) = notebook_links.lines([path], "ada/specmoe")
+    assert (
+        f"https://colab.research.google.com/github/ada/specmoe/blob/main/notebooks/{path.name}"
+        in line
+    )
+    assert f"https://mybinder.org/v2/gh/ada/specmoe/main?labpath=notebooks%2F{path.name}" in line
+    text = notebook_links.written("1. Why?", "**Next:** [a](a.ipynb)")
+    assert notebook_links.written(text, line) == f"1. Why?\n\n{line}"
 
 
 def test_coverage_has_a_floor_and_tests_that_exist():
