@@ -16,7 +16,7 @@ LAB_ARGS ?=
 BROWSER ?= all
 NOTEBOOKS_OUT ?= reports/notebooks
 # Facts of these repeat exactly: nbval compares every output. Of the others only outputs that say so, and that they run.
-EXACT_NOTEBOOKS := 00_start_here 01_specmoe_from_scratch 02_why_offloading_hurts 03_experts_in_slow_memory 04_hot_experts 05_self_draft 06_batched_verification 07_sampling_without_bias 10_real_machines
+EXACT_NOTEBOOKS := 00_start_here 01_specmoe_from_scratch 02_why_offloading_hurts 03_experts_in_slow_memory 04_hot_experts 05_self_draft 06_batched_verification 07_sampling_without_bias 10_real_machines 13_your_own
 NBVAL := -q -p no:cacheprovider --nbval-cell-timeout=900
 BENCH_ARGS ?=
 PROCESSORS_ARGS ?=

@@ -24,7 +24,7 @@ BUILT_IN = {
     "draft": ("resident", "ngram", "low_bit", "merged", "layer_skip", "mtp", "oracle"),
     "draft_set": ("random", "hot_global", "hot_temporal"),
     "substitute": ("affinity", "router", "random", "drop", "no_experts"),
-    "eviction": ("lru", "lfu", "static", "temporal"),
+    "eviction": ("lru", "lfu", "static", "temporal", "decayed"),
     "planner": ("cost", "confidence"),
 }
 _GIVEN: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
@@ -70,6 +70,11 @@ def forget(kind: str, name: str) -> None:
 def names(kind: str) -> list[str]:
     """The built-in names of ``kind``, then yours."""
     return [*BUILT_IN[kind], *_GIVEN[kind]]
+
+
+def yours(kind: str) -> list[str]:
+    """The names that somebody registered."""
+    return [*_GIVEN[kind]]
 
 
 def is_part(kind: str, value) -> bool:

@@ -38,6 +38,7 @@ EXACT = [
     "06_batched_verification",
     "07_sampling_without_bias",
     "10_real_machines",
+    "13_your_own",
 ]
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 SMALL = {  # short runs on which the notebook's own asserts still have something to stand on
@@ -270,6 +271,17 @@ def check_own_model(found):
     assert (number, gamma) in {(2, 4), (8, 4)} and over > 0
 
 
+def check_your_own(found):
+    """What notebook 13's prose says of a user's parts."""
+    assert found["same_text"] is True
+    misses, tokens = found["misses"], found["tokens_per_round"]
+    assert misses["belady"] < misses["decayed"] < misses["lru"] <= misses["this_step"]
+    assert misses["this_step"] < misses["least_stale"]
+    assert tokens["draft"] < 1.5 < tokens["nothing of yours"] <= tokens["substitute"] + 0.2
+    assert found["live_and_shipped"][0] == found["live_and_shipped"][-1]
+    assert found["yours_on_the_map"] < 2
+
+
 CLAIMS = {
     "00_start_here": check_start,
     "01_specmoe_from_scratch": check_scratch,
@@ -284,6 +296,7 @@ CLAIMS = {
     "10_real_machines": check_machines,
     "12_eager_and_compiled": check_compiled,
     "11_your_model": check_own_model,
+    "13_your_own": check_your_own,
 }
 
 
@@ -361,6 +374,8 @@ BROKEN = [
     ("07_sampling_without_bias", "biased_sampler_caught", False),
     ("10_real_machines", "GB_per_token_by_method", [3.6, 2.1, 2.4]),
     ("10_real_machines", "link_decides", 0.4),
+    ("13_your_own", "same_text", False),
+    ("13_your_own", "live_and_shipped", [1.2129, 1.3]),
     ("07_sampling_without_bias", "accepted_by_coupling_and_at_best", [0.7, 0.6]),
     (
         "07_sampling_without_bias",
@@ -382,6 +397,7 @@ GUESSED = [  # every *Predict* of these is followed by a cell to write a guess i
     "09_when_does_it_pay",
     "11_your_model",
     "12_eager_and_compiled",
+    "13_your_own",
 ]
 
 

@@ -51,7 +51,7 @@ def generate(parser: ArgumentParser) -> None:
     add("--accept-rule", "when sampling: coupled (default), rejection or block")
     add("--seed", "of sampling", int)
     add("--eos-token-id ID", "the token that ends a text; default: the model's", int)
-    add("--eviction", "of method cached: temporal (default), lru, lfu or static")
+    add("--eviction", "of method cached: temporal (default), decayed, lru, lfu or static")
     _decoding(parser)
 
 
@@ -66,7 +66,7 @@ def bench(parser: ArgumentParser) -> None:
     add("--new-tokens T", "new tokens per prompt, at most (64)", int)
     add("--prompts IN.jsonl", "default: held-out prompts of the shipped models")
     add("--num-prompts P", "prompts per run (two batches; four of sentences to translate)", int)
-    add("--eviction E,E", "of method cached: temporal (default), lru, lfu, static", _words)
+    add("--eviction E,E", "of method cached: decayed (default), temporal, lru, lfu, static", _words)
     add("--seed", "of prompts and sampling (0)", int)
     _decoding(parser)
 

@@ -7,7 +7,7 @@ Comes in: a name, or what ``registry`` knows by it. Goes out: a ``KeepPolicy`` f
 from __future__ import annotations
 
 from ..registry import Part, own
-from .policies import LFU, LRU, KeepPolicy, Static, Temporal, needed_of
+from .policies import LFU, LRU, Decayed, KeepPolicy, Static, Temporal, needed_of
 
 
 class OwnRule(KeepPolicy):
@@ -61,11 +61,12 @@ class OwnSet(OwnRule):
 def make_policy(
     eviction, num_layers: int, num_experts: int, num_kept: int, totals=None
 ) -> KeepPolicy:
-    """The eviction called ``eviction`` (lru, lfu, temporal, static), or a user's own; "static"
-    needs calibration ``totals`` [layers][E]."""
+    """The eviction called ``eviction`` (lru, lfu, temporal, decayed, static), or a user's own;
+    "static" needs calibration ``totals`` [layers][E]."""
     size = num_layers, num_experts, num_kept
     if part := own("eviction", eviction, *size):
         return OwnRule(part, *size)
     if eviction == "static":
         return Static(*size, totals)
-    return {"lru": LRU, "lfu": LFU, "temporal": Temporal}[eviction](*size)
+    rules = {"lru": LRU, "lfu": LFU, "temporal": Temporal, "decayed": Decayed}
+    return rules[eviction](*size)

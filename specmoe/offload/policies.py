@@ -117,6 +117,28 @@ class Temporal(_Ranked):
         return self._score[layer][expert]
 
 
+class Decayed(_Ranked):
+    """Keep the most used (tokens), where a use counts less the longer ago it is: each by two clocks
+    at once, one of a few steps (what this sentence is about) and one of a hundred (what the whole
+    text is about). LFU with decay; two clocks fetch less than any one (``lab.pools``)."""
+
+    # what is left of a use after one step, and how much that counts
+    CLOCKS = ((0.8, 0.2), (0.99, 0.03))
+
+    def __init__(self, num_layers, num_experts, num_kept):
+        super().__init__(num_layers, num_experts, num_kept)
+        self._use = [[[0.0] * num_experts for _ in self.CLOCKS] for _ in range(num_layers)]
+
+    def observe(self, layer, counts):
+        self._use[layer] = [
+            [left * old + weight * count for old, count in zip(use, counts, strict=True)]
+            for (left, weight), use in zip(self.CLOCKS, self._use[layer], strict=True)
+        ]
+
+    def _rank(self, layer, expert):
+        return sum(use[expert] for use in self._use[layer])
+
+
 class RecentUse:
     """How much every expert was used lately: ``use`` [layers][E], its tokens, of which each counts
     less the more came after it (by a factor e for every ``HORIZON`` pairs of token and expert). For

@@ -26,6 +26,7 @@ from .runs import UNSAID, Run, in_turn
 
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
 WARM_UP_TOKENS = 8
+RIVAL = "decayed"  # the pool that fetches least (``lab.pools``)
 # Batches of prompts per run. Sentences end at EOS, each where it does: only a deeper queue keeps
 # their batch full.
 QUEUE_BATCHES, QUEUE_BATCHES_TRANSLATION = 2, 3
@@ -124,7 +125,7 @@ class _Plan:
             name: generate.pop(name, None)
             for name in ("gamma", "prompts", "num_prompts", "progress")
         }
-        variants = _labelled(methods, generate.pop("eviction", "temporal"))
+        variants = _labelled(methods, generate.pop("eviction", RIVAL))
         # Temperature 0 is greedy; ``GenerateOptions`` refuses what is below.
         if "do_sample" not in generate and not generate.get("temperature", True):
             del generate["temperature"]

@@ -16,7 +16,7 @@ EXPERT_BYTES = 3 * MIB
 LINKS: dict[str, float | None] = {"native": None, "throttled": 2.5e8}
 BATCHES = (1, 4, 16, 64, 128, 256)
 TOKENS = 64  # new tokens of a prompt, at most
-EVICTIONS = ("static", "temporal", "lru", "lfu")
+EVICTIONS = ("static", "temporal", "lru", "lfu", "decayed")
 METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto")
 PEER_BATCHES = (1, 16, 64)
 
@@ -55,7 +55,7 @@ class Length:
 
 
 FULL = Length("full", 10.0, 2, 1.5, BATCHES)
-QUICK = Length("quick", 2.5, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "temporal"))
+QUICK = Length("quick", 2.5, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "decayed"))
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 

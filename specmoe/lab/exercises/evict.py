@@ -14,7 +14,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from ...offload.policies import KeepPolicy, replay
-from ..replay import Request, replay_pool
+from ...registry import yours
+from ..replay import REPLAYED, Request, replay_pool
 from .calling import Task, wholes
 from .verdict import ExerciseError, Passed, Scale, require, scored
 from .workload import recorded_requests
@@ -88,14 +89,15 @@ def played(function: Callable, requests: list, num_kept: int, **how) -> tuple[in
 
 
 def scores_of(function: Callable, layers: dict[int, list[Request]]) -> pd.DataFrame:
-    """Megabytes fetched over all layers: columns policy, fetched_MB, the student's first."""
+    """Megabytes fetched over all layers: columns policy, fetched_MB, the student's first, evictions
+    that somebody registered last."""
     misses = {
         "yours": sum(
             played(function, [r.counts for r in part], NUM_KEPT)[0] for part in layers.values()
         )
     }
     misses["on demand"] = sum(len(request.needed) for part in layers.values() for request in part)
-    for name in ("lru", "lfu", "temporal", "belady"):
+    for name in (*REPLAYED, *yours("eviction")):
         misses[name] = sum(
             held.misses for part in layers.values() for held in replay_pool(part, NUM_KEPT, name)
         )

@@ -30,7 +30,7 @@ def map_of_drafts(table: pd.DataFrame, batch: int):
     """A panel per model: experts held per layer (0: none) x tokens per round, a line per family of
     sources; the dashed line is the oracle, which no draft can beat. Returns the ``Axes``."""
     need_columns(table, "model", "source", "batch", "experts_held", "tokens_per_round")
-    table = table[table["batch"] == batch]
+    table = table[table["batch"] == batch].reset_index(drop=True)  # it may be several tables
     if not len(table):
         raise OptionError(f"there is nothing to draw: the table has no batch {batch}")
     models = list(table["model"].unique())

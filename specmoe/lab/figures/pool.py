@@ -28,6 +28,7 @@ from ..replay import (
 from .base import BESIDE, COLORS, styled
 
 POLICY_COLORS = {"lru": COLORS[1], "lfu": COLORS[4], "temporal": COLORS[0], "belady": "#303030"}
+OWN_COLOR = COLORS[2]
 POLICY_NAMES = {"lru": "LRU", "lfu": "LFU", "temporal": "temporal", "belady": "Belady (the bound)"}
 POLICY_LINES = {"lru": "--", "lfu": ":", "temporal": "-", "belady": "-"}
 STATES = {"not there": "white", "resident, not needed": "#d0d0d0"}
@@ -63,9 +64,11 @@ def pool_replay(
     above, below = _two_axes(ax, (11, 5.6), (3, 2))
     _draw_raster(above, held, len(requests[0].counts), step)
     _mark_prefills(above, begins)
-    title = f"Layer {layer}: a pool of {num_kept} experts under {POLICY_NAMES[policy]}, replayed"
+    name = POLICY_NAMES.get(policy, policy)
+    title = f"Layer {layer}: a pool of {num_kept} experts under {name}, replayed"
     above.set_title(title, loc="left", fontweight="bold", pad=14)
-    _draw_misses(below, pool_table(requests, num_kept), step)
+    shown = dict.fromkeys([*REPLAYED, policy])
+    _draw_misses(below, pool_table(requests, num_kept, [*shown]), step)
     return np.array([above, below], dtype=object)
 
 
@@ -114,13 +117,16 @@ def _mark_prefills(ax: Axes, begins: list[int]) -> None:
 
 def _draw_misses(ax: Axes, table: pd.DataFrame, step: int) -> None:
     ends = {}
-    for policy in REPLAYED:
-        part = table[table["policy"] == policy]
-        style = {"color": POLICY_COLORS[policy], "ls": POLICY_LINES[policy]}
+    for policy, part in table.groupby("policy", sort=False):
+        style = {
+            "color": POLICY_COLORS.get(policy, OWN_COLOR),
+            "ls": POLICY_LINES.get(policy, "-."),
+        }
         style["lw"] = 3 if policy == "temporal" else 2.4
         now = part.iloc[step]
         hits, misses = int(now["total_hits"]), int(now["total_misses"])
-        ends[policy] = f"{POLICY_NAMES[policy]}: {misses} misses, {hits} hits"
+        name = POLICY_NAMES.get(policy, policy)
+        ends[policy] = f"{name}: {misses} misses, {hits} hits"
         ax.plot(part["step"], part["total_misses"], label=ends[policy], **style)
     ax.axvline(step + 0.5, color="black", lw=2)
     ax.set(xlabel="decoding step of the full model", ylabel="misses so far")
