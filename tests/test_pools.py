@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import PROMPTS
+from conftest import PROMPTS, tokens_of
 
 from specmoe.lab import pools
 from specmoe.lab.bench.methods import RIVAL
@@ -37,6 +37,18 @@ def test_what_the_page_says_of_the_table(shipped):
     assert (shipped.drop(columns="belady").ge(shipped["belady"], axis=0)).all(axis=None)
     best = shipped[[*pools.TODAY]].idxmin(axis=1)
     assert best.nunique() > 2 and RIVAL == mean.drop("belady").idxmin()
+
+
+def test_what_the_page_says_of_the_engine():
+    table = pools.against_today(pools.shipped("engine"))
+    page = PAGE.read_text("utf-8")
+    said = markdown_table(
+        pools.by_point(pools.shipped("engine")), "fetched in the engine, over the best of four"
+    )
+    assert said in page
+    less = table["decayed"] < table["temporal"]
+    even = table.index.get_level_values("model") == "tiny-balanced"
+    assert less[~even].all() and not less[even].any()
 
 
 def test_experts_in_turn_are_the_cliff_of_all_but_the_guard_and_lfu():
@@ -73,9 +85,9 @@ def test_a_table_of_any_model_has_the_engines_own_counts(tiny, open_engine):
     by = table.set_index(["kept", "eviction"])["fetched_per_token"]
     assert by[2, "belady"] <= by[2, "decayed"] and by[7, "decayed"] < by[2, "decayed"]
     engine = open_engine()
-    plain = {"max_new_tokens": 12, "batch_size": 2, "eos_token_id": []}
-    outputs = [
-        engine.generate(PROMPTS, method="cached", eviction=name, **plain)
-        for name in ("decayed", "temporal")
-    ]
-    assert outputs[0].sequences[0].tolist() == outputs[1].sequences[0].tolist()
+    plain = {"method": "cached", "max_new_tokens": 12, "batch_size": 2, "eos_token_id": []}
+    outputs = [engine.generate(PROMPTS, eviction=name, **plain) for name in ("decayed", "temporal")]
+    assert tokens_of(outputs[0]) == tokens_of(outputs[1])
+    rows = pools.in_the_engine(model, 1, 2, ["decayed", "static"])
+    assert [row["eviction"] for row in rows] == ["decayed", "static"]
+    assert all(row["fetched_per_token"] > 0 for row in rows)
