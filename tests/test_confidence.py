@@ -136,6 +136,17 @@ def test_auto_begins_with_short_drafts_and_goes_on_where_one_more_token_would_pa
     assert [dear.next_gamma() for _ in range(20)] == [0] * 20
 
 
+def test_a_draft_none_of_which_counts_is_no_surprise():
+    """Rows that were to draft and had no token worth verifying."""
+    planner = ConfidencePlanner(True)
+    for gamma in (2, 0, 2, 2):
+        planner.next_gamma()
+        steps = ((4, 0.01),) * gamma
+        planner.observe(Round(gamma, 0.02, 1.0, [0] * 4, [0] * 4, steps, new_tokens=4))
+    assert planner.next_gamma() in (0, MAX_GAMMA)
+    planner.keep_drafting(Drafting(torch.tensor([3]), NO_EOS), lambda: torch.tensor([0.9]).double())
+
+
 def test_a_token_costs_what_recent_rounds_took_together_not_the_mean_of_each():
     planner = ConfidencePlanner(False)
     for tokens in (1, 1, 10, 1, 10):  # one second each; the first only warms up

@@ -113,9 +113,10 @@ class ConfidencePlanner(Planner):
         """What one more token of a block takes. While all blocks were alike: the line's guess, and
         at most what they took beyond plain decoding."""
         ways, plain_s = self.ways, self.ways.seconds_per_token.get(False)
-        if self.verify.has_varied or plain_s is None or ways.verify_row_s is None:
+        drafted = (ways.verify_row_tokens or 1.0) - 1
+        if self.verify.has_varied or plain_s is None or not drafted:
             return self.verify.slope
-        beyond_s = max(0.0, ways.verify_row_s - plain_s) / (ways.verify_row_tokens - 1)
+        beyond_s = max(0.0, ways.verify_row_s - plain_s) / drafted
         return min(self.verify.slope, beyond_s)
 
     # ---- during a round ----
