@@ -11,9 +11,9 @@ import os
 import random
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to this
@@ -128,24 +128,14 @@ def _random_rate(
 ) -> dict:
     """``num_readers`` threads read records at random places for ``seconds``: all bytes over the
     time it took."""
-    done: list[tuple[int, str] | OSError] = []
     began_s = time.perf_counter()
 
-    def serve(seed: int) -> None:
-        try:
-            done.append(_read_until(path, file_bytes, record_bytes, began_s + seconds, seed))
-        except OSError as failure:  # handed to whoever asked for the rate
-            done.append(failure)
+    def serve(seed: int) -> tuple[int, str]:
+        return _read_until(path, file_bytes, record_bytes, began_s + seconds, seed)
 
-    threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(num_readers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(num_readers) as readers:
+        done = list(readers.map(serve, range(num_readers)))
     spent_s = time.perf_counter() - began_s
-    for result in done:
-        if isinstance(result, OSError):
-            raise result
     num_reads = sum(num for num, _ in done)
     rate = num_reads * record_bytes / spent_s
     return {"bytes_per_s": rate, "num_reads": num_reads, "seconds": spent_s, "how": done[0][1]}
