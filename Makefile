@@ -158,9 +158,12 @@ coverage: setup ## lines of the core that its quick tests run, against a floor
 sizes: setup ## lines of every room against their budgets, and what is larger than the house allows
 	@$(BIN)/python tests/sizes.py
 
-lint: setup ## ruff: rules and format, notebooks included
+lint: setup ## ruff: rules and format, notebooks included; mypy and pyright: what a user's program touches
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -c 'import mypy, pyright' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[types]'
+	@$(BIN)/mypy
+	@$(BIN)/pyright
 
 clean: ## remove caches and build leftovers; .venv and reports/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,8 @@ output = engine.generate(["SELECT name FROM"], max_new_tokens=32)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     CheckpointError,
     FastMemoryError,
@@ -17,6 +19,12 @@ from .errors import (
     UnsupportedModelError,
 )
 from .registry import register
+
+if TYPE_CHECKING:
+    from .engine.custom import custom_generate
+    from .engine.engine import Engine, load
+
+    sweep: Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,7 +52,7 @@ _LATER = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LATER:
         from importlib import import_module
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,7 @@ ELSEWHERE = {
 }
 
 
-def _check_types(options: object) -> None:
+def _check_types(options: Any) -> None:
     """Numbers, flags and names: numpy's and torch's scalars become Python's; everything else of
     another type is refused."""
     for name, field in type(options).__dataclass_fields__.items():
@@ -144,16 +145,16 @@ def _check_types(options: object) -> None:
         if name in _REAL and type(value) not in (int, float):
             raise OptionError(f"{name}={value!r} must be a number")
         if name in ("temperature", "top_p"):  # transformers' warpers take floats only
-            object.__setattr__(options, name, float(value))
+            object.__setattr__(options, name, float(getattr(options, name)))
         if name in _WHOLE | _REAL:
-            _check_range(name, value, *(_WHOLE | _REAL)[name])
+            _check_range(name, getattr(options, name), *(_WHOLE | _REAL)[name])
         if name in _FLAGS and type(value) is not bool:
             raise OptionError(f"{name}={value!r} must be True or False")
         if name in _TEXTS and (not isinstance(value, str) or not value):
             raise OptionError(f"{name}={value!r} must be a name")
 
 
-def _as_python(value):
+def _as_python(value) -> Any:
     """A scalar of numpy or torch as Python's own; anything else as it is."""
     is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0
     return value.item() if is_scalar else value
@@ -166,7 +167,7 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
         raise OptionError(f"{name}={value!r} must be at most {most}")
 
 
-def from_kwargs(cls: type, kwargs: dict[str, Any]):
+def from_kwargs(cls: type, kwargs: Mapping[str, Any]):
     """Build the dataclass ``cls`` from keyword arguments; an unknown one raises with the nearest
     name."""
     names = [field.name for field in dataclasses.fields(cls)]

@@ -33,7 +33,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,6 +157,16 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def __repr__(self) -> str:
+        ended_s = self.events[-1][0] if self.events else 0.0
+        return f"Trace({len(self):,} events in {self.round + 1:,} rounds and {ended_s:.4g} s)"
+
+    def _repr_html_(self) -> str:
+        frame: Any = self.to_frame()
+        numbers = frame.groupby(["kind", "phase"], observed=True)[["count", "size", "seconds"]]
+        table = numbers.sum().assign(events=numbers.size())
+        return f"<p>{self!r}</p>{table.to_html()}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per event, columns as in the table at the top of this module."""

@@ -49,6 +49,8 @@ USED_BY = {
     "twine": ("tests/wheel_check.py", '"-m", "twine"'),
     "coverage": ("Makefile", "-m coverage run"),
     "ruff": ("Makefile", "/ruff check"),
+    "mypy": ("Makefile", "/mypy"),
+    "pyright": ("Makefile", "/pyright"),
     "pre-commit": ("CONTRIBUTING.md", "pre-commit install"),
     "nbval": ("Makefile", "--nbval"),
     "gguf": ("specmoe/checkpoint/gguf_file.py", 'find_spec("gguf")'),

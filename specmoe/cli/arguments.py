@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
+
+from ..engine.typed import GenerateArguments, LoadArguments, said
+from ..options import GenerateOptions, LoadOptions
 
 MODEL = "a shipped model, a checkpoint folder or a hub id"
 WHICH = "which GGUF file of a folder or hub id with several"
+SAID = said(LoadArguments) | said(GenerateArguments)
+DEFAULTS = {each.name: each.default for of in (LoadOptions, GenerateOptions) for each in fields(of)}
 WIDEN = "widen experts to this size, same outputs"
 
 
@@ -27,13 +33,21 @@ def _add(parser, words: str, help: str | None, kind: Callable | None = None, **h
     parser.add_argument(*names, help=help, **how)
 
 
+def _say(parser, words: str, kind: Callable | None = None, **how) -> None:
+    """One option of ``load`` or ``generate``, with the text and the default that it has there."""
+    name = words.split()[0].removeprefix("--").replace("-", "_")
+    default = DEFAULTS[name]
+    ending = "" if default is None or kind is bool else f" ({default})"
+    _add(parser, words, SAID[name] + ending, kind, **how)
+
+
 def models(parser: ArgumentParser) -> None:
     """shipped checkpoints: size, layers, experts, measured skew"""
 
 
 def generate(parser: ArgumentParser) -> None:
     """continue prompts: texts with -p, or a file of JSON lines"""
-    add = partial(_add, parser)
+    add, say = partial(_add, parser), partial(_say, parser)
     add("model MODEL", MODEL)
     source = parser.add_mutually_exclusive_group(required=True)
     _add(source, "-p --prompt TEXT", "a prompt; may be repeated", action="append")
@@ -41,17 +55,17 @@ def generate(parser: ArgumentParser) -> None:
     add("--out OUT.jsonl", "where the texts of --prompts go, in order; - is stdout")
     add("--resume", "go on after the lines that --out already has", bool)
     add("--overwrite", "start --out anew", bool)
-    add("--method", "auto (default), specmoe, on_demand, cached, overlapped or resident")
-    add("--batch-size B", "rows in flight; finished ones are refilled", int)
-    add("--num-return-sequences N", "texts per prompt, when sampling (1)", int)
-    add("--max-new-tokens T", "at most this many new tokens each (64)", int)
-    add("--top-k K", "sample among the K likeliest tokens (0: all)", int)
-    add("--draft-top-k K", "experts per token while drafting; default: the model's", int)
-    add("--top-p P", "sample among the likeliest tokens up to this mass (1)", float)
-    add("--accept-rule", "when sampling: coupled (default), rejection or block")
-    add("--seed", "of sampling", int)
-    add("--eos-token-id ID", "the token that ends a text; default: the model's", int)
-    add("--eviction", "of method cached: temporal (default), decayed, lru, lfu or static")
+    say("--method")
+    say("--batch-size B", int)
+    say("--num-return-sequences N", int)
+    say("--max-new-tokens T", int)
+    say("--top-k K", int)
+    say("--draft-top-k K", int)
+    say("--top-p P", float)
+    say("--accept-rule")
+    say("--seed", int)
+    say("--eos-token-id ID", int)
+    say("--eviction")
     _decoding(parser)
 
 
@@ -73,37 +87,35 @@ def bench(parser: ArgumentParser) -> None:
 
 def _decoding(parser: ArgumentParser) -> None:
     """What every command that decodes has."""
-    add = partial(_add, parser.add_argument_group("translation models (encoder-decoder)"))
-    add("--source-lang CODE", "language of the prompts; default: the tokenizer's")
-    add("--target-lang CODE", "language to translate into; default: the checkpoint's")
-    add = partial(_add, parser.add_argument_group("speculation"))
-    add("--gamma G", "drafted tokens per round; default: planned", int)
-    sources = "resident (default), ngram, low_bit:4, merged:4, layer_skip, ngram+resident, oracle"
-    add("--draft SOURCE", sources)
-    add("--draft-set", "hot_temporal (default), hot_global or random")
-    add("--substitute", "affinity (default), router, random, drop or no_experts")
-    add("--planner", "how far to draft where --gamma is not given: confidence or cost")
+    group = parser.add_argument_group("translation models (encoder-decoder)")
+    say = partial(_say, group)
+    say("--source-lang CODE")
+    say("--target-lang CODE")
+    group = parser.add_argument_group("speculation")
+    add, say = partial(_add, group), partial(_say, group)
+    say("--gamma G", int)
+    say("--draft SOURCE")
+    say("--draft-set")
+    say("--substitute")
+    say("--planner")
     how = {"dest": "prefetch", "action": "store_false"}
     add("--no-prefetch", "fetch only when asked for", **how)
-    add("--temperature T", "0 (default) is greedy", float)
+    say("--temperature T", float)
     how = {"action": "append"}
     add("--plugin FILE.py", "run first: names your own parts by specmoe.register", **how)
-    add = partial(_add, parser.add_argument_group("memory and hardware"))
-    add("--draft-experts N", "resident experts per MoE layer", int)
-    add("--fast-memory BYTES", "all expert bytes in fast memory, e.g. 2GiB")
-    add(
-        "--store",
-        "where experts live: disk (a packed copy), memory, or checkpoint (no copy; the "
-        "default for large experts)",
-    )
-    add("--link-bytes-per-s RATE", "throttle the store, e.g. 2.5e8", float)
-    add("--expert-bytes BYTES", WIDEN)
-    add("--device", "cpu (default) or cuda")
-    add("--dtype", "of the arithmetic, e.g. float32")
-    add("--compile", "torch.compile around the experts (a minute of warm-up)", bool)
-    add("--revision REV", "branch, tag or commit of a hub id")
-    add("--gguf-file NAME", WHICH)
-    add("--num-readers R", "threads that read the store (4)", int)
+    group = parser.add_argument_group("memory and hardware")
+    say = partial(_say, group)
+    say("--draft-experts N", int)
+    say("--fast-memory BYTES")
+    say("--store")
+    say("--link-bytes-per-s RATE", float)
+    say("--expert-bytes BYTES")
+    say("--device")
+    say("--dtype")
+    say("--compile", bool)
+    say("--revision REV")
+    say("--gguf-file NAME")
+    say("--num-readers R", int)
 
 
 def plan(parser: ArgumentParser) -> None:

@@ -69,16 +69,16 @@ def _ends(criteria, num_prompt: int) -> dict[str, Any]:
     """Where texts end, by what transformers made of its settings; the others are neutral."""
     most = min(each.max_length for each in criteria if isinstance(each, MaxLengthCriteria))
     ends = [each.eos_token_id.tolist() for each in criteria if isinstance(each, EosTokenCriteria)]
-    ends = {"max_new_tokens": most - num_prompt, "eos_token_id": sum(ends, [])}
-    return dict.fromkeys(PROCESSED) | ends
+    neutral: dict[str, Any] = dict.fromkeys(PROCESSED)
+    return neutral | {"max_new_tokens": most - num_prompt, "eos_token_id": sum(ends, [])}
 
 
 def _sampling(config) -> dict[str, Any]:
     """Temperature and so on are among the processors."""
     if not config.do_sample:
         return {}
-    neutral = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    return dict.fromkeys(SAMPLED) | neutral
+    neutral: dict[str, Any] = dict.fromkeys(SAMPLED)
+    return neutral | {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def _of_rows(input_ids: torch.Tensor, mask: torch.Tensor, processors, criteria) -> list[dict]:

@@ -8,6 +8,7 @@ and a trace.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -26,7 +27,15 @@ from ..offload.budget import MemoryPlan, plan_memory
 from ..offload.installed import OffloadedExperts
 from ..offload.store import open_store
 from ..offload.transfers import allocate_slots, give_back_memory
-from ..options import FOUND_BY, GenerateOptions, LoadOptions, check_device, from_kwargs, torch_dtype
+from ..options import (
+    FOUND_BY,
+    GenerateOptions,
+    LoadOptions,
+    check_device,
+    from_kwargs,
+    parse_bytes,
+    torch_dtype,
+)
 from ..speculate.loop import Sequence
 from ..trace import Trace
 from .exactness import ExactReport, compare_methods
@@ -34,25 +43,30 @@ from .methods import make_method
 from .output import Output
 from .prepare import CALIBRATION, Reader, prepare
 from .run import Run, Turns, held
+from .shown import Shown
+from .typed import GenerateArguments, LoadArguments, lists_generate, lists_load
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on; nothing imports it at run time
 
 
-def load(model: str, **options) -> Engine:
+@lists_load
+def load(model: str | Path, **options: Unpack[LoadArguments]) -> Engine:
     """Load ``model`` (a shipped name, a local Hugging Face folder, a GGUF file, or a hub id) with
     its experts in slow memory.
 
-    Options are those of ``options.LoadOptions``; an unknown one raises ``OptionError``. Raises
-    ``CheckpointError``, ``UnsupportedModelError``, ``FastMemoryError`` or ``StoreError``; nothing
-    is left open then.
+    An unknown option raises ``OptionError``. Raises ``CheckpointError``, ``UnsupportedModelError``,
+    ``FastMemoryError`` or ``StoreError``; nothing is left open then.
     """
     return Engine(model, from_kwargs(LoadOptions, options))
 
 
-class Engine:
+class Engine(Shown):
     """A loaded model. ``generate`` may be called any number of times, one at a time; each call
     starts with an empty pool, so no call depends on earlier ones. ``close`` (or leaving the
     ``with`` block) ends every thread and frees files and buffers."""
 
-    def __init__(self, model: str, options: LoadOptions):
+    def __init__(self, model: str | Path, options: LoadOptions):
         self.name = str(model)
         self.options = options
         self.turns = Turns()
@@ -64,7 +78,7 @@ class Engine:
             # before anything is packed: this refuses models that cannot be rolled back
             is_translation = bool(self.model.config.is_encoder_decoder)
             self.decoder = (Seq2SeqDecoder if is_translation else decoder_of)(self.model)
-            self.packed = checkpoint.open_experts(path, options.store, options.expert_bytes)
+            self.packed = _packed(path, options)
             tokenizer = load_tokenizer(path, self.model.config.model_type)
         self.reader = Reader(self.model, self.decoder, tokenizer)
         self.experts = _experts(self.model, self.packed, options)
@@ -98,23 +112,31 @@ class Engine:
 
     # ---- decoding ----
 
+    @lists_generate
     def generate(
-        self, prompts=None, *, attention_mask=None, input_ids=None, inputs=None, **options
+        self,
+        prompts=None,
+        *,
+        attention_mask=None,
+        input_ids=None,
+        inputs=None,
+        **options: Unpack[GenerateArguments],
     ) -> Output:
         """Continue ``prompts`` (texts, chats, lists of ids, or ids [B, T] with ``attention_mask``;
         also as ``**`` of what a tokenizer returns) -> ``Output``, one sequence per prompt, or
         ``num_return_sequences``.
 
-        Options are those of ``options.GenerateOptions``. Greedy output equals plain greedy
-        decoding; sampled output has the target's distribution. Raises ``OptionError`` for bad
-        input, ``StoreError`` when a record cannot be read (the engine can be used again),
-        ``FastMemoryError`` when the KV cache outgrows memory.
+        transformers' generation settings (docs/generation.md) are options, too. Greedy output
+        equals plain greedy decoding; sampled output has the target's distribution. Raises
+        ``OptionError`` for bad input, ``StoreError`` when a record cannot be read (the engine can
+        be used again), ``FastMemoryError`` when the KV cache outgrows memory.
         """
         prompts = one_of(prompts, input_ids, inputs)
         with self.start(prompts, attention_mask=attention_mask, **options) as run:
             return run.output()
 
-    def start(self, prompts, *, attention_mask: torch.Tensor | None = None, **options) -> Run:
+    @lists_generate
+    def start(self, prompts, *, attention_mask=None, **options: Unpack[GenerateArguments]) -> Run:
         """What ``generate`` does, in the open: ``with engine.start(prompts) as run: for round in
         run: ...``, then ``run.output()``. Reads and checks everything now; holds the engine from
         ``with`` on."""
@@ -123,9 +145,11 @@ class Engine:
             pass
         return Run(self, prepare(self, prompts, attention_mask, options))
 
-    def check_open(self) -> None:
+    def check_open(self) -> ExpertStore:
+        """The store, which a closed engine has no more."""
         if self.store is None:
             raise SpecMoEError("the engine is closed: load it again")
+        return self.store
 
     # ---- calibration and self-check ----
 
@@ -165,7 +189,7 @@ class Engine:
     # ---- facts and the end ----
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """What was loaded."""
         layout, memory = self.packed.layout, self.memory
         trunk = trunk_weights(self.model)
@@ -192,8 +216,8 @@ class Engine:
         }
 
     @property
-    def store_info(self) -> dict:
-        return self.store.info()
+    def store_info(self) -> dict[str, Any]:
+        return self.check_open().info()
 
     def close(self) -> None:
         """End every thread, close files, free buffers. Calling it twice is fine; while a call goes
@@ -225,6 +249,12 @@ def _model(path: Path, options: LoadOptions):
     if keep:
         keep_stored(model)
     return model
+
+
+def _packed(path: Path, options: LoadOptions) -> checkpoint.PackedExperts:
+    num_bytes = parse_bytes("expert_bytes", options.expert_bytes)
+    found = checkpoint.open_experts(path, options.store, num_bytes)
+    return cast(checkpoint.PackedExperts, found)  # those in place have the same parts
 
 
 def _experts(model, packed: checkpoint.PackedExperts, options: LoadOptions) -> OffloadedExperts:

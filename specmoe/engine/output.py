@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -17,12 +18,13 @@ from ..model.texts import new_texts, to_texts
 from ..speculate.loop import Batch, Sequence
 from ..trace import PoolCounts, Round, Trace
 from .prepare import Plan
+from .shown import Shown
 
 SETTLED = 8  # rounds after which a planner has tried out what it wants to try first
 
 
-@dataclass(frozen=True)
-class Stats:
+@dataclass(frozen=True, repr=False)
+class Stats(Shown):
     """Numbers of one run. Seconds are wall clock; bytes are whole expert records moved from slow to
     fast memory."""
 
@@ -70,26 +72,17 @@ class Stats:
             f"{self.num_rounds} rounds plainly"
         )
 
+    @property
+    def info(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{name}</td><td "
-            f"style='text-align:right'>{html.escape(show(value))}</td></tr>"
-            for name, value in dataclasses.asdict(self).items()
-        )
-        head = "<table><thead><tr><th>stat</th><th>value</th></tr></thead>"
         remark = f"<p>{html.escape(self.remark)}</p>" if self.remark else ""
-        return f"{head}<tbody>{rows}</tbody></table>{remark}"
+        return super()._repr_html_() + remark
 
 
-def show(value) -> str:
-    """A number for people."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-@dataclass(frozen=True)
-class Output:
+@dataclass(frozen=True, repr=False)
+class Output(Shown):
     """Result of ``Engine.generate``, in the order of the prompts."""
 
     # prompt + new tokens (encoder-decoder: the decoder's tokens, start included)
@@ -104,8 +97,12 @@ class Output:
     # turns single tokens into text, where there is one
     tokenizer: object = field(default=None, repr=False, compare=False)
 
+    @property
+    def info(self) -> dict[str, Any]:
+        return {"sequences": len(self.sequences), **self.stats.info}
+
     def _repr_html_(self) -> str:
-        shown = (self.texts or [s.tolist() for s in self.sequences])[:8]
+        shown: list = [*self.texts[:8]] or [tokens.tolist() for tokens in self.sequences[:8]]
         rows = "".join(
             f"<tr><td>{i}</td><td "
             f"style='text-align:left'><pre>{html.escape(str(text)[:400])}</pre></td></tr>"

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 
@@ -33,6 +34,7 @@ from .methods import Method, source_slots
 from .output import Output, make_output
 from .prepare import Plan
 from .progress import Watcher
+from .shown import Shown
 
 
 class _User:
@@ -137,7 +139,7 @@ def _ending(*ends: Callable[[], None]) -> Iterator[None]:
             raise failures[0]
 
 
-class Run:
+class Run(Shown):
     """A run under way: ``with engine.start(...) as run: for round in run: ...; run.output()``.
 
     Iterating gives one frozen ``Round`` after the other; leaving ``with`` ends every read and frees
@@ -149,11 +151,24 @@ class Run:
         self.engine = engine
         self.plan = plan
         self.trace = Trace(enabled=engine.options.trace)
-        self.watcher: Watcher | None = None
-        self.batch: Batch | None = None
+        # both from ``with`` on
+        self.watcher = cast(Watcher, None)
+        self.batch = cast(Batch, None)
         self.seconds = 0.0
         self._rounds: Iterator[Round] = iter(())
         self._stack = ExitStack()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        rounds = self.batch.rounds if self.batch else []
+        return {
+            "method": self.plan.options.method,
+            "prompts": len(self.plan.rows),
+            "batch_size": self.plan.batch_size,
+            "rounds": len(rounds),
+            "new_tokens": sum(each.new_tokens for each in rounds),
+            "seconds": self.seconds,
+        }
 
     def __enter__(self) -> Run:
         plan, engine = self.plan, self.engine

@@ -22,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import specmoe
 from specmoe.engine.exactness import Divergence, ExactReport
 from specmoe.engine.output import Output, Stats
+from specmoe.engine.shown import Shown
 from specmoe.errors import CheckpointError, OptionError, SpecMoEError, door
 from specmoe.lab import figures, report
 from specmoe.lab.figures.tokens import words_of
@@ -54,7 +55,12 @@ def shown(name: str) -> dict[str, str]:
     sequences = [torch.tensor([1, 2])]
     output = Output(sequences, [name], [name], [1], stats(name), Trace(enabled=False))
     wrong = ExactReport(1, 2, (name,), (Divergence(name, 0, 1, 2, 3, (0.5, 0.25)),))
+    trace, facts = Trace(), Shown()
+    trace.add(name)
+    facts.__class__ = type("Facts", (Shown,), {"info": {name: name}})
     return {
+        "Trace": trace._repr_html_(),
+        "Shown": facts._repr_html_(),
         "Stats": stats(name)._repr_html_(),
         "Output": output._repr_html_(),
         "ExactReport": wrong._repr_html_(),

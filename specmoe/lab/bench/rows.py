@@ -53,9 +53,19 @@ class BenchResult:
         return plain({"machine": self.machine, "model": self.model, "rows": self.rows})
 
     def to_frame(self) -> pd.DataFrame:
+        """No column of objects: what is None is missing, in a number, a category or a flag."""
         import pandas as pd
 
-        return pd.DataFrame(self.rows)
+        frame = pd.DataFrame(self.rows)
+        objects = [name for name in frame if frame[name].dtype == object]
+        return frame.astype({name: _kind(frame[name]) for name in objects})
+
+
+def _kind(column: pd.Series) -> str:
+    there = [value for value in column if value is not None]
+    if not all(isinstance(value, int | float) for value in there):
+        return "category"
+    return "boolean" if there and all(isinstance(value, bool) for value in there) else "float64"
 
 
 @dataclass
