@@ -3,11 +3,15 @@ clock: the same everywhere."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from specmoe.lab.markdown import markdown_table
 from specmoe.lab.simulate import auto
 from specmoe.speculate.planner import Planner
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "auto.md"
 LIMIT = 1.3
 
 
@@ -24,7 +28,10 @@ def test_thirty_machines_of_all_kinds():
 
 @pytest.mark.parametrize("model, batch", [("tiny-skewed", 1), ("tiny-balanced", 16)])
 def test_auto_costs_little_more_than_the_best_method_on_every_machine(model, batch):
-    assert worst(model, batch) <= LIMIT
+    found = auto.survey([model], [None], [batch])
+    assert found["ratio"].max() <= LIMIT
+    kept = auto.shipped().query("like == @model and batch == @batch and size == 'as recorded'")
+    assert found["ratio"].tolist() == pytest.approx(kept["ratio"].tolist(), abs=1e-3)
 
 
 class Gambler(Planner):
@@ -54,3 +61,12 @@ def test_accepted_tokens_are_spread_over_rows():
     for total in range(15):
         found = auto.spread(drafts, total, 0.8)
         assert sum(found) == total and all(0 <= a <= d for a, d in zip(found, drafts))
+
+
+def test_the_survey_that_is_shipped_keeps_the_limit_and_the_page_shows_it():
+    rows = auto.shipped()
+    cells = {(row.like, row.batch) for row in rows.itertuples()}
+    assert cells == {(model, batch) for model in auto.SHIPPED for batch in auto.BATCHES}
+    assert rows.groupby(["like", "size", "batch", "planner"])["machine"].nunique().eq(30).all()
+    assert rows["ratio"].max() <= LIMIT
+    assert markdown_table(auto.table(rows)) in PAGE.read_text(encoding="utf-8")

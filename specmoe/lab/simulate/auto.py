@@ -273,15 +273,26 @@ def record_all(folder: Path = PLAYED) -> list[Path]:
 
 def write(path: Path = RESULTS) -> Path:
     """Survey what ``path`` has not, and keep every row; takes minutes."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = shipped(path).to_dict("records") if path.exists() else []
     done = {(row["like"], row["batch"]) for row in rows}
     for model, batch in product(SHIPPED, BATCHES):
         if (model, batch) not in done:
-            rows += survey([model], batches=[batch]).round(4).to_dict("records")
-            write_whole(path, json.dumps({"job": JOB, "rows": rows}, separators=(",", ":")) + "\n")
+            rows += survey([model], batches=[batch]).to_dict("records")
+            _keep(pd.DataFrame(rows), path)
     return path
+
+
+def _keep(rows: pd.DataFrame, path: Path) -> None:
+    """Machines by their place in ``machines``."""
+    places = {each.name: place for place, each in enumerate(machines())}
+    small = rows.assign(machine=rows["machine"].map(places)).round(4)
+    told = {"job": JOB, "machines": list(places), "columns": list(small.columns)}
+    told["rows"] = small.values.tolist()
+    write_whole(path, json.dumps(told, separators=(",", ":")) + "\n")
 
 
 def shipped(path: Path = RESULTS) -> pd.DataFrame:
     """What ``write`` kept."""
-    return pd.DataFrame(json.loads(need_path(path).read_text(encoding="utf-8"))["rows"])
+    told = json.loads(need_path(path).read_text(encoding="utf-8"))
+    rows = pd.DataFrame(told["rows"], columns=told["columns"])
+    return rows.assign(machine=rows["machine"].map(dict(enumerate(told["machines"]))))
