@@ -171,7 +171,8 @@ class ExpertKernel:
 
     def target(self, module: nn.Module, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
-        if self.reads_stored(len(x)):
+        # not len(x), which asks whether it is being traced
+        if self.reads_stored(x.shape[0]):
             return self.run(module, self.stored.weights(record), x)
         return self.run(module, self._in_dtype(record), x)
 
@@ -208,7 +209,7 @@ class ExpertKernel:
     ) -> torch.Tensor:
         """``x`` [n, D] through one expert's ``weights``, in the dtype of both -> [n, D]."""
         if not self.compiled:
-            if len(x) <= MOST_ROWS:
+            if x.shape[0] <= MOST_ROWS:
                 return expert_forward(module, weights, x)
             return torch.cat([expert_forward(module, weights, rows) for rows in x.split(MOST_ROWS)])
         padded = F.pad(x, (0, 0, 0, bucket(len(x)) - len(x)))

@@ -9,6 +9,7 @@ the model with it. Where ``native`` has no function for a format, nothing here i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -80,13 +81,13 @@ class StoredExpert:
             name: StoredMatrix(self.outputs[name], pieces, address)
             for name, pieces in self.matrices.items()
         }
-        return found | self._vectors(record)
+        return found | self._vectors(record) if len(found) < len(self.layout.names) else found
 
     def _vectors(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         layout = self.layout
         if not layout.is_low_bit:
-            views = layout.views(record) if len(self.matrices) < len(layout.names) else {}
-            return {name: view for name, view in views.items() if name not in self.matrices}
+            views = layout.views(record).items()
+            return {name: view for name, view in views if name not in self.matrices}
         sides = dict(zip(layout.names, layout.shapes))
         made = {piece.weight.target: torch.empty(0) for piece in self.vectors}
         made = {name: torch.empty(sides[name]) for name in made}
@@ -165,11 +166,15 @@ def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``x`` [n, in] float32 with a bf16 ``weight`` [out, in] -> [n, out]."""
-    if len(x) <= MOST_ROWS:
-        made = native("plain", weight.shape, [Part("", weight.dtype, weight.shape)], ())
-        if made is not None:
-            pieces = Pieces([made.piece((0,))])
-            return StoredMatrix(len(weight), pieces, weight.data_ptr()).product(x)
+    if x.shape[0] <= MOST_ROWS and (pieces := _pieces(weight.shape, library())) is not None:
+        return StoredMatrix(weight.shape[0], pieces, weight.data_ptr()).product(x)
     step = max(1, BLOCK_ELEMENTS // weight.shape[1])
     blocks = [F.linear(x, rows.to(x.dtype)) for rows in weight.split(step)]
     return torch.cat(blocks, 1)
+
+
+@cache
+def _pieces(shape: torch.Size, compiled: object) -> Pieces | None:
+    """Of a bf16 weight, in the library that was ``compiled``."""
+    made = native("plain", shape, [Part("", torch.bfloat16, shape)], ())
+    return made and Pieces([made.piece((0,))])
