@@ -403,6 +403,7 @@ def test_prompts_from_stdin_and_texts_to_stdout_with_nothing_between(
     texts = FakeEngine().generate(["a", "b"], max_new_tokens=3).new_texts
     assert [found[0]["text"], found[2]["text"]] == texts
     assert "a library speaks" in err and "line 2: not JSON" in err and "num_written 3" in err
+    assert "drafted in " in err and "which saved 0% of the " in err
 
 
 def printing(generate):

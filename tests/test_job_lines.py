@@ -199,7 +199,7 @@ def calls_of(tmp_path, *values, **options) -> list[tuple[list, dict]]:
 def test_lines_of_different_settings_share_a_call(tmp_path):
     values = [{"prompt": "a", "max_new_tokens": 2}, {"prompt": "b"}, {"prompt": "c", "stop": "x"}]
     calls = calls_of(tmp_path, *values[:2])
-    assert calls == [(["a", "b"], {"settings": [{"max_new_tokens": 2}, None]})]
+    assert calls == [(["b", "a"], {"settings": [None, {"max_new_tokens": 2}]})]
     assert [len(r["tokens"]) for r in records(tmp_path / "out")] == [2, 3]
     assert jobs.read_items(
         io.BytesIO(json.dumps(values[2]).encode()), "in"

@@ -9,6 +9,7 @@ import json
 import pytest
 from fake_engine import FakeEngine
 
+import specmoe
 from specmoe.cli import jobs
 from specmoe.errors import OptionError, StoreError
 
@@ -66,6 +67,36 @@ def test_a_chunk_is_four_batches_and_the_rest(tmp_path):
     run(prompt_file(tmp_path), tmp_path / "out", engine)
     assert [len(prompts) for prompts, _ in engine.calls] == [8, 3]
     assert all(options["batch_size"] == 2 for _, options in engine.calls)
+
+
+def test_the_longest_go_first_in_their_chunk_and_come_out_in_their_place(tmp_path):
+    given = [
+        {"prompt": "a"},
+        {"prompt": "bbbb"},
+        {"prompt": "cc", "max_new_tokens": 9},
+        {"prompt": "ddd"},
+    ]
+    engine = FakeEngine()
+    job = run(prompt_file(tmp_path, *given), tmp_path / "out", engine)
+    assert engine.calls[0][0] == ["cc", "bbbb", "ddd", "a"]
+    assert [record["prompt"] for record in records(tmp_path / "out")] == ["a", "bbbb", "cc", "ddd"]
+    assert job.totals["num_turns"] == job.totals["num_new_tokens"] > 0
+    sampling = {**OPTIONS, "do_sample": True, "seed": 1}
+    run(tmp_path / "in.jsonl", tmp_path / "out2", engine, sampling)
+    sampled = [prompt for prompts, _ in engine.calls[1:] for prompt in prompts]
+    assert sampled == ["a", "bbbb", "cc", "ddd"], "noise goes by a text's number"
+
+
+def test_the_longest_first_take_fewer_rounds_for_the_same_texts(tmp_path):
+    lengths = [2, 2, 2, 2, 2, 12]
+    given = [{"prompt": f"The {n}", "max_new_tokens": n} for n in lengths]
+    options = {"method": "on_demand", "batch_size": 2, "eos_token_id": []}
+    with specmoe.load("tiny-skewed", draft_experts=4) as engine:
+        job = run(prompt_file(tmp_path, *given), tmp_path / "out", engine, options)
+        settings = [{"max_new_tokens": n} for n in lengths]
+        as_given = engine.generate([each["prompt"] for each in given], settings=settings, **options)
+    assert [record["text"] for record in records(tmp_path / "out")] == as_given.new_texts
+    assert (job.totals["num_rounds"], as_given.stats.num_rounds) == (12, 16)
 
 
 def test_lists_of_token_ids_and_texts_may_be_mixed(tmp_path):
@@ -242,7 +273,7 @@ def test_an_interrupted_job_loses_no_finished_chunk_and_goes_on(tmp_path):
     assert len(records(out)) == 8
     engine = FakeEngine()
     run(prompts, out, engine, resume=True)
-    assert [prompts for prompts, _ in engine.calls] == [PROMPTS[8:]]
+    assert [prompts for prompts, _ in engine.calls] == [PROMPTS[8:][::-1]]
     run(prompts, tmp_path / "at once")
     assert out.read_bytes() == (tmp_path / "at once").read_bytes()
 

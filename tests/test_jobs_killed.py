@@ -193,7 +193,7 @@ def test_the_page_has_the_numbers_of_the_last_run():
 def test_ten_thousand_rows_take_steady_time_and_memory_and_survive_a_kill(tmp_path, monkeypatch):
     seen: list[Look] = []  # of the latest run: the one from end to end
 
-    def look(done: int) -> None:
+    def look(done: int, *_) -> None:
         if seen and done < seen[-1].lines:
             seen.clear()
         if done % 256 == 0:

@@ -7,10 +7,11 @@ import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from specmoe.cli import printing
+from specmoe.cli import decoding, printing
 from specmoe.cli.parser import COMMANDS, QUIET, build_parser, main
 
 pty = pytest.importorskip("pty", reason="no terminals of this kind here")
@@ -81,6 +82,17 @@ def test_a_terminal_sees_how_far_it_is_and_with_quiet_only_what_was_found(monkey
     assert main(["models", "--quiet"]) == 0
     assert printing.progress("records") is None and printing.training_progress() is None
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+
+
+def test_a_job_shows_its_rate_its_bytes_and_its_time_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(printing, "progress", lambda unit: lambda *told: seen.append(told))
+    seen, file = [], tmp_path / "in"
+    file.write_bytes(b"x" * 99 + b"\n" + b"y" * 300)
+    with file.open("rb") as stream:
+        stream.readline()
+        totals = {"num_new_tokens": 60, "seconds": 2.0}
+        decoding.watching(SimpleNamespace(stream=stream, totals=totals))(5)
+    assert seen == [(5, 20, "30 tokens/s, 100 of 400 bytes read")]
 
 
 def test_nobody_watches_a_pipe(monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -106,10 +107,11 @@ def _generate_file(args: Namespace, load: dict, decode: dict) -> int:
             **job.totals,
             "tokens_per_second": _rate(job.totals),
         }
+        said = f"{printing.one_line(summary)}\n{_planned(job.totals)}"
         if to_stdout:
-            print(printing.one_line(summary), file=sys.stderr)
+            print(said, file=sys.stderr)
         else:
-            printing.emit(args, summary, lambda: printing.one_line(summary))
+            printing.emit(args, summary, lambda: said)
         return 1 if job.num_errors else 0
 
 
@@ -131,7 +133,22 @@ def _run_job(args: Namespace, job, load: dict, decode: dict, name: Callable[[], 
         return loaded
 
     with contextlib.ExitStack() as stack:
-        job.run(open_engine, decode, report, printing.progress("lines"))
+        job.run(open_engine, decode, report, watching(job))
+
+
+def watching(job) -> Callable[[int], None] | None:
+    """Shows lines, tokens per second, bytes of the input, and, where it is a file, time left."""
+    show = printing.progress("lines")
+    if show is None:
+        return None
+
+    def see(done: int) -> None:
+        size = os.fstat(job.stream.fileno()).st_size if job.stream.seekable() else 0
+        read = job.stream.tell() if size else 0
+        total = max(done + 1, round(done * size / read)) if read else None
+        show(done, total, f"{_rate(job.totals):.4g} tokens/s, {read:,} of {size:,} bytes read")
+
+    return see
 
 
 def bench(args: Namespace) -> int:
@@ -210,6 +227,16 @@ def _shown(outputs: list[dict], separator: str) -> list[str]:
         else str(one["tokens"])
         for one in outputs
     ]
+
+
+def _planned(totals: dict) -> str:
+    """What the planner did and saved, for people."""
+    rounds, tokens = totals["num_rounds"], totals["num_new_tokens"]
+    saved = 1 - totals["num_turns"] / tokens if tokens else 0.0
+    return (
+        f"drafted in {rounds - totals['num_plain_rounds']} of {rounds} rounds, which saved "
+        f"{saved:.0%} of the {tokens} passes over the model that plain decoding takes"
+    )
 
 
 def _rate(totals: dict) -> float:

@@ -140,6 +140,21 @@ def _read_item(line: int, number: int, raw: bytes | None) -> Item:
         return Item(**known, error=str(failure))
 
 
+def is_sampled(item: Item, options: dict) -> bool:
+    return bool(item.settings.get("do_sample", options.get("do_sample")))
+
+
+def longest_first(items: list[Item], options: dict) -> list[Item]:
+    """So that a batch is full until its last texts end together, and prompts of a length are
+    prefilled together. Noise goes by the number of a text, so sampled ones stay as they are."""
+    if any(is_sampled(item, options) for item in items):
+        return items
+    most = options.get("max_new_tokens", GenerateOptions.max_new_tokens)
+    return sorted(
+        items, key=lambda item: (-item.settings.get("max_new_tokens", most), -item.num_bytes)
+    )
+
+
 def _digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 

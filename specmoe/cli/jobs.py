@@ -24,12 +24,22 @@ from ..engine.settings import gather
 from ..errors import OptionError
 from ..options import GenerateOptions, LoadOptions, from_kwargs
 from .job_files import OutFile, OutStream, open_input
-from .job_lines import MAX_LINE_BYTES, Item, deciding, read_items, read_lines
+from .job_lines import (
+    MAX_LINE_BYTES,
+    Item,
+    deciding,
+    is_sampled,
+    longest_first,
+    read_items,
+    read_lines,
+)
 
 BATCH_SIZE = 16  # where the user gives none
 CHUNK_BATCHES = 4  # texts per chunk, in batches: the batch stays full, and little is lost
 CHUNK_BYTES = 2 * MAX_LINE_BYTES  # of input, after which a chunk ends early
 MAX_RECORD_BYTES = 16 * MAX_LINE_BYTES  # a longer line of the output was not written here
+# Of each call's stats.
+SUMMED = "num_new_tokens seconds fetched_bytes num_rounds num_plain_rounds num_turns".split()
 WAY_OUT = "pass --overwrite or another --out"
 
 
@@ -77,9 +87,7 @@ class Job:
     seed: int | None  # of the lines that are sampled and have none of their own
     num_done: int = 0  # lines of the output that are there
     num_errors: int = 0  # of them, lines with an error
-    totals: dict = field(
-        default_factory=lambda: dict.fromkeys(("num_new_tokens", "seconds", "fetched_bytes"), 0)
-    )
+    totals: dict = field(default_factory=lambda: dict.fromkeys(SUMMED, 0))
     num_kept_bytes: int = 0  # of the output, when it was opened
 
     def __enter__(self) -> Job:
@@ -125,7 +133,7 @@ class Job:
         bad = [item for item in items if item.error is not None]
         made = {item.line: item.record(self.name, error=item.error) for item in bad}
         for group in self._groups([item for item in items if item.error is None], options):
-            made |= self._generate(engine, group, options)
+            made |= self._generate(engine, longest_first(group, options), options)
         return [made[item.line] for item in items]
 
     def _groups(self, items: list[Item], options: dict) -> list[list[Item]]:
@@ -141,7 +149,7 @@ class Job:
             key = json.dumps([item.kind, item.n, item.call, alone], sort_keys=True)
             group = latest.get(key)
             is_next = group and item.number == group[0].number + len(group) * (item.n or 1)
-            if group is None or (_is_sampled(item, options) and not is_next):
+            if group is None or (is_sampled(item, options) and not is_next):
                 group = latest[key] = []
                 groups.append(group)
             group.append(item)
@@ -151,7 +159,7 @@ class Job:
         """Line -> record. A call that is refused is halved until the prompt that it is refused for
         is alone."""
         first, call = items[0], {**options, **items[0].call}
-        if any(_is_sampled(item, options) for item in items):
+        if any(is_sampled(item, options) for item in items):
             number = 0 if first.has_own_seed else first.number
             call = {**call, "seed": first.call.get("seed", self.seed), "first_prompt": number}
         if any(item.settings for item in items):
@@ -171,7 +179,7 @@ class Job:
             self.totals[name] += getattr(output.stats, name)
         found = [self._found(item, index, output) for index, item in enumerate(items)]
         for item, one in zip(items, found):
-            if _is_sampled(item, options):
+            if is_sampled(item, options):
                 one["seed"] = call["seed"]
         return {item.line: item.record(self.name, **one) for item, one in zip(items, found)}
 
@@ -228,10 +236,6 @@ class Job:
                     f"{where} was drawn with seed {record['seed']}, not {self.seed}: {WAY_OUT}"
                 )
             self.seed = record["seed"]
-
-
-def _is_sampled(item: Item, options: dict) -> bool:
-    return bool(item.settings.get("do_sample", options.get("do_sample")))
 
 
 def _parse(raw: bytes | None) -> dict | None:

@@ -62,6 +62,11 @@ class Stats(Shown):
         return self.fetched_bytes / max(1, self.num_new_tokens)
 
     @property
+    def num_turns(self) -> float:
+        """Passes of the model that rows took part in; plain decoding takes one per token."""
+        return self.num_new_tokens / self.tokens_per_round if self.tokens_per_round else 0.0
+
+    @property
     def remark(self) -> str:
         """What ``auto`` decided, where it was not to draft; else empty."""
         is_settled = self.method == "auto" and self.num_rounds >= SETTLED
