@@ -65,6 +65,20 @@ TARGETS = {
     "speculate/sampling": "test_sampling test_round",
     "speculate/processors": "test_generation_settings",
     "checkpoint/packing": "test_cache test_identity test_checkpoint",
+    "checkpoint/blocks": "test_gguf",
+    "checkpoint/gguf_header": "test_gguf",
+    "checkpoint/gguf_file": "test_gguf",
+    "checkpoint/gguf_recipes": "test_gguf",
+    "checkpoint/formats": "test_low_bit",
+    "checkpoint/low_bit": "test_low_bit",
+    "checkpoint/opening": "test_checkpoint_store",
+    "checkpoint/sums": "test_checkpoint_store",
+    "checkpoint/space": "test_checkpoint",
+    "model/recurrent": "test_recurrent",
+    "model/native": "test_products",
+    "model/stored": "test_kernels test_low_bit",
+    "offload/base_store": "test_store",
+    "offload/shards": "test_checkpoint_store",
 }
 COMPARED = {
     ast.Lt: "<=",
@@ -377,7 +391,8 @@ def judge(
         same = asked[: asked.index(first) + 1] if first else asked
         without, unsound = trials.try_out(lambda: None, {name: limits[name] / 3 for name in same})
         if without == 0:
-            return "caught", first + (" hangs" if status is None else "")
+            by = first or "the process of its tests ends"
+            return "caught", by + (" hangs" if status is None else "")
         if not unsound or without is None:
             return "not judged", "its tests are slow, or end without a failure"
         asked.remove(unsound)

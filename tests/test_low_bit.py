@@ -193,6 +193,19 @@ def test_experts_of_real_size_are_multiplied_as_they_are_stored(
     assert tokens_of(output) == plain_tokens(name)
 
 
+@pytest.mark.usefixtures("c_compiler")
+def test_biases_beside_weights_that_are_multiplied_as_they_are_stored(tmp_path, monkeypatch):
+    """In bf16, where no format says what a bias is."""
+    folder = make_checkpoint("gpt_oss", tmp_path, torch.bfloat16, **sizes_of("gpt_oss"))
+    outputs = []
+    for least in (kernels.LEAST_STORED, 0):
+        monkeypatch.setattr(kernels, "LEAST_STORED", least)
+        with specmoe.load(folder) as engine:
+            assert engine.experts.kernel.reads_stored() == (not least)
+            outputs.append(engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[]))
+    assert tokens_of(outputs[0]) == tokens_of(outputs[1])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_record_holds_the_bytes_of_the_file_and_nothing_else(low_bit, name):
     packed = pack(low_bit(name))

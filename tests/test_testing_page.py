@@ -284,6 +284,7 @@ def test_a_run_that_was_ended_leaves_no_bug_in_the_tree(small_tree):
         ([(0, "")], ("survived", "2 tests")),
         ([(1, "a::test_b"), (0, "")], ("caught", "a::test_b")),
         ([(-11, "a::test_b"), (0, "")], ("caught", "a::test_b")),
+        ([(-6, ""), (0, "")], ("caught", "the process of its tests ends")),
         ([(None, "a::test_b"), (0, "")], ("caught", "a::test_b hangs")),
         ([(1, "a::test_b"), (1, "a::test_b"), (0, "")], ("survived", "1 tests")),
         ([(1, "a::test_b"), (1, "a::test_b"), (1, "a::test_c"), (0, "")], ("caught", "a::test_c")),
@@ -292,7 +293,7 @@ def test_a_run_that_was_ended_leaves_no_bug_in_the_tree(small_tree):
             ("not judged", "its tests are slow, or end without a failure"),
         ),
     ],
-    ids=["pass", "fail", "crash", "hang", "unsound", "unsound, then fail", "slow"],
+    ids=["pass", "fail", "crash", "end", "hang", "unsound", "unsound, then fail", "slow"],
 )
 def test_a_bug_is_caught_only_by_tests_that_pass_in_a_third_of_the_time_without_it(ends, verdict):
     asked = []
@@ -313,6 +314,7 @@ def test_a_bug_is_caught_only_by_tests_that_pass_in_a_third_of_the_time_without_
     row = {"seconds": 15, "lines": {"specmoe/engine/run.py": [2]}}
     known = {"a::test_b": row, "a::test_c": row}
     assert mutate.judge(trials, bug, in_file, known) == verdict
-    assert asked[:4] == ["planted", (True, [90, 90]), "gone", (False, [30])][: len(asked)]
+    again = [30] if ends[0][1] else [30, 30]
+    assert asked[:4] == ["planted", (True, [90, 90]), "gone", (False, again)][: len(asked)]
     assert sum(type(one) is tuple for one in asked) == len(ends)
     assert mutate.judge(trials, bug, in_file, {}) == ("survived", "no test runs it")
