@@ -235,7 +235,7 @@ BUG = mutate.Bug("specmoe/x.py", "f", 0, 2, (2, 2), 20, 21, "a", "(not a)")
 @pytest.fixture
 def small_tree(tmp_path, monkeypatch):
     monkeypatch.setattr(mutate, "ROOT", tmp_path / "root")
-    for name in ("specmoe", "tests"):
+    for name in ("specmoe", "tests", "docs"):
         (tmp_path / "root" / name).mkdir(parents=True)
     for name in ("README.md", "pyproject.toml", "specmoe/x.py", "specmoe/y.py"):
         (tmp_path / "root" / name).write_text(f"def f(a): return a  # {name}")
