@@ -43,7 +43,7 @@ class ExpertStore:
         self.device = torch.device(device)
         self.link = Link(link_bytes_per_s)
         self.num_readers = num_readers
-        self._checksum = Checksum(self.record_bytes)
+        self.checksum = Checksum(self.record_bytes)
         self._checked: list[list] = [[None] * packed.num_experts for _ in packed.layers]
         self._queue = ReadQueue()
         weakref.finalize(self, self._queue.close)
@@ -129,7 +129,7 @@ class ExpertStore:
         ``stamp`` is another one than then; None is never the same."""
         if stamp is not None and self._checked[key.layer][key.expert] == stamp:
             return
-        if self._checksum.of(memory) != self.packed.checksums[key.layer][key.expert]:
+        if self.checksum.of(memory) != self.packed.checksums[key.layer][key.expert]:
             raise StoreError(
                 f"{key} in {self.packed.data_file} is altered (checksum differs): delete the "
                 "folder and pack the checkpoint again"

@@ -77,7 +77,7 @@ class CheckpointStore(ExpertStore):
                     crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
                     lane.copy(target, source, read.after)
                 elif must_hash:
-                    crc = self._checksum.copied(source, target, crc)
+                    crc = self.checksum.copied(source, target, crc)
                 else:
                     target.copy_(source)
         if must_hash:
