@@ -85,6 +85,21 @@ def test_records_are_those_of_the_packed_copy(architecture, tiny, tmp_path):
     assert_same_records(tiny(architecture, torch.bfloat16), tmp_path / "packed")
 
 
+@pytest.mark.parametrize("piece", [1000, 4096])
+def test_a_reader_needs_memory_for_a_piece_only(piece, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "PIECE", piece)
+    folder = tiny("mixtral", torch.bfloat16)
+    assert_same_records(folder, tmp_path / "packed")
+    store = open_store("checkpoint", in_place(folder))
+    bounce, _ = store._make_reader()
+    assert store.record_bytes > piece and len(bounce) == piece + 2 * 4096
+    assert (
+        max(sum(e.num_bytes for e in run) for run in shards._pieces(store.packed.runs(0, 0)))
+        <= piece
+    )
+    store.close()
+
+
 def low_bit(tiny, tmp_path):
     """An MXFP4 checkpoint."""
     source = tiny("gpt_oss", torch.bfloat16, hidden_size=64, intermediate_size=64)

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 import zlib
+from collections.abc import Iterator
 
 from ..checkpoint import TICK_NS, InPlaceExperts, KeptSums
 from ..checkpoint.in_place import Extent
@@ -25,6 +26,8 @@ from .direct import open_around_page_cache
 from .transfers import ExpertKey, Read, aligned_bytes, memory_of
 
 BLOCKS = (512, 4096)  # what a disk may ask to read at once
+# Bytes that are read at once: each reader has memory of its own for as many.
+PIECE = 2**22
 
 
 class CheckpointStore(ExpertStore):
@@ -57,7 +60,7 @@ class CheckpointStore(ExpertStore):
         return {**super().info(), "read_amplification": amplification}
 
     def _make_reader(self):
-        num_bytes = self.record_bytes + 2 * BLOCKS[-1]
+        num_bytes = min(self.record_bytes, PIECE) + 2 * BLOCKS[-1]
         lane = CudaLane(self.device, num_bytes) if self.device.type == "cuda" else None
         return (aligned_bytes(num_bytes) if lane is None else lane.bounce), lane
 
@@ -67,7 +70,7 @@ class CheckpointStore(ExpertStore):
         stamp = self._stamp(key, runs)
         must_hash = stamp is None or self._stamps.get(key) != stamp
         crc = 0
-        for run in runs:
+        for run in _pieces(runs):
             before = self._read(run, bounce)
             for extent in run:
                 at = extent.start - before
@@ -142,6 +145,23 @@ class CheckpointStore(ExpertStore):
 
     def _release(self) -> None:
         self._close_files()
+
+
+def _pieces(runs: list[list[Extent]]) -> Iterator[list[Extent]]:
+    """The same bytes in the same order, in runs of at most ``PIECE``."""
+    for run in runs:
+        piece: list[Extent] = []
+        room = PIECE
+        for extent in run:
+            for at in range(0, extent.num_bytes, PIECE):
+                size = min(PIECE, extent.num_bytes - at)
+                if size > room:
+                    yield piece
+                    piece, room = [], PIECE
+                piece.append(Extent(extent.file, extent.start + at, extent.begin + at, size))
+                room -= size
+        if piece:
+            yield piece
 
 
 def _close(files: list[int], kept: KeptSums) -> None:
