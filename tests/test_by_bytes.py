@@ -10,9 +10,11 @@ import torch
 from conftest import PROMPTS
 
 from specmoe.lab import by_bytes_counts, second_branch
-from specmoe.lab.by_bytes import RULES, ByBytes, Costs
+from specmoe.lab.by_bytes import RULES, ByBytes, Costs, Told
 from specmoe.lab.markdown import markdown_table
 from specmoe.speculate.block import Drafting
+from specmoe.speculate.planner import FixedGamma
+from specmoe.trace import Round
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bytes.md"
 
@@ -61,6 +63,41 @@ def test_a_dear_token_is_paid_by_those_behind_it():
     sure = [[0.9], [1.0], [1.0], [1.0]]
     assert draft(planner_of({0}, "price"), asked, sure) == [4]
     assert draft(planner_of({0}, "price"), asked[:2], [[0.9], [0.01]]) == [0]
+
+
+def test_only_a_wrong_token_wastes_what_it_reads():
+    # surely right, and dearer than a token is now: the price leaves it out, waste does not
+    asked, sure = [[0], [5]], [[1.0], [0.0]]
+    for rule, verified in (("price", 0), ("waste", 1)):
+        planner = planner_of({0}, rule)
+        planner.token_s, planner.usual = 0.5, 0.1
+        assert draft(planner, asked, sure) == [verified]
+
+
+def test_a_planner_is_told_the_seconds_of_the_described_machine():
+    planner = FixedGamma(3)
+    seen = []
+    planner.observe = seen.append
+    counts = SimpleNamespace(num_fetches=7)  # a prefill's
+    told = Told(planner, SimpleNamespace(pool=SimpleNamespace(counts=counts)), Costs(2, 3, 5, 0.5))
+    assert told.next_gamma() == 3
+    counts.num_fetches += 4
+    told.observe(Round(2, 9.0, 9.0, [2, 1], [1, 1], steps=[(2, 4.0), (1, 4.0)], new_tokens=4))
+    (done,) = seen
+    assert (done.draft_s, done.steps) == (6, [(2, 3), (1, 3)])
+    assert done.verify_s == 5 + 5 * 0.5 + 4 * 2
+
+
+@pytest.mark.parametrize("name", ["auto", "by_bytes, waste", "gamma 4"])
+def test_every_planner_is_counted(name, open_engine):
+    engine = open_engine("mixtral", draft_experts=2)
+    link = None if name.startswith("gamma") else 2e9
+    rows = by_bytes_counts.count(engine, PROMPTS[:2], 2, name, link)
+    assert [row["link"] for row in rows] == ([2.0] if link else [0.25, 12.0, 2.0])
+    assert all(row["reads_per_token"] > 0 and row["tokens_per_round"] >= 1 for row in rows)
+    if link is None:
+        seconds = {row["link"]: row["seconds_per_token"] for row in rows}
+        assert seconds[0.25] > seconds[2.0] > seconds[12.0]
 
 
 def num_drafted(output) -> int:
