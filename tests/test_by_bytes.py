@@ -132,8 +132,9 @@ def test_a_sampled_draft_is_left_as_it_is(open_engine):
 
 
 def test_a_second_branch_is_counted(open_engine):
-    row = second_branch.count(open_engine("mixtral", draft_experts=2), PROMPTS[:3], 2)
+    row = second_branch.count(open_engine("mixtral", draft_experts=2), PROMPTS, 2)
     assert 0 <= row["gain"] <= row["rejected"] * row["second_right"] <= 1
+    assert row["second_right"] > 0
     assert row["price"] > 0
 
 
