@@ -146,7 +146,7 @@ def check_start(found):
     assert found["rounds"][1] < found["rounds"][0] and found["fetches"][1] < found["fetches"][0]
     assert found["tokens_per_round"] > 1.5 and found["bytes_saved"] > 0.2
     for one_row, more_rows in found["fewer_than_cached"]:
-        assert abs(one_row) < 10 < more_rows, "level with one row, well ahead with more"
+        assert one_row < 0 and more_rows > 10, "the pool with one row, speculation with more"
 
 
 def check_scratch(found):
@@ -360,7 +360,7 @@ def test_a_key_number_that_breaks_a_claim_is_noticed():
 BROKEN = [
     ("01_specmoe_from_scratch", "saved_against_the_rival", [0.1, 0.05]),
     ("03_experts_in_slow_memory", "misses_temporal", [9999, 1]),
-    ("00_start_here", "fewer_than_cached", [[1.1, 31.1], [-30.6, 23.1]]),
+    ("00_start_here", "fewer_than_cached", [[-10.3, 25.0], [1.1, 31.1]]),
     ("02_why_offloading_hurts", "mixtral_gb_per_token", 180.0),
     ("03_experts_in_slow_memory", "belady", [9999, 1, 1, 1, 1, 1, 1]),
     ("03_experts_in_slow_memory", "per_step_first_and_later", [0.8, 1.2]),
