@@ -145,9 +145,9 @@ def _check_types(options: Any) -> None:
         if name in _REAL and type(value) not in (int, float):
             raise OptionError(f"{name}={value!r} must be a number")
         if name in ("temperature", "top_p"):  # transformers' warpers take floats only
-            object.__setattr__(options, name, float(getattr(options, name)))
+            object.__setattr__(options, name, float(value))
         if name in _WHOLE | _REAL:
-            _check_range(name, getattr(options, name), *(_WHOLE | _REAL)[name])
+            _check_range(name, value, *(_WHOLE | _REAL)[name])
         if name in _FLAGS and type(value) is not bool:
             raise OptionError(f"{name}={value!r} must be True or False")
         if name in _TEXTS and (not isinstance(value, str) or not value):
