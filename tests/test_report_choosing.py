@@ -72,6 +72,7 @@ def test_both_are_found_with_a_title_and_say_what_each_parameter_is():
         assert all(about["help"] for about in report.report_parameters(name).values())
 
 
+@pytest.mark.long
 def test_the_report_of_hot_experts_runs_on_prompts_of_ones_own(tmp_path):
     wanted = {"prompts": ["sums: 17 + 36", "calendar: 2018-02-22"], "new_tokens": 6, "num_hot": 2}
     page = report.run_report("hot_experts", wanted, tmp_path / "out", progress=False)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from specmoe.cli import decoding, printing
+from specmoe.cli import decoding, parser, printing
 from specmoe.cli.parser import COMMANDS, QUIET, build_parser, main
 
 pty = pytest.importorskip("pty", reason="no terminals of this kind here")
@@ -77,11 +77,17 @@ def test_a_terminal_sees_how_far_it_is_and_with_quiet_only_what_was_found(monkey
     show = printing.progress("records")
     show(3, 3)
     assert "0 records [" in seen.getvalue()
-    for name in QUIET:  # put back afterwards
-        monkeypatch.setenv(name, "")
-    assert main(["models", "--quiet"]) == 0
-    assert printing.progress("records") is None and printing.training_progress() is None
-    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    for name in QUIET:
+        monkeypatch.delenv(name, raising=False)
+    told = []
+    monkeypatch.setattr(
+        parser,
+        "plug_in",
+        lambda _: told.append([printing.progress("records"), printing.training_progress()]),
+    )
+    assert main(["models", "--quiet"]) == 0 and told == [[None, None]]
+    # who calls main from Python has a bar again
+    assert printing.progress("records") is not None and not set(QUIET) & set(os.environ)
 
 
 def test_a_job_shows_its_rate_its_bytes_and_its_time_left(monkeypatch, tmp_path):

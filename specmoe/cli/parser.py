@@ -14,6 +14,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from ..errors import OptionError, SpecMoEError
@@ -56,6 +58,21 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(f"{message} (see {self.prog} --help)")
 
 
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """``settings`` while a command runs: who calls ``main`` from Python goes on as before."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -65,13 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     as_json, debug = "--json" in words, "--debug" in words
-    os.environ.update(QUIET if {"-q", "--quiet"} & set(words) else {})
     try:
-        args = parse(words)
-        plug_in(getattr(args, "plugin", []))
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        with _environment(QUIET if {"-q", "--quiet"} & set(words) else {}):
+            args = parse(words)
+            plug_in(getattr(args, "plugin", []))
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         print("specmoe: interrupted", file=sys.stderr)
         return 130

@@ -124,8 +124,21 @@ def words(content: dict) -> str:
         f"{peer}. {model['num_layers']} layers of {model['num_experts']} experts of "
         f"{show_bytes(model['expert_bytes'])}, {show_bytes(model['experts_bytes'])} in all, top-"
         f"{model['top_k']}. Runs of each cell, a process each: {number}; the median stands here. "
-        f"{_absent(content)}"
+        f"{_rounds(content)}{_absent(content)}"
     )
+
+
+def _rounds(content: dict) -> str:
+    """How many tokens a row got in a round of ``specmoe``: on it hangs what its speed is worth."""
+    gave = {
+        f"{share} %, B = {batch}": sum(r["num_new_tokens"] / r["row_rounds"] for r in rows)
+        / len(rows)
+        for share in sorted(SHARES, reverse=True)
+        for batch in sorted(BATCHES)
+        if (rows := rows_of(content, share, batch, "specmoe"))
+    }
+    said = ", ".join(f"{tokens:.1f} ({cell})" for cell, tokens in gave.items())
+    return f"Tokens of a row in a round of specmoe: {said}. " if gave else ""
 
 
 def _cells() -> list[tuple[int, int, str]]:
