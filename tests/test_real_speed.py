@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,8 @@ def test_ours_come_first_and_set_the_peers_limit():
         known_models()["olmoe-1b-7b"].size,
     )
     assert real_grid.limit_bytes(rows, peer, size) == 220
+    # half of the layers, half of the memory
+    assert real_grid.limit_bytes(rows, replace(peer, method="accelerate"), size) == 110
     assert real_grid.limit_bytes({}, peer, size) is None
     other = Run("olmoe-1b-7b", "llama", 1, "12%", part="real")
     needed = 160 + real_grid.fast_memory(size, 0.12)

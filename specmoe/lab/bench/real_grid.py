@@ -29,6 +29,7 @@ from . import results
 from .offload import SPARE, Group
 from .real_checkpoint import make_checkpoint
 from .real_gguf import write_gguf
+from .real_runs import ACCELERATE_LAYERS
 from .runs import Run, turns
 
 PART = results.REAL
@@ -240,13 +241,17 @@ def fast_memory(size: ModelSize, share: float) -> int:
 
 def limit_bytes(rows: dict[str, dict], cell: Run, size: ModelSize) -> int | None:
     """What the hungriest of ours needed at this share and batch, and a tenth more; where none ran,
-    what they needed elsewhere beside their fast memory."""
+    what they needed elsewhere beside their fast memory. Who gets some of the layers gets as much
+    of that: else all of them would lie in the page cache."""
+    part = 1.0 if cell.method != "accelerate" else min(ACCELERATE_LAYERS / size.num_layers, 1.0)
     ours = [row for row in rows.values() if row["what"] not in PEERS and row.get("resident_bytes")]
     same = [row for row in ours if (row["link"], row["batch"]) == (cell.regime, cell.batch)]
     if same:
-        return int(SPARE * max(row["resident_bytes"] for row in same))
+        return int(part * SPARE * max(row["resident_bytes"] for row in same))
     beside = [row["resident_bytes"] - row["info"]["fast_memory_bytes"] for row in ours]
-    return int(SPARE * (max(beside) + fast_memory(size, share_of(cell)))) if beside else None
+    if not beside:
+        return None
+    return int(part * SPARE * (max(beside) + fast_memory(size, share_of(cell))))
 
 
 def machine_rates(place: Place, record_bytes: int, seconds: float = 0.4) -> dict:
