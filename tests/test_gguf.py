@@ -421,7 +421,7 @@ def test_a_file_is_named_as_in_transformers(several, plain_tokens):
         (".", "c.gguf", CheckpointError, r"no file 'c.gguf' \(gguf_file\): .* a.gguf, b.gguf$"),
         (".", "b.bin", OptionError, "gguf_file='b.bin' is no GGUF file's name"),
         ("b.gguf", "b.gguf", OptionError, "belongs to a folder or hub id"),
-        ("tiny-skewed", "b.gguf", CheckpointError, "its GGUF files are none"),
+        ("tiny-skewed", "b.gguf", CheckpointError, "it has no GGUF"),
         (".", 7, OptionError, "gguf_file=7 must be a name"),
     ],
 )

@@ -78,9 +78,9 @@ def _named(folder: Path, gguf_file: str) -> Path:
         what = f"gguf_file={gguf_file!r} belongs to a folder or hub id, and {folder} is a file"
         raise OptionError(f"{what}: leave it out")
     if not (folder / gguf_file).is_file():
-        there = ", ".join(sorted(path.name for path in folder.glob(f"*{GGUF}"))[:5]) or "none"
+        there = ", ".join(sorted(path.name for path in folder.glob(f"*{GGUF}"))[:5])
         what = f"{folder} has no file {gguf_file!r} (gguf_file)"
-        raise CheckpointError(f"{what}: its GGUF files are {there}")
+        raise CheckpointError(f"{what}: " + (f"name one of {there}" if there else "it has no GGUF"))
     return folder / gguf_file
 
 
