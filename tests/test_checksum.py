@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,3 +67,19 @@ def test_large_memory_is_written_and_read_as_any_other():
     memory[-1] = 7
     assert len(memory) == LEAST_HUGE + 5 and memory[0] == 0 and memory[-1] == 7
     assert memory.data_ptr() % 4096 == 0
+
+
+def test_large_memory_may_have_large_pages():
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("no large pages here")
+    memory = aligned_bytes(LEAST_HUGE)
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    inside, found = memory.data_ptr() + LEAST_HUGE // 2, []
+    for line in lines:
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        elif line.startswith("THPeligible") and first <= inside < last:
+            found.append(line.split()[1])
+    # a processor without them has no such line
+    assert found in (["1"], [])

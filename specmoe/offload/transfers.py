@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
     for CUDA copies."""
     if pin:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    pages = mmap.mmap(-1, max(num_bytes, 1))
+    # what is shared with another process gets no large pages
+    alone = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    pages = mmap.mmap(-1, max(num_bytes, 1), **alone)
     if num_bytes >= LEAST_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
