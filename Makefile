@@ -166,5 +166,5 @@ lint: setup ## ruff: rules and format, notebooks included; mypy and pyright: wha
 	@$(BIN)/pyright
 
 clean: ## remove caches and build leftovers; .venv and reports/ stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

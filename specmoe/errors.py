@@ -84,13 +84,14 @@ def path_of(name: Any, what: str = "a file") -> Path:
 
 
 def nearest(name: object, choices: Iterable[str]) -> str:
-    """A hint for an unknown name: ``did you mean 'lru'? (one of: lfu, lru)``."""
+    """What ends the sentence on an unknown name: ``did you mean 'lru'? (one of: lfu, lru)``, or
+    ``use one of lfu, lru`` where none is near."""
     names = sorted(choices)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    known = ", ".join(names)
     if len(names) > 40:  # a translation model's languages
-        return f"{hint}({len(names)} are known, from {names[0]} to {names[-1]})"
-    return f"{hint}(one of: {', '.join(names)})"
+        known = f"the {len(names)} from {names[0]} to {names[-1]}"
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}? (one of: {known})" if close else f"use one of {known}"
 
 
 def check_choice(option: str, value: object, choices: Iterable[str]) -> None:

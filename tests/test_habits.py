@@ -215,6 +215,34 @@ def test_custom_generate_streams_samples_and_refuses(engine, reference, capsys):
         decode(engine.model, None, None, None, GenerationConfig(), streamer=streamer)
 
 
+def test_several_texts_are_asked_for_in_a_config_or_of_transformers_own_generate(
+    engine, monkeypatch
+):
+    hot = {"do_sample": True, "temperature": 2.0, "top_k": 50, "seed": 1}
+    hot |= {"max_new_tokens": NEW, "eos_token_id": []}
+    wanted = engine.generate(TEXTS, num_return_sequences=2, **hot).sequences
+    config = GenerationConfig(num_return_sequences=2, do_sample=True)
+    got = engine.generate(TEXTS, generation_config=config, **hot).sequences
+    assert len(got) == 2 * len(TEXTS) and [*map(list, got)] == [*map(list, wanted)]
+    once = engine.generate(TEXTS, generation_config=config, num_return_sequences=1, **hot)
+    assert len(once.sequences) == len(TEXTS)  # what a call says goes before its config
+    with pytest.raises(OptionError, match=r"settings\[0\]: num_return_sequences cannot be followed"):
+        engine.generate(TEXTS[:1], settings=[{"num_return_sequences": 2}])
+
+    # transformers makes the rows before it hands over
+    decode, inputs = specmoe.custom_generate(engine, seed=1, eos_token_id=[]), encoded(engine, TEXTS)
+    call = {name: value for name, value in hot.items() if name not in ("seed", "eos_token_id")}
+    call |= {"custom_generate": decode, "pad_token_id": 0, "num_return_sequences": 2}
+    theirs = engine.model.generate(**inputs, **call)
+    assert theirs[:, -NEW:].tolist() == [row[-NEW:].tolist() for row in wanted]
+
+    # a checkpoint that asks for several is refused, and runs as the sentence says
+    monkeypatch.setattr(engine.model.generation_config, "num_return_sequences", 2)
+    with pytest.raises(OptionError, match="pass num_return_sequences=1"):
+        engine.generate(TEXTS, max_new_tokens=1)
+    assert len(engine.generate(TEXTS, max_new_tokens=1, num_return_sequences=1).sequences) == 3
+
+
 # ---- docs/generation.md
 
 
@@ -306,7 +334,7 @@ def test_an_argument_that_is_not_followed_has_its_own_reason(engine, name):
         ({"return_dict_in_generate": True}, "an Output is returned"),
         ({"num_beams": 4}, "num_beams=4 cannot be followed"),
         ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 cannot be followed"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2 cannot be followed"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 without do_sample=True"),
     ],
     ids=str,
 )

@@ -28,6 +28,7 @@ def engine(open_engine):
         ({"method": "specmo"}, r"method='specmo' is unknown: did you mean 'specmoe'\? .*on_demand"),
         ({"method": "ondemand"}, "did you mean 'on_demand'"),
         ({"method": None}, "method=None is unknown"),
+        ({"eviction": "zzz"}, r"^eviction='zzz' is unknown: use one of decayed, .*, temporal$"),
         ({"eviction": "lfru"}, "eviction='lfru'.*did you mean 'l[rf]u'"),
         ({"draft_set": "hot_tmporal"}, "draft_set='hot_tmporal'.*did you mean 'hot_temporal'"),
         ({"draft_set": 3}, "draft_set=3 is unknown"),

@@ -7,6 +7,7 @@ Each of these sees what it would see there, pads and place in the batch included
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,9 @@ _OURS = (EosTokenCriteria, MaxLengthCriteria)
 
 
 def _check(config, rest: dict) -> None:
+    config = copy.copy(config)
+    # transformers has made as many rows of each prompt before it calls
+    config.num_return_sequences = 1
     refuse(config)
     if config.return_dict_in_generate:
         raise OptionError("custom_generate returns ids: leave return_dict_in_generate out")

@@ -8,9 +8,10 @@ and a trace.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from typing_extensions import Unpack  # typing's own begins with Python 3.11
 
 from .. import checkpoint
 from ..checkpoint import adapters
@@ -46,8 +47,6 @@ from .run import Run, Turns, held
 from .shown import Shown
 from .typed import GenerateArguments, LoadArguments, lists_generate, lists_load
 
-if TYPE_CHECKING:
-    from typing import Unpack  # from Python 3.11 on; nothing imports it at run time
 
 
 @lists_load

@@ -34,9 +34,11 @@ SAMPLED = {
 }
 # Fields of GenerateOptions that are settings, too.
 OF_OPTIONS = ("temperature", "top_k", "top_p", "do_sample", "eos_token_id", "max_new_tokens")
+# Of the call as a whole.
+OF_A_CALL = ("forced_bos_token_id", "num_return_sequences")
 CALLABLES = ("logits_processor", "stopping_criteria")
-HONOURED = tuple(dict.fromkeys((*PROCESSED, *SAMPLED, *OF_OPTIONS)))
-OF_A_ROW = tuple(name for name in (*HONOURED, *CALLABLES) if name != "forced_bos_token_id")
+HONOURED = tuple(dict.fromkeys((*PROCESSED, *SAMPLED, *OF_OPTIONS, *OF_A_CALL)))
+OF_A_ROW = tuple(name for name in (*HONOURED, *CALLABLES) if name not in OF_A_CALL)
 BEAMS = "beam search keeps several texts per prompt"
 # Settings that would change the text in a way that is not followed here: neutral values, and why.
 REFUSED = {
@@ -54,7 +56,7 @@ REFUSED = {
     "assistant_early_exit": ((), "drafts come from draft=, which may be 'layer_skip'"),
     "use_mtp": ((False,), "drafts come from draft=, which has no prediction heads"),
     "is_assistant": ((False,), "drafts come from draft="),
-    "num_return_sequences": ((1,), "it belongs to the call, not to the checkpoint or one prompt"),
+    "num_return_sequences": ((1,), "it is said in the call, not by the checkpoint or one prompt"),
 }
 SCORES = "scores are not kept; engine.next_logits(tokens) gives those after a text"
 STATES = "they are not kept; a forward hook sees them (docs/generation.md)"
@@ -117,8 +119,12 @@ def gather(options: Mapping) -> dict:
     check_sizes(own)
     if any(given.get("max_new_tokens") is not None for given in (options, own)):
         own.pop("max_length", None)  # as in transformers
-    given = {name: own.pop(name) for name in OF_OPTIONS if own.get(name) is not None}
+    of_options = (*OF_OPTIONS, "num_return_sequences")
+    given = {name: own.pop(name) for name in of_options if own.get(name) is not None}
     said = {k: value for k, value in options.items() if value is not None or k not in given}
+    if "num_return_sequences" in {**given, **said}:
+        # said in the call, a checkpoint's own number asks for nothing
+        own["num_return_sequences"] = 1
     return {**given, **said, "own": own}
 
 

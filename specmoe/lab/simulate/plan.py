@@ -251,7 +251,7 @@ def _folder(model: str | Path) -> Path:
     known = nearest(model, known_models())
     raise OptionError(
         f"{str(model)!r} is no folder, no hub id whose config.json is in the cache, and no name of "
-        f"the table: {known}; give a folder with a config.json"
+        f"the table: {known}, or give a folder with a config.json"
     )
 
 
