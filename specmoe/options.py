@@ -138,7 +138,8 @@ def _check_types(options: Any) -> None:
     for name, field in type(options).__dataclass_fields__.items():
         value = _as_python(getattr(options, name))
         object.__setattr__(options, name, value)
-        if value is None and field.default is None:
+        absent = value is None and field.default is None
+        if absent:
             continue
         if name in _WHOLE and type(value) is not int:
             raise OptionError(f"{name}={value!r} must be a whole number")
