@@ -226,11 +226,16 @@ def test_several_texts_are_asked_for_in_a_config_or_of_transformers_own_generate
     assert len(got) == 2 * len(TEXTS) and [*map(list, got)] == [*map(list, wanted)]
     once = engine.generate(TEXTS, generation_config=config, num_return_sequences=1, **hot)
     assert len(once.sequences) == len(TEXTS)  # what a call says goes before its config
-    with pytest.raises(OptionError, match=r"settings\[0\]: num_return_sequences cannot be followed"):
+    with pytest.raises(
+        OptionError, match=r"settings\[0\]: num_return_sequences cannot be followed"
+    ):
         engine.generate(TEXTS[:1], settings=[{"num_return_sequences": 2}])
 
     # transformers makes the rows before it hands over
-    decode, inputs = specmoe.custom_generate(engine, seed=1, eos_token_id=[]), encoded(engine, TEXTS)
+    decode, inputs = (
+        specmoe.custom_generate(engine, seed=1, eos_token_id=[]),
+        encoded(engine, TEXTS),
+    )
     call = {name: value for name, value in hot.items() if name not in ("seed", "eos_token_id")}
     call |= {"custom_generate": decode, "pad_token_id": 0, "num_return_sequences": 2}
     theirs = engine.model.generate(**inputs, **call)

@@ -48,7 +48,6 @@ from .shown import Shown
 from .typed import GenerateArguments, LoadArguments, lists_generate, lists_load
 
 
-
 @lists_load
 def load(model: str | Path, **options: Unpack[LoadArguments]) -> Engine:
     """Load ``model`` (a shipped name, a local Hugging Face folder, a GGUF file, or a hub id) with
