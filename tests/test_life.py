@@ -69,7 +69,7 @@ def num_calls(engine) -> int:
 
 
 # Each way at other moments than the next.
-MOMENTS = 6
+MOMENTS = 4
 
 
 @pytest.mark.parametrize(
