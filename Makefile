@@ -122,7 +122,7 @@ notebooks: setup ## execute all notebooks, by papermill and again under nbval (N
 
 BENCH = $(SPIN) $(BIN)/python -m specmoe.lab.bench.run
 
-bench: setup ## measure every target in windows of 20 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
+bench: setup ## measure every target in windows of 21 s, print it beside its floor (BENCH_ARGS="--only skewed-native")
 	@$(BENCH) $(BENCH_ARGS)
 
 # Weights of a real model's shape are made in REAL, or found there; llama.cpp is measured where llama_cpp is importable.

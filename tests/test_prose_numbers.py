@@ -95,7 +95,7 @@ def speed_ups(link: str) -> str:
         for model in (cells.TRANSLATE, cells.SKEWED)
         for batch in bench.BATCHES
     ]
-    known = [ratio for ratio in ratios if ratio is not None]
+    known = [ratio.value for ratio in ratios if ratio is not None]
     return f"{min(known):.0f} to {max(known):.0f} times"
 
 
@@ -249,19 +249,19 @@ SOURCES = {
         "0.14 s": lambda: f"{90 * bench.EXPERT_BYTES / 2e9:.2f} s",
         "2 GB/s": "the disk, rounded: column of one reader in the page's probes",
         "3 %": lambda: f"{100 * (1 - 0.97):.0f} %",
-        "6 s": lambda: f"{results.read_all()['translate-native']['length']['slice_s']:g} s",
+        "6 s": of_log("6 s"),
         "5 to 30 %": of_log("5 to 30 %"),
         "8 s": of_log("8 s"),
         "1949 to 2289 tokens/s": lambda: (
             of_log("1949 - 2289")().replace(" - ", " to ") + " tokens/s"
         ),
-        "2.5 s": lambda: f"{bench.QUICK.slice_s:g} s",
         "0.5 to 0.8 GB": peer_memory,
         "0.4 GB": lambda: f"{32 * 4 * bench.EXPERT_BYTES / 1e9:.1f} GB",
     },
     "specmoe/lab/bench/README.md": {
         "1.5 s": lambda: f"{bench.FULL.warm_up_s:g} s",
-        "10 s": lambda: f"{bench.FULL.slice_s:g} s",
+        "3.5 s": lambda: f"{bench.FULL.slice_s:g} s",
+        "95 %": "the level of lab/bench/control.T95",
         "10 %": lambda: f"{100 * (offload.SPARE - 1):.0f} %",
     },
 }

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from . import floors
-from .settings import BATCHES, LINKS
+from .control import Ratio, paired, spread_of
+from .settings import AGAIN, BATCHES, LINKS, PARTS
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
 SINGLE = ("on_demand", "overlapped", "cached", "specmoe")  # what auto is compared with
+SHOWN = (*SINGLE, "auto", "resident", f"specmoe{AGAIN}")
 LIMITS = {"link": "link", "memory": "memory", "compute": "arithmetic"}
 SUMMED = (
     "num_new_tokens",
@@ -32,6 +35,23 @@ SUMMED = (
 )
 
 
+Of = Callable[[dict], float]  # a number of a row
+
+
+def speed_of(row: dict) -> float:
+    return row["tokens_per_second"]
+
+
+def bytes_of(row: dict) -> float:
+    """Bytes per token."""
+    return row["fetched_bytes"] / row["num_new_tokens"]
+
+
+def share_of(name: str) -> Of:
+    """The share of a row's seconds that ``name`` has."""
+    return lambda row: row[name] / row["seconds"]
+
+
 class Measured:
     """What the result files hold, by model, link, batch and method; repeats (slices) are one cell,
     its speed their median."""
@@ -39,11 +59,13 @@ class Measured:
     def __init__(self, files: dict[str, dict]):
         self.files = files
         self.cells: dict[tuple, list[dict]] = {}
-        for part, content in files.items():
-            for row in content.get("rows", {}).values():
-                self.cells.setdefault(
-                    (part, row["model"], row["link"], row["batch"], row["what"]), []
-                ).append(row)
+        self.newest = newest_code(files)
+        for part in PARTS:
+            for row in files.get(part, {}).get("rows", {}).values():
+                key = (part, row["model"], row["link"], row["batch"], row["what"])
+                self.cells.setdefault(key, []).append(row)
+        for rows in self.cells.values():
+            rows.sort(key=lambda row: row["slice"])
 
     def rows(
         self, model: str, link: str, batch: int, what: str, part: str | None = None
@@ -66,8 +88,55 @@ class Measured:
         rows = self.rows(model, link, batch, what, part)
         return {name: sum(_of(row, name) for row in rows) for name in SUMMED} if rows else None
 
-    def ratio(self, model: str, link: str, batch: int, what: str, over: str) -> float | None:
-        return divide(self.speed(model, link, batch, what), self.speed(model, link, batch, over))
+    def ratio(
+        self,
+        model: str,
+        link: str,
+        batch: int,
+        what: str,
+        over: str,
+        part: str | None = None,
+        of: Of = speed_of,
+    ) -> Ratio | None:
+        """``what`` over ``over``, slice by slice, beside the spread of two arms of one method in the
+        same cell; of their speeds, or of another number of their rows."""
+        ours, theirs = (self.rows(model, link, batch, one, part) for one in (what, over))
+        if not ours or not theirs:
+            return None
+        found = paired([*map(of, ours)], [*map(of, theirs)])
+        return replace(
+            found, spread=self.spread(model, link, batch, part, of), old=self.is_old(ours)
+        )
+
+    def share(self, model: str, link: str, batch: int, what: str, name: str) -> Ratio | None:
+        """The share of a method's seconds that ``name`` has, beside the spread of the control's."""
+        sums = self.sums(model, link, batch, what)
+        if sums is None:
+            return None
+        spread = self.spread(model, link, batch, of=share_of(name))
+        old = self.is_old(self.rows(model, link, batch, what))
+        return Ratio(sums[name] / sums["seconds"], spread=spread, old=old)
+
+    def is_old(self, rows: list[dict]) -> bool:
+        """Whether they were measured with other code than the newest ones."""
+        return any(row.get("code") != self.newest for row in rows)
+
+    def spread(
+        self,
+        model: str,
+        link: str,
+        batch: int,
+        part: str | None = None,
+        of: Of = speed_of,
+    ) -> float | None:
+        """How far the two arms of the cell's control lie apart."""
+        part = part or f"{model.removeprefix('tiny-')}-{link}"
+        cell = (part, model, link, batch)
+        for key, again in self.cells.items():
+            if key[:4] == cell and key[4].endswith(AGAIN):
+                arm = self.rows(*cell[1:], key[4].removesuffix(AGAIN), part)
+                return spread_of([*map(of, arm)], [*map(of, again)])
+        return None
 
     def probe(self, model: str, link: str, batch: int) -> dict | None:
         """The probe before the methods of this batch; of the compute rates the median over all
@@ -78,6 +147,7 @@ class Measured:
             for key, cells in self.cells.items()
             if key[1:3] == (model, link) and key[4] == "probe"
             for row in cells
+            if rows and row.get("code") == rows[0].get("code")
         ]
         rates = ("fp32_flop_per_s", "bf16_flop_per_s", "memory_bytes_per_s")
         if not rows:
@@ -101,6 +171,12 @@ class Measured:
         return divide(1.0, floor["floor_s"] * other) if floor and other else None
 
 
+def newest_code(files: dict[str, dict]) -> str | None:
+    """The code of the row that was measured last."""
+    rows = [row for part in PARTS for row in files.get(part, {}).get("rows", {}).values()]
+    return max(reversed(rows), key=lambda row: row.get("measured", ""), default={}).get("code")
+
+
 def _of(row: dict, name: str) -> float:
     """A counter of a row; draft steps are its mean gamma in every round."""
     return row["gamma"] * row["num_rounds"] if name == "num_steps" else row[name]
@@ -114,10 +190,6 @@ def among(function: Callable, values: Iterable[float | None]) -> float | None:
     """``function`` of the values that are there, None without any."""
     known = [value for value in values if value is not None]
     return function(known) if known else None
-
-
-def share(sums: dict | None, name: str) -> float | None:
-    return divide(sums[name], sums["seconds"]) if sums else None
 
 
 def achieved(found: Measured, model: str, link: str, batch: int, what: str) -> float | None:
@@ -136,26 +208,29 @@ def cell_rows(files: dict[str, dict], model: str, link: str) -> list[dict]:
     floor, shares of time."""
     found, rows = Measured(files), []
     for batch in BATCHES:
-        for what in ("on_demand", "overlapped", "cached", "specmoe", "auto", "resident"):
+        for what in SHOWN:
             sums = found.sums(model, link, batch, what)
             floor = found.floor(model, link, batch, what)
             if sums is None or floor is None:
                 continue
             speed = found.speed(model, link, batch, what)
             slices = found.rows(model, link, batch, what)
+            over = found.ratio(model, link, batch, what, "on_demand")
             rows.append(
                 {
                     "batch": batch,
                     "method": what if what != "cached" else f"cached ({slices[0]['eviction']})",
                     "tokens_per_second": speed,
-                    "over_on_demand": found.ratio(model, link, batch, what, "on_demand"),
+                    "over_on_demand": over.value if over else None,
+                    "over": over,
                     "gamma": statistics.mean(row["gamma"] for row in slices),
                     "bytes_per_token": sums["fetched_bytes"] / sums["num_new_tokens"],
                     **floor,
                     "limit": LIMITS[floor["limit"]],
+                    "old": found.is_old(slices),
                     "measured_over_floor": divide(1 / speed, floor["floor_s"]),
-                    "wait_share": share(sums, "wait_s"),
-                    "draft_share": share(sums, "draft_s"),
+                    "wait_share": sums["wait_s"] / sums["seconds"],
+                    "draft_share": sums["draft_s"] / sums["seconds"],
                 }
             )
     return rows

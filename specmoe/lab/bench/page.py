@@ -15,9 +15,10 @@ import pandas as pd
 from ..entry import leave
 from ..markdown import write_page
 from ..words import show_bytes
-from .cells import SKEWED, TRANSLATE, Measured, cell_rows
+from .cells import SKEWED, TRANSLATE, Measured, cell_rows, newest_code
+from .control import words
 from .pictures import LINK_WORDS
-from .settings import BATCHES, LINKS, PEER_BATCHES
+from .settings import AGAIN, BATCHES, LINKS, PEER_BATCHES
 from .tables import HEADLINES, PEERS, Outcome, targets
 
 
@@ -32,22 +33,57 @@ def machine_words(files: dict[str, dict]) -> str:
     timed = [content for part, content in files.items() if "-" in part and content.get("rows")]
     if not timed:
         return "Nothing has been measured yet."
-    machine, length = timed[0]["machine"], timed[0]["length"]
+    newest = newest_code(files)
     rows = [row for content in timed for row in content["rows"].values()]
-    days = sorted({row["measured"][:10] for row in rows})
-    codes = sorted({row["commit"] for row in rows})
-    fewest, most = min(map(len, slices_of(rows).values())), max(map(len, slices_of(rows).values()))
+    new = [row for row in rows if row.get("code") == newest]
+    latest = next(c for c in timed if any(row in new for row in c["rows"].values()))
+    machine, length = latest["machine"], latest["length"]
+    slices = slices_of(new).values()
+    fewest, most = min(map(len, slices), default=0), max(map(len, slices), default=0)
     number = str(most) if fewest == most else f"{fewest} to {most}"
     memory = machine.get("memory", {}).get("total_bytes", 0) / 2**30
     return (
-        f"Measured {' and '.join(dict.fromkeys([days[0], days[-1]]))} on {machine.get('cpu')}, "
+        f"Measured {_days(new)} on {machine.get('cpu')}, "
         f"{machine.get('cores')} cores"
         f" ({machine.get('threads')} torch threads), {memory:.0f} GiB, no GPU; torch "
         f"{machine.get('torch')}, transformers"
         f" {machine.get('transformers')}, Python {machine.get('python')}; code at "
-        f"{', '.join(codes)}. Windows of"
-        f" {length['slice_s']:g} s, {number} for each method, methods in turn. {spread_words(rows)}"
+        f"{', '.join(sorted({row['commit'] for row in new}))}. Slices of"
+        f" {length['slice_s']:g} s, {number} for each method, methods in turn. "
+        f"{control_words(files) or spread_words(new)} {_old_words(rows, new)}"
     ).rstrip()
+
+
+def _days(rows: list[dict]) -> str:
+    days = sorted({row["measured"][:10] for row in rows})
+    return " and ".join(dict.fromkeys([days[0], days[-1]]))
+
+
+def _old_words(rows: list[dict], new: list[dict]) -> str:
+    old = [row for row in rows if row not in new]
+    if not old:
+        return ""
+    return (
+        f"{len(old)} of {len(rows)} rows are older ({_days(old)}, code at "
+        f"{', '.join(sorted({row['commit'] for row in old}))}), and are said to be old."
+    )
+
+
+def control_words(files: dict[str, dict]) -> str:
+    """How far the two arms of the control lie apart, over the cells that have one."""
+    found = Measured(files)
+    spreads = [
+        found.spread(*key[1:4], part=key[0]) for key in found.cells if key[4].endswith(AGAIN)
+    ]
+    known = [spread - 1 for spread in spreads if spread is not None]
+    if not known:
+        return ""
+    return (
+        "In brackets: the 95 % interval over slices that followed each other. One method ran twice in "
+        f"each cell (A/A): the interval of its two arms reaches {statistics.median(known):.1%} from 1 in "
+        f"the median and {max(known):.1%} at most, and where measured and target lie closer than "
+        "that in their cell, nothing is claimed."
+    )
 
 
 def slices_of(rows: list[dict]) -> dict[tuple, list[float]]:
@@ -107,7 +143,7 @@ def cell_frame(files: dict[str, dict], model: str, link: str) -> pd.DataFrame:
             "B": row["batch"],
             "method": row["method"],
             "tokens/s": f"{row['tokens_per_second']:.1f}",
-            "over on-demand": f"{over:.2f}×" if (over := row["over_on_demand"]) else "",
+            "over on-demand": words(row["over"]) if row["over"] else "",
             "gamma": f"{row['gamma']:.1f}",
             "MiB per token": f"{row['bytes_per_token'] / 2**20:.3f}",
             "floor, ms per token": f"{row['floor_s'] * 1e3:.3f}",
@@ -115,6 +151,7 @@ def cell_frame(files: dict[str, dict], model: str, link: str) -> pd.DataFrame:
             "measured / floor": f"{row['measured_over_floor']:.2f}",
             "waiting": f"{row['wait_share']:.1%}",
             "drafting": f"{row['draft_share']:.1%}",
+            "measured": "old" if row["old"] else "",
         }
         for row in cell_rows(files, model, link)
     ]
@@ -151,21 +188,23 @@ def peer_frame(files: dict[str, dict]) -> pd.DataFrame:
     found, rows = Measured(files), []
     for part, link, ours, peer in PEERS:
         for batch in PEER_BATCHES:
-            speeds = [found.speed(SKEWED, link, batch, what, part) for what in (ours, peer)]
-            if all(speeds):
+            ratio = found.ratio(SKEWED, link, batch, ours, peer, part)
+            if ratio is not None:
                 row = found.rows(SKEWED, link, batch, peer, part)[0]
                 limit = f", {show_bytes(row['limit_bytes'])}" if row.get("limit_bytes") else ""
-                words = {
+                speeds = [found.speed(SKEWED, link, batch, what, part) for what in (ours, peer)]
+                said = {
                     SKEWED: f"{ours} / {peer}",
                     "B": batch,
                     "ours, tokens/s": f"{speeds[0]:.1f}",
                     "peer, tokens/s": f"{speeds[1]:.1f}",
-                    "ratio": f"{speeds[0] / speeds[1]:.2f}×",
+                    "ratio": words(ratio),
                     "peer's memory held by": f"{row['held_by']}{limit}"
                     if row.get("held_by")
                     else "",
+                    "measured": "old" if ratio.old else "",
                 }
-                rows.append(words)
+                rows.append(said)
     return pd.DataFrame(rows)
 
 

@@ -1,11 +1,13 @@
-"""How each run is measured: one function for each kind of part.
+"""How runs are measured: those of one cell in turn, slice by slice; others alone, a function for each
+kind of part.
 
-Comes in: a ``Run`` of a part and what all of them share. Goes out: a row (a plain dict). ``run`` calls
-``measure_cell`` for one after the other."""
+Comes in: the runs of a cell and what all of them share. Goes out: their rows (plain dicts). ``run``
+calls ``measure_group`` for one cell after the other."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,8 @@ from ..machine import probes
 from ..writing import plain
 from . import floors, offload, peers, results
 from .runs import Run
-from .settings import EVICTIONS, TOKENS, Length
-from .window import Window, measure
+from .settings import AGAIN, EVICTIONS, TOKENS, Length
+from .window import Window, begun, measure
 from .workplace import Workplace
 
 PROBE_S = 0.4
@@ -30,54 +32,83 @@ class Shared:
     counted: dict[str, dict]
 
 
-def measure_cell(shared: Shared, run: Run, file: results.ResultFile) -> dict:
-    """Measure one cell by the rules of its part, and note the facts of its model."""
-    if run.part in ("resident", "offload"):
+def measure_group(shared: Shared, runs: list[Run], file: results.ResultFile) -> dict[str, dict]:
+    """Rows by key: of a run alone, by the rules of its part; of several, in turn. Notes the facts of
+    their model."""
+    first = runs[0]
+    if first.part in ("resident", "offload"):
         shared.place.close()
-        if run.part == "resident":
-            return peers.measure_resident(shared.place, run, shared.length)
-        return offload.measure_offload(shared.place, run, shared.length, file.rows)
-    row = {"evictions": evictions, "growth": growth, "drafting": drafting, "tracing": tracing}.get(
-        run.part, speed
-    )(shared, run)
-    file.head["models"][run.model] = plain(floors.facts(shared.place.opened))
-    return row
+        of = peers.measure_resident if first.part == "resident" else offload.measure_offload
+        rest = (shared.length, file.rows) if first.part == "offload" else (shared.length,)
+        return {run.key: of(shared.place, run, *rest) for run in runs}
+    alone = {"evictions": evictions, "growth": growth, "drafting": drafting}.get(first.part)
+    if alone:
+        rows = {run.key: alone(shared, run) for run in runs}
+    else:
+        rows = side_by_side(shared, runs)
+    file.head["models"][first.model] = plain(floors.facts(shared.place.opened))
+    return rows
+
+
+def side_by_side(shared: Shared, runs: list[Run]) -> dict[str, dict]:
+    """Slices in the order of ``runs``. Every method has an engine of its own, whose run stays open
+    and is warm before the first slice: what is compared meets the same machine, and no slice
+    begins cold."""
+    rows, arms = {}, {}
+    shared.place.texts(runs[0].model)  # before any engine is open
+    with ExitStack() as stack:
+        for run in runs:
+            if run.method == "probe":
+                rows[run.key] = probe(shared.place.engine(run.model, run.regime))
+            elif run.method not in arms:
+                arms[run.method] = _arm(shared, run, len(arms), stack)
+        for run in runs:
+            if run.method != "probe":
+                window, said = arms[run.method]
+                rows[run.key] = window.slice() | said
+    return rows
+
+
+def _arm(shared: Shared, run: Run, number: int, stack: ExitStack) -> tuple[Window, dict]:
+    """A warm window, and what its rows say beside the sums."""
+    load, options, more = of_method(shared, run)
+    texts, place = shared.place.texts(run.model), shared.place
+    seconds = shared.length.slice_s / (2 if run.part == "tracing" else 1)
+    window = Window(run.batch, seconds, shared.length.warm_up_s, texts, **more)
+    engine = place.engine(run.model, run.regime, number, **load)
+    if options.get("eviction") == "static":
+        engine.hotness = place.hotness(run.model)
+    options = {"max_new_tokens": TOKENS, **options}
+    stack.enter_context(begun(engine, place.prompts(run.model), window, **options))
+    return window, {"eviction": options.get("eviction")}
+
+
+def of_method(shared: Shared, run: Run) -> tuple[dict, dict, dict]:
+    """Options of load, of generate, and of the window, for one method of a part."""
+    method = run.method.removesuffix(AGAIN)
+    if run.part == "tracing":
+        return {}, {"method": "specmoe", "gamma": 5}, {"trace": method == "trace_on"}
+    if run.part == "low_bit":
+        return shared.place.low_bit(run.model, method), {"method": "specmoe"}, {}
+    if method == "cached":
+        return {}, {"method": method, "eviction": best_eviction(shared, run)}, {}
+    return {}, {"method": method}, {}
 
 
 def sums(shared: Shared, run: Run, window: Window, load: dict | None = None, **options) -> dict:
-    """What a steady-state ``window`` of ``options["method"]`` does on the engine that ``load`` asks
-    for."""
+    """What one slice of ``options["method"]`` does on the engine that ``load`` asks for."""
     engine = shared.place.engine(run.model, run.regime, **(load or {}))
-    found = measure(
-        engine, shared.place.prompts(run.model), window, max_new_tokens=TOKENS, **options
-    )
-    tokens = max(1, found["num_new_tokens"])
-    return found | {
-        "tokens_per_second": tokens / found["seconds"],
-        "bytes_per_token": found["fetched_bytes"] / tokens,
-    }
+    prompts = shared.place.prompts(run.model)
+    return measure(engine, prompts, window, max_new_tokens=TOKENS, **options)
 
 
 def window_of(shared: Shared, run: Run, seconds: float, **more) -> Window:
-    """The window of a cell: later slices begin with later prompts."""
+    """The window of a run that is measured alone."""
     warm_up_s = shared.length.warm_up_s if run.regime != "count" else 0.1
-    texts = shared.place.texts(run.model)
-    return Window(run.batch, seconds, warm_up_s, texts, start=97 * run.prompt_set, **more)
+    return Window(run.batch, seconds, warm_up_s, shared.place.texts(run.model), **more)
 
 
 # ---- on the clock ----
-
-
-def speed(shared: Shared, run: Run) -> dict:
-    """One method over one link; or a probe of link and arithmetic before them."""
-    if run.method == "probe":
-        return probe(shared.place.engine(run.model, run.regime))
-    eviction = (
-        best_eviction(shared.counted, run.model, run.batch) if run.method == "cached" else None
-    )
-    options = {"method": run.method} | ({"eviction": eviction} if eviction else {})
-    window = window_of(shared, run, shared.length.slice_s)
-    return sums(shared, run, window, **options) | {"eviction": eviction}
 
 
 def probe(engine) -> dict:
@@ -91,12 +122,6 @@ def probe(engine) -> dict:
     }
     memory = {"memory_bytes_per_s": probes.memory_read_rate(), "cache_bytes": probes.cache_bytes()}
     return link | rates | balance | memory | {"threads": torch.get_num_threads()}
-
-
-def tracing(shared: Shared, run: Run) -> dict:
-    """specmoe with its trace kept, or not."""
-    window = window_of(shared, run, shared.length.slice_s / 2, trace=run.method == "trace_on")
-    return sums(shared, run, window, method="specmoe", gamma=5)
 
 
 def drafting(shared: Shared, run: Run) -> dict:
@@ -152,14 +177,16 @@ def growth(shared: Shared, run: Run) -> dict:
     return sums(shared, run, window, load, method=run.method, prefetch=False, **options)
 
 
-def best_eviction(rows: dict[str, dict], model: str, batch: int) -> str:
+def best_eviction(shared: Shared, run: Run) -> str:
     """The eviction that fetches least at this model and batch, by counting; without counts the
     temporal one."""
     keys = {
-        eviction: Run(model, f"cached:{eviction}", batch, part="evictions").key
+        eviction: Run(run.model, f"cached:{eviction}", run.batch, part="evictions").key
         for eviction in EVICTIONS
     }
     counted = {
-        eviction: rows[key]["bytes_per_token"] for eviction, key in keys.items() if key in rows
+        eviction: shared.counted[key]["bytes_per_token"]
+        for eviction, key in keys.items()
+        if key in shared.counted
     }
     return min(counted, key=counted.get) if counted else "temporal"

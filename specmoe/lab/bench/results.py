@@ -44,27 +44,35 @@ class ResultFile:
     """Rows by key, and ``head``: what is true of all of them. ``add`` writes the file at once.
 
     ``of`` says whose rows they are: a file that says otherwise is begun anew. ``stamp`` is what
-    every new row carries; a row that carries another is dropped, unless ``keep``.
+    every new row carries. A row that carries another stays until ``drop_old`` takes it away, but ``has`` does not count it, unless ``keep``.
     """
 
     def __init__(
         self, file: Path, of: dict | None = None, stamp: dict | None = None, keep: bool = False
     ):
         self.file = Path(file)
-        self.stamp = stamp or {}
+        self.stamp = {} if keep else stamp or {}
+        self.new = stamp or {}
         found = read_object(self.file)
         found = found if _agrees(found, of or {}) else {}
-        rows = found.pop("rows", {})
-        self.rows = {key: row for key, row in rows.items() if keep or _agrees(row, self.stamp)}
+        self.rows = found.pop("rows", {})
         self.head = (found if self.rows else {}) | (of or {})
 
     def has(self, run) -> bool:
-        return run.key in self.rows
+        return run.key in self.rows and _agrees(self.rows[run.key], self.stamp)
+
+    def drop_old(self, **of) -> None:
+        """Forget the rows of another stamp that ``of`` describes."""
+        self.rows = {
+            key: row
+            for key, row in self.rows.items()
+            if not _agrees(row, of) or _agrees(row, self.new)
+        }
 
     def add(self, rows: dict[str, dict], **head) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes")
         for key, row in rows.items():
-            self.rows[key] = plain({**row, "measured": now, "commit": commit(), **self.stamp})
+            self.rows[key] = plain({**row, "measured": now, "commit": commit(), **self.new})
         self.head |= plain(head)
         write_whole(self.file, json.dumps({**self.head, "rows": self.rows}, indent=0) + "\n")
 
@@ -76,9 +84,13 @@ def _agrees(found: dict, wanted: dict) -> bool:
 def part_file(
     part: str, length: Length, folder: Path = FOLDER, keep: bool = False, code: str | None = None
 ) -> ResultFile:
-    """Of one part of the benchmarks: rows of this code of the engine, at this length."""
+    """Of one part of the benchmarks: new rows are of this code of the engine, at this length; for
+    old ones the head keeps the machine and the length that they had."""
     stamp = {"code": code or code_digest(), "slice_s": length.slice_s}
     file = ResultFile(Path(folder) / f"{part}.json", {"part": part}, stamp, keep)
+    before = {name: file.head[name] for name in ("machine", "length") if name in file.head}
+    if "before" not in file.head and not all(_agrees(row, stamp) for row in file.rows.values()):
+        file.head["before"] = before
     file.head |= {"length": plain(asdict(length)), "models": file.head.get("models", {})}
     return file
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..entry import leave
 from ..writing import check_folder
 from . import peers, results, settings, tables
-from .parts import Shared, measure_cell
+from .parts import Shared, measure_group
 from .runs import Run
 from .settings import LENGTHS, PARTS, Length
 from .workplace import Workplace
@@ -29,10 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     files = {
         part: results.part_file(part, length, options.out, options.keep) for part in options.only
     }
-    plan = [cell for part in options.only for cell in settings.cells(part, length, options.batches)]
-    missing = [cell for cell in plan if options.models is None or cell.model in options.models]
-    missing = [cell for cell in missing if not files[cell.part].has(cell)]
-    expected_s = [settings.expected_s(cell, length) for cell in missing]
+    plan = [
+        group
+        for group in settings.groups(options.only, length, options.batches)
+        if options.models is None or group[0].model in options.models
+    ]
+    missing = [group for group in plan if not all(files[run.part].has(run) for run in group)]
+    expected_s = [settings.expected_s(group, length) for group in missing]
     print(
         f"{len(missing)} of {len(plan)} cells to measure, about {sum(expected_s) / 60:.0f} minutes",
         flush=True,
@@ -50,7 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--length",
         choices=LENGTHS,
         default="full",
-        help="full: windows of 20 s; quick: fewer, shorter",
+        help="full: windows of 21 s; quick: fewer, shorter",
     )
     parser.add_argument(
         "--only",
@@ -72,6 +75,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="keep rows of other code and of other lengths"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="begin no cell that would end after so many"
+    )
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
     return parser.parse_args(arguments)
 
@@ -86,7 +92,7 @@ def length_of(options: argparse.Namespace) -> Length:
 
 
 def measure(
-    missing: list[Run], expected_s: list[float], files: dict, length: Length, options
+    missing: list[list[Run]], expected_s: list[float], files: dict, length: Length, options
 ) -> None:
     """One cell after the other; each is on disk before the next begins."""
     counted = results.read_all(options.out).get("evictions", {}).get("rows", {})
@@ -95,23 +101,42 @@ def measure(
     )
     began_s = time.monotonic()
     try:
-        for number, run in enumerate(missing):
-            row = measure_cell(shared, run, files[run.part])
-            files[run.part].add({run.key: run.row() | row}, machine=results.machine())
-            left = sum(expected_s[number + 1 :]) / 60
-            passed = (time.monotonic() - began_s) / 60
-            print(
-                f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {run.part} "
-                f"{run.key}: {brief(row)}",
-                flush=True,
-            )
+        for number, group in enumerate(missing):
+            first, passed_s = group[0], time.monotonic() - began_s
+            what = f"{first.part} {first.model}, B = {first.batch}"
+            if passed_s + expected_s[number] > 60 * options.minutes:
+                print(f"no time for {what}", flush=True)
+                continue
+            rows = measure_group(shared, group, files[first.part])
+            keep(files[first.part], group, rows)
+            left, passed = sum(expected_s[number + 1 :]) / 60, (time.monotonic() - began_s) / 60
+            print(f"[{number + 1}/{len(missing)}, {passed:.1f} min, {left:.0f} left] {what}")
+            print("\n".join(brief(group, rows)), flush=True)
     finally:
         shared.place.close()
         peers.close()
 
 
-def brief(row: dict) -> str:
-    """A row in a few words."""
+def keep(file: results.ResultFile, group: list[Run], rows: dict[str, dict]) -> None:
+    """The rows of a cell at once; what other code left of it goes."""
+    about = group[0].row()
+    of = {name: about[name] for name in ("part", "model", "link", "batch")}
+    if group[0].part in ("evictions", "growth", "drafting"):
+        of |= {name: about[name] for name in ("what", "slice")}
+    file.drop_old(**of)
+    file.add({run.key: run.row() | rows[run.key] for run in group}, machine=results.machine())
+
+
+def brief(group: list[Run], rows: dict[str, dict]) -> list[str]:
+    """A line for each method: its slices, and where the time of them went."""
+    found: dict[str, list[dict]] = {}
+    for run in group:
+        found.setdefault(run.method, []).append(rows[run.key])
+    return [f"  {method}: {_line(slices)}" for method, slices in found.items()]
+
+
+def _line(slices: list[dict]) -> str:
+    row = slices[-1]
     if "tokens_per_second" not in row:
         best, balance = max(row["random_bytes_per_s"].values()) / 1e9, row["fp32_flop_per_byte"]
         return (
@@ -124,9 +149,8 @@ def brief(row: dict) -> str:
         if row.get(name)
     ]
     gamma = f", gamma {row['gamma']:.1f}" if row.get("gamma") else ""
-    return (f"{row['tokens_per_second']:.1f} tokens/s{gamma}") + (
-        f" ({', '.join(shares)})" if shares else ""
-    )
+    speeds = " ".join(f"{slice['tokens_per_second']:.1f}" for slice in slices)
+    return f"{speeds} tokens/s{gamma}" + (f" ({', '.join(shares)})" if shares else "")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
-"""What is measured, as data: models, links, batches, methods, how long.
+"""What is measured, as data: models, links, batches, methods, how long, and what comes first.
 
-Comes in: a length ("full" or "quick") and the parts that were asked for. Goes out: a list of
-``Run``, in the order in which they are measured (``parts`` knows how), for ``run``.
+Comes in: a length ("full" or "quick") and the parts that were asked for. Goes out: groups of
+``Run``: what is measured together, in the order of its slices (``parts`` knows how), for ``run``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .runs import Run, turns
+from .runs import Run
 
 MIB = 2**20
 EXPERT_BYTES = 3 * MIB
 # bytes per second; None: the disk as it is
 LINKS: dict[str, float | None] = {"native": None, "throttled": 2.5e8}
 BATCHES = (1, 4, 16, 64, 128, 256)
+AGAIN = "_again"  # the same method once more: the A/A control
 TOKENS = 64  # new tokens of a prompt, at most
 EVICTIONS = ("static", "temporal", "lru", "lfu", "decayed")
-METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto")
+METHODS = ("on_demand", "cached", "specmoe", "auto", f"specmoe{AGAIN}")
 PEER_BATCHES = (1, 16, 64)
+LOW_BIT_BATCHES = (16, 64)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Length:
-    """How long and how much. A cell's window is ``repeats`` slices of ``slice_s`` seconds,
-    alternating between methods."""
+    """How long and how much. The window of a method is ``repeats`` slices of ``slice_s`` seconds;
+    the methods of a cell take turns."""
 
     name: str
     slice_s: float
@@ -54,8 +57,8 @@ class Length:
     evictions: tuple[str, ...] = EVICTIONS
 
 
-FULL = Length("full", 10.0, 2, 1.5, BATCHES)
-QUICK = Length("quick", 2.5, 1, 1.0, (1, 64, 256), (64,), 0.5, ("static", "decayed"))
+FULL = Length("full", 3.5, 6, 1.5, (1, 4, 16, 64, 256))
+QUICK = Length("quick", 0.7, 3, 0.7, (1, 64, 256), (64,), 0.5, ("static", "decayed"))
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 
@@ -70,10 +73,45 @@ PARTS = (
     "tracing",
     "resident",
     "offload",
+    "low_bit",
 )
 
 
-def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> list[Run]:
+# An hour goes first to what the targets ask: counts, which pick the best pool, then large batches, then
+# the other parts, small batches, and what changes least.
+FIRST = ("evictions", "growth")
+LARGE, SMALL = (64, 16, 256), (1, 4, 128)
+BETWEEN = ("low_bit", "resident", "drafting")
+TIMED = ("translate-native", "skewed-native", "translate-throttled", "skewed-throttled")
+
+
+def groups(
+    parts: Sequence[str], length: Length, batches: Sequence[int] | None = None
+) -> list[list[Run]]:
+    """What is measured together, the most valuable first: all runs of a cell whose methods take
+    turns; every other run is a group of its own."""
+    found: dict[tuple, list[Run]] = {}
+    for part in PARTS:
+        for run in cells(part, length, batches) if part in parts else ():
+            alone = part not in (*TIMED, "low_bit", "tracing")
+            found.setdefault((_place(run), run.key if alone else ""), []).append(run)
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def _place(run: Run) -> tuple:
+    """Where a run stands in the order: a part, and the batches of a timed one."""
+    if run.part in FIRST:
+        return 0, FIRST.index(run.part), 0
+    if run.part in TIMED and run.batch in LARGE:
+        return 1, TIMED.index(run.part), LARGE.index(run.batch)
+    if run.part in BETWEEN:
+        return 2, BETWEEN.index(run.part), run.batch
+    if run.part in TIMED:
+        return 3, TIMED.index(run.part), SMALL.index(run.batch)
+    return 4, PARTS.index(run.part), run.batch
+
+
+def cells(part: str, length: Length, batches: Sequence[int] | None = None) -> list[Run]:
     """The cells of ``part``; ``batches`` narrows those of the length."""
     chosen = tuple(batch for batch in length.batches if batches is None or batch in batches)
     if part == "evictions":
@@ -95,7 +133,7 @@ def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> 
             for model in MODELS.values()
             for batch in (64, 256)
         ]
-    if part in ("tracing", "resident", "offload"):
+    if part in ("tracing", "resident", "offload", "low_bit"):
         return _alternating(part, length)
     model, link = part.split("-")
     if link == "throttled":
@@ -108,59 +146,59 @@ def cells(part: str, length: Length, batches: tuple[int, ...] | None = None) -> 
 def _speed(part: str, model: str, link: str, batch: int, length: Length) -> list[Run]:
     """Probes of the machine, then the methods in turn, ``repeats`` times."""
     base = Run(model, "probe", batch, link, part=part)
-    methods = [
-        replace(base, method=method, prompt_set=turn)
-        for turn, method in turns(METHODS, length.repeats)
-        if turn == 0 or method != "overlapped"  # never the fastest: once is enough
+    methods = (*METHODS, "resident") if link == "native" else METHODS
+    return [base, *_turns(base, methods, length.repeats)]
+
+
+def _turns(first: Run, methods: Sequence[str], repeats: int) -> list[Run]:
+    """Every method in each turn, every other turn backwards: a machine that drifts favours none."""
+    orders = (methods, methods[::-1])
+    return [
+        replace(first, method=method, prompt_set=turn)
+        for turn in range(repeats)
+        for method in orders[turn % 2]
     ]
-    return [base, *methods, *([replace(base, method="resident")] if link == "native" else [])]
 
 
 def _alternating(part: str, length: Length) -> list[Run]:
-    """Two things against each other, in turn."""
-    pairs = {
-        "tracing": ("trace_on", "trace_off"),
-        "resident": ("resident", "transformers"),
-        "offload": ("specmoe", "accelerate", "accelerate_uncached"),
+    """Two or three things against each other, in turn, and one of them twice."""
+    arms = {
+        "tracing": ("trace_on", "trace_off", f"trace_off{AGAIN}"),
+        "resident": ("resident", "transformers", f"resident{AGAIN}"),
+        "offload": ("specmoe", "accelerate", "accelerate_uncached", f"specmoe{AGAIN}"),
+        "low_bit": (f"bf16{AGAIN}", "bf16", "int8", "int4"),
     }
-    repeats = {
-        "tracing": 5 if length.name == "full" else 2,
-        "resident": 3 if length.name == "full" else 1,
-        "offload": 1,
-    }[part]
-    one = part == "tracing" or part == "offload" and length.name != "full"
-    batches = (16,) if one else PEER_BATCHES
-    first = Run("tiny-skewed", "", 1, "memory" if part == "resident" else "native", part=part)
+    repeats = 1 if part == "offload" else length.repeats
+    one = part == "tracing" or length.name != "full" and part in ("offload", "low_bit")
+    batches = (16,) if one else {"low_bit": LOW_BIT_BATCHES}.get(part, PEER_BATCHES)
+    link = {"resident": "memory", "low_bit": "throttled"}.get(part, "native")
+    first = Run("tiny-skewed", "", 1, link, part=part)
     return [
-        replace(first, batch=batch, method=method, prompt_set=turn)
-        for batch in batches
-        for turn, method in turns(pairs[part], repeats)
+        run for batch in batches for run in _turns(replace(first, batch=batch), arms[part], repeats)
     ]
 
 
-def expected_s(cell: Run, length: Length) -> float:
-    """Seconds that a cell is expected to take: its slice, its warm-up, its prefill over the
-    link."""
-    if cell.method == "probe":
-        return 4.0
-    if cell.regime == "count":
-        return length.count_s + 1.0
-    if cell.part == "resident":
-        return length.slice_s / 2 + 0.5
-    if cell.part == "offload":
-        return 2 * length.slice_s + 25.0
-    model = next(model for model in MODELS.values() if model.name == cell.model)
-    rate = LINKS[cell.regime] or 1e9
-    prefill_s = model.num_moe_layers * min(model.num_experts, 30 * cell.batch) * EXPERT_BYTES / 1e9
+def expected_s(runs: list[Run], length: Length) -> float:
+    """Seconds that a group is expected to take: slices, warm-up, prefill over the link."""
+    first = runs[0]
+    if first.regime == "count":
+        return (length.count_s * (3 if first.part == "growth" else 1) + 1.0) * len(runs)
+    if first.part == "resident":
+        return (length.slice_s / 2 + 1.0) * len(runs)
+    if first.part == "offload":
+        return (2 * length.slice_s + 20.0) * len(runs)
+    slices = [run for run in runs if run.method != "probe"]
+    model = next(model for model in MODELS.values() if model.name == first.model)
+    rate = LINKS[first.regime] or 1e9
     # of on-demand, at most
-    step_s = model.num_layers * min(model.num_experts, 2 * cell.batch) * EXPERT_BYTES / rate
-    prefill_s *= length.slice_s / 6 if cell.batch == 1 else 2
-    # a planner tries several gammas first
-    plans = length.slice_s / 2 if cell.method in ("specmoe", "auto") else 0.0
+    step_s = model.num_layers * min(model.num_experts, 2 * first.batch) * EXPERT_BYTES / rate
+    prefill_s = model.num_moe_layers * min(model.num_experts, 30 * first.batch) * EXPERT_BYTES / 1e9
+    begin_s = 1.0 + 2 * prefill_s + max(length.warm_up_s, length.slice_s / 3)
+    slowest_s = max(0.0, 2 * step_s - length.slice_s)  # of on-demand's two rounds
+    turns = length.repeats * slowest_s + 2 * step_s
     return (
-        max(length.slice_s, 2 * step_s)
-        + max(length.warm_up_s, 2 * step_s)
-        + prefill_s
-        + plans
-        + 0.5
+        len(slices) * (length.slice_s + 0.2)
+        + len({run.method for run in slices}) * begin_s
+        + turns
+        + 4.0 * (len(runs) > len(slices))
     )

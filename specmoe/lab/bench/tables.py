@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .cells import SINGLE, SKEWED, TRANSLATE, Measured, achieved, among, divide, share
-from .settings import BATCHES, PEER_BATCHES
+from .cells import SINGLE, SKEWED, TRANSLATE, Measured, achieved, among, bytes_of
+from .control import Ratio, words
+from .settings import BATCHES, LOW_BIT_BATCHES, PEER_BATCHES
 
 PEERS = (
     ("resident", "memory", "resident", "transformers"),
@@ -23,16 +24,20 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One target. ``goal`` and ``measured`` are numbers; ``at_least``: whether more is better;
-    ``floor`` and ``note`` are words."""
+    """One target. ``found``: what was measured; ``at_least``: whether more is better; ``floor`` and
+    ``note`` are words."""
 
     name: str
     goal: float
     at_least: bool
-    measured: float | None
+    found: Ratio | None
     floor: str = ""
     note: str = ""
     unit: str = "×"
+
+    @property
+    def measured(self) -> float | None:
+        return self.found.value if self.found else None
 
     @property
     def met(self) -> bool | None:
@@ -40,8 +45,18 @@ class Outcome:
             return None
         return self.measured >= self.goal if self.at_least else self.measured <= self.goal
 
+    @property
+    def verdict(self) -> str:
+        """No claim where two arms of one method lie as far apart as the measured and the goal."""
+        if self.found is None:
+            return ""
+        said = "yes" if self.met else "no"
+        if self.found.within(self.goal):
+            said = "within the spread"
+        return f"{said} (old)" if self.found.old else said
+
     def words(self, value: float) -> str:
-        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.1%}"
+        return words(Ratio(value), self.unit)
 
 
 # ---- the targets ----
@@ -49,7 +64,7 @@ class Outcome:
 SHORT = {TRANSLATE: "translate", SKEWED: "skewed"}
 LINK_NAMES = {"native": "native", "throttled": "0.25 GB/s"}
 OTHERS = {"on_demand": "on-demand", "cached": "best cached"}
-Values = dict[int, float | None]  # by batch
+Values = dict[int, Ratio | None]  # by batch
 # specmoe over another method: the goal, where, over what, at which batches, what is taken of them
 SPEED_UPS = (
     (6.0, TRANSLATE, "native", "on_demand", BATCHES, max, "best batch"),
@@ -84,6 +99,7 @@ def targets(files: dict[str, dict]) -> list[Outcome]:
         *_bytes(found),
         *_shares(found),
         *_peers(found),
+        *_ours(found),
     ]
 
 
@@ -94,8 +110,9 @@ def target_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
         {
             "what": one.name,
             "target": f"{'≥' if one.at_least else '≤'} {one.words(one.goal)}",
-            "measured": "not measured" if one.measured is None else one.words(one.measured),
-            "met": {None: "", True: "yes", False: "no"}[one.met],
+            "measured": words(one.found, one.unit) if one.found else "not measured",
+            "met": one.verdict,
+            "A/A": f"± {one.found.spread - 1:.1%}" if one.found and one.found.spread else "",
             "what the floor would allow": one.floor,
             "by batch": one.note,
         }
@@ -118,65 +135,96 @@ def _of_batches(
     floor: str = "",
     unit: str = "×",
 ) -> Outcome:
-    """``take`` of the batches that were measured; the note says which, where there are several."""
-    known = [f"{batch}: {value:.2f}" for batch, value in values.items() if value is not None]
-    note = f"B = {', '.join(known)}" if len(values) > 1 and known else ""
-    return Outcome(name, goal, at_least, among(take, values.values()), floor, note, unit)
+    """``take`` of the batches that were measured last; the note says which, where there are
+    several, and what is older."""
+    new, old = (_those(values, old=old) for old in (False, True))
+    note = f"B = {', '.join(_listed(new))}" if len(values) > 1 and new else ""
+    if len(values) > 1 and old:
+        note = f"{note}; old: " * bool(note) + f"B = {', '.join(_listed(old))}"
+    return Outcome(name, goal, at_least, _taken(take, new or old), floor, note, unit)
+
+
+def _those(values: Values, old: bool) -> dict[int, Ratio]:
+    return {b: ratio for b, ratio in values.items() if ratio is not None and ratio.old == old}
+
+
+def _listed(values: dict[int, Ratio]) -> list[str]:
+    return [f"{batch}: {words(ratio).replace('×', '')}" for batch, ratio in values.items()]
+
+
+def _taken(take: Callable, values: dict[int, Ratio]) -> Ratio | None:
+    """The least or the greatest as it is; of a mean, the mean of the ends and the widest spread."""
+    if not values:
+        return None
+    if take is not statistics.mean:
+        return take(values.values(), key=lambda ratio: ratio.value)
+
+    def mean(name: str) -> float | None:
+        ends = [getattr(ratio, name) for ratio in values.values()]
+        return None if None in ends else statistics.mean(ends)
+
+    spread = among(max, [ratio.spread for ratio in values.values()])
+    old = any(ratio.old for ratio in values.values())
+    return Ratio(
+        statistics.mean(r.value for r in values.values()), mean("low"), mean("high"), spread, old
+    )
 
 
 def _speed_up(found: Measured, goal, model, link, over, batches, take, which: str) -> Outcome:
     ratios = {batch: found.ratio(model, link, batch, "specmoe", over) for batch in batches}
-    bound = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in batches])
+    known = _those(ratios, old=False) or _those(ratios, old=True)
+    bound = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in known])
     floor = f"{bound:.1f}× at specmoe's floor" if bound is not None else ""
     name = f"{SHORT[model]}, {LINK_NAMES[link]}: specmoe / {OTHERS[over]}, {which}"
     return _of_batches(name, goal, True, ratios, take, floor)
 
 
-def auto_over_best(found: Measured, model: str, link: str, batch: int) -> float | None:
+def auto_over_best(found: Measured, model: str, link: str, batch: int) -> Ratio | None:
     """auto over the fastest single method of the same cell."""
-    others = [
-        speed for what in SINGLE if (speed := found.speed(model, link, batch, what)) is not None
-    ]
-    return divide(found.speed(model, link, batch, "auto"), max(others, default=None))
+    speeds = {what: found.speed(model, link, batch, what) for what in SINGLE}
+    known = {what: speed for what, speed in speeds.items() if speed is not None}
+    best = max(known, key=known.get) if known else ""
+    return found.ratio(model, link, batch, "auto", best)
 
 
 def _auto(found: Measured) -> list[Outcome]:
     rows = []
     for model in (TRANSLATE, SKEWED):
-        for link, words in LINK_NAMES.items():
+        for link, said in LINK_NAMES.items():
             ratios = {batch: auto_over_best(found, model, link, batch) for batch in BATCHES}
-            name = f"{SHORT[model]}, {words}: auto / best single method, every B"
+            name = f"{SHORT[model]}, {said}: auto / best single method, every B"
             rows.append(_of_batches(name, 0.97, True, ratios, min))
     return rows
 
 
 def _bytes(found: Measured) -> list[Outcome]:
-    native, throttled = (_bytes_ratio(found, link) for link in LINK_NAMES)
-    further = f"native; at 0.25 GB/s, where the planner drafts further, {throttled or 0:.2f}"
+    native, throttled = (
+        found.ratio(TRANSLATE, link, 256, "specmoe", "on_demand", of=bytes_of)
+        for link in LINK_NAMES
+    )
+    further = (
+        f"native; at 0.25 GB/s, where the planner drafts further, {throttled.value:.2f}"
+        if throttled
+        else ""
+    )
     ours, theirs = (bytes_growth(found, what) for what in ("specmoe", "on_demand"))
     moved = "translate: bytes per token, specmoe / on-demand, B = 256"
     grown = "translate: growth of bytes, B = 1 to 256, gamma 10, N = 4"
-    beside = f"on-demand grows {theirs:.1f}×" if theirs else ""
+    beside = f"on-demand grows {theirs.value:.1f}×" if theirs else ""
     return [
-        Outcome(moved, 0.15, False, native, note=further if throttled else ""),
+        Outcome(moved, 0.15, False, native, note=further),
         Outcome(grown, 9.0, False, ours, note=beside),
     ]
 
 
-def _bytes_ratio(found: Measured, link: str) -> float | None:
-    both = [found.sums(TRANSLATE, link, 256, what) for what in ("specmoe", "on_demand")]
-    return divide(*map(_per_token, both)) if all(both) else None
-
-
-def _per_token(sums: dict) -> float:
-    return sums["fetched_bytes"] / sums["num_new_tokens"]
-
-
-def bytes_growth(found: Measured, what: str) -> float | None:
+def bytes_growth(found: Measured, what: str) -> Ratio | None:
     """(bytes per token x B) at B = 256 over B = 1: how the traffic of a step grows with the
     batch."""
-    one, many = (found.sums(TRANSLATE, "count", batch, what, "growth") for batch in (1, 256))
-    return 256 * _per_token(many) / _per_token(one) if one and many else None
+    ends = [found.rows(TRANSLATE, "count", batch, what, "growth") for batch in (1, 256)]
+    if not all(ends):
+        return None
+    one, many = (bytes_of(rows[0]) for rows in ends)
+    return Ratio(256 * many / one, old=any(map(found.is_old, ends)))
 
 
 OF_ALL = "share of specmoe's time, every B"
@@ -186,12 +234,11 @@ NOT_EXPERTS = "what is not expert arithmetic, B = 64 and 256"
 def _shares(found: Measured) -> list[Outcome]:
     rows = []
     for model in (TRANSLATE, SKEWED):
-        sums = {batch: found.sums(model, "native", batch, "specmoe") for batch in BATCHES}
         waits, drafts = (
-            {batch: share(each, name) for batch, each in sums.items()}
+            {batch: found.share(model, "native", batch, "specmoe", name) for batch in BATCHES}
             for name in ("wait_s", "draft_s")
         )
-        rates = {b: achieved(found, model, "throttled", b, "specmoe") for b in BATCHES}
+        rates = {b: _achieved(found, model, b) for b in BATCHES}
         other = {batch: _not_arithmetic(found, model, batch) for batch in (64, 256)}
         at_disk, at_link = f"{SHORT[model]}, native: ", f"{SHORT[model]}, 0.25 GB/s: "
         rows += [
@@ -206,27 +253,51 @@ def _shares(found: Measured) -> list[Outcome]:
     return rows
 
 
-def _not_arithmetic(found: Measured, model: str, batch: int) -> float | None:
+def _achieved(found: Measured, model: str, batch: int) -> Ratio | None:
+    value = achieved(found, model, "throttled", batch, "specmoe")
+    rows = found.rows(model, "throttled", batch, "specmoe")
+    return None if value is None else Ratio(value, old=found.is_old(rows))
+
+
+def _not_arithmetic(found: Measured, model: str, batch: int) -> Ratio | None:
     rows = found.rows(model, "native", batch, "specmoe", "drafting")
-    known = rows and rows[0]["draft_s"]
-    return 1 - rows[0]["draft_expert_s"] / rows[0]["draft_s"] if known else None
+    if not rows or not rows[0]["draft_s"]:
+        return None
+    return Ratio(1 - rows[0]["draft_expert_s"] / rows[0]["draft_s"], old=found.is_old(rows))
 
 
 def _peers(found: Measured) -> list[Outcome]:
-    def speeds(part: str, link: str, batch: int, *methods: str) -> list[float | None]:
-        return [found.speed(SKEWED, link, batch, what, part) for what in methods]
-
     rows = []
     for batch in PEER_BATCHES:
-        ratio = divide(*speeds("resident", "memory", batch, "resident", "transformers"))
+        ratio = found.ratio(SKEWED, "memory", batch, "resident", "transformers", "resident")
         name = f"skewed: resident / transformers generate, B = {batch}"
         rows.append(Outcome(name, 1.0, True, ratio))
     for batch, goal in zip(PEER_BATCHES, (20.0, 10.0, 6.0)):
-        peers = ("specmoe", "accelerate", "accelerate_uncached")
-        ours, peer, uncached = speeds("offload", "native", batch, *peers)
-        bare = divide(ours, uncached)
-        note = f"{bare:.2f}× where the peer's page cache is dropped every step" if bare else ""
+        held, bare = (
+            found.ratio(SKEWED, "native", batch, "specmoe", peer, "offload")
+            for peer in ("accelerate", "accelerate_uncached")
+        )
+        note = (
+            f"{bare.value:.2f}× where the peer's page cache is dropped every step" if bare else ""
+        )
         name = f"skewed: specmoe / transformers + accelerate on disk, B = {batch}"
-        rows.append(Outcome(name, goal, True, divide(ours, peer), note=note))
-    traced = divide(*speeds("tracing", "native", 16, "trace_on", "trace_off"))
+        rows.append(Outcome(name, goal, True, held, note=note))
+    traced = found.ratio(SKEWED, "native", 16, "trace_on", "trace_off", "tracing")
     return [*rows, Outcome("tracing on / off", 0.97, True, traced)]
+
+
+def _ours(found: Measured) -> list[Outcome]:
+    """Targets of the last day: specmoe beside everything in memory, and experts in few bits."""
+    rows = []
+    for model in (TRANSLATE, SKEWED):
+        ratios = {b: found.ratio(model, "native", b, "specmoe", "resident") for b in BATCHES[1:]}
+        name = f"{SHORT[model]}, native: specmoe / resident, B >= 4"
+        rows.append(_of_batches(name, 0.9, True, ratios, min))
+    for store, goal in (("int4", 2.5), ("int8", 1.7)):
+        ratios = {
+            b: found.ratio(SKEWED, "throttled", b, store, "bf16", "low_bit")
+            for b in LOW_BIT_BATCHES
+        }
+        name = f"skewed, 0.25 GB/s: store of {store[3:]} bits / of bf16, the same text, specmoe"
+        rows.append(_of_batches(name, goal, True, ratios, min))
+    return rows

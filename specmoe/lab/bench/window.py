@@ -14,6 +14,8 @@ import hashlib
 import random
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,7 +81,9 @@ def _inside(row: Sequence, texts: list[list[int]], place: float) -> Sequence:
 
 @dataclass
 class Window:
-    """``sums``: what the measured rounds did; ``warm_up``: rounds before them."""
+    """Slices of ``seconds`` of one run: ``begin`` fills the batch and warms it up, then each call of
+    ``slice`` decodes on where the one before stopped. Between slices other runs may be measured.
+    ``warm_up``: what the rounds before the first slice did."""
 
     batch: int
     seconds: float
@@ -88,31 +92,43 @@ class Window:
     start: int = 0  # the prompt to begin with
     trace: bool = False
     clock: Any = None  # ``parts.DraftClock``: its seconds are one counter more
-    sums: dict = field(default_factory=dict)
     warm_up: dict = field(default_factory=dict)
-    gammas: list[int] = field(default_factory=list)
+    began: Any = None  # the run
 
-    def measure(self, run) -> None:
-        """Iterate ``run``, whose batch is kept full, until the window is over."""
-        batch, settled = run.batch, False
+    def begin(self, run) -> None:
+        """Fill the batch of ``run`` and keep it full; decode until it is warm and its planner no
+        longer only tries things out."""
         self._prepare(run)
-        mark = self._reading(batch)
-        for done in run:
-            now = self._reading(batch)
-            change = {name: now[name] - mark[name] for name in now} | _sums_of(done)
-            mark = now
-            if settled:
-                assert len(done.prompts) == self.batch, "the batch was not full"
-                _add(self.sums, change)
-                self.gammas.append(done.gamma)
-            else:
-                _add(self.warm_up, change)
-                settled = self._has_settled(batch)
-            if (
-                self.sums.get("seconds", 0.0) >= self.seconds
-                and self.sums["num_rounds"] >= LEAST_ROUNDS
-            ):
-                break
+        self.began = run
+        while not self._has_settled(run.batch):
+            self._round(self.warm_up)
+
+    def slice(self, paused: bool = True) -> dict:
+        """Sums over the rounds of the next ``seconds``. The round that comes first after a pause is
+        not counted: reads may have gone on meanwhile, and caches gone cold."""
+        sums: dict = {}
+        if paused:
+            self._round({})
+        while sums.get("seconds", 0.0) < self.seconds or sums.get("num_rounds", 0) < LEAST_ROUNDS:
+            done = self._round(sums)
+            assert len(done.prompts) == self.batch, "the batch was not full"
+        gamma = sums.pop("gammas") / sums["num_rounds"]
+        tokens = max(1, sums["num_new_tokens"])
+        return sums | {
+            "gamma": gamma,
+            "batch": self.batch,
+            "warm_up_s": self.warm_up.get("seconds", 0.0),
+            "tokens_per_second": tokens / sums["seconds"],
+            "bytes_per_token": sums["fetched_bytes"] / tokens,
+        }
+
+    def _round(self, sums: dict) -> Round:
+        """One round, added to ``sums``."""
+        before = self._reading(self.began.batch)
+        done = next(self.began)
+        now = self._reading(self.began.batch)
+        _add(sums, {name: now[name] - before[name] for name in now} | _sums_of(done))
+        return done
 
     def _prepare(self, run) -> None:
         batch, rows = run.batch, list(run.batch.queue)
@@ -137,7 +153,7 @@ class Window:
         """Warm enough to measure: time and rounds have passed, and the planner no longer only tries
         things out."""
         passed = self.warm_up
-        if passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
+        if not passed or passed["seconds"] < self.warm_up_s or passed["num_rounds"] < LEAST_ROUNDS:
             return False
         return batch.planner.settled or passed["seconds"] >= MOST_WARM_UP * max(
             self.seconds, self.warm_up_s
@@ -151,6 +167,7 @@ def _sums_of(done: Round) -> dict:
         "num_new_tokens": done.new_tokens,
         "num_drafted": sum(done.drafted),
         "num_accepted": sum(done.accepted),
+        "gammas": done.gamma,
         "draft_s": done.draft_s,
         "verify_s": done.verify_s,
     }
@@ -162,19 +179,20 @@ def _add(sums: dict, change: dict) -> None:
 
 
 def measure(engine, prompts: list, window: Window, **options) -> dict:
-    """One window of ``engine.generate(prompts, **options)``: its sums, and where it spent its
+    """One slice of ``engine.generate(prompts, **options)``: its sums, and where it spent its
     time."""
+    with begun(engine, prompts, window, **options):
+        return window.slice(paused=False)
+
+
+@contextmanager
+def begun(engine, prompts: list, window: Window, **options) -> Iterator[Window]:
+    """``window`` over a run of its own, warm; the engine is held until the end."""
     if options.get("eviction") == "static" and engine.hotness is None:
         engine.calibrate(prompts[:CALIBRATED])  # else ``generate`` would do it, inside the window
-    began_s = time.perf_counter()
     with engine.start(prompts, batch_size=window.batch, **options) as run:
-        window.measure(run)
-    return window.sums | {
-        "gamma": sum(window.gammas) / max(1, len(window.gammas)),
-        "batch": window.batch,
-        "warm_up_s": window.warm_up.get("seconds", 0.0),
-        "wall_s": time.perf_counter() - began_s,
-    }
+        window.begin(run)
+        yield window
 
 
 # ---- the full rounds of a whole run ----
