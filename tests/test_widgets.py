@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 
 import specmoe
+from specmoe import registry
 from specmoe.engine import run as engine_run
 from specmoe.errors import OptionError, UnsupportedModelError
 from specmoe.lab import figures, live, replay, simulate, widgets
@@ -591,6 +592,62 @@ def test_of_a_run_too_long_for_a_page_the_layer_asked_for_is_kept(output, monkey
     made = traces.pool(output, layer=1)
     assert made["layers"] == [1]
     assert 0 < sum(len(flat) for flat in made["steps"][1]) <= 80
+
+
+@pytest.fixture
+def newest():
+    """An eviction of one's own: what this step asked for, then the highest numbers."""
+
+    def keep(layer, counts, resident, num_kept):
+        here = resident | {expert for expert, count in enumerate(counts) if count}
+        return sorted(here, key=lambda expert: (-counts[expert], -expert))[:num_kept]
+
+    registry.register("eviction", "newest", keep)
+    yield "newest"
+    registry.forget("eviction", "newest")
+
+
+def test_a_policy_of_one_s_own_is_played_in_python_and_shown_beside_the_others(output, newest):
+    """Whoever leaves when the page says so, the pool holds what the package's replay holds."""
+    frame, made = output.trace.to_frame(), traces.pool(output)
+    assert made["own"]["names"] == [newest] and made["start"]["policy"] == newest
+    assert len(made["own"]["left"]) > 1 and made["start"]["kept"] in made["own"]["left"]
+    for kept, played in made["own"]["left"].items():
+        for layer, left in played[newest].items():
+            steps, _ = replay.decoding(replay.layer_requests(frame, layer))
+            resident = set()
+            for now, gone in zip(replay.replay_pool(steps, kept, newest), left, strict=True):
+                resident = (resident | now.needed) - set(gone)
+                assert resident == now.after and len(resident) <= kept
+    widget = widgets.pool_replay(output)
+    figure = figures.pool_replay(output, policy=newest)
+    assert widget.png == widgets.base.still(figure[0].figure) and newest in widget.about
+
+
+def test_built_in_policies_are_added_by_name_and_too_many_are_refused(output, newest, monkeypatch):
+    assert traces.pool(output, policies=[])["own"] == {"names": [], "left": {}}
+    made = traces.pool(output, policies=["decayed", "lru", "decayed"])
+    assert made["own"]["names"] == ["decayed"]
+    with pytest.raises(OptionError, match="policy='newset'.*newest"):
+        widgets.pool_replay(output, policies=["newset"])
+    monkeypatch.setattr(traces, "MOST_OWN", 1)
+    with pytest.raises(OptionError, match="choose at most 1"):
+        traces.pool(output, policies=["decayed", newest])
+
+
+def test_of_a_policy_of_one_s_own_the_size_asked_for_is_kept_whatever_room(
+    output, newest, monkeypatch
+):
+    monkeypatch.setattr(traces, "MOST_LEFT", 1)
+    made = traces.pool(output)
+    assert [*made["own"]["left"]] == [made["start"]["kept"]]
+
+
+def test_a_still_picture_has_room_for_all_its_words():
+    figure, ax = plt.subplots(figsize=(2, 2), dpi=50)
+    ax.text(3, 0.5, "beyond the figure", transform=ax.transAxes)
+    png = widgets.base.still(figure)
+    assert int.from_bytes(png[16:20], "big") > 200, "the width of the PNG"
 
 
 # ---- the clock ----

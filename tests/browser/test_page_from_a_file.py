@@ -173,6 +173,32 @@ def test_the_page_s_pool_is_the_package_s(opened, policy):
         assert played == [one.misses for one in replay.replay_pool(requests, kept, policy)]
 
 
+def test_what_was_played_in_python_is_shown_as_it_was_played(opened):
+    """The page does not know this rule: it shows who left, and says where that was decided."""
+    chance = np.random.default_rng(6)
+    counts = [row for row in chance.poisson(0.3, (60, 8)).tolist() if any(row)]
+    requests = [replay.Request(0, "verify", tuple(row)) for row in counts]
+    rule = lambda counts, resident, kept: sorted({*resident, *np.flatnonzero(counts)})[:kept]  # noqa: E731
+    played = replay.replay_pool(requests, 3, rule)
+    left = [[int(e) for e in (one.before | one.needed) - one.after] for one in played]
+    steps = [[n for e, c in enumerate(row) if c for n in (e, c)] for row in counts]
+    data = {
+        "layers": [0], "experts": 8, "prefills": {"0": []}, "steps": {"0": steps},
+        "start": {"layer": 0, "kept": 3, "policy": "lowest"},
+        "own": {"names": ["lowest"], "left": {"3": {"lowest": {"0": left}}}},
+    }  # fmt: skip
+    page, problems, _ = opened(one_module("pool", data))
+    rows = page.eval_on_selector_all(
+        "tbody tr", "all => all.map(one => one.innerText.split(/\\s+/))"
+    )
+    assert rows[-1][0] == "lowest" and rows[-1][2] == str(sum(one.misses for one in played))
+    assert "lowest misses" in page.inner_text(".sm-summary") and problems == []
+    assert "played in Python" in page.inner_text(".sm-summary")
+    assert not page.is_visible("text=replay prefills, too")
+    page.select_option("select >> nth=-1", label="LRU")
+    assert "played in Python" not in page.inner_text(".sm-summary")
+
+
 def test_by_hand_the_bound_is_never_beaten_and_lru_s_choices_score_as_lru(opened):
     """A whole game, each time dropping what was asked for longest ago."""
     data = {

@@ -7,9 +7,12 @@ functions; bad input raises one ``OptionError``. What has no trace behind it is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from ...errors import OptionError
+from ...errors import OptionError, check_choice
+from ...registry import yours
 from .. import replay
 from ..figures.pool import default_kept
 from ..figures.tokens import words_of
@@ -103,19 +106,27 @@ def _by_layer(here: set[tuple[int, int]], layers: list[int]) -> dict[int, list[i
 # ---- one layer's pool ----
 
 MOST_PAIRS = 12_000  # of step and expert: about 80 KB
+MOST_LEFT = 40_000  # experts that leave, under all policies that are played here: about 130 KB
+MOST_OWN = 3
 
 
-def pool(source, layer: int | None = None, num_experts: int | None = None) -> dict:
+def pool(
+    source,
+    layer: int | None = None,
+    num_experts: int | None = None,
+    policies: Sequence[str] | None = None,
+) -> dict:
     """Every full-model step of every layer, prefills marked (``js/pool.js``). Of a run too long for
     a page: the layer asked for, and as much as there is room for.
 
     ``source``: an output or a trace frame; ``layer`` None: the first; ``num_experts`` None: as many
-    as the trace names.
+    as the trace names; ``policies``: more of ``replay.replayed()``, which are played here, since the
+    page does not know their rules (None: those that somebody registered).
     """
     frame = replay.as_frame(source)
     layers = replay.layers_of(frame)
     layer = layers[0] if layer is None else replay.check_number("layer", layer, layers)
-    steps, prefills, room = {}, {}, MOST_PAIRS
+    steps, prefills, decodes, room = {}, {}, {}, MOST_PAIRS
     for one in [layer, *(other for other in layers if other != layer)]:
         requests = replay.layer_requests(frame, one, num_experts)
         replay.decoding(requests)  # raises where there is nothing but prefills
@@ -125,15 +136,62 @@ def pool(source, layer: int | None = None, num_experts: int | None = None) -> di
             break
         steps[one], room = flat[:fits], room - sum(map(len, flat[:fits])) // 2
         prefills[one] = [t for t in range(fits) if requests[t].phase == "prefill"]
+        decodes[one] = [each for each in requests[:fits] if each.phase != "prefill"]
     experts = len(requests[0].counts)
-    start = {"layer": layer, "kept": default_kept(experts)}
+    start = {"layer": layer, "kept": default_kept(experts), "policy": "temporal"}
+    names = _more_policies(policies)
+    if names:
+        start["policy"] = names[0]
     return {
         "layers": sorted(steps),
         "steps": steps,
         "prefills": prefills,
         "experts": experts,
         "start": start,
+        "own": {"names": names, "left": _left(decodes, names, start["kept"])},
     }
+
+
+def _more_policies(policies: Sequence[str] | None) -> list[str]:
+    names = yours("eviction") if policies is None else dict.fromkeys(policies)
+    for name in names:
+        check_choice("policy", name, replay.replayed())
+    names = [name for name in names if name not in replay.REPLAYED]
+    if len(names) > MOST_OWN:
+        raise OptionError(
+            f"{len(names)} policies beside the built-in ones ({', '.join(names)}): choose at most "
+            f"{MOST_OWN} with policies=[...], or no line can be told from the next"
+        )
+    return names
+
+
+def _left(decodes: dict[int, list], names: list[str], kept: int) -> dict[int, dict]:
+    """Experts kept -> policy -> layer -> who leaves after each decoding step; of other sizes than
+    ``kept`` as many as there is room for."""
+    found, room = {}, MOST_LEFT
+    experts = max(len(part[0].counts) for part in decodes.values())
+    for size in dict.fromkeys([kept, 2 * kept, max(1, kept // 2), 4 * kept]):
+        if not names or size > experts:
+            continue
+        played = {
+            name: {
+                layer: [sorted((now.before | now.needed) - now.after) for now in held]
+                for layer, held in _played(decodes, size, name)
+            }
+            for name in names
+        }
+        room -= sum(
+            len(left) for part in played.values() for all_ in part.values() for left in all_
+        )
+        if found and room < 0:
+            break
+        found[size] = played
+    return dict(sorted(found.items()))
+
+
+def _played(decodes: dict[int, list], size: int, name: str) -> list:
+    parts = decodes.items()
+    return [(layer, replay.replay_pool(part, size, name)) for layer, part in parts if part]
 
 
 def _pairs(counts) -> list[int]:

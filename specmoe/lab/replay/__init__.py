@@ -17,5 +17,6 @@ from .pool import (
     layers_of,
     pool_table,
     replay_pool,
+    replayed,
 )
 from .rounds import any_blocks, blocks_of, fetched_in, telling_round, token_kinds

@@ -46,17 +46,14 @@ class Live(anywidget.AnyWidget):
 
 
 def still(figure) -> bytes:
-    """The figure as a small PNG at screen resolution; closes it."""
+    """The figure as a small PNG at screen resolution, as large as its words need; closes it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image as Picture
 
     # A canvas of its own: JupyterLab may have the figure's closed from another thread meanwhile.
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())
+    canvas, drawn, packed = FigureCanvasAgg(figure), io.BytesIO(), io.BytesIO()
+    canvas.print_figure(drawn, format="png", bbox_inches="tight", dpi=figure.dpi)
     plt.close(figure)
-    packed = io.BytesIO()
-    Picture.fromarray(pixels).convert("RGB").quantize(128, dither=Picture.Dither.NONE).save(
-        packed, format="png"
-    )
+    picture = Picture.open(drawn).convert("RGB").quantize(128, dither=Picture.Dither.NONE)
+    picture.save(packed, format="png")
     return packed.getvalue()

@@ -6,6 +6,8 @@ slider replays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import figures
 from ..live import data, traces
 from .base import Live
@@ -48,16 +50,27 @@ def round_stepper(output, row: int | None = None, step: int | None = None, token
     )
 
 
-def pool_replay(source, layer: int | None = None, num_experts: int | None = None) -> Live:
+def pool_replay(
+    source,
+    layer: int | None = None,
+    num_experts: int | None = None,
+    policies: Sequence[str] | None = None,
+) -> Live:
     """One layer's requests under LRU, LFU, temporal and Belady, or with the reader choosing what
-    leaves (``figures.pool_replay``). ``layer``: the one to begin with (None: the first)."""
-    made = traces.pool(source, layer, num_experts)
-    layer, experts = made["start"]["layer"], made["experts"]
+    leaves (``figures.pool_replay``). ``layer``: the one to begin with (None: the first).
+
+    ``policies``: evictions beside those, built in or registered by ``specmoe.register`` (None: all
+    that were registered; at most three). They are played now, in Python, at up to four sizes of the
+    pool; the page shows what they did and cannot play them on other requests.
+    """
+    made = traces.pool(source, layer, num_experts, policies)
+    start, experts, more = made["start"], made["experts"], made["own"]["names"]
+    about = ", ".join(["one layer's pool replayed under four policies", *more])
     return Live(
         "pool",
         made,
-        "one layer's pool replayed under four policies, and by hand",
-        lambda: figures.pool_replay(source, layer, num_experts=experts),
+        f"{about}, and by hand",
+        lambda: figures.pool_replay(source, start["layer"], start["policy"], num_experts=experts),
     )
 
 

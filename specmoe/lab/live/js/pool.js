@@ -1,22 +1,26 @@
 // One layer's requests against a pool of any size: under a policy, or with the reader choosing what
-// leaves. Data: specmoe/lab/live/traces.py:pool. The rules are those of specmoe/offload/policies.py.
+// leaves. Data: specmoe/lab/live/traces.py:pool. The rules are those of specmoe/offload/policies.py;
+// policies that this page has no rules for were played in Python (data.own).
 LIVE.pool = (root, data, { ready, say, timed }) => {
-  const POLICIES = { lru: "LRU", lfu: "LFU", temporal: "temporal", belady: "Belady (the bound)" };
+  const OWN = data.own?.names ?? [];
+  const POLICIES = { lru: "LRU", lfu: "LFU", temporal: "temporal", belady: "Belady (the bound)", ...Object.fromEntries(OWN.map((name) => [name, name])) };
   const LOOKS = { temporal: [COLORS.blue, 4, []], lfu: [COLORS.pink, 2.5, [2, 3]], lru: [COLORS.orange, 2.5, [7, 4]], belady: ["", 2.5, []] };
+  OWN.forEach((name, i) => { LOOKS[name] = [[COLORS.green, COLORS.red, COLORS.brown][i], 2.5, [[9, 3, 2, 3], [12, 3], [4, 2]][i]]; });
   const TURNS = 20; // requests of one game
   const draw = timed(show), changed = () => { game = null; draw(); };
   const mode = radios("pool", [["watch a policy", "watch"], ["play by hand", "play"]], "watch", changed);
   const layer = menu("layer", data.layers.map((one) => [one, one]), data.start.layer, () => { window_(); changed(); });
-  const policy = menu("policy drawn", Object.entries(POLICIES).map(([name, words]) => [words, name]), "temporal", draw);
-  const kept = slider("experts kept", range(1, data.experts + 1), data.start.kept, changed);
+  const policy = menu("policy drawn", Object.entries(POLICIES).map(([name, words]) => [words, name]), data.start.policy ?? "temporal", draw);
+  const sizes_ = OWN.length ? Object.keys(data.own.left).map(Number) : range(1, data.experts + 1);
+  const kept = slider("experts kept", sizes_, data.start.kept, changed);
   const prefills = check("replay prefills, too", false, () => { window_(); changed(); });
   const zoom = slider("steps shown", [1], 1, () => { starts(); draw(); });
   const first = slider("from step", [0], 0, changed);
   const ahead = check("show me the next requests", false, draw);
   const raster = canvas("experts by step: resident, hit or miss"), lines = canvas("misses so far, by policy");
-  const scores = el("div"), board = el("div"), watched = el("div", {}, legend(
+  const scores = el("div"), board = el("div"), key = el("ul", { class: "sm-legend" }), watched = el("div", {}, legend(
     ["sm-here", "resident, not needed"], ["sm-hit", "hit: needed and there"], ["sm-read", "miss: needed and read"], [COLORS.yellow, "P: a prompt's prefill"]),
-  raster.box, lines.box, scores);
+  raster.box, key, lines.box, scores);
   const steps = Object.fromEntries(data.layers.map((name) => [name, data.steps[name].map((flat, t) => ({
     prefill: data.prefills[name].includes(t),
     first: data.prefills[name].includes(t - 1), // the first step after a prefill
@@ -40,6 +44,7 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   function show() {
     const plays = mode.value === "play";
     [policy, zoom, prefills].forEach((one) => { one.box.hidden = plays; });
+    if (OWN.length) prefills.box.hidden = true; // decoding alone was played
     ahead.box.hidden = !plays;
     watched.hidden = plays;
     board.hidden = !plays;
@@ -51,7 +56,8 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
 
   function replayed(name) { // kept until another layer, size or set of requests is chosen
     const key = [name, layer.value, kept.value, prefills.value].join();
-    return (cached[key] ??= poolReplay(requests(), data.experts, kept.value, name));
+    const left = OWN.includes(name) ? data.own.left[kept.value][name][layer.value] : null;
+    return (cached[key] ??= poolReplay(requests(), data.experts, kept.value, name, left));
   }
 
   function showReplay() {
@@ -61,8 +67,8 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
     drawLines(all, from, to);
     const rows = all.map(([name, { misses, hits }]) => [POLICIES[name], sum(misses.slice(from, to)), sum(misses), sum(hits)]);
     fill(scores, table(`pool of ${kept.value}, layer ${layer.value}`, ["policy", "misses here", "misses in all", "hits in all"], rows));
-    const best = rows.find(([words]) => words === POLICIES[policy.value]), bound = rows[3];
-    say(`Layer ${layer.value}, ${count(kept.value, "expert")} kept, steps ${from} to ${to - 1}: ${POLICIES[policy.value]} misses ${best[1]} times here and ${best[2]} in all; the bound misses ${bound[2]}. Replayed, not run: the requests stay what they were.`);
+    const best = rows.find(([words]) => words === POLICIES[policy.value]), bound = rows[3], own = OWN.includes(policy.value) ? " Its rule was played in Python when this was made." : "";
+    say(`Layer ${layer.value}, ${count(kept.value, "expert")} kept, steps ${from} to ${to - 1}: ${POLICIES[policy.value]} misses ${best[1]} times here and ${best[2]} in all; the bound misses ${bound[2]}. Replayed, not run: the requests stay what they were.${own}`);
   }
 
   const X = 46; // room for the words at the left
@@ -93,13 +99,13 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   }
 
   function drawLines(all, from, to) {
-    const height = 130, { pen, width } = lines.begin(height + 22), ink = theme(root, "fg");
+    const height = 130, { pen, width } = lines.begin(height + 8), ink = theme(root, "fg");
     const totals = all.map(([name, { misses }]) => [name, misses.slice(from, to).reduce((done, one) => [...done, (done.at(-1) || 0) + one], [])]);
     const most = Math.max(1, ...totals.map(([, total]) => total.at(-1)));
     const at = (t, value) => [X + ((t + 1) * (width - X - 2)) / (to - from), 6 + (height - 6) * (1 - value / most)];
     pen.strokeStyle = theme(root, "rim");
     pen.strokeRect(X, 6, width - X - 2, height - 6);
-    for (const name of ["temporal", "lfu", "lru", "belady"]) {
+    for (const name of Object.keys(LOOKS)) {
       const [color, thick, dash] = LOOKS[name], total = totals.find(([one]) => one === name)[1];
       pen.beginPath();
       pen.moveTo(...at(-1, 0));
@@ -109,10 +115,13 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
       pen.setLineDash(dash);
       pen.stroke();
     }
+    fill(key, el("li", {}, `misses from step ${from} to ${to - 1}:`), ...Object.keys(LOOKS).map((name) => {
+      const [color, thick, dash] = LOOKS[name], look = { stroke: color || ink, "stroke-width": thick, "stroke-dasharray": dash.join(" ") };
+      return el("li", {}, el("svg", { width: 34, height: 8, "aria-hidden": "true" }, el("line", { x1: 0, x2: 34, y1: 4, y2: 4, ...look })), POLICIES[name]);
+    }));
     pen.fillStyle = ink;
     pen.fillText(String(most), 4, 16);
     pen.fillText("0", 4, height);
-    pen.fillText(`misses from step ${from} to ${to - 1}: LRU dashed orange, LFU dotted pink, temporal blue, Belady plain`, X, height + 17);
   }
 
   // ---- playing ----
@@ -179,9 +188,10 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
   ready(el("div", { class: "sm-controls" }, mode.box, layer.box, kept.box, policy.box, zoom.box, first.box, prefills.box, ahead.box), watched, board, draw);
 };
 
-/** Play `requests` against a pool that keeps `kept` experts after each step, starting empty. */
-function poolReplay(requests, experts, kept, policy) {
-  const keep = POOL_RULES[policy](requests, experts), played = { before: [], needed: [], hits: [], misses: [] };
+/** Play `requests` against a pool that keeps `kept` experts after each step, starting empty. `left`:
+    who leaves after each step, where the rule is not of this page. */
+function poolReplay(requests, experts, kept, policy, left = null) {
+  const keep = left ? null : POOL_RULES[policy](requests, experts), played = { before: [], needed: [], hits: [], misses: [] };
   let resident = new Set();
   requests.forEach(({ counts }, t) => {
     const needed = new Set(counts.map(([e]) => e)), hits = [...needed].filter((e) => resident.has(e)).length;
@@ -189,8 +199,9 @@ function poolReplay(requests, experts, kept, policy) {
     played.needed.push(needed);
     played.hits.push(hits);
     played.misses.push(needed.size - hits);
-    const ahead = keep(counts, t), candidates = [...new Set([...needed, ...resident])];
-    resident = new Set(candidates.sort((a, b) => ahead(a, b) || a - b).slice(0, kept));
+    const candidates = [...new Set([...needed, ...resident])];
+    const ahead = left ? (a, b) => left[t].includes(a) - left[t].includes(b) : keep(counts, t);
+    resident = new Set(candidates.sort((a, b) => ahead(a, b) || a - b).slice(0, left ? candidates.length - left[t].length : kept));
   });
   return played;
 }
