@@ -76,10 +76,22 @@ def test_a_panel_for_each_model_with_its_bound_and_a_line_for_each_family(counte
         "your own: nothing",
     }
     assert list(lines["resident experts (the paper)"].get_xdata()) == [2.0]
-    assert [text.get_text() for text in axes[0].texts] == ["8 bit"]
+    assert [text.get_text() for text in axes[0].texts] == ["8"]
     plt.close(axes[0].figure)
     with pytest.raises(OptionError, match="the table has no batch 5"):
         figures.map_of_drafts(table, batch=5)
+
+
+def test_no_number_of_bits_covers_the_next_on_the_shipped_map():
+    axes = figures.map_of_drafts(drafts.shipped(), batch=16)
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        boxes = [text.get_window_extent() for text in ax.texts]
+        pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+        assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in pairs), ax.get_title(
+            loc="left"
+        )
+    plt.close(axes[0].figure)
 
 
 def test_the_example_of_the_page_runs(open_engine, plain):

@@ -180,6 +180,18 @@ def test_time_shares_are_stacked_to_a_hundred(rows):
     assert words(ax)[:4] == ["25"] * 4 and "5" not in words(ax)
 
 
+@pytest.mark.parametrize(("least", "shown"), [(0.18, True), (0.05, False)])
+def test_the_number_of_waiting_does_not_lie_under_the_reach_of_its_repeats(rows, least, shown):
+    """It stands in what the line of the repeats leaves free, or nowhere."""
+    ranged = [r | {"wait_share_min": least, "wait_share_max": 0.2} for r in rows]
+    ax = panels(figures.time_shares(ranged))[0]
+    numbers = [text for text in ax.texts if text.get_text() == "20"]
+    assert len(numbers) == (4 if shown else 0)
+    ax.figure.canvas.draw()
+    begins = ax.transData.transform((75 + 100 * least, 0))[0]  # the line begins here
+    assert all(one.get_window_extent().x1 <= begins for one in numbers)
+
+
 def test_time_shares_of_traces_take_their_caption_from_the_bench(rows):
     shares = [
         {name: value for name, value in r.items() if name in ("method", "batch") or "share" in name}

@@ -199,6 +199,17 @@ def test_what_was_played_in_python_is_shown_as_it_was_played(opened):
     assert "played in Python" not in page.inner_text(".sm-summary")
 
 
+def test_axes_are_marked_at_round_numbers_and_a_simulated_one_says_so(opened):
+    page, problems, _ = opened(PAGE)
+    charts = page.query_selector_all("[data-live=knobs] .sm-chart")
+    titles = [one.query_selector("figcaption").inner_text() for one in charts]
+    assert "(simulated)" in titles[2]
+    ticks = charts[1].query_selector_all("svg text[text-anchor=middle]")
+    numbers = [one.text_content() for one in ticks]
+    assert len(numbers) == 3 and all(re.fullmatch(r"0|0?\.?[125]0*", one) for one in numbers)
+    assert "(simulated)" in page.inner_text("[data-live=winners] .sm-note") and problems == []
+
+
 def test_by_hand_the_bound_is_never_beaten_and_lru_s_choices_score_as_lru(opened):
     """A whole game, each time dropping what was asked for longest ago."""
     data = {

@@ -138,21 +138,23 @@ def _stack(panel: Axes, part: pd.DataFrame, parts: list[str]) -> None:
     left = np.zeros(len(part))
     for name in parts:
         share = 100 * part[f"{name}_share"].fillna(0).to_numpy(dtype=float)
-        bars = panel.barh(
+        panel.barh(
             range(len(part)), share, 0.72, left, color=PART_COLORS[name], label=PART_NAMES[name]
         )
-        words = [f"{value:.0f}" if value >= 8 else "" for value in share]
+        covered = _reach_of_waiting(panel, part, left + share) if name == "wait" else 0 * share
         color = "white" if name in DARK else "black"
-        panel.bar_label(bars, words, label_type="center", fontsize="small", color=color)
-        if name == "wait":
-            _reach_of_waiting(panel, part, left + share)
+        look = {"ha": "center", "va": "center", "fontsize": "small", "color": color}
+        for row, (value, free) in enumerate(zip(share, share - covered, strict=True)):
+            if free >= 8:  # there is room for the number beside what covers the end of the bar
+                panel.text(left[row] + free / 2, row, f"{value:.0f}", **look)
         left += share
 
 
-def _reach_of_waiting(panel: Axes, part: pd.DataFrame, ends: np.ndarray) -> None:
-    """How far the repeats lie below and above the median, drawn where the waiting ends."""
+def _reach_of_waiting(panel: Axes, part: pd.DataFrame, ends: np.ndarray) -> np.ndarray:
+    """How far the repeats lie below and above the median, drawn where the waiting ends. Returns
+    what of each bar it covers."""
     if not {"wait_share_min", "wait_share_max"} <= set(part.columns):
-        return
+        return np.zeros(len(part))
     reach = [
         part["wait_share"] - part["wait_share_min"],
         part["wait_share_max"] - part["wait_share"],
@@ -166,6 +168,7 @@ def _reach_of_waiting(panel: Axes, part: pd.DataFrame, ends: np.ndarray) -> None
         ecolor="black",
         capsize=3,
     )
+    return np.nan_to_num(reach[0]).clip(min=0)
 
 
 def _reach_of_bars(ax: Axes, bars, part: pd.DataFrame, y: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from ...errors import OptionError, nearest
 from .base import (
@@ -165,6 +166,7 @@ def _draw_bars(
         low, high = (value / scale for value in reach)
         # room for the words behind the longest bar
         ax.set(xscale="log", xlim=(low / 2, high * (2 * high / low) ** 0.6))
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
         ax.xaxis.set_major_formatter(lambda value, _: show_number(value))
         return
     most = reach[1] / scale if reach else np.nanmax(values, initial=0)

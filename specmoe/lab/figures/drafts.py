@@ -73,8 +73,9 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
         )
         for source, x, y in zip(part["source"], part["experts_held"], part["tokens_per_round"]):
             if name == "low_bit":
-                bits = f"{source.partition(':')[2]} bit"
-                ax.annotate(bits, (x, y), xytext=(6, -12), textcoords="offset points", color=color)
+                # the legend says "bits": a word would cover the next point's
+                bits, below = source.partition(":")[2], {"xytext": (0, -19), "ha": "center"}
+                ax.annotate(bits, (x, y), **below, textcoords="offset points", color=color)
     ax.set_xscale("symlog", base=2, linthresh=1)
     ticks = [
         0,

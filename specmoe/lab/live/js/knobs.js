@@ -37,7 +37,7 @@ LIVE.knobs = (root, data, { ready, say, timed }) => {
     const base = words === bytes ? 2 : 10, power = (value) => Math.log(value) / Math.log(base);
     const low = Math.floor(power(least)), every = Math.ceil((Math.ceil(power(most)) - low) / 3), top = low + 3 * every;
     const at = (value) => left + span * clamp(log ? (power(Math.max(value, least)) - low) / (top - low) : value / most, 0, 1);
-    const ticks = log ? range(0, 4).map((i) => base ** (low + i * every)) : [0, most / 2, most];
+    const step = roundStep(most / 2), ticks = log ? range(0, 4).map((i) => base ** (low + i * every)) : [0, step, 2 * step].filter((tick) => tick <= most);
     const foot = rows.length * high + 6, drawn = [];
     ticks.forEach((tick) => drawn.push(el("line", { x1: at(tick), x2: at(tick), y1: 0, y2: foot, class: "sm-rule" }),
       el("text", { x: at(tick), y: foot + 15, "text-anchor": "middle" }, words(tick))));
@@ -48,7 +48,7 @@ LIVE.knobs = (root, data, { ready, say, timed }) => {
       const end = at(value), none = log && value < least;
       if (!none) drawn.push(el("rect", { x: left, y, width: Math.max(1, end - left), height: high - 9, fill: METHODS[row.method] }));
       if (old > 0 && old !== value) drawn.push(el("line", { x1: at(old), x2: at(old), y1: y - 3, y2: y + high - 6, class: "sm-was" }));
-      drawn.push(el("text", { x: end + 5, y: y + 13 }, words(value)));
+      drawn.push(el("text", { x: end + 5, y: y + 13, class: "sm-over" }, words(value)));
     });
     const said = rows.map((row) => `${row.method} ${row[name] === null ? "-" : words(row[name])}`).join(", ");
     return el("figure", { class: "sm-chart", style: `width:${wide}px` }, el("figcaption", {}, title + (log ? `; each line is ${base ** every} times the last` : "")),
@@ -58,3 +58,9 @@ LIVE.knobs = (root, data, { ready, say, timed }) => {
   ready(el("div", { class: "sm-controls" }, ...Object.values(controls).map((one) => one.box)), charts,
     el("p", { class: "sm-note" }, "Thin line: where the bar ended before the last move. The axes are the same for every choice."), draw);
 };
+
+/** The roundest step that is no longer: 1, 2 or 5 times a power of ten. */
+function roundStep(most) {
+  const power = 10 ** Math.floor(Math.log10(most));
+  return [5, 2, 1].find((each) => each * power <= most) * power;
+}

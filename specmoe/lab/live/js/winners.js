@@ -27,7 +27,7 @@ LIVE.winners = (root, data, { ready, say, timed }) => {
     data.balances.forEach((one, i) => drawn.push(el("text", { x: left + (i + 0.5) * wide, y: foot + 16, "text-anchor": "middle" }, one >= 1000 ? `${digits(one / 1000)}k` : digits(one))));
     drawn.push(el("text", { x: left, y: foot + 34 }, "FLOP computed while the link moves one byte"),
       el("rect", { x: left + data.balances.indexOf(balance.value) * wide, y: foot - (data.batches.indexOf(batch.value) + 1) * high, width: wide, height: high, class: "sm-chosen" }));
-    fill(map, el("p", { class: "sm-note" }, "rows: batch; columns: balance; number: lead over the next method"),
+    fill(map, el("p", { class: "sm-note" }, "rows: batch; columns: balance; number: lead over the next method (simulated)"),
       el("svg", { width: left + wide * data.balances.length + 4, height: foot + 40, role: "img", "aria-label": spoken(here) }, ...drawn),
       legend(...[...new Set(all.map((cell) => cell.winner))].map((name) => [METHODS[name], name])));
     showCell(here.find((cell) => cell.balance === balance.value && cell.batch === batch.value));
