@@ -25,11 +25,11 @@ class Checksum:
         library = native.library() if record_bytes >= LEAST else None
         self.sum = library.specmoe_sum if library and library.specmoe_sums_fast() else None
 
-    def of(self, memory: memoryview) -> int:
-        """Of writable bytes."""
+    def of(self, memory: memoryview, crc: int = 0) -> int:
+        """Of what had ``crc`` before, followed by these writable bytes."""
         if self.sum is None:
-            return zlib.crc32(memory)
-        return self.sum((ctypes.c_char * len(memory)).from_buffer(memory), None, len(memory), 0)
+            return zlib.crc32(memory, crc)
+        return self.sum((ctypes.c_char * len(memory)).from_buffer(memory), None, len(memory), crc)
 
     def copied(self, source: torch.Tensor, target: torch.Tensor, crc: int) -> int:
         """Copy ``source`` into ``target``, both uint8 in host memory -> the checksum of what had

@@ -44,13 +44,14 @@ class ReadQueue:
         self, serve: Callable[[Read, object], None], make_reader: Callable[[], object], number: int
     ) -> None:
         """``number`` threads that call ``serve(read, reader)`` for every read, each with a reader
-        of its own. Both are methods of a store, which is held only while it serves."""
-        methods = weakref.WeakMethod(serve), weakref.WeakMethod(make_reader)
+        of its own. ``serve`` is a method of a store, which is held only while it serves. Readers
+        are made here: where one cannot be, the caller hears of it, and no read waits for it."""
+        readers = [make_reader() for _ in range(number)]
         self._num_serving = number
-        for index in range(number):
+        for index, reader in enumerate(readers):
             thread = threading.Thread(
                 target=_serve_all,
-                args=(self, *methods),
+                args=(self, weakref.WeakMethod(serve), reader),
                 name=f"specmoe-reader-{index}",
                 daemon=True,
             )
@@ -183,13 +184,8 @@ class ReadQueue:
         read.finish(error)
 
 
-def _serve_all(
-    queue: ReadQueue, serve: weakref.WeakMethod, make_reader: weakref.WeakMethod
-) -> None:
+def _serve_all(queue: ReadQueue, serve: weakref.WeakMethod, reader: object) -> None:
     try:
-        make = make_reader()
-        reader = make() if make is not None else None
-        del make
         while (read := queue.take()) is not None:
             work = serve()
             if work is None:

@@ -15,7 +15,6 @@ import os
 import threading
 import time
 import weakref
-import zlib
 from collections.abc import Iterator
 
 from ..checkpoint import TICK_NS, InPlaceExperts, KeptSums
@@ -77,7 +76,7 @@ class CheckpointStore(ExpertStore):
                 source = bounce[at : at + extent.num_bytes]
                 target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
                 if lane is not None:
-                    crc = zlib.crc32(memory_of(source), crc) if must_hash else crc
+                    crc = self.checksum.of(memory_of(source), crc) if must_hash else crc
                     lane.copy(target, source, read.after)
                 elif must_hash:
                     crc = self.checksum.copied(source, target, crc)

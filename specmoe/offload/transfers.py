@@ -22,6 +22,7 @@ from ..errors import FastMemoryError, OptionError, StoreError
 
 # Bytes from which on pages are large: fewer to ask for, and to find the address of.
 LEAST_HUGE = 2**26
+PAGE = 4096  # what direct I/O reads whole, into memory that begins with one
 STALL_S = 120.0  # a read that takes longer is reported, not waited for
 
 
@@ -37,9 +38,9 @@ class ExpertKey(NamedTuple):
 
 def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
     """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it
-    for CUDA copies."""
+    for CUDA copies, ``FastMemoryError`` where the system gives no such memory."""
     if pin:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        return _page_locked(num_bytes)
     # what is shared with another process gets no large pages
     alone = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
     pages = mmap.mmap(-1, max(num_bytes, 1), **alone)
@@ -47,6 +48,20 @@ def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
         with suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)[:num_bytes]
+
+
+def _page_locked(num_bytes: int) -> torch.Tensor:
+    try:
+        found = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        if found.data_ptr() % PAGE:  # whoever allocates it promises nothing
+            found = torch.empty(num_bytes + PAGE, dtype=torch.uint8, pin_memory=True)
+            found = found[-found.data_ptr() % PAGE :][:num_bytes]
+    except RuntimeError as failure:
+        raise FastMemoryError(
+            f"{num_bytes} bytes of host memory cannot be page-locked for copies to the GPU: lower "
+            f"num_readers, or use store='disk' ({str(failure).splitlines()[0]})"
+        ) from None
+    return found
 
 
 # readers write from threads of their own, which are not in a caller's inference mode
