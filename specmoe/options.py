@@ -106,6 +106,8 @@ _WHOLE = {
     "num_return_sequences": (1, 10**6),
 }
 _REAL = {"temperature": (0, float("inf")), "top_p": (0, 1), "link_bytes_per_s": (1, 1e18)}
+# of torch.compile: "reduce-overhead" replays a GPU's work as a graph where it can
+COMPILE_MODES = ("reduce-overhead",)
 _FLAGS = ("compile", "trace", "prefetch", "do_sample")
 _TEXTS = ("revision", "gguf_file", "cache_dir", "source_lang", "target_lang")
 # Options of where a checkpoint is found.
@@ -149,8 +151,10 @@ def _check_types(options: Any) -> None:
             object.__setattr__(options, name, float(value))
         if name in _WHOLE | _REAL:
             _check_range(name, value, *(_WHOLE | _REAL)[name])
-        if name in _FLAGS and type(value) is not bool:
-            raise OptionError(f"{name}={value!r} must be True or False")
+        modes = COMPILE_MODES if name == "compile" else ()
+        is_mode = isinstance(value, str) and value in modes
+        if name in _FLAGS and type(value) is not bool and not is_mode:
+            raise OptionError(f"{name}={value!r} must be {', '.join(('True', *modes))} or False")
         if name in _TEXTS and (not isinstance(value, str) or not value):
             raise OptionError(f"{name}={value!r} must be a name")
 
@@ -193,7 +197,7 @@ class LoadOptions:
     fast_memory: int | str | None = None
     link_bytes_per_s: float | None = None
     expert_bytes: int | str | None = None
-    compile: bool = False
+    compile: bool | str = False  # or one of ``COMPILE_MODES``
     trace: bool = True
     num_readers: int = 4
     revision: str | None = None  # branch, tag or commit of a hub id

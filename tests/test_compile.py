@@ -2,13 +2,18 @@
 nothing compiles."""
 
 import logging
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_architectures import make_checkpoint
 
 import specmoe
+from specmoe.errors import OptionError
 from specmoe.lab import compiling
+from specmoe.model.decoder import kept
+from specmoe.model.operator import experts_operator
 
 PROMPTS = [[5, 6, 7, 8], [3], [20, 21, 22]]
 JOB = {"method": "specmoe", "gamma": 3, "max_new_tokens": 10, "batch_size": 2, "eos_token_id": []}
@@ -55,6 +60,39 @@ def test_without_a_compiler_one_warning_and_the_plain_path(folder, monkeypatch, 
     ]
     monkeypatch.undo()
     assert compiled == tokens_of(folder)[0]
+
+
+def test_a_mode_is_handed_to_the_compiler_of_the_pass_and_the_tokens_are_the_same(
+    folder, monkeypatch
+):
+    modes = []
+
+    def compiled(function, mode=None, **how):
+        modes.append(mode)
+        return function
+
+    plain = tokens_of(folder)[0]
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert tokens_of(folder, compile="reduce-overhead")[0] == plain
+    assert modes.count("reduce-overhead") == 1 and set(modes) == {None, "reduce-overhead"}
+    del modes[:]
+    assert tokens_of(folder, compile=True)[0] == plain and set(modes) == {None}
+    with pytest.raises(OptionError, match="must be True, reduce-overhead or False"):
+        specmoe.load(str(folder), compile="fastest")
+
+
+def test_logits_of_a_replayed_graph_outlive_the_next_replay():
+    memory = torch.zeros(2)  # where every replay writes
+    step = partial(kept, lambda number: SimpleNamespace(logits=memory.fill_(number)))
+    first, second = step(number=1.0), step(number=2.0)
+    assert first.logits.tolist() == [1, 1] and second.logits.tolist() == [2, 2]
+
+
+def test_the_experts_are_no_part_of_a_graph_that_is_replayed(folder):
+    """They look at what the GPU computed: torch has to cut the graph there."""
+    experts_operator()
+    tag = getattr(torch.Tag, "cudagraph_unsafe", None)
+    assert tag is None or tag in torch.ops.specmoe.experts.default.tags
 
 
 @pytest.mark.parametrize(("wrong", "apart"), [(1.0, 0.0), (1.5, 0.5)])

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from fake_gpu import CUDA, FakeCuda, Mode, OnGpu, is_pinned
+from models_table import write_tiny
 from tiny_architectures import make_checkpoint
 from tiny_gguf import as_kind, make_gguf
 from tiny_low_bit import fp8, int4, make_low_bit, mxfp4
@@ -57,8 +58,7 @@ def models(tmp_path_factory):
             plain = make_checkpoint(architecture, root / f"{name} plain", dtype=BF16, **sizes)
             return make_low_bit(plain, folder, change)
         if not folder.exists():
-            layers = {} if name == "qwen3_next" else {"num_hidden_layers": 1}
-            make_checkpoint(name, folder, dtype=torch.float32, **layers)
+            make_checkpoint(name, folder, dtype=torch.float32, num_hidden_layers=1)
         return folder
 
     return make
@@ -134,8 +134,8 @@ def test_low_bits_cross_the_link_as_they_are_stored_and_are_widened_there(
 
 
 @pytest.mark.long
-def test_recurrent_layers_give_the_cpus_tokens(models, cuda):
-    folder, options = models("qwen3_next"), {"dtype": "float32"}
+def test_recurrent_layers_give_the_cpus_tokens(cuda, tmp_path):
+    folder, options = write_tiny("qwen3_next", tmp_path), {"dtype": "float32"}
     assert tokens(folder, "cuda", **options) == tokens(folder, "cpu", **options)
 
 

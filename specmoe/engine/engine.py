@@ -89,7 +89,7 @@ class Engine(Shown):
             self.decoder.passes.reads_stored = multiplies_stored(self.model, self.experts.kernel)
             self.experts.install()
             if self.compiled:
-                self.decoder.passes.compile()
+                self.decoder.passes.compile(None if options.compile is True else options.compile)
             give_back_memory()
         except BaseException:
             self.store.close()
@@ -261,7 +261,7 @@ def _experts(model, packed: checkpoint.PackedExperts, options: LoadOptions) -> O
     is_translation = model.config.is_encoder_decoder
     num_encoder = sum(".encoder." in f".{name}" for name in modules) if is_translation else 0
     distances = expert_distances(packed)
-    compiled = options.compile and compiler_works(options.device)
+    compiled = bool(options.compile) and compiler_works(options.device)
     # on a CPU padding costs more than compiling gains
     on_gpu = compiled and str(options.device) != "cpu"
     kernel = ExpertKernel(packed.layout, model.dtype, options.device, compile=on_gpu)

@@ -31,7 +31,11 @@ class LoadArguments(TypedDict, total=False):
     fast_memory: Annotated[int | str | None, "bytes of all experts in fast memory, e.g. 2GiB"]
     link_bytes_per_s: Annotated[float | None, "throttle the store, bytes per second, e.g. 2.5e8"]
     expert_bytes: Annotated[int | str | None, "widen experts to this many bytes, same outputs"]
-    compile: Annotated[bool, "torch.compile around the experts (a minute of warm-up)"]
+    compile: Annotated[
+        bool | str,
+        "torch.compile around the experts (a minute of warm-up); reduce-overhead: its mode for a "
+        "GPU",
+    ]
     trace: Annotated[bool, "keep the events of each run in output.trace"]
     num_readers: Annotated[int, "threads that read the store"]
     revision: Annotated[str | None, "branch, tag or commit of a hub id"]

@@ -37,6 +37,9 @@ def experts_operator():
         "weights": torch.Tensor,
         "return": torch.Tensor,
     }
-    operator = torch.library.custom_op("specmoe::experts", run, mutates_args=())
+    # it reads what the GPU computed, and so can be no part of a graph that is replayed
+    tag = getattr(torch.Tag, "cudagraph_unsafe", None)
+    marks = {"tags": (tag,)} if tag is not None else {}
+    operator = torch.library.custom_op("specmoe::experts", run, mutates_args=(), **marks)
     operator.register_fake(lambda number, layer, hidden, index, weights: torch.empty_like(hidden))
     return operator

@@ -72,9 +72,29 @@ def targets(content: dict) -> list[dict]:
     steps = content.get("compiled", {})
     faster = divide(steps.get("plain_step_s"), steps.get("compiled_step_s"))
     rows.append(target("plain / compiled draft step", 2.0, faster))
+    faster = divide(steps.get("plain_step_s"), steps.get("replayed_step_s"))
+    rows.append(target("plain / replayed draft step", 2.0, faster))
+    rows += _of_low_bits(content.get("low bits", {}))
     exact = [row for row in content.get("correctness", []) if row["dtype"] == "float32"]
     same = min((row["same"] / row["prompts"] for row in exact), default=None)
     return [*rows, target("prompts with the CPU's fp32 tokens, every method", 1.0, same)]
+
+
+def _of_low_bits(kinds: dict[str, dict]) -> list[dict]:
+    """Of every format the same bits and the link's rate; of two, what they gain over bf16."""
+    rates = {kind: row["tokens_per_second"] for kind, row in kinds.items()}
+    same = [row["same_bits"] for row in kinds.values()]
+    shares = [row["share"] for row in kinds.values()]
+    return [
+        target("low bits: formats widened bit for bit as on the CPU", 1.0, _mean(same)),
+        target("low bits: store's copies / raw copies, every format", 0.90, among(min, shares)),
+        target("on-demand, fp8 / bf16", 1.7, divide(rates.get("fp8"), rates.get("bf16"))),
+        target("on-demand, int4 / bf16", 2.5, divide(rates.get("int4"), rates.get("bf16"))),
+    ]
+
+
+def _mean(flags: list[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
 def _best(speeds: dict[tuple[int, str], float], batch: int) -> float | None:

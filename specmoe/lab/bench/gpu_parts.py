@@ -14,8 +14,8 @@ import torch
 import specmoe
 
 from ... import checkpoint
-from ...offload.transfers import ExpertKey
 from . import floors
+from .gpu_copies import raw_copy_rate, store_rate
 from .gpu_numbers import beside_floors, compare, compute_rates
 from .methods import ALL_METHODS
 from .prompts import held_out
@@ -38,6 +38,7 @@ class Scale:
     exact_tokens: int
     copies: int
     compiled_batch: int
+    low_bit: dict[str, int]  # sizes of ``gpu_low_bit.make``
 
 
 @dataclass
@@ -106,51 +107,7 @@ def correctness(found: Found, scale: Scale) -> list[dict]:
     return rows
 
 
-# ---- 2. copies ----
-
-
-def raw_copy_rate(device: torch.device, num_bytes: int, times: int, pin: bool = True) -> float:
-    """Bytes per second from host memory (pinned, if asked) to the device, ``times`` copies one
-    after the other."""
-    source = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=pin and device.type == "cuda")
-    target = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    synchronize(device)
-    target.copy_(source, non_blocking=True)
-    synchronize(device)
-    began_s = time.perf_counter()
-    for _ in range(times):
-        target.copy_(source, non_blocking=True)
-    synchronize(device)
-    return times * num_bytes / (time.perf_counter() - began_s)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def store_rate(engine, times: int) -> float:
-    """Bytes per second that the engine's store moves when ``times`` records are asked for at
-    once."""
-    store, slots = engine.store, engine.slots
-    keys = [
-        ExpertKey(n % len(engine.packed.layers), n % engine.packed.num_experts)
-        for n in range(times)
-    ]
-    for _ in range(2):  # the first turn compares checksums
-        began_s = time.perf_counter()
-        for start in range(0, times, len(slots)):
-            reads = [
-                store.submit(key, slots[place])
-                for place, key in enumerate(keys[start : start + len(slots)])
-            ]
-            for read in reads:
-                read.wait()
-        seconds = time.perf_counter() - began_s
-    return times * store.record_bytes / seconds
-
-
-# ---- 3. methods ----
+# ---- 2. and 3. copies, methods ----
 
 
 def speed(found: Found, scale: Scale, model: str) -> dict:
@@ -221,28 +178,33 @@ def _fits(found: Found, engine) -> bool:
 # ---- 4. compiled draft steps ----
 
 
+# name of the results -> ``compile=``
+WAYS = {"plain": False, "compiled": True, "replayed": "reduce-overhead"}
+
+
 def compiled(found: Found, scale: Scale, model: str = "tiny-balanced") -> dict:
-    """Seconds of a draft step, plain and compiled (gamma 5), and how long compiling took."""
-    batch, steps, rows = scale.compiled_batch, {}, {}
+    """Seconds of a draft step (gamma 5), plain, compiled, and compiled into graphs that the GPU
+    replays; how long compiling took, and how many graphs were not made to be replayed."""
+    batch, rows = scale.compiled_batch, {}
     texts, prompts = found.place.texts(model), found.place.prompts(model)
-    for compile in (False, True):
-        if compile and not found.has_time("compiled draft steps", 10 * scale.slice_s):
+    options = {"method": "specmoe", "gamma": 5, "max_new_tokens": TOKENS}
+    for name, compile in WAYS.items():
+        if compile and not found.has_time(f"{name} draft steps", 10 * scale.slice_s):
             continue
         with specmoe.load(
             model, store="memory", device=found.device, trace=False, compile=compile
         ) as engine:
             window = Window(batch, scale.slice_s, scale.warm_up_s, texts)
-            options = {"method": "specmoe", "gamma": 5, "max_new_tokens": TOKENS}
-            began_s = time.monotonic()
+            began_s, skipped = time.monotonic(), graphs_skipped()
             measure(engine, prompts, Window(batch, 0.01, 0.0, texts), **options)
-            name = "compiled" if compile else "plain"
             rows[f"{name}_warm_up_s"] = time.monotonic() - began_s
             sums = measure(engine, prompts, window, **options)
             rows[f"{name}_really"] = bool(engine.compiled)
-            steps[name] = sums["draft_s"] / max(1, sum(window.gammas))
-    return {
-        "model": model,
-        "batch": batch,
-        **rows,
-        **{f"{name}_step_s": value for name, value in steps.items()},
-    }
+            rows[f"{name}_step_s"] = sums["draft_s"] / max(1, sum(window.gammas))
+            rows[f"{name}_graphs_skipped"] = graphs_skipped() - skipped
+    return {"model": model, "batch": batch, **rows}
+
+
+def graphs_skipped() -> int:
+    """How many compiled graphs torch could not make into ones that a GPU replays, so far."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
