@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 from fake_engine import FakeEngine
 
 from specmoe.errors import OptionError
 from specmoe.lab.bench import methods as bench
 from specmoe.lab.bench.methods import run_bench
+from specmoe.lab.bench.rows import Repeats, beside
+from specmoe.lab.bench.window import steady_speed
 from specmoe.lab.writing import plain
 
 EXAMINE = bench.doctor.examine
@@ -80,6 +83,40 @@ def test_figures_are_medians_and_the_speedup_is_their_ratio():
     assert fast["speedup_over_on_demand"] == 5.0 and plain["speedup_over_on_demand"] == 1.0
     assert (fast["wait_share"], fast["draft_share"], fast["verify_share"]) == (0.25, 0.125, 0.5)
     assert fast["fetched_bytes_per_token"] == 100
+
+
+def frame_of(*rounds: tuple[int, int, float]) -> pd.DataFrame:
+    """Rounds of (rows, tokens, seconds)."""
+    frame = pd.DataFrame(rounds, columns=["size", "count", "seconds"])
+    return frame.assign(kind="round")
+
+
+def test_the_steady_speed_leaves_out_the_cold_start_and_the_tail():
+    cold, warm, tail = (2, 1, 9.0), (2, 10, 1.0), (1, 1, 5.0)
+    assert steady_speed(frame_of(cold, cold, warm, warm, warm, warm, tail), 2) == 10.0
+    assert steady_speed(frame_of(tail), 2) is None
+
+
+def repeats_of(*speeds: float | None) -> Repeats:
+    return Repeats(steady=list(speeds))
+
+
+def test_the_steady_ratio_has_an_interval_and_a_control():
+    plain = repeats_of(10.0, 20.0, 40.0)
+    row = beside(repeats_of(30.0, 60.0, 120.0), plain)
+    assert (row["steady_tokens_per_second"], row["steady_over_on_demand"]) == (
+        60.0,
+        pytest.approx(3),
+    )
+    assert row["steady_over_on_demand_low"] == pytest.approx(3), "a drift that both meet is none"
+    assert row["control_spread"] == pytest.approx(2.0), "neighbours are twice apart"
+    apart = beside(repeats_of(30.0, 90.0, 120.0), plain)
+    assert apart["steady_over_on_demand_low"] < 3 < apart["steady_over_on_demand_high"]
+    alone = beside(repeats_of(30.0), repeats_of(10.0))
+    assert alone["steady_over_on_demand"] == pytest.approx(3)
+    assert alone["steady_over_on_demand_low"] is None is alone["control_spread"]
+    assert beside(repeats_of(None), plain)["steady_over_on_demand"] is None
+    assert beside(plain, None)["steady_over_on_demand"] is None
 
 
 def test_without_on_demand_there_is_no_speedup():

@@ -21,7 +21,7 @@ from ...registry import names
 from .. import metrics
 from ..machine import doctor
 from .prompts import prompts_for
-from .rows import BenchResult, Repeats, each, row_of, shares_of
+from .rows import BenchResult, Repeats, beside, each, row_of, shares_of
 from .runs import UNSAID, Run, in_turn
 
 ALL_METHODS = ("on_demand", "cached", "overlapped", "specmoe", "auto", "resident")
@@ -209,6 +209,7 @@ def _measure_all(engine, plan: _Plan, probe: bool) -> BenchResult:
             repeats, options = found[label], plan.checked(run)
             row = row_of(engine, run, options, repeats, plain_tokens)
             speedup = None if base is None else row["tokens_per_second"] / base
+            row |= beside(repeats, found.get("on_demand"))
             rows.append(row | {"speedup_over_on_demand": speedup, "num_prompts": len(prompts)})
             traces[label, batch] = repeats.trace.to_frame()
             shares += shares_of(label, batch, repeats)
@@ -245,7 +246,7 @@ def _measure(
 
     def once(label: str, turn: int) -> None:
         plan.begin(f"{label}, batch {batch}, repeat {turn + 1}")
-        found[label].add(engine.generate(prompts, **plan.options(runs[label])))
+        found[label].add(engine.generate(prompts, **plan.options(runs[label])), batch)
 
     in_turn(runs, plan.repeats, warm_up, once)
     if "on_demand" in found:
@@ -253,7 +254,7 @@ def _measure(
     plan.begin(f"plain decoding, batch {batch}, for comparison")
     reference = Repeats()
     plain = Run("", "on_demand", batch, **UNSAID)
-    reference.add(engine.generate(prompts, **plan.options(plain)))
+    reference.add(engine.generate(prompts, **plan.options(plain)), batch)
     return found, reference.tokens[0]
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ...options import GenerateOptions
 from .. import metrics
 from ..writing import plain
+from .control import paired, spread_of
 from .runs import Run
+from .window import steady_speed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,10 +78,12 @@ class Repeats:
     stats: list = field(default_factory=list)
     tokens: list[list[list[int]]] = field(default_factory=list)  # [repeat][prompt][token]
     shares: list[dict[str, float]] = field(default_factory=list)  # [repeat][part of the time]
+    steady: list[float | None] = field(default_factory=list)  # [repeat] tokens per second
     trace: Any = None
 
-    def add(self, output) -> None:
+    def add(self, output, batch: int) -> None:
         self.stats.append(output.stats)
+        self.steady.append(steady_speed(output.trace.to_frame(), batch))
         self.tokens.append([list(map(int, sequence)) for sequence in output.sequences])
         self.trace = output.trace
         self.shares.append(metrics.time_shares(output.trace.to_frame()))
@@ -112,6 +116,22 @@ def row_of(engine, run: Run, options: GenerateOptions, repeats: Repeats, plain_t
         else all(tokens == plain_tokens for tokens in repeats.tokens),
         "oracle_tokens_per_second": _oracle(repeats) if run.method == "overlapped" else None,
     }
+
+
+def beside(repeats: Repeats, plain: Repeats | None) -> dict:
+    """Speed without cold starts, its ratio to on-demand's in the same turns with the interval of
+    95 %, and how far two neighbouring repeats of one of the two lie apart (A/A, as a factor)."""
+    speeds = [speed for speed in repeats.steady if speed]
+    row = {"steady_tokens_per_second": statistics.median(speeds) if speeds else None}
+    whole = plain is not None and all(repeats.steady) and all(plain.steady)
+    ratio = paired(repeats.steady, plain.steady) if whole else None
+    row |= {
+        f"steady_over_on_demand{end}": getattr(ratio, name, None)
+        for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+    of = (repeats.steady, plain.steady) if whole else ()
+    apart = [spread for one in of if (spread := spread_of(one[:-1], one[1:]))]
+    return row | {"control_spread": max(apart, default=None)}
 
 
 def name_of(draft_set) -> str:

@@ -216,6 +216,18 @@ def full_window(output, batch: int) -> dict:
     }
 
 
+COLD = 3  # of a run's full rounds the first third: an empty pool, a planner that tries things out
+
+
+def steady_speed(frame, batch: int) -> float | None:
+    """Tokens per second over a run's rounds with ``batch`` rows in flight, without the first third
+    of them; None where there is no such round."""
+    rounds = frame[(frame["kind"] == "round") & (frame["size"] == batch)]
+    warm = rounds.iloc[len(rounds) // COLD :]
+    seconds = float(warm["seconds"].sum())
+    return float(warm["count"].sum()) / seconds if seconds > 0 else None
+
+
 def digest_of(output) -> str:
     """Eight digits of the tokens: equal digits, equal texts."""
     rows = str([list(map(int, row)) for row in output.sequences])
