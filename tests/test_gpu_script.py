@@ -147,8 +147,8 @@ def test_the_part_of_compiled_steps_times_all_three_ways(monkeypatch):
         return Engine(compile)
 
     def measure(engine, prompts, window, **options):
-        window.gammas = [5, 3]
-        return {"draft_s": {False: 16.0, True: 8.0, "reduce-overhead": 4.0}[engine.compile]}
+        drafted = {False: 16.0, True: 8.0, "reduce-overhead": 4.0}[engine.compile]
+        return {"draft_s": drafted, "gamma": 4.0, "num_rounds": 2}
 
     monkeypatch.setattr(gpu_parts.specmoe, "load", load)
     monkeypatch.setattr(gpu_parts, "measure", measure)

@@ -200,7 +200,7 @@ def compiled(found: Found, scale: Scale, model: str = "tiny-balanced") -> dict:
             rows[f"{name}_warm_up_s"] = time.monotonic() - began_s
             sums = measure(engine, prompts, window, **options)
             rows[f"{name}_really"] = bool(engine.compiled)
-            rows[f"{name}_step_s"] = sums["draft_s"] / max(1, sum(window.gammas))
+            rows[f"{name}_step_s"] = sums["draft_s"] / max(1, sums["gamma"] * sums["num_rounds"])
             rows[f"{name}_graphs_skipped"] = graphs_skipped() - skipped
     return {"model": model, "batch": batch, **rows}
 
