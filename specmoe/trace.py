@@ -86,6 +86,12 @@ class Round:
     new_tokens: int = 0  # committed, all rows
     index: int = 0
     prompts: Sequence[int] = ()  # in flight
+    # Counts, which no clock disturbs: reads, those of them that began before the verification, and
+    # the share (0 .. 1) of all experts that it named.
+    num_reads: int = 0
+    num_ahead: int = 0
+    named: float = 0.0
+    wait_s: float = 0.0  # compute stood still for reads
 
 
 class Block(NamedTuple):

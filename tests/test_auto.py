@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specmoe.lab.markdown import markdown_table
-from specmoe.lab.simulate import auto
+from specmoe.lab.simulate import auto, even_jobs
 from specmoe.speculate.planner import Planner
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "auto.md"
@@ -37,7 +37,7 @@ def test_auto_costs_little_more_than_the_best_method_on_every_machine(model, bat
 class Gambler(Planner):
     """Tries long drafts and none in turn, whatever they cost."""
 
-    def __init__(self):
+    def __init__(self, first):
         super().__init__(16)
         self.turn = 0
 
@@ -49,6 +49,13 @@ class Gambler(Planner):
 def test_a_planner_that_gambles_is_found_out(monkeypatch):
     monkeypatch.setattr(auto, "PLANNERS", {"gambler": Gambler})
     assert worst("tiny-balanced", 16) > 2 * LIMIT
+
+
+@pytest.mark.parametrize("drafts", ["trained", "random"])
+def test_at_real_size_a_text_of_few_rounds_is_no_gamble(drafts):
+    """Sixteen texts of 32 tokens on this machine: eight rounds of ten seconds."""
+    found = even_jobs.real_size([even_jobs.HERE], even_jobs.SHARES, (16,), (drafts,))
+    assert set(found["best"]) == {"specmoe, gamma 10"} and found["ratio"].max() < 1.15
 
 
 def test_stalls_of_the_clock_do_not_turn_the_choice():

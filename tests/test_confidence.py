@@ -1,12 +1,22 @@
 """The planner that weighs each drafted token, and the block that grows by its word: hand-made
 costs, no clock."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from specmoe.speculate.block import Drafting
-from specmoe.speculate.confidence import MAX_GAMMA, ConfidencePlanner, Line
-from specmoe.speculate.planner import LOSS, SHORT, FixedGamma
+from specmoe.speculate.confidence import MAX_GAMMA, ConfidencePlanner
+from specmoe.speculate.evidence import (
+    SHORT,
+    Line,
+    Verdicts,
+    first_draft,
+    least_plain_s,
+    one_more_s,
+)
+from specmoe.speculate.planner import LOSS, FixedGamma
 from specmoe.speculate.ways import KEEP, LOOK_AGAIN, STALL, TRIAL, Ways
 from specmoe.trace import Round
 
@@ -52,7 +62,20 @@ def test_a_line_through_points_that_lie_on_one_is_found():
     line = Line(0.9)
     for x in (1, 5, 9, 3):
         line.add(x, 2 + 0.5 * x)
-    assert line.slope == pytest.approx(0.5) and line.base == pytest.approx(2)
+    # a point's own share of the cost says something, too: more than half of it while there are few
+    for _ in range(30):
+        for x in (1, 5, 9, 3):
+            line.add(x, 2 + 0.5 * x)
+    assert line.slope == pytest.approx(0.5, rel=0.02) and line.base == pytest.approx(2, rel=0.02)
+
+
+def test_points_close_together_hardly_move_the_slope():
+    """A tenth more tokens, and a clock that said a third more or less."""
+    for last in (8.0, 16.0):
+        line = Line(0.9)
+        line.add(100, 12.0)
+        line.add(110, last)
+        assert line.slope_near(0.001) == pytest.approx(0.001, abs=0.02)
 
 
 def test_before_x_has_varied_half_of_the_cost_counts_as_slope():
@@ -182,13 +205,65 @@ def test_drafting_ends_for_all_when_together_they_do_not_pay_for_a_step():
     assert not planner._worth_drafting(torch.tensor([0.9, 0.9], dtype=torch.float64), active).any()
 
 
+def judged(sure: float, accepted: list[int], gamma: int = 2) -> Verdicts:
+    """After one round: what became of ``gamma`` drafted tokens of each row."""
+    verdicts, block = Verdicts(), Drafting(torch.full((len(accepted),), gamma), NO_EOS)
+    for _ in range(gamma):
+        verdicts.hear(block, torch.full((len(accepted),), sure))
+    verdicts.add(Round(gamma, 0.1, 1.0, [gamma] * len(accepted), accepted))
+    return verdicts
+
+
 def test_a_draft_that_is_too_sure_is_believed_less():
     planner = ConfidencePlanner(False)
     sure = torch.tensor([0.9], dtype=torch.float64)
     before = float(planner.accept_prob(sure))
-    for _ in range(10):
-        observe(planner, accepted=1, expected=0.5)  # four rejections, half a one expected
-    assert float(planner.accept_prob(sure)) < before
+    planner.verdicts = judged(0.9, [0, 1, 0, 2])
+    assert float(planner.accept_prob(sure)) < before - 0.05
+
+
+def test_one_round_of_many_rows_tells_that_a_draft_is_right_whatever_it_says():
+    """Random weights spread a draft's confidence over the whole vocabulary, and it is right."""
+    planner, never_sure = ConfidencePlanner(True), torch.tensor([0.001], dtype=torch.float64)
+    assert float(planner.accept_prob(never_sure)) < 0.02
+    planner.verdicts = judged(0.001, [2] * 12 + [1, 1, 0, 0])
+    assert float(planner.accept_prob(never_sure)) > 0.7 and planner.verdicts.agreement > 0.8
+
+
+def test_tokens_behind_a_rejection_and_rows_that_did_not_draft_are_no_verdicts():
+    verdicts, block = Verdicts(), Drafting(torch.tensor([2, 0, 2]), NO_EOS)
+    for _ in range(2):
+        verdicts.hear(block, torch.full((3,), 0.5))
+    verdicts.add(Round(2, 0.1, 1.0, [2, 2, 2], [0, 0, 2]))
+    assert (verdicts.judged, verdicts.rejected, verdicts.expected) == (3, 1, 1.5)
+
+
+# 16 rows that drafted two tokens: 48 named 63.9 of 64 experts, 16 name 56
+SATURATED = Round(2, 0.5, 11.0, [2] * 16, [1] * 16, new_tokens=32, named=63.9 / 64, wait_s=10.0)
+
+
+def test_where_every_expert_is_named_one_more_token_costs_no_reads():
+    assert one_more_s(SATURATED) == pytest.approx(0.5 / 48, rel=0.25)
+    # nobody says what was named: half of all
+    assert one_more_s(replace(SATURATED, named=0.0)) == pytest.approx(5.5 / 48)
+
+
+def test_counts_say_that_plain_decoding_reads_nearly_as_much():
+    assert least_plain_s(SATURATED) == pytest.approx(1 / 3 + 10 * 0.884, rel=0.01)
+    assert least_plain_s(replace(SATURATED, named=0.0)) == pytest.approx(11 / 3)
+
+
+def test_what_was_read_ahead_plain_decoding_would_wait_for():
+    """A draft hides the reads of its verification: that is then no bound for a plain pass."""
+    ways = Ways()
+    ways.add(replace(SATURATED, steps=((16, 0.25),) * 2, draft_s=9.0, wait_s=1.0, num_ahead=900))
+    assert ways.plain_s == pytest.approx((9 + 11) / 16)
+
+
+def test_the_first_draft_is_long_where_a_batch_names_every_expert_anyway():
+    assert first_draft(1, 8, 64) == first_draft(1, 2, 8) == SHORT
+    assert first_draft(16, 8, 64) >= 6 and first_draft(64, 2, 8) >= 6
+    assert first_draft(16, None, 64) == SHORT
 
 
 def test_plain_rounds_say_nothing_about_what_one_more_token_costs():

@@ -63,6 +63,7 @@ class FakeModel:
     is_prefilling: bool = False
     all_rows: list[FakeRow] | None = None
     pool = type("Pool", (), {"counts": PoolCounts()})()
+    installed = type("Installed", (), {"draft_layers": range(1), "num_experts": 1})()
 
     # the decoder
     def prefill(self, rows, set_live):

@@ -33,6 +33,7 @@ from ..options import GenerateOptions
 from ..registry import own
 from ..speculate.confidence import ConfidencePlanner, most_drafted
 from ..speculate.draft_sets import make_draft_set
+from ..speculate.evidence import SHORT
 from ..speculate.planner import CANDIDATES, CostPlanner, FixedGamma, OwnPlanner, Planner
 from ..speculate.sources import Experts, make_source
 from ..speculate.sources.base import DraftSource
@@ -60,18 +61,20 @@ def make_method(
     packed: PackedExperts,
     hotness=None,
     max_block: int | None = None,
+    first: int = SHORT,
 ) -> Method:
     """The settings of ``options.method``; ``hotness`` [L][E] counts for the policies that stand on
-    a calibration; ``max_block``: tokens of a row that can be verified at once (None: any number).
+    a calibration; ``max_block``: tokens of a row that can be verified at once (None: any number);
+    ``first``: tokens of the first draft of ``auto``.
     Only ``resident`` keeps experts of an encoder: its layers, the first ones, run once per
     prompt."""
-    method = _make_method(options, memory, packed, hotness, max_block)
+    method = _make_method(options, memory, packed, hotness, (max_block, first))
     if options.method == "resident":
         return method
     return replace(method, first_kept=len(packed.layers) - memory.num_layers)
 
 
-def _make_method(options, memory, packed, hotness, max_block) -> Method:
+def _make_method(options, memory, packed, hotness, lengths) -> Method:
     size = (len(packed.layers), packed.num_experts)
     plain = FixedGamma(0)
     if options.method == "resident":
@@ -86,17 +89,17 @@ def _make_method(options, memory, packed, hotness, max_block) -> Method:
     if options.method == "cached":
         policy = make_policy(options.eviction, *size, memory.cached_experts, hotness)
         return Method(policy, plain, preload=policy.fixed)
-    return _speculative(options, memory, packed, hotness, max_block)
+    return _speculative(options, memory, packed, hotness, lengths)
 
 
-def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, max_block) -> Method:
+def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, lengths) -> Method:
     size = (len(packed.layers), packed.num_experts)
     source = make_source(options.draft, Experts(packed.layout, memory, size[1], hotness))
     memory = _beside(source, memory)
     policy = make_draft_set(
         options.draft_set, *size, memory.draft_experts, hotness, options.seed or 0
     )
-    planner = _planner(options, max_block, source.is_confident)
+    planner = _planner(options, *lengths, source.is_confident)
     top_k = options.draft_top_k or ("half" if isinstance(planner, ConfidencePlanner) else None)
     drafting = Drafting(options.substitute, options.prefetch, seed=options.seed or 0, top_k=top_k)
     preload = policy.fixed
@@ -128,17 +131,19 @@ def _beside(source: DraftSource, memory: MemoryPlan) -> MemoryPlan:
     return replace(memory, num_slots=left, draft_experts=kept)
 
 
-def _planner(options: GenerateOptions, max_block: int | None, is_confident: bool) -> Planner:
+def _planner(
+    options: GenerateOptions, max_block: int | None, first: int, is_confident: bool
+) -> Planner:
     most = most_drafted(max_block) if options.gamma is None else options.gamma
     if options.planner is not None and (part := own("planner", options.planner, most)):
         return OwnPlanner(part, most)
     confident = options.gamma is None and not options.do_sample and is_confident
     name = options.planner or ("confidence" if confident else "cost")
     if name == "confidence":
-        return ConfidencePlanner(options.method == "auto", max_block)
+        return ConfidencePlanner(options.method == "auto", max_block, first)
     if options.method == "auto":
         gammas = CANDIDATES if options.gamma is None else tuple(sorted({0, options.gamma}))
-        return CostPlanner(gammas)
+        return CostPlanner(gammas, first)
     if options.gamma is not None:
         return FixedGamma(options.gamma)
     return CostPlanner(CANDIDATES[1:])

@@ -19,6 +19,7 @@ from ..model.inputs import check_lengths, read_prompts
 from ..model.seq2seq import Seq2SeqDecoder
 from ..model.translation import check_source_lengths, decoder_prompt, read_sources, refuse_languages
 from ..options import GenerateOptions, from_kwargs
+from ..speculate.evidence import first_draft
 from ..speculate.loop import Sequence
 from ..speculate.sampling import Sampler
 from ..speculate.sources import Oracle
@@ -99,7 +100,8 @@ def prepare(engine, prompts, attention_mask, options: Mapping) -> Plan:
     batch_size = min(options.batch_size or DEFAULT_BATCH_SIZE, len(rows))
     max_block = decoder.largest_block(batch_size)
     hotness = _hotness(engine, options, rows)
-    method = make_method(options, engine.memory, engine.packed, hotness, max_block)
+    first = first_draft(batch_size, engine.info["top_k"], engine.packed.num_experts)
+    method = make_method(options, engine.memory, engine.packed, hotness, max_block, first)
     decoder.check_blocks(rows, batch_size, method.planner.max_gamma)
     if isinstance(method.source, Oracle) and not method.source.texts:
         method.source.texts |= _texts(

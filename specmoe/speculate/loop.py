@@ -106,12 +106,14 @@ def decode(batch: Batch) -> Iterator[Round]:
     refill(batch)
     while batch.rows:
         batch.trace.round, began_s = len(batch.rounds), time.perf_counter()
+        before = batch.experts.pool.counts.copy()
         drafted = draft(batch)  # no expert is fetched
-        drafted_s = time.perf_counter() - began_s
+        ahead, drafted_s = batch.experts.pool.counts.copy(), time.perf_counter() - began_s
         logits = verify(batch, drafted)  # each distinct expert is read once
         accepted, num_new = accept(batch, drafted, logits)
         verify_s = time.perf_counter() - began_s - drafted_s
-        yield observe(batch, drafted, accepted, num_new, (drafted_s, verify_s))
+        told = pool_told(batch, before, ahead) | {"draft_s": drafted_s, "verify_s": verify_s}
+        yield observe(batch, drafted, accepted, num_new, told)
         retire(batch)
         refill(batch)  # waiting prompts take the free places
 
@@ -167,14 +169,25 @@ def accept(batch: Batch, drafted: Drafted, logits: torch.Tensor) -> tuple[list[i
     return [verdict.accepted for verdict in verdicts], num_new
 
 
-def observe(
-    batch: Batch, drafted: Drafted, accepted: list[int], num_new: int, seconds: tuple[float, float]
-) -> Round:
-    """The round as one record, which trace, stats and planner read."""
+def pool_told(batch: Batch, before: PoolCounts, ahead: PoolCounts) -> dict:
+    """What the pool did in a round, by fields of ``Round``; its counts ``before`` it, and when all
+    was drafted (``ahead``)."""
+    done, installed = batch.experts.pool.counts.minus(before), batch.experts.installed
+    return {
+        "num_reads": done.num_fetches,
+        "num_ahead": ahead.num_fetches - before.num_fetches,
+        "named": (done.num_hits + done.num_misses)
+        / (len(installed.draft_layers) * installed.num_experts),
+        "wait_s": done.wait_s,
+    }
+
+
+def observe(batch: Batch, drafted: Drafted, accepted: list[int], num_new: int, told: dict) -> Round:
+    """The round as one record, which trace, stats and planner read; ``told``: more of its fields,
+    as they were measured."""
     done = Round(
         gamma=len(drafted.steps),
-        draft_s=seconds[0],
-        verify_s=seconds[1],
+        **told,
         drafted=drafted.num,
         accepted=accepted,
         steps=drafted.steps,
@@ -183,7 +196,9 @@ def observe(
         index=len(batch.rounds),
         prompts=_prompts(batch.rows),
     )
-    batch.trace.add("round", count=num_new, size=len(batch.rows), seconds=sum(seconds))
+    batch.trace.add(
+        "round", count=num_new, size=len(batch.rows), seconds=done.draft_s + done.verify_s
+    )
     batch.rounds.append(done)
     batch.planner.observe(done)
     return done

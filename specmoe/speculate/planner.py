@@ -21,11 +21,11 @@ import numpy as np
 
 from ..registry import Part
 from ..trace import Round
+from .evidence import SHORT, least_plain_s, one_more_s
 
 CANDIDATES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
 # Tried first where plain decoding is no choice, twice each: the first time of anything is slow.
 PROBES = (5, 5, 2, 10, 2, 10)
-SHORT = 2  # tokens of a first draft where it may not pay: enough to tell what more would cost
 RECENT = 0.25  # weight of the newest round in a running mean
 LOOK_AGAIN = 24  # rounds between two trials of a gamma that is not the best
 LOSS = 0.05  # of all seconds, what trials may cost together
@@ -132,19 +132,21 @@ class Trials:
 
 
 class CostPlanner(Planner):
-    """Chooses among ``candidates`` by measured costs. State: running means; nothing else is
-    remembered."""
+    """Chooses among ``candidates`` by measured costs; ``first``: tokens of the first draft, where 0
+    is among them. State: running means; nothing else is remembered."""
 
-    def __init__(self, candidates: tuple[int, ...] = CANDIDATES):
+    def __init__(self, candidates: tuple[int, ...] = CANDIDATES, first: int = SHORT):
         super().__init__(max(candidates))
         self.candidates = candidates
         self._probes = [gamma for gamma in PROBES if gamma in candidates]
         if 0 in candidates:
-            short = min((g for g in candidates if g), key=lambda g: abs(g - SHORT), default=0)
-            self._probes = [short]
+            drafting = (g for g in candidates if g)
+            self._probes = [min(drafting, key=lambda g: abs(g - first), default=0)]
         self.trials = Trials()
         self.draft_step_s: float | None = None
         self.verify_s: dict[int, float] = {}
+        # what a round without drafts takes at least, and of one more token of each row
+        self.least_plain_s, self.one_more_s = float("inf"), 0.0
         self.reached = np.zeros(max(candidates))  # rows whose draft came as far as this position
         self.agreed = np.zeros(max(candidates))  # of them, rows whose token there was accepted
         self._seen: set[int] = set()
@@ -168,12 +170,6 @@ class CostPlanner(Planner):
                 return other
         return ranked[0]
 
-    @property
-    def least_plain_s(self) -> float:
-        """What a round without drafts takes at least: a block takes no longer than each of its
-        tokens alone."""
-        return min((took / (1 + gamma) for gamma, took in self.verify_s.items()), default=0.0)
-
     def observe(self, done: Round) -> None:
         self.trials.seconds += done.draft_s + done.verify_s
         if done.gamma not in self._seen:  # the first round of a kind warms caches up
@@ -182,6 +178,8 @@ class CostPlanner(Planner):
                 return
         self.verify_s[done.gamma] = calm_mean(self.verify_s.get(done.gamma), done.verify_s)
         if done.gamma:
+            self.least_plain_s = min(self.least_plain_s, least_plain_s(done))
+            self.one_more_s = one_more_s(done) * len(done.drafted)
             self.draft_step_s = calm_mean(self.draft_step_s, done.draft_s / done.gamma)
             self._count(done)
 
@@ -214,8 +212,8 @@ class CostPlanner(Planner):
         if beyond > 0 and len(known) > 1:  # beyond what was tried: go on at the last slope
             slope = (self.verify_s[last] - self.verify_s[known[-2]]) / (last - known[-2])
             verify_s = self.verify_s[last] + max(slope, 0.0) * beyond
-        elif len(known) == 1:  # half of it is the same for every block
-            verify_s += 0.5 * verify_s / (1 + last) * beyond
+        elif len(known) == 1:
+            verify_s += self.one_more_s * beyond
         return verify_s + gamma * (self.draft_step_s or 0.0)
 
     def seconds_per_token(self, gamma: int) -> float:

@@ -6,10 +6,10 @@ Comes in, after every round: what it cost and gave. Goes out, once per round: wh
 Trials are what a planner gambles with, so they are cheap by construction. A short draft comes
 first: its costs say what a longer one would take, and bound what plain decoding can take. A plain
 pass asks for a part of what the verification of the same rows asks for, so it takes at most as
-long, and not less than that time over the tokens of a row: counts, not the clock, say so. It is
-tried at once only where it may be clearly better; later, no trial may make all of them together
-cost more than ``LOSS`` of the seconds so far. A round that was stopped by something else counts
-little.
+long (and what was read ahead), and no less than its tokens' share of the computing and its experts'
+of the reads (``evidence``): counts, not the clock, say so. It is tried at once only where it may be
+clearly better; later, no trial may make all of them together cost more than ``LOSS`` of the seconds
+so far. A round that was stopped by something else counts little.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..trace import Round
+from .evidence import least_plain_s
 from .planner import Trials, running_mean
 
 # of older rounds in the seconds of a token: a round of one row commits few, and a choice must not
@@ -41,9 +42,11 @@ class Ways:
         self.spent: dict[bool, tuple[float, float]] = {}
         self.num_rounds = {True: 0, False: 0}
         self.last_tokens = {True: 0, False: 0}
-        # of rounds that drafted: a verification's seconds and tokens, for each row
+        # of rounds that drafted, for each row: seconds of a verification and of what was read for
+        # it while drafting, its tokens, and what plain decoding takes at least
         self.verify_row_s: float | None = None
         self.verify_row_tokens: float | None = None
+        self.least_plain_s: float | None = None
         self.trials = Trials()
         self.drafts = True
         self.rounds_to_trial, self.trial_rounds = LOOK_AGAIN, 0
@@ -64,14 +67,13 @@ class Ways:
         """Never tried, could plain decoding be clearly better than drafting?"""
         if False in self.spent or self.verify_row_s is None or True not in self.spent:
             return False
-        least_s = self.verify_row_s / self.verify_row_tokens
-        return self.seconds_per_token[True] > DOUBT * least_s
+        return self.seconds_per_token[True] > DOUBT * self.least_plain_s
 
     def restart(self) -> None:
         """Forget what drafts have cost so far: they were of another kind."""
         self.spent.pop(True, None)
         self.num_rounds[True] = 0
-        self.verify_row_s = self.verify_row_tokens = None
+        self.verify_row_s = self.verify_row_tokens = self.least_plain_s = None
 
     def add(self, done: Round) -> None:
         drafts, seconds = bool(done.steps), done.draft_s + done.verify_s
@@ -80,9 +82,12 @@ class Ways:
             return
         if drafts:
             rows = len(done.drafted)
-            self.verify_row_s = running_mean(self.verify_row_s, done.verify_s / rows)
+            # what was read ahead, plain decoding reads after
+            all_s = done.verify_s + (done.draft_s if done.num_ahead > 0 else 0.0)
+            self.verify_row_s = running_mean(self.verify_row_s, all_s / rows)
             tokens = 1 + sum(done.drafted) / rows
             self.verify_row_tokens = running_mean(self.verify_row_tokens, tokens)
+            self.least_plain_s = running_mean(self.least_plain_s, least_plain_s(done) / rows)
         if self.num_rounds[drafts] >= TRIAL:
             usual_s = self.seconds_per_token[drafts]
             seconds = min(seconds, STALL * usual_s * done.new_tokens)

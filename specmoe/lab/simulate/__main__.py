@@ -5,7 +5,8 @@ machine's clock, into ``results/clock.json`` (about two minutes for each model a
 else should run meanwhile). ``python -m specmoe.lab.simulate record [MODEL] [--draft-experts N]``:
 the shipped recordings (no clock in them; minutes); ``budgets``: those at several sizes of fast
 memory; ``gammas``: those that ``auto`` plays. ``python -m specmoe.lab.simulate auto``: its planner on
-thirty described machines, into ``results/auto.json``. ``python -m specmoe.lab.simulate count``: the
+thirty described machines, into ``results/auto.json``; ``few-rounds``: texts of few rounds at a real
+model's shape, into ``results/auto_few_rounds.json``. ``python -m specmoe.lab.simulate count``: the
 sizes in ``real_models.json``, from the configs in it.
 """
 
@@ -15,7 +16,7 @@ import argparse
 
 from ..entry import leave
 from ..machine import doctor
-from . import auto, clock, real_models
+from . import auto, clock, even_jobs, real_models
 from .shipped import SHIPPED, record_budgets, record_shipped
 
 
@@ -72,12 +73,18 @@ def survey(given) -> None:
     print(auto.table(auto.shipped()).to_string())
 
 
+def few_rounds(given) -> None:
+    print(f"wrote {even_jobs.write().name}")
+    print(even_jobs.table(even_jobs.shipped()).to_string())
+
+
 COMMANDS = {
     "clock": compare,
     "record": record,
     "budgets": budgets,
     "gammas": gammas,
     "auto": survey,
+    "few-rounds": few_rounds,
     "count": count,
 }
 

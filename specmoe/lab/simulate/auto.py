@@ -28,6 +28,7 @@ from ...engine.engine import load
 from ...shipped import need_path, package_path
 from ...speculate.block import Drafting
 from ...speculate.confidence import ConfidencePlanner
+from ...speculate.evidence import first_draft
 from ...speculate.planner import CANDIDATES, CostPlanner, Planner
 from ...trace import Round
 from ..writing import check_folder, write_whole
@@ -44,9 +45,9 @@ GAMMAS = (0, 1, 2, 4, 7, 10, 16)
 FIXED = (4, 10)  # of ``specmoe`` as a single method
 SHIPPED = {"tiny-skewed": 4, "tiny-balanced": 2, "tiny-translate": 4}  # model -> N
 # greedy: by the draft's confidence; sampling: one gamma for all rows
-PLANNERS: dict[str, Callable[[], Planner]] = {
-    "greedy": lambda: ConfidencePlanner(True),
-    "sampling": lambda: CostPlanner(CANDIDATES),
+PLANNERS: dict[str, Callable[[int], Planner]] = {
+    "greedy": lambda first: ConfidencePlanner(True, None, first),
+    "sampling": lambda first: CostPlanner(CANDIDATES, first),
 }
 # of a preset's own: a slower link, slower arithmetic, a slower memory, overheads
 CHANGES = (
@@ -79,10 +80,12 @@ def _changed(machine: Hardware, change: Mapping[str, float]) -> Hardware:
 @dataclass(frozen=True)
 class Jobs:
     """What was recorded of one model at one batch: of ``auto`` by gamma (0: plain), and of every
-    single method."""
+    single method. ``sure``: how sure the draft says it is of a token; None: as often as it is
+    right."""
 
     auto: dict[int, Recording]
     single: dict[str, Recording]
+    sure: float | None = None
 
     @classmethod
     def shipped(cls, model: str, batch: int) -> Jobs:
@@ -106,6 +109,12 @@ class Jobs:
 
         chances = np.linspace(0.01, 0.995, 400)
         return float(np.interp(per_row, [tokens(chance) for chance in chances], chances))
+
+    @property
+    def first(self) -> int:
+        """Tokens of the first draft."""
+        info = self.auto[0].info
+        return first_draft(self.auto[0].batch, info["top_k"], info["experts"])
 
     @property
     def layers(self) -> int:
@@ -138,36 +147,37 @@ def play(jobs: Jobs, planner: Planner, machine, size, tokens: int, noise) -> flo
         gamma = min(replays, key=lambda gamma: abs(gamma - length)) if length else 0
         replay, number = replays[gamma], places[gamma] % len(jobs.auto[gamma].rows)
         places[gamma] += 1
-        before = replay.draft_s, replay.verify_s
+        before = replay.draft_s, replay.verify_s, replay.lanes.wait_s
         replay.round(number, False)
-        took = [a - b for a, b in zip((replay.draft_s, replay.verify_s), before)]
+        after = replay.draft_s, replay.verify_s, replay.lanes.wait_s
+        took = [a - b for a, b in zip(after, before)]
         times = noise()
-        seen = [part * times for part in took]
-        done = round_of(jobs.auto[gamma], number, *seen, jobs.agreement)
+        done = round_of(jobs.auto[gamma], number, [s * times for s in took], jobs.agreement)
         planner.observe(done)
-        seconds, made = seconds + sum(took), made + done.new_tokens
-    return seconds
+        seconds, made = seconds + took[0] + took[1], made + done.new_tokens
+    # of the last round only what was still asked for
+    return seconds - (took[0] + took[1]) * (made - tokens) / done.new_tokens
 
 
 def drafted(planner: Planner, gamma: int, jobs: Jobs) -> int:
     """Tokens that ``planner`` lets every row draft, of ``gamma`` at most."""
     rows = jobs.auto[0].batch
     block = Drafting(torch.full((rows,), gamma), torch.tensor([], dtype=torch.long))
-    sure = torch.full((rows,), jobs.agreement, dtype=torch.float64)
+    said = jobs.agreement if jobs.sure is None else jobs.sure
+    sure = torch.full((rows,), said, dtype=torch.float64)
     while block.active.any():
         block.append(torch.zeros(rows, dtype=torch.long), None)
         block.restrict(*planner.keep_drafting(block, lambda: sure))
     return int(block.num.max())
 
 
-def round_of(
-    record: Recording, number: int, draft_s: float, verify_s: float, agreement: float
-) -> Round:
-    """What the planner sees. Which row had which token accepted is not recorded: as many as the
+def round_of(record: Recording, number: int, seconds: list[float], agreement: float) -> Round:
+    """What the planner sees; ``seconds``: of the draft, the verification, and waiting for reads. Which row had which token accepted is not recorded: as many as the
     round gave, spread over the rows as ``agreement`` for each token spreads them."""
     rows, steps = int(record.rows[number]), record.drafting[number]
     drafts = [int((steps > row).sum()) for row in range(rows)]
-    gamma = int(record.gammas[number])
+    gamma, (draft_s, verify_s, wait_s) = int(record.gammas[number]), seconds
+    reads, ahead = (int(each[number].sum()) for each in (record.fetches, record.prefetches))
     return Round(
         gamma=gamma,
         draft_s=draft_s,
@@ -177,6 +187,10 @@ def round_of(
         steps=[(int(steps[step]), draft_s / gamma) for step in range(gamma)],
         expected_rejections=sum(1 - agreement**num for num in drafts),
         new_tokens=int(record.committed[number]),
+        num_reads=reads + ahead,
+        num_ahead=ahead if gamma else 0,
+        named=float(record.experts[number].mean()) / record.info["experts"],
+        wait_s=wait_s,
     )
 
 
@@ -219,7 +233,7 @@ def survey(
             best, least_s = fastest(jobs, machine, size)
             for kind, make in PLANNERS.items():
                 times = noise() if noise else lambda: 1.0
-                spent_s = play(jobs, make(), machine, size, JOB * batch, times)
+                spent_s = play(jobs, make(jobs.first), machine, size, JOB * batch, times)
                 told = {"like": model, "size": name or "as recorded", "batch": batch}
                 told |= {"machine": machine.name, "planner": kind, "best": best}
                 rows.append(told | {"ratio": spent_s / (least_s * JOB * batch)})
