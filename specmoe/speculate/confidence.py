@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 
 from ..trace import Round
-from .evidence import SHORT, Line, Verdicts, one_more_s
+from .evidence import SHORT, Line, Verdicts, block_tokens, one_more_s
 from .planner import Planner, running_mean
 from .ways import Ways
 
@@ -140,8 +140,11 @@ class ConfidencePlanner(Planner):
         # the first token of each row asks for the most experts: it says nothing about what one more
         # costs
         if drafts:
-            self.verify.add(len(done.drafted) + sum(done.drafted), done.verify_s)
-            self.guess_s = running_mean(self.guess_s, one_more_s(done), RECENT)
+            self.verify.add(block_tokens(done), done.verify_s)
+            # at most the line's own guess: where rows ask for the same few experts, even use would
+            # make every token of a block as dear as the first, and no block would grow
+            guess_s = min(one_more_s(done), 0.5 * done.verify_s / block_tokens(done))
+            self.guess_s = running_mean(self.guess_s, guess_s, RECENT)
         for rows, seconds in done.steps:
             self.step.add(rows, seconds)
         self.verdicts.add(done)
