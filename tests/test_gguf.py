@@ -318,6 +318,25 @@ def test_a_plan_and_a_header_read_no_weights(made, monkeypatch, capsys):
         assert (found["layers"], found["experts"]) == (2, 8)
 
 
+def test_a_plan_counts_every_layer_as_it_is_and_says_what_slots_of_one_size_leave(made, capsys):
+    coarse, fine = 3 * 512 * 144, 2 * 512 * 144 + 256 * 2 * 210
+    options = [*"plan --machine consumer --fast-memory 4MiB --batch 1".split(), str(made(Q4_K_M))]
+    assert main([*options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["expert_bytes"] == (coarse + fine) // 2
+    assert found["model"]["experts_bytes"] == 8 * (coarse + fine)
+    with specmoe.load(made(Q4_K_M), fast_memory="4MiB") as engine:
+        sizes = [one.record_bytes for one in engine.packed.layout.by_layer]
+        assert found["budget"]["slots"] == engine.info["slots"]
+    unused = found["budget"]["slots"] * (max(sizes) - sum(sizes) // 2)
+    assert found["budget"]["unused_bytes"] == unused > 0
+    on_demand = next(row for row in found["rows"] if row["method"] == "on_demand")
+    assert on_demand["link_bytes"] == found["model"]["top_k"] * sum(sizes)
+    assert main(options) == 0 and "stay unused" in capsys.readouterr().out
+    options[-1] = str(made(Q4_K))
+    assert main(options) == 0 and "stay unused" not in capsys.readouterr().out
+
+
 def test_another_vocabulary_is_another_model(made, tmp_path):
     other = make_gguf(tmp_path / "other.gguf", "minimax_m2", as_kind("Q4_K"), eos=5)
     assert identity_of(other) != identity_of(made(Q4_K)) == identity_of(made(Q4_K))

@@ -12,8 +12,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import specmoe
+from specmoe.checkpoint.packing import pack
 from specmoe.errors import OptionError
-from specmoe.lab.bench import real, real_checkpoint, real_grid, real_page, real_runs, results
+from specmoe.lab.bench import (
+    real,
+    real_checkpoint,
+    real_grid,
+    real_page,
+    real_runs,
+    real_speed,
+    results,
+)
 from specmoe.lab.bench.runs import Run
 from specmoe.lab.simulate.real_models import known_models
 
@@ -53,6 +63,22 @@ def test_nothing_is_written_over(tmp_path):
 
 
 # ---- the grid: peers on the same weights in the same memory
+
+
+@pytest.mark.long
+def test_the_first_token_of_a_packed_folder_counts_its_distances(small, tmp_path):
+    folder, packed = real_checkpoint.make_checkpoint(tmp_path / "made", layers=1), tmp_path / "own"
+    out = tmp_path / "speed.json"
+    with pytest.raises(OptionError, match="is not packed: specmoe pack"):
+        real_speed.measure(folder, ["first_token_packed"], out=out)
+    kept = pack(folder, packed).affinity_file
+    with specmoe.load(str(packed)):
+        before = kept.read_bytes()
+    kept.write_bytes(b"of another time")
+    row = real_speed.measure(packed, ["first_token_packed"], out=out)["first_token_packed"]
+    assert kept.read_bytes() == before, "made anew, by the process that was timed"
+    assert row["since_load_s"] == row["load_s"] + row["first_s"] > 0
+    assert 0 < row["trunk_bytes"] < row["peak_bytes"]
 
 
 def test_the_gguf_holds_the_same_weights(small, tmp_path):

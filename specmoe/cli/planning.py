@@ -16,6 +16,7 @@ RATES = {
     "memory_rate": "memory_bytes_per_s",
     "compute": "flop_per_s",
 }
+UNUSED = "; {} stay unused: a slot holds the largest layer's expert, and layers differ"
 OPTIONS = ("fast_memory", "machine", "batch", "like", "weights")
 
 
@@ -56,7 +57,8 @@ def text_of(found) -> str:
         "KV cache": f"{show_bytes(kv)} per token of a text, in bf16" if kv else "not counted",
         "fast memory": f"{show_bytes(found.fast_memory_bytes)} for experts: {found.slots} slots, "
         f"{found.share:.0%} of them; per layer {found.draft_experts} draft, or "
-        f"{found.cached_experts} are cached",
+        f"{found.cached_experts} are cached"
+        + (UNUSED.format(show_bytes(found.unused_bytes)) if found.unused_bytes else ""),
         "machine": f"{machine.name}: link {machine.link_bytes_per_s / 1e9:.3g} GB/s, memory "
         f"{machine.memory_bytes_per_s / 1e9:.3g} GB/s, {machine.flop_per_s / 1e12:.3g} TFLOP/s",
     }

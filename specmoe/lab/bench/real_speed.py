@@ -22,6 +22,8 @@ import specmoe
 
 from ...checkpoint import open_experts, resolve
 from ...checkpoint.formats import WIDEN
+from ...checkpoint.rest import packed_plan
+from ...errors import OptionError
 from ...model import native
 from ..machine.probes import link_rates, memory_read_rate
 from . import results
@@ -206,6 +208,13 @@ def first_token(folder: Path, tokens: int) -> dict:
     return found | {"since_load_s": found["load_s"] + found["first_s"], "over_bytes": over}
 
 
+def first_token_packed(folder: Path, tokens: int) -> dict:
+    """The same of a folder that ``specmoe pack`` wrote."""
+    if packed_plan(resolve(folder)) is None:
+        raise OptionError(f"{folder} is not packed: specmoe pack {folder} DIR, then measure DIR")
+    return first_token(folder, tokens)
+
+
 def in_process() -> None:
     """What ``first_token`` runs: prints its numbers."""
     began_s = time.perf_counter()
@@ -261,6 +270,7 @@ PARTS = {
     "formats": formats,
     "methods": methods,
     "first_token": first_token,
+    "first_token_packed": first_token_packed,
     "prefill": prefill,
     "beside": beside,
     "resident": resident,

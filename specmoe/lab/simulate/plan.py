@@ -54,6 +54,8 @@ class Plan:
     slots: int
     draft_experts: int  # of each layer, that draft
     cached_experts: int  # of each layer, that ``cached`` keeps
+    # of slots as large as the largest layer's experts, where layers differ: what the others leave
+    unused_bytes: int
     kv_bytes_per_token: int | None  # of one text, in bf16; None: not counted
     rows: tuple[Expectation, ...]
     curve: tuple[tuple[float, Expectation], ...]
@@ -84,6 +86,7 @@ class Plan:
         }
         rates = ("link_bytes_per_s", "memory_bytes_per_s", "flop_per_s")
         names = ("fast_memory_bytes", "slots", "draft_experts", "cached_experts", "share")
+        names += ("unused_bytes",)
         return {
             "model": model,
             "machine": {name: getattr(machine, name) for name in ("name", *rates, "source")},
@@ -118,12 +121,16 @@ def plan(
     no expert likelier than another), ``gamma`` and ``weights`` as in ``expect``."""
     config, weights = _config_of(model, weights)
     size = size_of(config, weights)
-    if weights is None and (file := _gguf(model)):
-        size = replace(size, expert_bytes=_expert_bytes(file), source=f"{size.name}, {IN_FILE}")
+    layout = _layout(file) if weights is None and (file := _gguf(model)) else None
+    if layout:
+        expert_bytes = mean_of_layers(layout, "payload_bytes")
+        size = replace(size, expert_bytes=expert_bytes, source=f"{size.name}, {IN_FILE}")
     record_bytes = -(-size.expert_bytes // PAGE_BYTES) * PAGE_BYTES
+    record_bytes = mean_of_layers(layout, "record_bytes") if layout else record_bytes
+    slot_bytes = layout.record_bytes if layout else record_bytes
     machine = machine_of(machine, rates, record_bytes, str(model) if _is_shipped(model) else config)
     budget = parse_bytes("fast_memory", fast_memory) or _left_beside(size, machine)
-    memory = _slots(size, record_bytes, budget)
+    memory = _slots(size, slot_bytes, budget, _scratch_bytes(size, layout))
     stored = replace(size, name=_name(model, size), expert_bytes=record_bytes)
     like = like or (str(model) if _is_shipped(model) else LIKE)
     batch, given = tuple(batch), {"like": like, "gamma": gamma}
@@ -140,6 +147,7 @@ def plan(
         memory.num_slots,
         memory.draft_experts,
         memory.cached_experts,
+        memory.num_slots * (slot_bytes - record_bytes),
         None if isinstance(config, ModelSize) else kv_bytes_per_token(config),
         at(share),
         tuple((each, row) for each in SHARES for row in at(each)),
@@ -176,12 +184,17 @@ def _left_beside(size: ModelSize, machine: Hardware) -> int:
     return left
 
 
-def _slots(size: ModelSize, record_bytes: int, budget: int):
+def _scratch_bytes(size: ModelSize, layout) -> int:
+    """In which the engine widens an expert to float32 on a CPU."""
+    if layout:
+        return 4 * layout.elements
+    return 2 * size.expert_bytes if "in bf16" in size.source else 0
+
+
+def _slots(size: ModelSize, record_bytes: int, budget: int, scratch_bytes: int):
     """The engine's own plan; where its default N asks too much, ``FastMemoryError`` says so."""
     from ...offload.budget import plan_memory
 
-    # the scratch in which the engine widens an expert to float32 on a CPU
-    scratch_bytes = 2 * size.expert_bytes if "in bf16" in size.source else 0
     shape, options = (size.num_layers, size.num_experts), LoadOptions(fast_memory=budget)
     return plan_memory(record_bytes, scratch_bytes, shape, options)
 
@@ -219,12 +232,18 @@ def _gguf(model) -> Path | None:
     return found if found.suffix == GGUF else None
 
 
-def _expert_bytes(file: Path) -> int:
-    """Of one expert as it lies in a GGUF, by its header."""
+def _layout(file: Path):
+    """Of the experts as they lie in a GGUF, by its header."""
     from ...checkpoint.files import open_checkpoint
     from ...checkpoint.plan import plan_experts
 
-    return plan_experts(open_checkpoint(file)).layout.payload_bytes
+    return plan_experts(open_checkpoint(file)).layout
+
+
+def mean_of_layers(layout, name: str) -> int:
+    """``name`` of an ``ExpertLayout``, where layers differ the mean: what an expert takes."""
+    sizes = [getattr(one, name) for one in layout.by_layer or (layout,)]
+    return round(sum(sizes) / len(sizes))
 
 
 def _dtype(config: dict) -> str:
