@@ -9,7 +9,7 @@ from conftest import PROMPTS, tokens_of
 import specmoe
 from specmoe import registry
 from specmoe.cli import parser
-from specmoe.lab import replay, sweep
+from specmoe.lab import exercises, replay, sweep
 from specmoe.lab.bench.methods import run_bench
 from specmoe.speculate.planner import Planner
 
@@ -238,3 +238,27 @@ def test_the_command_line_runs_a_plugin_first(plugin, tiny, capsys):
     assert parser.main([*words, "--plugin", str(plugin)]) == 2
     said = capsys.readouterr().err
     assert "cannot be run (ZeroDivisionError: division by zero): correct the file" in said
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_exercises_score_yours_beside_the_part_that_it_replaces(kind, plugin):
+    scores = exercises.score_parts(kind, num_prompts=2)
+    assert scores["part"].iloc[-1] == "mine" and len(scores) == (3 if kind == "planner" else 2)
+    assert scores["same_text"].all() and (scores.iloc[:, 3:] > 0).all(axis=None)
+    if kind not in ("substitute", "planner"):  # those may do as well
+        assert scores["kB_per_token"].iloc[-1] > scores["kB_per_token"].iloc[0]
+
+
+@pytest.mark.slow
+def test_a_planner_and_a_draft_set_of_yours_stand_in_the_scores_of_their_exercises(plugin):
+    passed = exercises.check_planner(exercises.parts.plan)
+    assert (passed.scores["mine_ms"] > passed.scores["best_ms"]).all()
+
+    def older(layer, counts, num_draft, memory):
+        heat = memory.setdefault(layer, [0.0] * len(counts))
+        heat[:] = [0.6 * old + count for old, count in zip(heat, counts)]
+        return sorted(range(len(counts)), key=lambda e: -heat[e])[:num_draft]
+
+    scores = exercises.check_draft_set(older).scores.set_index("draft_set")["kB_per_token"]
+    assert [*scores.index] == ["yours", "hot_temporal", "random", "mine"]
+    assert scores["mine"] > scores["yours"]

@@ -19,6 +19,7 @@ from . import (
     evict,
     expectation,
     nearest,
+    own,
     planning,
     rejection,
     repair,
@@ -26,6 +27,8 @@ from . import (
 )
 from .exercise import Exercise
 from .verdict import ExerciseError, Passed
+
+score_parts = own.score_parts
 
 check_nearest = Exercise("nearest", nearest.check_nearest)
 check_eviction = Exercise("eviction", evict.check_eviction)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from ...errors import OptionError
+from ...registry import yours
 from .calling import Task, wholes
 from .verdict import ExerciseError, Passed, Scale, require, scored
 from .workload import bytes_per_token
@@ -149,26 +150,28 @@ def check_draft_set(draft_set: Callable) -> Passed:
         "and HotTemporal breaks such ties by earlier use, so use memory too",
     )
     try:
-        yours = bytes_per_token(for_engine(draft_set))
+        sizes = {"yours": bytes_per_token(for_engine(draft_set))}
     except OptionError as failure:
         raise ExerciseError(str(failure)) from failure
-    return _score({"yours": yours} | {n: bytes_per_token(n) for n in ("hot_temporal", "random")})
+    others = "hot_temporal", "random", *yours("draft_set")
+    return _score(sizes | {name: bytes_per_token(name) for name in others})
 
 
 def _score(sizes: dict[str, float]) -> Passed:
-    """The verdict on bytes per token of the student's draft set and of others."""
-    yours, temporal = sizes["yours"], sizes["hot_temporal"]
-    tail = f"{yours / 1e3:.1f} kB per token, HotTemporal {temporal / 1e3:.1f} kB"
+    """The verdict on bytes per token of the student's draft set and of others, those that somebody
+    registered last."""
+    own, temporal = sizes["yours"], sizes["hot_temporal"]
+    tail = f"{own / 1e3:.1f} kB per token, HotTemporal {temporal / 1e3:.1f} kB"
     require(
-        yours != temporal,
+        own != temporal,
         f"this fetches exactly what HotTemporal does ({tail}): look further back than one "
         "verification",
     )
     require(
-        yours < temporal,
+        own < temporal,
         f"valid, but it does not beat HotTemporal ({tail}): try another weight for the past",
     )
     limits = [round(share * temporal / 1e3, 1) for share in (1.0, GOOD, EXCELLENT)]
     rows = [(name, round(size / 1e3, 1)) for name, size in sizes.items()]
     passed = Passed(tail, pd.DataFrame(rows, columns=["draft_set", "kB_per_token"]))
-    return scored(passed, round(yours / 1e3, 1), Scale("kB per token", tuple(limits)), tail)
+    return scored(passed, round(own / 1e3, 1), Scale("kB per token", tuple(limits)), tail)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 
 from ...offload.affinity import nearest_resident
-from . import parts
+from ...registry import yours
+from . import own, parts
 from .calling import Task, wholes
 from .matching import Case, Mistake, Rule
 from .verdict import Passed, require
@@ -183,5 +184,6 @@ def check_nearest(table: Callable) -> Passed:
         )
     return Passed(
         f"the same tables as specmoe.offload.affinity.nearest_resident on {len(distances)} "
-        "layers of tiny-skewed"
+        "layers of tiny-skewed",
+        own.score_parts("substitute") if yours("substitute") else None,
     )

@@ -15,12 +15,13 @@ from dataclasses import replace
 
 import pandas as pd
 
+from ...registry import yours
 from ..simulate import Hardware, ModelSize, Recording, preset, simulate
 from . import parts
 from .calling import Task, whole
 from .matching import Case, Mistake, Rule
 from .verdict import ExerciseError, Passed, require
-from .workload import recorded_rounds
+from .workload import recorded, recorded_rounds
 
 TASK = Task("plan", ("rounds", "link_bytes_per_s"), "the gamma of one of the rounds")
 LINKS = {"SSD 1 GB/s": 1e9, "PCIe 16 GB/s": 16e9, "in memory 400 GB/s": 400e9}
@@ -208,11 +209,13 @@ def rounds_on(link_bytes_per_s: float) -> list[dict]:
 
 def milliseconds_per_token(link_bytes_per_s: float) -> dict[int, float]:
     """Gamma -> simulated milliseconds of a row's token."""
-    times = {}
-    for gamma, run in recorded_rounds().items():
-        played = simulate(run, machine(link_bytes_per_s), size_of(run))
-        times[gamma] = 1e3 * played.batch * played.seconds / played.num_new_tokens
-    return times
+    return {g: simulated_ms(run, link_bytes_per_s) for g, run in recorded_rounds().items()}
+
+
+def simulated_ms(run: Recording, link_bytes_per_s: float) -> float:
+    """Milliseconds of a row's token."""
+    played = simulate(run, machine(link_bytes_per_s), size_of(run))
+    return 1e3 * played.batch * played.seconds / played.num_new_tokens
 
 
 def check_planner(plan: Callable) -> Passed:
@@ -228,6 +231,9 @@ def check_planner(plan: Callable) -> Passed:
     )
     RULE.check(plan, cases)
     scores = pd.DataFrame([_on_link(plan, *link) for link in LINKS.items()])
+    for name in yours("planner"):
+        run = recorded(planner=name)
+        scores[f"{name}_ms"] = [round(simulated_ms(run, rate), 2) for rate in LINKS.values()]
     return Passed(
         "within five percent of the fewest simulated milliseconds per token on each link", scores
     )

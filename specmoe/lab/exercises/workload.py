@@ -16,6 +16,7 @@ from ... import checkpoint
 from ...engine.engine import Engine, load
 from ...engine.output import Output
 from ...offload.affinity import expert_distances
+from ...registry import BUILT_IN
 from ...tiny.texts.data import held_out_prompts
 from ..replay import Request, layer_requests, layers_of
 from ..routing import record_routing
@@ -84,7 +85,9 @@ def recorded_block(num_rows: int = 6, num_tokens: int = 6) -> list[list[list[int
 
 def bytes_per_token(draft_set: str | Callable) -> float:
     """Bytes fetched per new token on the engine with ``draft_set``, gamma 5, one row at a time."""
-    return _bytes_of_name(draft_set) if isinstance(draft_set, str) else _bytes_of(draft_set)
+    # what a name of yours stands for may change within a session
+    known = isinstance(draft_set, str) and draft_set in BUILT_IN["draft_set"]
+    return _bytes_of_name(draft_set) if known else _bytes_of(draft_set)
 
 
 @functools.lru_cache(maxsize=4)
@@ -107,6 +110,13 @@ def recorded_rounds() -> dict[int, Recording]:
             output = generate(engine, num_prompts=12, method="specmoe", gamma=gamma, batch_size=4)
             runs[gamma] = Recording.of(output, engine.info).full()
     return runs
+
+
+def recorded(**how) -> Recording:
+    """A run as those of ``recorded_rounds``, drafting otherwise."""
+    with load(MODEL, store="memory", draft_experts=NUM_DRAFT) as engine:
+        output = generate(engine, num_prompts=12, method="specmoe", batch_size=4, **how)
+        return Recording.of(output, engine.info).full()
 
 
 class VotedRound(NamedTuple):
