@@ -6,8 +6,8 @@ stands in ``SOURCES`` with code that computes it from results, settings or the p
 with words where nothing can be computed. The model cards, docs/models.md and docs/exercises.md are generated whole and
 compared in tests of their own (test_tiny, test_translation, test_families), and so are the pages
 that are notebooks (test_reproduction, test_benchmarks); the tables of docs/bytes.md and docs/auto.md
-are compared with their results (test_bound, test_auto), and docs/claims.md in test_claims. docs/log.md is a diary, true of its day: it
-is a source for what was measured once and not kept as a result.
+are compared with their results (test_bound, test_auto), and docs/claims.md and
+docs/drafts.md in test_claims and test_drafts. docs/log.md is a diary, true of its day: it is a source for what was measured once and not kept as a result.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ ELSEWHERE = (
     "docs/auto.md",
     "docs/bytes.md",
     "docs/claims.md",
+    "docs/drafts.md",
     "docs/exercises.md",
     "docs/log.md",
     "docs/models.md",

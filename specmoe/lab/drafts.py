@@ -1,9 +1,10 @@
 """Which draft for which router: tokens per round of every draft source by the bytes that it holds.
 
 Comes in: the name of a model, sources, batches. Goes out: a frame. ``python -m specmoe.lab.drafts
-[MODEL ...]`` measures the shipped models (minutes) and writes ``results/drafts.json``, which
-``shipped`` reads. Tokens and bytes are counts: the same on every quiet or busy machine. (Two models
-of the same arithmetic on another processor may differ in a tie.)
+[MODEL ...]`` counts the shipped models (a quarter of an hour; it goes on where it was stopped) and
+writes ``results/drafts.json``, which ``shipped`` reads. Tokens and bytes are counts: the same on
+every quiet or busy machine. (Two models of the same arithmetic on another processor may differ in a
+tie.) Seconds of that file are simulated from the counts, see ``draft_seconds``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import pandas as pd
 
 from ..engine.engine import Engine, load
 from ..shipped import need_path, package_path
+from . import draft_seconds
 from .bench.prompts import prompts_for
 from .bench.rows import name_of
+from .simulate.recording import Recording
 from .writing import write_whole
 
 RESULTS = package_path("lab/results/drafts.json")
@@ -29,8 +32,10 @@ SIZES = {
     "tiny-translate": (2, 4, 8, 16, 32),
 }
 COPIES = ("low_bit:2", "low_bit:3", "low_bit:4", "low_bit:8")
-OTHERS = ("ngram", "ngram+resident", "layer_skip", "oracle")
-BATCHES = (16,)
+PLAIN = "no draft"  # the same pool, plain decoding: what drafting has to beat
+OTHERS = ("ngram", "ngram+resident", "layer_skip", "oracle", PLAIN)
+TELLING = (PLAIN, "oracle", "low_bit:4", "ngram+resident")
+PROMPTS = {1: 4, 16: 16}  # rows in flight -> prompts: batch 1 decodes the first of the same ones
 SHARE = 0.75  # of the experts: copies of 8 bits, and some to read into, fit
 GAMMA, NEW_TOKENS, SEED = 10, 40, 1
 
@@ -43,16 +48,27 @@ def sources_of(sizes: Sequence[int]) -> list[tuple[int, str]]:
     return points + [(middle, name) for name in OTHERS]
 
 
+def points_of(sizes: Sequence[int]) -> list[tuple[int, int, str]]:
+    """(rows in flight, experts per layer, source): with one row the telling ones, with many all; the
+    telling ones first."""
+    middle = sizes[len(sizes) // 2]
+    telling = [(middle, name) for name in TELLING] + [(size, "resident") for size in sizes]
+    points = [(batch, *point) for point in telling for batch in (16, 1)]
+    return list(dict.fromkeys(points + [(16, *point) for point in sources_of(sizes)]))
+
+
 def map_of_drafts(
     model: str,
     points: Iterable[tuple[int, object]],
-    batches: Sequence[int] = BATCHES,
-    num_prompts: int = 16,
+    batches: Sequence[int] = (16,),
+    num_prompts: int | None = None,
     **options,
 ) -> pd.DataFrame:
     """Decode the same held-out prompts with every source: a row per source and batch with
     ``experts_held`` (what the draft stands on, in bytes of whole experts per layer), ``draft_bytes``,
-    ``tokens_per_round``, ``acceptance_rate``, ``fetched_bytes_per_token``, ``seconds_per_token``.
+    ``tokens_per_round``, ``acceptance_rate``, ``fetched_bytes_per_token``, ``seconds_per_token`` (the
+    clock's), and ``simulated``: seconds per token at real sizes (``draft_seconds.speeds`` reads it),
+    None for a source of your own.
 
     ``points``: (``size``: resident experts per layer, source: a name or your own). Every source has the same
     fast memory, of ``SHARE`` of the experts that draft; ``options`` are ``generate``'s.
@@ -60,8 +76,9 @@ def map_of_drafts(
     rows, fast_memory = [], _fast_memory(model)
     for number, source in points:
         with load(model, store="memory", draft_experts=number, fast_memory=fast_memory) as engine:
-            prompts = prompts_for(engine, num_prompts, SEED)
-            rows += [_row(engine, model, source, prompts, batch, options) for batch in batches]
+            for batch in batches:
+                prompts = prompts_for(engine, num_prompts or PROMPTS.get(batch, 16), SEED)
+                rows.append(_row(engine, model, source, prompts, batch, options))
     return pd.DataFrame(rows)
 
 
@@ -73,9 +90,12 @@ def _fast_memory(model: str) -> int:
 
 
 def _row(engine: Engine, model: str, source, prompts: list, batch: int, options: dict) -> dict:
-    run = {"gamma": GAMMA, "max_new_tokens": NEW_TOKENS, **options}
-    stats = engine.generate(prompts, method="specmoe", draft=source, batch_size=batch, **run).stats
-    memory, name = engine.memory, name_of(source)
+    name = name_of(source)
+    drafts = {"method": "specmoe", "draft": source, "gamma": GAMMA}
+    run = {"method": "cached"} if name == PLAIN else drafts
+    run |= {"max_new_tokens": NEW_TOKENS, "batch_size": batch, **options}
+    output = engine.generate(prompts, **run)
+    stats, memory = output.stats, engine.memory
     layer_bytes = memory.num_layers * memory.record_bytes
     stands_on_residents = "resident" in name or name == "layer_skip"
     held = stats.draft_bytes + stands_on_residents * memory.draft_experts * layer_bytes
@@ -86,11 +106,21 @@ def _row(engine: Engine, model: str, source, prompts: list, batch: int, options:
         "batch": batch,
         "experts_held": held / layer_bytes,
         "draft_bytes": held,
-        "tokens_per_round": stats.tokens_per_round,
+        "tokens_per_round": 1.0 if name == PLAIN else stats.tokens_per_round,
         "acceptance_rate": stats.acceptance_rate,
         "fetched_bytes_per_token": stats.fetched_bytes_per_token,
         "seconds_per_token": stats.seconds / max(1, stats.num_new_tokens),
+        "simulated": _simulated(output, engine, name, held),
     }
+
+
+def _simulated(output, engine: Engine, source: str, held: int) -> dict | None:
+    """What ``draft_seconds.seconds`` makes of the run; ``held``: bytes that the draft stands on."""
+    info, memory = engine.info, engine.memory
+    all_bytes = memory.num_layers * info["experts"] * memory.record_bytes
+    shares = draft_seconds.shares_of(output.trace.to_frame(), info["experts"])
+    steps = draft_seconds.steps_of(source, memory.draft_experts, held / all_bytes, shares)
+    return steps and draft_seconds.seconds(Recording.of(output, info), steps)
 
 
 def shipped(path: str | Path = RESULTS) -> pd.DataFrame:
@@ -100,22 +130,29 @@ def shipped(path: str | Path = RESULTS) -> pd.DataFrame:
 
 def main(models: Sequence[str]) -> None:
     """Count what ``RESULTS`` has not of ``models``, and keep it after every point."""
-    for name in models or SIZES:
-        for point in sources_of(SIZES[name]):
-            rows = (
-                json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
-            )
-            if any(
-                (row["model"], row["source"], row["size"]) == (name, point[1], point[0])
-                for row in rows
-            ):
-                continue
-            # seconds are the machine's: no count, and not kept
-            table = map_of_drafts(name, [point]).drop(columns="seconds_per_token")
-            print(table.round(2).to_string(header=False), flush=True)
-            rows += table.round(4).to_dict("records")
-            record = {"gamma": GAMMA, "new_tokens": NEW_TOKENS, "seed": SEED, "rows": rows}
-            write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
+    record = {"gamma": GAMMA, "new_tokens": NEW_TOKENS, "seed": SEED, "rows": []}
+    if RESULTS.exists():
+        record = json.loads(RESULTS.read_text(encoding="utf-8"))
+    points = [(name, *point) for name in models or SIZES for point in points_of(SIZES[name])]
+    for name, batch, size, source in points:
+        if (name, batch, size, source) in map(_point, record["rows"]):
+            continue
+        # seconds of the clock are the machine's: no count, and not kept
+        table = map_of_drafts(name, [(size, source)], [batch]).drop(columns="seconds_per_token")
+        print(table.drop(columns="simulated").round(2).to_string(header=False), flush=True)
+        record["rows"] += table.round(4).to_dict("records")
+        write_whole(RESULTS, _written(record))
+
+
+def _point(row: dict) -> tuple:
+    return row["model"], row["batch"], row["size"], row["source"]
+
+
+def _written(record: dict) -> str:
+    """A row on a line."""
+    head = json.dumps({name: value for name, value in record.items() if name != "rows"})
+    rows = ",\n  ".join(json.dumps(row) for row in record["rows"])
+    return f'{head[:-1]},\n "rows": [\n  {rows}\n ]}}\n'
 
 
 if __name__ == "__main__":

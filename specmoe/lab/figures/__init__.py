@@ -27,7 +27,7 @@ from .bench import (
 )
 from .choices import knobs, winners_map
 from .clock import timeline
-from .drafts import map_of_drafts
+from .drafts import map_of_drafts, speeds_of_drafts
 from .machines import speeds_on_machines
 from .pool import pool_replay
 from .routing import routing_map
