@@ -56,6 +56,10 @@ def test_at_real_size_a_text_of_few_rounds_is_no_gamble(drafts):
     """Sixteen texts of 32 tokens on this machine: eight rounds of ten seconds."""
     found = even_jobs.real_size([even_jobs.HERE], even_jobs.SHARES, (16,), (drafts,))
     assert set(found["best"]) == {"specmoe, gamma 10"} and found["ratio"].max() < 1.15
+    kept = even_jobs.shipped().query("drafts == @drafts and batch == 16")
+    assert even_jobs.summary(found)["ratio"].tolist() == pytest.approx(
+        kept["ratio"].tolist(), abs=1e-3
+    )
 
 
 def test_stalls_of_the_clock_do_not_turn_the_choice():
@@ -77,3 +81,10 @@ def test_the_survey_that_is_shipped_keeps_the_limit_and_the_page_shows_it():
     assert rows.groupby(["like", "size", "batch", "planner"])["machine"].nunique().eq(30).all()
     assert rows["ratio"].max() <= LIMIT
     assert markdown_table(auto.table(rows)) in PAGE.read_text(encoding="utf-8")
+
+
+def test_texts_of_few_rounds_keep_the_limit_and_the_page_shows_them():
+    kept = even_jobs.shipped()
+    assert len(kept) == 2 * len(even_jobs.DRAFTS) * len(even_jobs.BATCHES)
+    assert kept["ratio"].max() <= LIMIT
+    assert markdown_table(even_jobs.table(kept)) in PAGE.read_text(encoding="utf-8")

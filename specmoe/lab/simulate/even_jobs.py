@@ -95,23 +95,18 @@ def real_size(
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Median and worst ratio over machines, and that of ``HERE``, by planner, draft and batch; both
-    shares of fast memory together."""
-    by = ["planner", "drafts", "batch"]
-    here = rows[rows["machine"] == HERE.name].groupby(by, sort=False)["ratio"].max()
-    found = rows.groupby(by, sort=False)["ratio"].agg(median="median", worst="max")
-    return found.assign(here=here).reset_index()
+    """The worst ratio by planner, draft and batch: of all shares of fast memory and machines."""
+    return rows.groupby(["planner", "drafts", "batch"], sort=False)["ratio"].max().reset_index()
 
 
 def table(kept: pd.DataFrame) -> pd.DataFrame:
     """``summary`` in words."""
-    names = ("median", "worst", "here")
-    return kept.assign(**{name: kept[name].map("{:.2f}×".format) for name in names})
+    return kept.assign(ratio=kept["ratio"].map("{:.2f}×".format))
 
 
 def write(path: Path = RESULTS) -> Path:
-    """Takes minutes."""
-    rows = summary(real_size()).round(4).to_dict("records")
+    """On ``HERE``."""
+    rows = summary(real_size([HERE])).round(4).to_dict("records")
     write_whole(path, json.dumps(rows, indent=0) + "\n")
     return path
 
