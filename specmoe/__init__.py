@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .engine.custom import custom_generate
     from .engine.engine import Engine, load
 
+    plan: Any
     sweep: Any
 
 __version__ = "0.1.0"
@@ -37,17 +38,19 @@ __all__ = [
     "UnsupportedModelError",
     "custom_generate",
     "load",
+    "plan",
     "register",
     "sweep",
 ]
 
 
 # Where the rest lies. It brings torch and transformers with it, so it comes when first asked for;
-# ``sweep`` lies below the wall, and nothing here needs it.
+# ``plan`` and ``sweep`` lie below the wall, and nothing here needs them.
 _LATER = {
     "load": ".engine.engine",
     "Engine": ".engine.engine",
     "custom_generate": ".engine.custom",
+    "plan": ".lab.simulate",
     "sweep": ".lab.sweep",
 }
 

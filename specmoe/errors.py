@@ -90,7 +90,7 @@ def nearest(name: object, choices: Iterable[str]) -> str:
     known = ", ".join(names)
     if len(names) > 40:  # a translation model's languages
         known = f"the {len(names)} from {names[0]} to {names[-1]}"
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? (one of: {known})" if close else f"use one of {known}"
 
 

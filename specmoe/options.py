@@ -140,23 +140,25 @@ def _check_types(options: Any) -> None:
     for name, field in type(options).__dataclass_fields__.items():
         value = _as_python(getattr(options, name))
         object.__setattr__(options, name, value)
-        absent = value is None and field.default is None
-        if absent:
-            continue
-        if name in _WHOLE and type(value) is not int:
-            raise OptionError(f"{name}={value!r} must be a whole number")
-        if name in _REAL and type(value) not in (int, float):
-            raise OptionError(f"{name}={value!r} must be a number")
-        if name in ("temperature", "top_p"):  # transformers' warpers take floats only
-            object.__setattr__(options, name, float(value))
-        if name in _WHOLE | _REAL:
-            _check_range(name, value, *(_WHOLE | _REAL)[name])
-        modes = COMPILE_MODES if name == "compile" else ()
-        is_mode = isinstance(value, str) and value in modes
-        if name in _FLAGS and type(value) is not bool and not is_mode:
-            raise OptionError(f"{name}={value!r} must be {', '.join(('True', *modes))} or False")
-        if name in _TEXTS and (not isinstance(value, str) or not value):
-            raise OptionError(f"{name}={value!r} must be a name")
+        if value is not None or field.default is not None:
+            _check_type(options, name, value)
+
+
+def _check_type(options: Any, name: str, value: Any) -> None:
+    if name in _WHOLE and type(value) is not int:
+        raise OptionError(f"{name}={value!r} must be a whole number")
+    if name in _REAL and type(value) not in (int, float):
+        raise OptionError(f"{name}={value!r} must be a number")
+    if name in ("temperature", "top_p"):  # transformers' warpers take floats only
+        object.__setattr__(options, name, float(value))
+    if name in _WHOLE | _REAL:
+        _check_range(name, value, *(_WHOLE | _REAL)[name])
+    modes = COMPILE_MODES if name == "compile" else ()
+    is_mode = isinstance(value, str) and value in modes
+    if name in _FLAGS and type(value) is not bool and not is_mode:
+        raise OptionError(f"{name}={value!r} must be {', '.join(('True', *modes))} or False")
+    if name in _TEXTS and (not isinstance(value, str) or not value):
+        raise OptionError(f"{name}={value!r} must be a name")
 
 
 def _as_python(value) -> Any:

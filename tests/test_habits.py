@@ -393,7 +393,7 @@ def test_dtype_auto_is_the_checkpoints_own():
 
 
 def test_the_module_shows_what_it_offers():
-    assert {"load", "Engine", "custom_generate", "sweep"} <= {*specmoe.__all__}
+    assert {"load", "Engine", "custom_generate", "plan", "sweep"} <= {*specmoe.__all__}
     assert {*dir(specmoe)} == {*specmoe.__all__, "__version__"}
     for name in specmoe.__all__:
         assert getattr(specmoe, name) is not None

@@ -96,7 +96,7 @@ def test_a_grid_file_is_read_with_numbers_as_one_writes_them(tmp_path):
         file.write_text(text)
         with pytest.raises(OptionError, match=said):
             sweeps.read_grid(file)
-    with pytest.raises(OptionError, match="cannot be read"):
+    with pytest.raises(OptionError, match="there is no file .*none.yaml: name one"):
         sweeps.read_grid(tmp_path / "none.yaml")
 
 
@@ -276,6 +276,17 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, words, said):
     assert cli.main(["sweep", str(tmp_path / "grid.yaml"), *words]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["sweep"], ["sweep", "-q"], ["-q", "sweep"]], ids=" ".join)
+def test_rows_are_told_as_they_end_unless_quiet_is_asked_for(tmp_path, monkeypatch, capsys, words):
+    def given(grid, *, progress, **_):
+        raise OptionError("told" if progress else "silent")
+
+    monkeypatch.setattr(sweeps, "sweep", given)
+    (tmp_path / "grid.yaml").write_text("model: [tiny-skewed]\n")
+    assert cli.main([*words, str(tmp_path / "grid.yaml")]) == 2
+    assert capsys.readouterr().err.endswith("silent\n" if "-q" in words else "told\n")
 
 
 def test_the_command_measures_a_shipped_model_and_goes_on(tmp_path, capsys):

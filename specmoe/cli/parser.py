@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from ..errors import OptionError, SpecMoEError
+from ..errors import OptionError, SpecMoEError, nearest
 from ..options import spin_setting
 from ..registry import plug_in
 from . import arguments, commands, completion, decoding, planning, sweeping
@@ -38,6 +39,7 @@ COMMANDS = {
     "doctor": commands,
     "completion": completion,
 }
+IN_EVERY = ("--json", "-q", "--quiet", "--debug")
 # What makes the bars of the libraries silent, and ours (``printing``).
 QUIET = {
     "TQDM_DISABLE": "1",
@@ -117,7 +119,7 @@ def _fail(failure: Exception, as_json: bool, debug: bool) -> int:
 def parse(words: list[str]) -> argparse.Namespace:
     """The arguments; an unknown option raises ``OptionError`` with the nearest one."""
     parser, by_name = build_parser()
-    args, unknown = parser.parse_known_args(words)
+    args, unknown = parser.parse_known_args(_command_first(words))
     if unknown:
         options = by_name[args.command]._option_string_actions
         wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
@@ -126,6 +128,18 @@ def parse(words: list[str]) -> argparse.Namespace:
         raise OptionError(f"unknown argument {wrong!r} for specmoe {args.command}: {hint}")
     args.json = getattr(args, "json", False)
     return args
+
+
+def _command_first(words: list[str]) -> list[str]:
+    """``words`` with the options of every command behind its name, also where they stood before;
+    ``OptionError`` for a name that is no command."""
+    before = [*itertools.takewhile(IN_EVERY.__contains__, words)]
+    rest = words[len(before) :]
+    if not rest:
+        raise OptionError(f"name a COMMAND: one of {', '.join(COMMANDS)} (see specmoe --help)")
+    if not rest[0].startswith("-") and rest[0] not in COMMANDS:
+        raise OptionError(f"specmoe has no command {rest[0]!r}: {nearest(rest[0], COMMANDS)}")
+    return [rest[0], *before, *rest[1:]]
 
 
 def build_parser() -> tuple[_Parser, dict[str, _Parser]]:

@@ -28,7 +28,7 @@ def sweep(args: Namespace) -> int:
     grid, yes = sweeps.read_grid(args.grid), given.get("yes", False)
     # what is wrong with the grid is said before any process starts
     settings = sweeps.settings_of(grid, yes)
-    how = {"out": given.get("out"), "yes": yes, "progress": _tell}
+    how = {"out": given.get("out"), "yes": yes, "progress": None if printing.quiet() else _tell}
     with ExitStack() as stack:
         if "scheduler" in given or "workers" in given:
             from ..lab.sweep.cluster import dask_executor

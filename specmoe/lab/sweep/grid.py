@@ -60,6 +60,8 @@ def read_yaml(file: str | os.PathLike) -> Any:
         list("-+.0123456789"),
     )
     path = path_of(file)
+    if not path.exists():
+        raise OptionError(f"there is no file {path}: name one that holds YAML")
     with door(f"{path} cannot be read as YAML", "correct the file", OptionError):
         return yaml.load(path.read_text(encoding="utf-8"), Loader)
 
