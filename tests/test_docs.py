@@ -29,14 +29,17 @@ def listed(index: str) -> list[Path]:
     return found
 
 
+def source(path: Path) -> str:
+    """Of a notebook its Markdown."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
 def prose(path: Path) -> str:
     """Markdown without its blocks of code."""
-    if path.suffix == ".ipynb":
-        cells = nbformat.read(path, as_version=4).cells
-        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    else:
-        text = path.read_text(encoding="utf-8")
-    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    return re.sub(r"^```.*?^```", "", source(path), flags=re.S | re.M)
 
 
 def anchors(path: Path) -> set[str]:
@@ -80,6 +83,31 @@ def test_a_dead_link_and_a_page_that_is_nowhere_are_found(tmp_path, monkeypatch)
     assert dead_links(page) == ["page.md: #b", "page.md: c.md", "page.md: d.html"]
     with pytest.raises(AssertionError, match="nowhere, which is not there"):
         listed("```{toctree}\n:hidden:\nmethod\nnowhere\n```")
+
+
+# All that leads out of the repository, so that a new one is looked at once: no test has a network.
+OUTSIDE = {
+    "https://arxiv.org/abs/2604.10152",
+    "https://download.pytorch.org/whl/cpu",
+    "https://github.com/OWNER/specmoe",
+    "https://helm.dask.org",
+    "https://semver.org",
+}
+
+
+def outside(text: str) -> set[str]:
+    return set(re.findall(r"https?://[^\s()\[\]<>\"'`}]+", text))
+
+
+def test_links_that_lead_out_are_the_ones_that_were_looked_at():
+    pages = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("*.cff"), *ROOT.glob("binder/*")]
+    pages += ROOT.glob(".github/**/*.yml")
+    found = set().union(*(outside(source(path)) for path in pages))
+    assert found == OUTSIDE
+    assert not [
+        link for link in found if not re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./-]*\w)?", link)
+    ]
+    assert outside("[a](http://b.org/c.) `https://d.e`") == {"http://b.org/c.", "https://d.e"}
 
 
 def test_notebooks_are_not_executed_and_make_docs_installs_what_conf_imports():
