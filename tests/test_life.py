@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import specmoe
 from specmoe import SpecMoEError
 from specmoe.model import kv_cache
 from specmoe.model.kv_cache import RaggedKVCache
+from specmoe.offload import transfers
 
 JOB = {"method": "specmoe", "gamma": 4, "batch_size": 2, "max_new_tokens": 16, "eos_token_id": []}
 
@@ -405,3 +407,24 @@ def test_a_cache_that_cannot_grow_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(torch, "zeros", full)
     with pytest.raises(specmoe.FastMemoryError, match="lower batch_size or max_new_tokens"):
         cache.layers[0].update(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+
+
+def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(engine, monkeypatch):
+    """It is the whole model: two of them do not fit, and nobody collects garbage in between."""
+    held, real = [], transfers.aligned_bytes
+
+    def noted(num_bytes, pin=False):
+        alive = [each for each in held if each() is not None]
+        assert not alive, "the memory of the run before is still there"
+        pages = real(num_bytes, pin)
+        held.append(weakref.ref(pages.untyped_storage()))
+        return pages
+
+    monkeypatch.setattr(transfers, "aligned_bytes", noted)
+    gc.disable()
+    try:
+        for _ in range(3):
+            done = engine.generate(PROMPTS, method="resident", max_new_tokens=3)
+    finally:
+        gc.enable()
+    assert len(held) == 3 and done.stats.peak_fast_expert_bytes > 0

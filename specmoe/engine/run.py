@@ -87,7 +87,10 @@ def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
         engine.decoder.free()
         slots, memory = _fast_memory(engine, method)
         pool = _new_pool(engine, method, slots, trace)
-        with _ending(pool.reset_reads, engine.decoder.free):
+        ends = [pool.reset_reads, engine.decoder.free]
+        if method.num_slots is not None:
+            ends.append(pool.tier.slots.let_go)
+        with _ending(*ends):
             with engine.experts.running(pool, pool.policy, method.drafting) as experts:
                 with method.source.running(experts, memory):
                     _preload(experts, method)
@@ -217,6 +220,6 @@ class Run(Shown):
         for _ in self:
             pass
         engine, slots = self.engine, self.batch.experts.pool.tier.slots
-        held_bytes = slots.memory.nbytes + self.plan.method.source.num_bytes
+        held_bytes = slots.num_bytes + self.plan.method.source.num_bytes
         run = self.seconds, held_bytes + engine.memory.scratch_bytes
         return make_output(self.plan, self.batch, self.watcher.finished, run, engine.tokenizer)

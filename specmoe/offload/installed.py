@@ -88,6 +88,7 @@ class OffloadedExperts:
             try:
                 yield self.run
             finally:
+                self.run.forget()
                 self.run = None
 
     def forward(

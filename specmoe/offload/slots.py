@@ -17,6 +17,7 @@ class Slots:
 
     def __init__(self, memory: torch.Tensor, poison: bool = False):
         self.memory = memory
+        self.num_bytes = memory.nbytes
         self.poison = poison
         self.free = list(range(len(memory)))[::-1]
         # CUDA events
@@ -41,6 +42,11 @@ class Slots:
         self.free.append(slot)
         if was_filled and self.poison:
             self.memory[slot].fill_(0xFF)
+
+    def let_go(self) -> None:
+        """Nobody reads a record any more: a run's own memory, which may be the whole model, must not
+        wait for the garbage collector, or the next run finds no room."""
+        self.memory = self.memory.new_empty(len(self.memory), 0)
 
     def mark_used(self, slot: int) -> None:
         """What was launched so far may still read ``slot``."""
