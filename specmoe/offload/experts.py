@@ -71,11 +71,6 @@ class RunExperts:
         self.is_drafting = False
         self.started = False
 
-    def forget(self) -> None:
-        """What a kernel made is as large as the model, and is let go with the run."""
-        if self.remembered is not None:
-            self.remembered.clear()
-
     # ---- modes ----
 
     @contextmanager

@@ -88,7 +88,8 @@ class OffloadedExperts:
             try:
                 yield self.run
             finally:
-                self.run.forget()
+                # as large as the model: not for the garbage collector
+                (self.run.remembered or {}).clear()
                 self.run = None
 
     def forward(
