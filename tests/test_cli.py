@@ -743,9 +743,8 @@ def test_waiting_threads_spin_briefly_unless_told_otherwise(monkeypatch, own):
     assert os.environ.get(SPIN[0]) == (None if own else SPIN[1])
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_that_lacks_a_character_still_shows_the_text(encoding):
-    """\u2192 is in neither; the prompt comes back with it."""
+def test_a_terminal_that_lacks_a_character_still_shows_the_text():
+    """\u2192 is not in it; the prompt comes back with it."""
     command = [
         sys.executable,
         "-m",
@@ -759,7 +758,7 @@ def test_a_terminal_that_lacks_a_character_still_shows_the_text(encoding):
     ]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
         capture_output=True,
         timeout=300,
         check=False,

@@ -24,6 +24,7 @@ from specmoe.lab.simulate import (
     simulate,
     winners,
 )
+from specmoe.lab.simulate.lanes import NOTHING, Lanes
 from specmoe.lab.simulate.machine import fit_machine
 from specmoe.lab.simulate.recording import load_all, save_all
 from specmoe.lab.simulate.shipped import (
@@ -368,3 +369,26 @@ def test_parts_that_were_not_probed_are_named():
 def test_presets_and_sizes_name_where_their_numbers_come_from():
     for described in (*PRESETS.values(), *PAPER_SIZES.values()):
         assert "https://" in described.source, described.name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    reads=st.integers(0, 6),
+    hits=st.integers(0, 3),
+    work_s=st.floats(0, 3),
+    factors=st.tuples(st.floats(1, 3), st.floats(1, 3)),
+)
+def test_reads_that_nothing_was_guessed_beside_are_summed_as_the_lanes_sum(
+    reads, hits, work_s, factors
+):
+    """To the last bit: the written-out loop is only faster."""
+    quick, plain = (Lanes(1.0, 0.25, *factors) for _ in range(2))
+    quick.ask(0, reads)
+    quick.take(hits, 0, reads, work_s, 0.125, 0.0)
+    plain.ask(0, reads)
+    plain.compute(hits * work_s)
+    for left_s in range(reads - 1, -1, -1):
+        if plain.demand_s > left_s + NOTHING:
+            plain.stand(plain.demand_s - left_s)
+        plain.compute(work_s + 0.125)
+    assert vars(quick) == vars(plain)

@@ -28,7 +28,7 @@ class Lanes:
     def compute(self, work_s: float) -> None:
         """Compute for ``work_s``; the link works meanwhile."""
         while work_s > NOTHING:
-            left_s = self.demand_s + sum(self.ahead.values())
+            left_s = self.demand_s + sum(self.ahead.values()) if self.ahead else self.demand_s
             if left_s <= NOTHING:
                 self.now_s += work_s
                 return
@@ -70,9 +70,35 @@ class Lanes:
         if ahead > 0:
             self._wait_until_left(asked_s)
             self.compute(ahead * each_s)
+        if not self.ahead:
+            self._take_alone(reads, each_s + overhead_s)
+            return
         for read in range(reads):
             self._wait_until_left((reads - read - 1) * self.read_s)
             self.compute(each_s + overhead_s)
+
+    def _take_alone(self, reads: int, work_s: float) -> None:
+        """The same where nothing is guessed: the sums of ``stand`` and ``compute`` in their order,
+        written out, since a map replays millions of them."""
+        now_s, wait_s, busy_s, demand_s = self.now_s, self.wait_s, self.busy_s, self.demand_s
+        compute_factor, link_factor, read_s = self.compute_factor, self.link_factor, self.read_s
+        for left in range(reads - 1, -1, -1):
+            stood_s = demand_s - left * read_s
+            if demand_s > left * read_s + NOTHING:
+                now_s, wait_s, busy_s = now_s + stood_s, wait_s + stood_s, busy_s + stood_s
+                demand_s -= stood_s
+            to_do_s = work_s
+            while to_do_s > NOTHING:
+                if demand_s <= NOTHING:
+                    now_s += to_do_s
+                    break
+                both_s, link_s = to_do_s * compute_factor, demand_s * link_factor
+                taken_s = both_s if both_s < link_s else link_s
+                done_s = min(demand_s, taken_s / link_factor)
+                demand_s, busy_s = demand_s - done_s, busy_s + done_s
+                to_do_s -= taken_s / compute_factor
+                now_s += taken_s
+        self.now_s, self.wait_s, self.busy_s, self.demand_s = now_s, wait_s, busy_s, demand_s
 
     def _wait_until_left(self, left_s: float) -> None:
         if self.demand_s > left_s + NOTHING:
@@ -83,6 +109,8 @@ class Lanes:
         done_s = min(self.demand_s, seconds)
         self.demand_s = self.demand_s - done_s
         self.busy_s = self.busy_s + done_s
+        if not self.ahead:
+            return
         for layer in list(self.ahead):
             seconds -= done_s
             done_s = min(self.ahead[layer], seconds)
