@@ -758,7 +758,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_writes_its_results(tmp_path, monkeypat
 
 
 def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch):
-    for part in ("correctness", "compiled", "speed"):
+    for part in ("correctness", "compiled", "low_bit", "speed"):
         monkeypatch.setattr(gpu, part, lambda *_: {})
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0"]) == 0
     assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == [

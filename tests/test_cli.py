@@ -656,22 +656,14 @@ def real(tmp_path_factory):
     return {**os.environ, "SPECMOE_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
 
-def test_the_program_gives_the_same_text_by_two_methods(real):
-    texts = []
-    for words in (["--method", "on_demand"], ["--method", "specmoe", "--gamma", "3"]):
-        done = program(
-            "generate",
-            "tiny-balanced",
-            "-p",
-            "SELECT name FROM",
-            "--max-new-tokens",
-            "6",
-            "--json",
-            *words,
-            env=real,
-        )
-        assert done.returncode == 0, done.stderr
-        texts.append(json.loads(done.stdout)["outputs"])
+def test_the_program_gives_the_same_text_by_two_methods(real, monkeypatch, specmoe_says):
+    words = ["generate", "tiny-balanced", "-p", "SELECT name FROM", "--max-new-tokens", "6"]
+    done = program(*words, "--json", "--method", "specmoe", "--gamma", "3", env=real)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("SPECMOE_CACHE", real["SPECMOE_CACHE"])
+    code, said, _ = specmoe_says(*words, "--json", "--method", "on_demand")
+    assert code == 0
+    texts = [json.loads(out)["outputs"] for out in (done.stdout, said)]
     assert texts[0] == texts[1] and len(texts[0][0]["tokens"]) == 6
 
 

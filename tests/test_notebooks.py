@@ -80,8 +80,8 @@ def quiet_threads(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
 
 
-# Not compared output for output, and parts of them are tested elsewhere: every night is enough.
-NIGHTLY = ("09_when_does_it_pay", "12_eager_and_compiled")
+# The longest, of which parts are tested elsewhere: every night (`make notebooks`) is enough.
+NIGHTLY = ("06_batched_verification", "09_when_does_it_pay", "12_eager_and_compiled")
 EACH = [pytest.param(name, marks=pytest.mark.long) if name in NIGHTLY else name for name in NAMES]
 
 

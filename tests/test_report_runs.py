@@ -89,7 +89,7 @@ def test_a_sweep_of_a_report_is_a_folder_for_each_and_a_page_that_names_the_fail
         (["run", "small", "--sweep", "gamma=1,x"], "gamma='x' is not a whole number"),
         (["run", "small", "--sweep", "gama=1,2"], "no parameter 'gama'"),
         (["run", "small", "--sweep", "gamma=1", "--against", "x"], "leave --sweep out"),
-        (["run", "small", "--parameters", "none.yaml"], "cannot be read"),
+        (["run", "small", "--parameters", "none.yaml"], "there is no file none.yaml"),
         (["index", "none"], "no run of a report in none"),
         (["index", "none", "--sweep", "a=1"], "belong to"),
     ],

@@ -257,7 +257,7 @@ def test_a_worker_of_a_cluster_killed_in_the_middle_costs_no_row(tmp_path):
         )
     assert killed and frame["error"].isna().tolist() == [True] * 3 + [False] + [True] * 2
     assert "died twice" in frame["error"][3]
-    assert len(lines(tmp_path)) == 6 and len(set(frame["pid"].dropna())) > 2
+    assert len(lines(tmp_path)) == 6 and set(frame["pid"].dropna()) > set(killed)
 
 
 # ---- the command ----

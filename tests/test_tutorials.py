@@ -188,6 +188,7 @@ def test_notebooks_hold_what_a_room_needs(source):
     assert solved.stat().st_size < 20_000
 
 
+@pytest.mark.long  # the committed ones are what the sources give, and hold "Passed"
 def test_solutions_run_once_under_nbval(tmp_path):
     """One after the other in one notebook: starting a kernel takes longer than most of them."""
     whole = new_notebook()

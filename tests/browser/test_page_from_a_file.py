@@ -359,7 +359,7 @@ def test_the_committed_page_is_small_and_of_this_version():
         assert live.read(f"{kind}.js") in text, f"{kind}.js has changed: make the page again"
 
 
-@pytest.mark.slow
+@pytest.mark.long  # that its modules are today's is seen above
 def test_making_the_page_again_gives_the_same_bytes():
     from specmoe.lab.live.page import page
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ...engine.engine import load
-from ...errors import check_choice
+from ...errors import OptionError, check_choice
 from ...registry import KINDS, yours
 from ..simulate import Recording
 from .planning import LINKS, simulated_ms
@@ -30,7 +30,8 @@ INSTEAD = {
 def score_parts(kind: str, num_prompts: int = 12) -> pd.DataFrame:
     """A row per registered part of ``kind``, after the built-in one: part, same_text (as without a
     draft), tokens_per_round, kB_per_token, and for each link the simulated milliseconds of a row's
-    token. Raises ``OptionError`` for an unknown kind, or what a part did wrong."""
+    token; of a part that did wrong only the sentence, as ``refused``. ``OptionError`` for an unknown
+    kind."""
     check_choice("kind", kind, KINDS)
     base = {"method": "cached"} if kind == "eviction" else DRAFTING
     base = {"method": "specmoe"} if kind == "planner" else base
@@ -40,7 +41,11 @@ def score_parts(kind: str, num_prompts: int = 12) -> pd.DataFrame:
         plain = generate(engine, method="on_demand", **run).sequences
         rows = []
         for name, how in ways.items():
-            output = generate(engine, **run, **how)
+            try:
+                output = generate(engine, **run, **how)
+            except OptionError as refusal:  # the others are still scored
+                rows.append({"part": name, "refused": str(refusal)})
+                continue
             row = _row(output, Recording.of(output, engine.info).full())
             same = all(map(_equal, output.sequences, plain))
             rows.append({"part": name, "same_text": same} | row)
