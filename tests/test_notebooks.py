@@ -81,7 +81,12 @@ def quiet_threads(monkeypatch):
 
 
 # The longest, of which parts are tested elsewhere: every night (`make notebooks`) is enough.
-NIGHTLY = ("06_batched_verification", "09_when_does_it_pay", "12_eager_and_compiled")
+NIGHTLY = (
+    "05_self_draft",
+    "06_batched_verification",
+    "09_when_does_it_pay",
+    "12_eager_and_compiled",
+)
 EACH = [pytest.param(name, marks=pytest.mark.long) if name in NIGHTLY else name for name in NAMES]
 
 

@@ -6,6 +6,7 @@ Comes in: the notebook's parameters. Goes out: results, frames, a JSON file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -126,10 +127,23 @@ def setup(results: Results) -> str:
         f"Measured with `{name}` ({model['architecture']}, {model['experts']} experts "
         f"top-{model['top_k']}) on {machine['cpu']}, {machine['cores']} cores, no GPU; "
         f"{', '.join(f'{key} {machine[key]}' for key in known)}; "
-        f"{', '.join(sorted(set(rows['measured'].str[:10])))}; "
-        f"{sum(len(each['rows']) for each in results.values())} runs. Mean Gini of expert use "
+        f"{_dates(rows['measured'])}; {len(rows)} runs{_beside(results, name)}. Mean Gini of expert use "
         f"(our definition of skewness; the paper's is not known): {gini}, the paper says "
         f"{PAPER_MODELS['NLLB-MoE'][-1]} of NLLB-MoE."
+    )
+
+
+def _dates(measured: Iterable[str]) -> str:
+    return ", ".join(sorted({each[:10] for each in measured}))
+
+
+def _beside(results: Results, name: str) -> str:
+    """Other models may have been measured on another day and machine."""
+    return "".join(
+        f"; {len(found['rows'])} of `{other}` on {found['machine']['cpu']}, "
+        f"{_dates(row['measured'] for row in found['rows'].values())}"
+        for other, found in results.items()
+        if other != name
     )
 
 
