@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from specmoe.checkpoint import model as checkpoint_model
 from specmoe.checkpoint.formats import WIDEN
 from specmoe.errors import StoreError
 from specmoe.model import decoder, native, stored
-from specmoe.offload.transfers import aligned_bytes
 
 ROWS, COLUMNS = 301, 2048  # neither fits a tile or a block evenly
 
@@ -365,26 +363,3 @@ def test_a_model_computes_the_same_with_its_layers_in_bf16(
     torch.testing.assert_close(narrow, wide, atol=1e-4, rtol=1e-4)
     assert after["trunk_weights"] == before["trunk_weights"]
     assert before["trunk_bytes"] == 4 * before["trunk_weights"] > 1.5 * after["trunk_bytes"]
-
-
-def large_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("AnonHuge"))
-
-
-@pytest.mark.usefixtures("c_compiler")
-@pytest.mark.skipif(sys.platform != "linux", reason="pages of Linux")
-def test_weights_that_stay_move_into_large_pages():
-    memory, whole = aligned_bytes(3 * stored.LARGE_PAGE), stored.LARGE_PAGE
-    memory.fill_(1)
-    inside = -(-memory.data_ptr() // whole) * whole
-    if large_bytes() or stored._libc().madvise(inside, whole, stored.COLLAPSE):
-        pytest.skip("a kernel that cannot do it, or always does")
-    layers = nn.Sequential(*(nn.Linear(1024, 4096, bias=False) for _ in range(4)))
-    for layer in layers:
-        layer.weight.data = layer.weight.data.bfloat16()
-    want, before = [layer.weight.data.clone() for layer in layers], large_bytes()
-    stored.keep_stored(layers)
-    # eight MiB each, and at worst none of the pages that two of them share
-    assert large_bytes() - before >= 4 * 3 * stored.LARGE_PAGE
-    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, want))

@@ -8,10 +8,7 @@ the model with it. Where ``native`` has no function for a format, nothing here i
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -29,8 +26,6 @@ from .native import Piece, Pieces, library, native
 MOST_ROWS = 64
 # Elements that are widened at a time for more rows than that: 4 MiB of float32.
 BLOCK_ELEMENTS = 2**20
-LARGE_PAGE = 2**21
-COLLAPSE = 25  # Linux: MADV_COLLAPSE
 
 
 class StoredMatrix(NamedTuple):
@@ -151,31 +146,6 @@ def keep_stored(model: nn.Module) -> None:
             else:
                 # in place, as another layer may share it
                 weight.data = weight.data.float()
-    if sys.platform == "linux":
-        _lay_in_large_pages(weight for weight in _kept(model) if weight.device.type == "cpu")
-
-
-def _lay_in_large_pages(weights: Iterable[torch.Tensor]) -> None:
-    """A processor reads large pages a quarter faster. Linux before 6.1 refuses, and nothing is
-    lost."""
-    spans: list[list[int]] = []
-    for first, last in sorted({(w.data_ptr(), w.data_ptr() + w.nbytes) for w in weights}):
-        # no more than what an allocator puts between two of them
-        if spans and first - spans[-1][1] <= 2 * mmap.PAGESIZE:
-            spans[-1][1] = last
-        else:
-            spans.append([first, last])
-    for first, last in spans:
-        first, last = -(-first // LARGE_PAGE) * LARGE_PAGE, last // LARGE_PAGE * LARGE_PAGE
-        if first < last:
-            _libc().madvise(first, last - first, COLLAPSE)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    found = ctypes.CDLL(None)
-    found.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return found
 
 
 def multiplies_stored(model: nn.Module, kernel) -> bool:
@@ -189,12 +159,9 @@ def multiplies_stored(model: nn.Module, kernel) -> bool:
 
 def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
     """All weights of ``model`` beside its experts; a tied one once."""
-    weights = [weight for weight in (*model.parameters(), *_kept(model)) if not weight.is_meta]
+    kept = [module.weight for module in model.modules() if type(module) in STORED.values()]
+    weights = [weight for weight in (*model.parameters(), *kept) if not weight.is_meta]
     return list({weight.data_ptr(): weight for weight in weights}.values())
-
-
-def _kept(model: nn.Module) -> list[torch.Tensor]:
-    return [module.weight for module in model.modules() if type(module) in STORED.values()]
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
