@@ -89,7 +89,7 @@ class Engine(Shown):
             self.decoder.passes.reads_stored = multiplies_stored(self.model, self.experts.kernel)
             self.experts.install()
             if self.compiled:
-                self.decoder.passes.compile(None if options.compile is True else options.compile)
+                self.decoder.passes.compile(options.compile)
             give_back_memory()
         except BaseException:
             self.store.close()

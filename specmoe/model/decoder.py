@@ -44,10 +44,11 @@ class Passes:
         self.reads_stored = False
         self._plain = False
 
-    def compile(self, mode: str | None = None) -> None:
-        """``mode`` as of torch.compile."""
-        compiled = torch.compile(self.model.forward, dynamic=True, mode=mode)
-        self.compiled = compiled if mode is None else partial(kept, compiled)
+    def compile(self, mode: str | bool = True) -> None:
+        """``mode`` as of torch.compile; True: its usual one."""
+        name = mode if isinstance(mode, str) else None
+        compiled = torch.compile(self.model.forward, dynamic=True, mode=name)
+        self.compiled = compiled if name is None else partial(kept, compiled)
 
     @contextmanager
     def plainly(self):
