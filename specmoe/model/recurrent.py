@@ -162,7 +162,7 @@ def appended(state: State, row: State, num_rows: int) -> State:
 class EagerPasses(Passes):
     """Steps of recurrent layers keep what they were fed, which a graph would not."""
 
-    def compile(self, mode: str | None = None) -> None:
+    def compile(self, mode: str | bool = True) -> None:
         kind = self.model.config.model_type
         logger.warning("compile=True: %s has recurrent layers: using the plain path", kind)
 

@@ -21,11 +21,12 @@ import specmoe
 from ...checkpoint.cache import cache_folder
 from ..simulate.real_models import known_models
 from .gpu_copies import raw_copy_rate, store_rate, synchronize
+from .low_bit import GROUP, words
 from .real_checkpoint import FIELDS, STD, tensors
 from .window import Window, measure
 
 KINDS = ("bf16", "fp8", "int4", "mxfp4")
-BLOCK, GROUP = 128, 32  # of fp8's scales, of int4's
+BLOCK = 128  # of fp8's scales
 WIDENED = 20  # times that a record is widened
 PROMPTS = [[number + 1, number + 2, number + 3] for number in range(32)]
 NEW_TOKENS = 64
@@ -34,15 +35,6 @@ FP8 = {
     "fmt": "e4m3",
     "activation_scheme": "dynamic",
     "weight_block_size": [BLOCK, BLOCK],
-}
-OF_INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
-INT4 = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "quantization_status": "compressed",
-    "config_groups": {
-        "group_0": {"targets": ["Linear"], "weights": {"symmetric": True, **OF_INT4}}
-    },
 }
 
 
@@ -111,10 +103,8 @@ def make(folder: Path, kind: str, hidden: int, width: int, layers: int, experts:
         config, made = _gpt_oss(sizes | {"num_local_experts": experts})
     else:
         config = known_models()["olmoe-1b-7b"].config | FIELDS | sizes | {"num_experts": experts}
-        config |= {"eos_token_id": 0}
-        config |= {"fp8": {"quantization_config": FP8}, "int4": {"quantization_config": INT4}}.get(
-            kind, {}
-        )
+        quantised = {"fp8": FP8, "int4": words(4)}.get(kind)
+        config |= {"eos_token_id": 0} | ({"quantization_config": quantised} if quantised else {})
         made = {}
         for name, shape in tensors(config):
             way = OF_EXPERTS[kind] if ".experts." in name else _bf16

@@ -41,7 +41,7 @@ def checkpoints(model: str, folder: Path, expert_bytes: int) -> dict[str, Path]:
         made[store] = folder / store
         made[store].mkdir()
         save_file(_stored(tensors, bits), made[store] / "model.safetensors", {"format": "pt"})
-        said = config if bits == STORES["bf16"] else config | {"quantization_config": _words(bits)}
+        said = config if bits == STORES["bf16"] else config | {"quantization_config": words(bits)}
         (made[store] / "config.json").write_text(json.dumps(said), encoding="utf-8")
         for file in source.glob("*token*"):
             (made[store] / file.name).write_bytes(file.read_bytes())
@@ -83,7 +83,8 @@ def packed(whole: torch.Tensor, bits: int) -> torch.Tensor:
     return (words - (words >= 1 << 31) * (1 << 32)).to(torch.int32)
 
 
-def _words(bits: int) -> dict:
+def words(bits: int) -> dict:
+    """What the config says of weights in so many bits."""
     weights = {"num_bits": bits, "type": "int", "symmetric": True}
     weights |= {"strategy": "group", "group_size": GROUP}
     return {
