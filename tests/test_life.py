@@ -19,6 +19,7 @@ from conftest import PROMPTS, tokens_of
 import specmoe
 from specmoe import SpecMoEError
 from specmoe.model import kv_cache
+from specmoe.model.kernels import ExpertKernel
 from specmoe.model.kv_cache import RaggedKVCache
 from specmoe.offload import transfers
 
@@ -409,22 +410,45 @@ def test_a_cache_that_cannot_grow_says_what_to_lower(monkeypatch):
         cache.layers[0].update(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
 
 
-def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(engine, monkeypatch):
-    """It is the whole model: two of them do not fit, and nobody collects garbage in between."""
-    held, real = [], transfers.aligned_bytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["views", "copies"])
+def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(
+    dtype, tiny, monkeypatch
+):
+    """It is the whole model, and once more what its kernels made of it: two of them do not fit, and
+    nobody collects garbage in between."""
+    held, copies = [], []
+    real, copy = transfers.aligned_bytes, ExpertKernel.upcast_copy
 
     def noted(num_bytes, pin=False):
-        alive = [each for each in held if each() is not None]
+        alive = [each for each in held + copies if each() is not None]
         assert not alive, "the memory of the run before is still there"
         pages = real(num_bytes, pin)
         held.append(weakref.ref(pages.untyped_storage()))
         return pages
 
+    def copied(kernel, record):
+        made = copy(kernel, record)
+        copies.extend(weakref.ref(weight) for weight in made.values())
+        return made
+
     monkeypatch.setattr(transfers, "aligned_bytes", noted)
-    gc.disable()
-    try:
-        for _ in range(3):
-            done = engine.generate(PROMPTS, method="resident", max_new_tokens=3)
-    finally:
-        gc.enable()
-    assert len(held) == 3 and done.stats.peak_fast_expert_bytes > 0
+    monkeypatch.setattr(ExpertKernel, "upcast_copy", copied)
+    with specmoe.load(tiny("mixtral"), dtype=dtype) as engine:
+        held.clear()  # the engine's own slots
+        gc.disable()
+        try:
+            for _ in range(3):
+                done = engine.generate(PROMPTS, method="resident", max_new_tokens=3)
+        finally:
+            gc.enable()
+    assert len(held) == 3 and copies and done.stats.peak_fast_expert_bytes > 0
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_round_says_what_was_read_for_it_and_what_of_that_before_it_was_verified(prefetch):
+    with specmoe.load("tiny-skewed", store="memory", draft_experts=4) as engine:
+        with engine.start(["The capital", "def f(x):"], prefetch=prefetch, **JOB) as run:
+            rounds, output = list(run), run.output()
+    assert sum(each.num_reads for each in rounds) == output.stats.num_fetches > 0
+    assert all(0 < each.named <= 1 and each.num_ahead <= each.num_reads for each in rounds)
+    assert any(each.num_ahead for each in rounds) == prefetch

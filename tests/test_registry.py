@@ -249,6 +249,16 @@ def test_exercises_score_yours_beside_the_part_that_it_replaces(kind, plugin):
         assert scores["kB_per_token"].iloc[-1] > scores["kB_per_token"].iloc[0]
 
 
+def test_a_part_that_does_wrong_has_its_sentence_and_the_others_their_scores():
+    registry.register("planner", "eager", lambda rounds: 1000)
+    try:
+        scores = exercises.score_parts("planner", num_prompts=1).set_index("part")
+    finally:
+        registry.forget("planner", "eager")
+    assert "eager gave 1000 tokens to draft" in scores.loc["eager", "refused"]
+    assert scores["kB_per_token"].notna().tolist() == [True, True, False]
+
+
 @pytest.mark.slow
 def test_a_planner_and_a_draft_set_of_yours_stand_in_the_scores_of_their_exercises(plugin):
     passed = exercises.check_planner(exercises.parts.plan)

@@ -88,8 +88,6 @@ class OffloadedExperts:
             try:
                 yield self.run
             finally:
-                # as large as the model: not for the garbage collector
-                (self.run.remembered or {}).clear()
                 self.run = None
 
     def forward(
