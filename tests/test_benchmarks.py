@@ -108,6 +108,15 @@ def test_every_part_that_compares_speeds_runs_one_method_twice():
         assert again.removesuffix(settings.AGAIN) in methods
 
 
+def test_pools_take_turns_in_every_model_and_batch_and_one_of_them_twice():
+    groups = settings.groups(["pools"], settings.FULL)
+    assert {(group[0].model, group[0].batch) for group in groups} == {
+        (model.name, batch) for model in settings.MODELS.values() for batch in (16, 64)
+    }
+    once = [*settings.EVICTIONS, f"decayed{settings.AGAIN}"]
+    assert all([run.method for run in group] == (once + once[::-1]) * 3 for group in groups)
+
+
 def test_what_the_targets_ask_comes_first_and_an_hour_holds_it():
     groups = settings.groups(settings.PARTS, settings.FULL)
     spent, first = 0.0, {}
@@ -286,12 +295,16 @@ def test_a_speed_part_measures_probe_and_methods_and_its_table_is_whole(
     assert all(row["measured_over_floor"] > 1 for row in rows), "nothing is faster than its floor"
 
 
-@pytest.mark.parametrize("part", ["growth", "drafting", "tracing"])
+@pytest.mark.parametrize("part", ["growth", "drafting", "tracing", "pools"])
 def test_the_other_parts_measure(tmp_path, place, not_widened, part):
     rows = measured(tmp_path, part, place)["rows"].values()
     assert rows and all(row["num_new_tokens"] > 0 and row["commit"] for row in rows)
     if part == "drafting":
         assert all(0 < row["draft_expert_s"] < row["draft_s"] for row in rows)
+    if part == "pools":
+        names = {row["what"]: row["eviction"] for row in rows}
+        assert set(names) == {*settings.EVICTIONS, f"decayed{settings.AGAIN}"}
+        assert all(name.removesuffix(settings.AGAIN) == kept for name, kept in names.items())
 
 
 def test_the_peer_with_everything_in_memory_decodes_as_many_tokens(place):

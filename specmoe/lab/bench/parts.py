@@ -90,6 +90,8 @@ def of_method(shared: Shared, run: Run) -> tuple[dict, dict, dict]:
         return {}, {"method": "specmoe", "gamma": 5}, {"trace": method == "trace_on"}
     if run.part == "low_bit":
         return shared.place.low_bit(run.model, method), {"method": "specmoe"}, {}
+    if run.part == "pools":
+        return {}, {"method": "cached", "eviction": method}, {}
     if method == "cached":
         return {}, {"method": method, "eviction": best_eviction(shared, run)}, {}
     return {}, {"method": method}, {}

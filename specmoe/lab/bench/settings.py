@@ -22,6 +22,7 @@ EVICTIONS = ("static", "temporal", "lru", "lfu", "decayed")
 METHODS = ("on_demand", "cached", "specmoe", "auto", f"specmoe{AGAIN}")
 PEER_BATCHES = (1, 16, 64)
 LOW_BIT_BATCHES = (16, 64)
+POOL_BATCHES = (16, 64)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Length:
 
 
 FULL = Length("full", 3.5, 6, 1.5, (1, 4, 16, 64, 256))
-QUICK = Length("quick", 0.7, 3, 0.7, (1, 64, 256), (64,), 0.5, ("static", "decayed"))
+QUICK = Length("quick", 0.7, 3, 0.6, (1, 64, 256), (64,), 0.5, ("static", "decayed"))
 LENGTHS = {"full": FULL, "quick": QUICK}
 
 
@@ -74,6 +75,7 @@ PARTS = (
     "resident",
     "offload",
     "low_bit",
+    "pools",
 )
 
 
@@ -93,8 +95,8 @@ def groups(
     found: dict[tuple, list[Run]] = {}
     for part in PARTS:
         for run in cells(part, length, batches) if part in parts else ():
-            alone = part not in (*TIMED, "low_bit", "tracing")
-            found.setdefault((_place(run), run.key if alone else ""), []).append(run)
+            alone = part not in (*TIMED, "low_bit", "tracing", "pools")
+            found.setdefault((_place(run), run.key if alone else run.model), []).append(run)
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
@@ -135,6 +137,8 @@ def cells(part: str, length: Length, batches: Sequence[int] | None = None) -> li
         ]
     if part in ("tracing", "resident", "offload", "low_bit"):
         return _alternating(part, length)
+    if part == "pools":
+        return _pools(length)
     model, link = part.split("-")
     if link == "throttled":
         chosen = tuple(batch for batch in chosen if batch in length.throttled)
@@ -176,6 +180,18 @@ def _alternating(part: str, length: Length) -> list[Run]:
     return [
         run for batch in batches for run in _turns(replace(first, batch=batch), arms[part], repeats)
     ]
+
+
+def _pools(length: Length) -> list[Run]:
+    """Evictions of one pool against each other, in turn, and the last of them twice."""
+    arms = (*length.evictions, f"{length.evictions[-1]}{AGAIN}")
+    at = [
+        Run(model.name, "", batch, "native", part="pools")
+        for model in MODELS.values()
+        for batch in POOL_BATCHES
+    ]
+    chosen = at if length.name == "full" else at[-2:-1]
+    return [run for first in chosen for run in _turns(first, arms, length.repeats)]
 
 
 def expected_s(runs: list[Run], length: Length) -> float:
