@@ -10,7 +10,7 @@ One event is one row:
 column      meaning
 ==========  ========================================================================================
 time_s      seconds since the run began (when the event ended)
-round       number of the round, from 0; -1 during prefill
+round       number of the round, from 0; -1 before it (a refill's prefill: that of the round before)
 phase       "prefill" | "draft" | "verify" | "accept" | "idle"
 kind        "fetch" (slow -> fast copy the router asked for), "prefetch" (the same before it asked),
             "hit" (needed and resident), "evict", "wait" (compute stood still for a read), "route"
@@ -44,7 +44,7 @@ PHASES = ("idle", "prefill", "draft", "verify", "accept")
 
 @dataclass
 class PoolCounts:
-    """What the pool did since the last ``reset``. A hit was resident when its layer asked; a miss
+    """What the pool did since the run began. A hit was resident when its layer asked; a miss
     was not (even if a prefetch was already under way, which makes it a ``prefetch_used``)."""
 
     num_hits: int = 0

@@ -186,7 +186,7 @@ def test_other_architectures_are_as_exact(low_bit, reference, plain_tokens, name
 def test_experts_of_real_size_are_multiplied_as_they_are_stored(
     low_bit, plain_tokens, name, monkeypatch
 ):
-    monkeypatch.setattr(kernels, "LEAST_STORED", 0)
+    monkeypatch.setattr(kernels, "LEAST_STORED_LOW", 0)
     with specmoe.load(low_bit(name)) as engine:
         assert engine.experts.kernel.reads_stored()
         output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])

@@ -39,7 +39,7 @@ def ffn_axes(module: nn.Module) -> dict[str, FfnAxis]:
 
 def _is_concatenated(module: nn.Module) -> bool:
     """Whether the first projection is [gate; up], not one pair after the other. transformers before
-    5.7 does not say, so its gate is asked: does the first output hang on the second input?"""
+    5.7 does not say, so its gate is asked: does the first output depend on the second input?"""
     if hasattr(module, "is_concatenated"):
         return module.is_concatenated
     return not module._apply_gate(torch.tensor([[0.0, torch.nan, 0.0, 0.0]]))[0, 0].isnan()

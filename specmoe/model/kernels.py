@@ -39,6 +39,8 @@ LEAST_SLICED = 2**17
 # Elements of an expert from which on few rows are multiplied with its weights as they are stored:
 # widened whole, they would go through memory three times. Below it nothing changes.
 LEAST_STORED = 2**21
+# The same of weights in low bits, which take far longer to widen than to read.
+LEAST_STORED_LOW = 2**17
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
@@ -112,7 +114,8 @@ class ExpertKernel:
         self.dtype = dtype
         upcast = layout.is_low_bit or layout.dtype != dtype
         self.scratch = layout.empty(dtype, device) if upcast else None
-        is_large = layout.elements >= LEAST_STORED and torch.device(device).type == "cpu"
+        least = LEAST_STORED_LOW if layout.is_low_bit else LEAST_STORED
+        is_large = layout.elements >= least and torch.device(device).type == "cpu"
         self.may_read_stored = is_large and upcast and dtype == torch.float32 and not compile
         self.stored: StoredExpert | None = None
         self._forward = torch.compile(expert_forward, dynamic=False) if compile else expert_forward

@@ -54,8 +54,7 @@ static inline uint32_t as_bits(float value) {
     return bits;
 }
 
-static inline float scale_of(const Weight *w, long row, long column) {
-    long index = row / w->high * w->grid + column / w->wide;
+static inline float scale_at(const Weight *w, long index) {
     if (w->kind == FLOAT32) return ((const float *)w->scales)[index];
     if (w->kind == BFLOAT16) return as_float((uint32_t)((const uint16_t *)w->scales)[index] << 16);
     /* a power of two; the least is below the normal numbers */
@@ -86,9 +85,9 @@ static inline float e5m2(uint32_t byte) {
 }
 
 static inline float e2m1(uint32_t half) {
-    static const float values[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
-                                     -0.f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-    return values[half];
+    float normal = as_float(((half & 7) << 22) + (126u << 23));
+    float small = (float)(int32_t)(half & 1) * 0.5f;
+    return as_float(as_bits(half & 6 ? normal : small) | (half & 8) << 28);
 }
 
 static inline float int4(uint32_t half) { return (float)((int32_t)half - 8); }
@@ -102,31 +101,46 @@ static void widen_bf16(const Weight *w, long row, long first, long count, float 
     for (long i = 0; i < count; i++) into[i] = as_float((uint32_t)from[i] << 16);
 }
 
-/* Each run of columns that share a scale. */
-#define RUNS(DECODE)                                                                   \
-    for (long at = 0; at < count;) {                                                   \
-        long column = first + at, run = w->wide - column % w->wide;                    \
-        run = run < count - at ? run : count - at;                                     \
-        float scale = scale_of(w, row, column), *restrict out = into + at;             \
-        DECODE                                                                         \
-        if (w->rounded)                                                                \
-            for (long i = 0; i < run; i++) out[i] = to_bfloat16(out[i]);               \
-        at += run;                                                                     \
+/* Columns that are done together: a number that the compiler knows, so that it counts none of them. */
+enum { STEP = 32 };
+
+/* Each run of columns that share a scale: that of the next is one further, found without a division. */
+#define RUNS(DECODE, FROM)                                                                 \
+    long index = row / w->high * w->grid + first / w->wide;                                \
+    long run = w->wide - first % w->wide;                                                  \
+    for (long at = 0; at < count; at += run, run = w->wide, index++) {                     \
+        if (run > count - at) run = count - at;                                            \
+        float scale = scale_at(w, index), *restrict out = into + at;                       \
+        long i = 0;                                                                        \
+        for (; i + STEP <= run; i += STEP) DECODE(FROM, scale, STEP, out + i);             \
+        if (i < run) DECODE(FROM, scale, run - i, out + i);                                \
+        if (w->rounded)                                                                    \
+            for (long i = 0; i < run; i++) out[i] = to_bfloat16(out[i]);                   \
     }
 
 #define BYTES(NAME, VALUE)                                                                      \
+    static inline __attribute__((always_inline)) void NAME##_some(                              \
+        const uint8_t *from, float scale, long count, float *restrict out) {                    \
+        for (long i = 0; i < count; i++) out[i] = VALUE(from[i]) * scale;                       \
+    }                                                                                           \
     static void NAME(const Weight *w, long row, long first, long count, float *restrict into) { \
-        RUNS(const uint8_t *from = w->values + row * w->width + column;                         \
-             for (long i = 0; i < run; i++) out[i] = VALUE(from[i]) * scale;)                   \
+        const uint8_t *from = w->values + row * w->width + first;                               \
+        RUNS(NAME##_some, from + at + i)                                                        \
     }
 
+/* Both halves of a byte side by side, the low one first, then one loop over all: written in turns
+ * they would keep the compiler from taking many at once. */
 #define HALVES(NAME, VALUE)                                                                     \
+    static inline __attribute__((always_inline)) void NAME##_some(                              \
+        const uint8_t *from, float scale, long count, float *restrict out) {                    \
+        uint16_t pairs[STEP / 2];                                                               \
+        for (long i = 0; i < count / 2; i++) pairs[i] = (from[i] | from[i] << 4) & 0x0f0f;      \
+        const uint8_t *half = (const uint8_t *)pairs;                                           \
+        for (long i = 0; i < count; i++) out[i] = VALUE(half[i]) * scale;                       \
+    }                                                                                           \
     static void NAME(const Weight *w, long row, long first, long count, float *restrict into) { \
-        RUNS(const uint8_t *from = w->values + row * w->width + column / 2;                     \
-             for (long i = 0; i < run / 2; i++) {                                               \
-                 out[2 * i] = VALUE(from[i] & 15u) * scale;                                     \
-                 out[2 * i + 1] = VALUE(from[i] >> 4) * scale;                                  \
-             })                                                                                 \
+        const uint8_t *from = w->values + row * w->width + first / 2;                           \
+        RUNS(NAME##_some, from + (at + i) / 2)                                                  \
     }
 
 BYTES(widen_e4m3, e4m3)

@@ -107,9 +107,9 @@ def decode(batch: Batch) -> Iterator[Round]:
     while batch.rows:
         batch.trace.round, began_s = len(batch.rounds), time.perf_counter()
         before = batch.experts.pool.counts.copy()
-        drafted = draft(batch)  # no expert is fetched
+        drafted = draft(batch)  # with resident experts; it waits for no read
         ahead, drafted_s = batch.experts.pool.counts.copy(), time.perf_counter() - began_s
-        logits = verify(batch, drafted)  # each distinct expert is read once
+        logits = verify(batch, drafted)  # each missing expert is asked for once
         accepted, num_new = accept(batch, drafted, logits)
         verify_s = time.perf_counter() - began_s - drafted_s
         told = pool_told(batch, before, ahead) | {"draft_s": drafted_s, "verify_s": verify_s}

@@ -75,7 +75,7 @@ class Sampler:
         return (q / noise).argmax(dim=-1), q
 
     def places(self, firsts: Sequence[int], positions: Sequence[int]) -> Sequence:
-        """What the noise of tokens at ``positions`` hangs on; ``firsts``: where each one's block
+        """What the noise of tokens at ``positions`` depends on; ``firsts``: where each one's block
         begins. The rule "block" judges a token by those behind it, which the next block drafts
         anew: that one needs noise of its own."""
         return list(zip(firsts, positions)) if self.rule == "block" else positions
