@@ -862,3 +862,30 @@ def test_without_a_control_group_files_are_dropped_from_the_page_cache(tmp_path,
     group.remove()
     (tmp_path / "file").write_bytes(b"x" * 5000)
     offload.drop_page_cache(tmp_path)
+
+
+def test_digits_of_the_code_are_those_of_its_c_too_and_not_of_the_lab(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "package_path", lambda: tmp_path)
+    for name in ("model/a.py", "model/a.c", "lab/b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("one")
+    found = [results.code_digest()]
+    for name in ("model/a.py", "model/a.c", "lab/b.py"):
+        (tmp_path / name).write_text("two")
+        found.append(results.code_digest())
+    assert len(set(found)) == 3 and found[2] == found[3]
+
+
+def test_rows_of_a_code_that_differs_only_for_one_part_are_old_in_that_part_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(results, "SAME", {"1": ("2", ("low_bit",))})
+    for part in ("low_bit", "growth"):
+        content = {"part": part, "rows": {"a": {"code": "1"}, "b": {"code": "0"}}}
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    found = results.read_all(tmp_path)
+    assert {part: found[part]["rows"]["a"]["code"] for part in found} == {
+        "low_bit": "1",
+        "growth": "2",
+    }
+    assert found["growth"]["rows"]["b"]["code"] == "0"
