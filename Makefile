@@ -96,7 +96,7 @@ lab: setup ## JupyterLab on the notebooks and the tutorials
 
 SLIDES_OUT ?= reports/slides
 
-slides: setup ## slides of both workshop plans and the handout, from the notebooks, in reports/slides
+slides: setup ## slides of the workshop plans and the handout, from the notebooks, in reports/slides
 	@$(BIN)/python -m specmoe.lab.workshop slides --out $(SLIDES_OUT)
 
 # Packages come from the network, one set for each platform: some minutes, and some GB on the stick.

@@ -214,15 +214,17 @@ def test_every_test_may_hang_for_less_than_the_whole_run_may_take():
     assert 0 < options["timeout"] <= 600
 
 
-def test_every_target_that_the_pages_name_is_in_the_makefile():
-    """Also those that pyproject.toml names beside its marks."""
-    pages = [ROOT / "README.md", ROOT / "pyproject.toml"]
-    for name in ("testing*", "quickstart", "guide", "method", "supported"):
-        pages += (ROOT / "docs").glob(f"{name}.md")
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    named = set(re.findall(r"(?:`|only )make ([a-z-]+)", text))
+def test_every_target_that_the_pages_name_is_in_the_makefile_and_its_variables_are():
+    """Also those that pyproject.toml names beside its marks. docs/log.md is a diary."""
+    pages = [ROOT / "pyproject.toml", *ROOT.glob("*.md"), *ROOT.glob("specmoe/lab/**/*.md")]
+    pages += [*ROOT.glob("docs/*.md"), *ROOT.glob("tutorials/*.md")]
+    text = "\n".join(p.read_text(encoding="utf-8") for p in pages if p.name != "log.md")
+    said = re.findall(r"(?:`|only |^)make ([a-z-]+)(?: ([A-Z_]+)=)?", text, re.M)
+    named = {target for target, _ in said}
     made = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
+    variables = set(re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.M))
     assert "test-long" in named and named - made == set()
+    assert {variable for _, variable in said if variable} - variables == set()
 
 
 def test_the_longest_files_of_tests_begin_first():

@@ -1,7 +1,7 @@
 """Which pool: the experts that every eviction fetches, by model, batch and size of the pool.
 
 Comes in: the name of a model, batches, sizes. Goes out: a frame. What a router asks for does not
-hang on the pool, so one run is recorded and replayed under all evictions, your own and Belady's
+depend on the pool, so one run is recorded and replayed under all evictions, your own and Belady's
 bound among them. ``python -m specmoe.lab.pools`` counts the shipped models (a few minutes) and
 writes ``results/pools.json``, which ``shipped`` reads and docs/pools.md shows.
 

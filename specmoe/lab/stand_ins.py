@@ -5,7 +5,7 @@ Comes in: the name of a model. Goes out: a frame of counts, and differences with
 ``python -m specmoe.lab.stand_ins [MODEL ...]`` counts the shipped models (ten minutes; it goes on
 where it was stopped) and writes ``results/stand_ins.json``, which ``shipped`` reads and
 docs/claims.md shows. Every set has prompts of its own, and each way decodes the same sets, so ways
-are compared pair by pair. Nothing is read ahead: no count hangs on a clock.
+are compared pair by pair. Nothing is read ahead: no count depends on a clock.
 """
 
 from __future__ import annotations

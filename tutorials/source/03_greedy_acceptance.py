@@ -41,7 +41,7 @@ def accept(target, drafted, num_drafted):
 check_acceptance(accept)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. Hints cost tiers: excellent without one, good after 1 and 2, pass after 3.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

@@ -37,7 +37,7 @@ def verify(p, q, token, uniform):
 check_sampling(verify)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. Hints cost tiers: excellent without one, good after 1 and 2, pass after 3.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

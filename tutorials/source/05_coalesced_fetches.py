@@ -39,7 +39,7 @@ def coalesce(routing, num_tokens, resident):
 check_coalescing(coalesce)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. Hints cost tiers: excellent without one, good after 1 and 2, pass after 3.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

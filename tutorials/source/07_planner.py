@@ -38,7 +38,7 @@ def plan(rounds, link_bytes_per_s):
 check_planner(plan)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. Hints cost tiers: excellent without one, good after 1 and 2, pass after 3.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

@@ -45,7 +45,7 @@ def draft_layer(hidden, router, experts, stand_in, top_k):
 check_draft_layer(draft_layer)
 
 # %% stub
-# Stuck? Take a # away. Hints cost tiers.
+# Stuck? Take a # away. Hints cost tiers: excellent without one, good after 1 and 2, pass after 3.
 # hint(1)  # a nudge
 # hint(2)  # the idea
 # hint(3)  # almost the code

@@ -129,7 +129,7 @@ def words(content: dict) -> str:
 
 
 def _rounds(content: dict) -> str:
-    """How many tokens a row got in a round of ``specmoe``: on it hangs what its speed is worth."""
+    """Tokens that a row got in a round of ``specmoe``: what its speed is worth depends on them."""
     gave = {
         f"{share} %, B = {batch}": sum(r["num_new_tokens"] / r["row_rounds"] for r in rows)
         / len(rows)
