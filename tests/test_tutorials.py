@@ -384,7 +384,7 @@ def test_hints_give_the_tier_where_no_number_does():
 def test_a_scale_names_its_limits_and_the_best_tier_reached():
     scale = verdict.Scale("MB", (60.0, 50.0, 40.0))
     assert [scale.tier(score) for score in (61, 60, 50, 40)] == [None, "pass", "good", "excellent"]
-    assert str(scale) == "pass from 60 MB, good from 50 MB, excellent from 40 MB"
+    assert str(scale) == "pass up to 60 MB, good up to 50 MB, excellent up to 40 MB"
 
 
 def test_the_capstones_machine_decodes_as_the_engine_does():

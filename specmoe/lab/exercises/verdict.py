@@ -52,7 +52,7 @@ class Scale(NamedTuple):
 
     def __str__(self) -> str:
         steps = zip(TIERS, self.limits)
-        return ", ".join(f"{tier} from {limit:g} {self.unit}" for tier, limit in steps)
+        return ", ".join(f"{tier} up to {limit:g} {self.unit}" for tier, limit in steps)
 
 
 @dataclass(frozen=True)
