@@ -105,7 +105,9 @@ def wrong_module(line: str) -> str | None:
     if not found:
         return None
     place = ROOT / found[1].replace(".", "/")
-    source = next((p for p in (place.with_suffix(".py"), place / "__main__.py") if p.is_file()), None)
+    source = next(
+        (p for p in (place.with_suffix(".py"), place / "__main__.py") if p.is_file()), None
+    )
     if source is None:
         return f"no module {found[1]} to run"
     text, words = source.read_text(encoding="utf-8"), shlex.split(found[2], comments=True)
@@ -150,12 +152,20 @@ def missing_name(word: str) -> bool:
 @functools.cache
 def keywords() -> dict[str, set[str]]:
     """Function -> the keywords that it takes."""
-    decodes = {*GenerateArguments.__optional_keys__, *inspect.signature(specmoe.Engine.generate).parameters}
+    decodes = {
+        *GenerateArguments.__optional_keys__,
+        *inspect.signature(specmoe.Engine.generate).parameters,
+    }
     decodes |= {"generation_config", *REFUSED}  # those may be given their neutral value
     called = {"plan": specmoe.plan, "sweep": specmoe.sweep, "register": specmoe.register}
     known = {name: set(inspect.signature(call).parameters) for name, call in called.items()}
     loads = set(LoadArguments.__optional_keys__)
-    return known | {"load": loads, "generate": decodes, "start": decodes, "custom_generate": decodes}
+    return known | {
+        "load": loads,
+        "generate": decodes,
+        "start": decodes,
+        "custom_generate": decodes,
+    }
 
 
 def unknown_keywords(source: str) -> list[str]:
@@ -178,7 +188,11 @@ def unknown_keywords(source: str) -> list[str]:
 
 def wrong_figures(prose: str, code: str) -> list[str]:
     """``figures.NAME(ARGUMENTS)`` in the prose: a figure that exists, of things that the notebook has."""
-    bound = {s.get_name() for s in symtable.symtable(code, "cells", "exec").get_symbols() if s.is_assigned()}
+    bound = {
+        s.get_name()
+        for s in symtable.symtable(code, "cells", "exec").get_symbols()
+        if s.is_assigned()
+    }
     wrong = []
     for call in re.findall(r"`(figures\.\w+\(.*?\))`", prose):
         tree = ast.parse(call)
@@ -194,9 +208,13 @@ def wrong_figures(prose: str, code: str) -> list[str]:
 def wrong(page: Path) -> list[str]:
     text = markdown(page)
     lines = typed(text)
-    said = [f"{line}: {why}" for line in lines if (why := wrong_command(line) or wrong_module(line))]
+    said = [
+        f"{line}: {why}" for line in lines if (why := wrong_command(line) or wrong_module(line))
+    ]
     said += [word for word in inline(text) if missing_file(page, word) or missing_name(word)]
-    return said + [one for code in (*blocks(text, "python"), *inline(text)) for one in unknown_keywords(code)]
+    return said + [
+        one for code in (*blocks(text, "python"), *inline(text)) for one in unknown_keywords(code)
+    ]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: str(page.relative_to(ROOT)))
@@ -218,7 +236,7 @@ FAULTS = [
     ("`specmoe report run paper_page`", "specmoe report run paper_page: no report paper_page"),
     ("`python -m specmoe.lab.clock`", "python -m specmoe.lab.clock: no module specmoe.lab.clock to run"),
     ("`python -m specmoe.lab.paper measure --hours 2`", "python -m specmoe.lab.paper measure --hours 2: specmoe.lab.paper has no --hours"),
-    ("`python -m specmoe.lab.paper count`", "python -m specmoe.lab.paper count: specmoe.lab.paper has no count"),
+    ("`python -m specmoe.lab.paper write`", "python -m specmoe.lab.paper write: specmoe.lab.paper has no write"),
     ("`offload/eviction.py`", "offload/eviction.py"),
     ("`notebooks/09`", "notebooks/09"),
     ("`09_when_it_pays`", "09_when_it_pays"),
@@ -248,4 +266,7 @@ def test_what_is_right_or_incomplete_is_let_pass(tmp_path):
 def test_a_figure_of_what_a_notebook_has_not_is_found():
     code = "four = 1\nkept = [output for output in range(3)]"
     prose = "`figures.pool_replay(four)`, `figures.pool_replay(output)` and `figures.pool_replays(four)`"
-    assert wrong_figures(prose, code) == ["figures.pool_replay(output)", "figures.pool_replays(four)"]
+    assert wrong_figures(prose, code) == [
+        "figures.pool_replay(output)",
+        "figures.pool_replays(four)",
+    ]

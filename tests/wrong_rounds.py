@@ -385,6 +385,6 @@ CAPSTONE = {
     "short mask": (built(verify=no_keys), "the mask has the shape"),
     "prompts too": (with_prompts, "give the new ones"),
     "one row": (first_row, "wrong form"),
-    "on demand": (on_demand, "pass from"),
+    "on demand": (on_demand, "pass up to"),
     "yields": (lambda machine, prompts, num_new: (row for row in prompts), "make a list of it"),
 }
