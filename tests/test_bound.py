@@ -66,6 +66,14 @@ def test_every_method_of_a_run_reads_at_least_the_bound(open_engine, monkeypatch
     assert rows["oracle's draft"]["tokens_per_round"] > rows["specmoe"]["tokens_per_round"]
 
 
+def test_the_largest_batch_has_a_bound_for_each_length_of_draft(open_engine, monkeypatch):
+    monkeypatch.setattr(bound, "NEW_TOKENS", NEW_TOKENS)
+    engine = open_engine("mixtral", draft_experts=2)
+    found = bound.count_largest(engine, PROMPTS[:4], 2, (1, 4))
+    assert set(found) == {"1", "4"} and all(0 < over <= 1 for over in found.values())
+    assert found["4"] < found["1"], "more tokens of one read"
+
+
 def test_the_page_shows_what_was_counted():
     rows = bound.shipped()
     assert set(rows["model"]) == set(bound.PER_LAYER)

@@ -8,6 +8,7 @@ import pytest
 from conftest import PROMPTS, tokens_of
 
 from specmoe.lab import pools
+from specmoe.lab.bench import pairs, results
 from specmoe.lab.bench.methods import RIVAL
 from specmoe.lab.markdown import markdown_table
 from specmoe.offload import policies
@@ -37,6 +38,10 @@ def test_what_the_page_says_of_the_table(shipped):
     assert (shipped.drop(columns="belady").ge(shipped["belady"], axis=0)).all(axis=None)
     best = shipped[[*pools.TODAY]].idxmin(axis=1)
     assert best.nunique() > 2 and RIVAL == mean.drop("belady").idxmin()
+
+
+def test_the_page_says_what_the_clock_says():
+    assert pairs.pool_words(results.read_all()) in " ".join(PAGE.read_text("utf-8").split())
 
 
 def test_what_the_page_says_of_the_engine():

@@ -89,7 +89,7 @@ def simulated_speed_up() -> float:
 
 def speed_ups(link: str) -> str:
     """The smallest and the largest ratio of specmoe over on-demand, both models, all batches, both
-    machines, in whole times: "2 to 7 times"."""
+    machines, in whole times: "1 to 7 times"."""
     ratios = [
         cells.Measured(files).ratio(model, link, batch, "specmoe", "on_demand")
         for files in (results.read_all(), *results.read_elsewhere())
@@ -98,6 +98,12 @@ def speed_ups(link: str) -> str:
     ]
     known = [ratio.value for ratio in ratios if ratio is not None]
     return f"{min(known):.0f} to {max(known):.0f} times"
+
+
+def of_a_round(name: str, batch: int = 16) -> float:
+    """A sum over specmoe's slices on tiny-translate, the disk as it is, by its rounds."""
+    sums = cells.Measured(results.read_all()).sums(cells.TRANSLATE, "native", batch, "specmoe")
+    return sums[name] / sums["num_rounds"]
 
 
 def gpu_speed_up(model: str, batch: int) -> float:
@@ -116,7 +122,7 @@ def seconds_of_a_round(num: int) -> float:
 def peer_memory() -> str:
     rows = results.read_all()["offload"]["rows"].values()
     sizes = [row["limit_bytes"] / 1e9 for row in rows if row.get("limit_bytes")]
-    return f"{min(sizes):.1f} to {max(sizes):.1f} GB"
+    return " to ".join(sorted({f"{size:.1f}" for size in (min(sizes), max(sizes))})) + " GB"
 
 
 def of_record(name: str, key: str):
@@ -166,7 +172,7 @@ SOURCES = {
         "3.2x": lambda: f"{value('throughput', 'specmoe', 'speed-up', batch=256):.1f}x",
         "3.7x": lambda: f"{value('throughput', 'specmoe', 'speed-up', batch=64):.1f}x",
         "5.0x": lambda: f"{simulated_speed_up():.1f}x",
-        "2 to 7 times": lambda: speed_ups("native"),
+        "1 to 7 times": lambda: speed_ups("native"),
         "4 to 15 times": lambda: speed_ups("throttled"),
         "5.9 times": lambda: f"{gpu_speed_up('tiny-translate', 256):.1f} times",
         "90 minutes": "a plan's length: the title of tutorials/README.md",
@@ -246,18 +252,15 @@ SOURCES = {
         "1.5 s": lambda: f"{720 * IMPLIED.expert_overhead_s:.1f} s",
     },
     "notebooks/performance.ipynb": {
-        "0.28 GB": lambda: f"{90 * bench.EXPERT_BYTES / 1e9:.2f} GB",
-        "0.14 s": lambda: f"{90 * bench.EXPERT_BYTES / 2e9:.2f} s",
-        "2 GB/s": "the disk, rounded: column of one reader in the page's probes",
-        "3 %": lambda: f"{100 * (1 - 0.97):.0f} %",
-        "6 s": of_log("6 s"),
-        "5 to 30 %": of_log("5 to 30 %"),
-        "8 s": of_log("8 s"),
-        "1949 to 2289 tokens/s": lambda: (
-            of_log("1949 - 2289")().replace(" - ", " to ") + " tokens/s"
+        "0.20 GB": lambda: f"{of_a_round('fetched_bytes') / 1e9:.2f} GB",
+        "0.18 s": lambda: f"{of_a_round('seconds'):.2f} s",
+        "1.1 GB/s": lambda: f"{of_a_round('fetched_bytes') / of_a_round('seconds') / 1e9:.1f} GB/s",
+        "95 %": "the level of lab/bench/control.T95",
+        "0.4 GB": lambda: (
+            peer_memory()
+            if peer_memory() == f"{32 * 4 * bench.EXPERT_BYTES / 1e9:.1f} GB"
+            else "no"
         ),
-        "0.5 to 0.8 GB": peer_memory,
-        "0.4 GB": lambda: f"{32 * 4 * bench.EXPERT_BYTES / 1e9:.1f} GB",
     },
     "specmoe/lab/bench/README.md": {
         "1.5 s": lambda: f"{bench.FULL.warm_up_s:g} s",
@@ -364,18 +367,9 @@ def test_the_readmes_table_is_the_results():
     assert [row for row in rows if row not in readme] == []
 
 
-def test_what_the_performance_page_says_of_its_table_is_in_the_table():
-    """ "0.89 in the table", "the table has 6.0": of auto over the best method, of the targets."""
+def test_the_reads_of_a_round_are_what_the_performance_page_says():
     prose = " ".join(text_of("notebooks/performance.ipynb").split())
-    said = re.findall(r"([\d.]+\d) in the table|the table has ([\d.]+\d)", prose)
-    assert len(said) == 3
-    found = [
-        float(number)
-        for number in re.findall(r"\d+\.\d+", outputs_of("notebooks/performance.ipynb"))
-    ]
-    for number in filter(None, (part for pair in said for part in pair)):
-        digits = len(number.partition(".")[2])
-        assert any(f"{one:.{digits}f}" == number for one in found), number
+    assert f"16 rows reads {of_a_round('num_misses'):.0f} experts" in prose
 
 
 def test_what_the_readme_says_of_one_row_is_on_the_map():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from . import floors
-from .control import Ratio, paired, spread_of
+from .control import LEAST, Ratio, paired, spread_of
 from .settings import AGAIN, BATCHES, LINKS, PARTS
 
 TRANSLATE, SKEWED = "tiny-translate", "tiny-skewed"
@@ -103,10 +103,9 @@ class Measured:
         ours, theirs = (self.rows(model, link, batch, one, part) for one in (what, over))
         if not ours or not theirs:
             return None
-        found = paired([*map(of, ours)], [*map(of, theirs)])
-        return replace(
-            found, spread=self.spread(model, link, batch, part, of), old=self.is_old(ours)
-        )
+        found = paired(*([*map(of, rows)] for rows in in_the_same_turns(ours, theirs)))
+        old = self.is_old([*ours, *theirs])
+        return replace(found, spread=self.spread(model, link, batch, part, of), old=old)
 
     def share(self, model: str, link: str, batch: int, what: str, name: str) -> Ratio | None:
         """The share of a method's seconds that ``name`` has, beside the spread of the control's."""
@@ -154,7 +153,15 @@ class Measured:
             return None
         known = [name for name in rates if name in rows[0]]
         found = {name: [row[name] for row in part if name in row] for name in known}
-        return rows[0] | {name: statistics.median(values) for name, values in found.items()}
+        reached = {"reached_bytes_per_s": self._reached(model, link, batch)}
+        return rows[0] | reached | {name: statistics.median(each) for name, each in found.items()}
+
+    def _reached(self, model: str, link: str, batch: int) -> float:
+        """Bytes per second over the link, of the fastest slice of the cell: the raw rate is no less."""
+        cell = (f"{model.removeprefix('tiny-')}-{link}", model, link, batch)
+        slices = (row for key, rows in self.cells.items() if key[:4] == cell for row in rows)
+        rates = [row["fetched_bytes"] / row["seconds"] for row in slices if row.get("seconds")]
+        return max(rates, default=0.0)
 
     def floor(self, model: str, link: str, batch: int, what: str) -> dict | None:
         """The floor of a cell: from its own counts, its model, and the probes before it."""
@@ -164,11 +171,56 @@ class Measured:
         facts = self.files[f"{model.removeprefix('tiny-')}-{link}"]["models"][model]
         return floors.floor(sums, facts, probe, LINKS[link])
 
+    def over_floor(self, model: str, link: str, batch: int, what: str) -> Ratio | None:
+        """Seconds of a token over the floor of the same slice's counts, slice by slice, beside the
+        spread of the control's."""
+        times = self._times(model, link, batch, what)
+        if not times:
+            return None
+        found = paired(times, [1.0] * len(times))
+        spread = spread_of(times, self._times(model, link, batch, what + AGAIN))
+        old = self.is_old(self.rows(model, link, batch, what))
+        return replace(found, spread=spread, old=old)
+
+    def _times(self, model: str, link: str, batch: int, what: str) -> list[float]:
+        """Of each slice of a method: its seconds over its floor's."""
+        rows, probe = self.rows(model, link, batch, what), self.probe(model, link, batch)
+        if not rows or probe is None:
+            return []
+        facts = self.files[f"{model.removeprefix('tiny-')}-{link}"]["models"][model]
+        sums = [{name: _of(row, name) for name in SUMMED} for row in rows]
+        least_s = [floors.floor(each, facts, probe, LINKS[link])["floor_s"] for each in sums]
+        return [1 / (speed_of(row) * floor_s) for row, floor_s in zip(rows, least_s)]
+
     def ratio_at_floor(self, model: str, link: str, batch: int, over: str) -> float | None:
         """What specmoe over ``over`` (as measured) would be if specmoe ran at its floor."""
         floor = self.floor(model, link, batch, "specmoe")
         other = self.speed(model, link, batch, over)
         return divide(1.0, floor["floor_s"] * other) if floor and other else None
+
+
+def in_the_same_turns(ours: list[dict], theirs: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Rows of the turns in which both were measured; all of them, where these are too few for an
+    interval."""
+    both = {row["slice"] for row in ours} & {row["slice"] for row in theirs}
+    if len(both) < LEAST:
+        return ours, theirs
+    ours, theirs = ([row for row in rows if row["slice"] in both] for rows in (ours, theirs))
+    return ours, theirs
+
+
+def best_single(found: Measured, model: str, link: str, batch: int) -> str | None:
+    """The single method whose median over all slices of the cell is the highest."""
+    speeds = {what: found.speed(model, link, batch, what) for what in SINGLE}
+    known = {what: speed for what, speed in speeds.items() if speed is not None}
+    return max(known, key=known.get) if known else None
+
+
+def auto_over_best(found: Measured, model: str, link: str, batch: int) -> Ratio | None:
+    """auto over ``best_single``, slice by slice: one method for the whole cell, chosen after it was
+    measured, so that chance is on its side."""
+    best = best_single(found, model, link, batch)
+    return found.ratio(model, link, batch, "auto", best) if best else None
 
 
 def newest_code(files: dict[str, dict]) -> str | None:

@@ -35,6 +35,10 @@ class Ratio:
             return False
         return abs(math.log(self.value / goal)) <= math.log(self.spread)
 
+    def open(self, goal: float) -> bool:
+        """Whether the interval holds ``goal``, so that either side of it may be true."""
+        return self.low is not None and self.low <= goal <= self.high
+
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """``ours`` over ``theirs``, slice by slice: the geometric mean and its interval. Where the two

@@ -52,10 +52,12 @@ def facts(engine) -> dict:
 
 
 def link_rate(row_link: float | None, probe: dict) -> float:
-    """Bytes per second: the rate that was set, else the best that the probe saw with any number of
-    readers."""
-    raw = max([*probe["random_bytes_per_s"].values(), probe["sequential_bytes_per_s"]])
-    return min(row_link, raw) if row_link else raw
+    """Bytes per second: the rate that was set; else the best that the probe saw with any number of
+    readers, or that a run reached: disks drift, and a floor may be too low, never too high."""
+    if row_link:
+        return row_link
+    seen = (probe["sequential_bytes_per_s"], probe.get("reached_bytes_per_s", 0.0))
+    return max([*probe["random_bytes_per_s"].values(), *seen])
 
 
 def floor(sums: dict, model: dict, probe: dict, link_bytes_per_s: float | None) -> dict:

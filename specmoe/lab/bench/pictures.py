@@ -23,7 +23,7 @@ def speedups(files: dict[str, dict]):
         files,
         "over_on_demand",
         "times on-demand",
-        "Decoding speed over on-demand, the same fast memory for all",
+        "Decoding speed over on-demand, the same fast memory for all (bars: 95 % intervals)",
     )
 
 
@@ -40,6 +40,7 @@ def over_floor(files: dict[str, dict]):
 
 def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
     figure, axes = plt.subplots(2, 2, figsize=SIZE, layout="constrained", sharex=True)
+    measured: set[int] = set()
     for axis, (model, link) in zip(axes.flat, PANELS):
         rows = [
             row
@@ -47,12 +48,14 @@ def _panels(files: dict[str, dict], value: str, ylabel: str, title: str):
             if row["method"] != "resident" and row[value] is not None
         ]
         _draw(axis, rows, value)
+        measured |= {row["batch"] for row in rows}
         axis.set_title(f"{model}, {LINK_WORDS[link]}", loc="left", fontsize=11)
         axis.set_ylabel(ylabel)
         axis.set_ylim(bottom=0)
         if not rows:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
     for axis in axes[1]:
+        _ticks(axis, measured)  # the panels share them
         axis.set_xlabel("batch (rows in flight)")
     handles = {
         name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels())
@@ -87,6 +90,18 @@ def _draw(axis, rows: list[dict], value: str) -> None:
             # The page's rows name their eviction: the best at that batch.
             label = name if mine[0]["method"] == name else f"best {name}"
             axis.plot(batches, values, "o-", color=color, label=label, markersize=5)
+            if value == "over_on_demand":
+                _intervals(axis, mine, color)
     axis.set_xscale("log", base=2)
-    shown = sorted({row["batch"] for row in rows})
-    axis.set_xticks(shown, [str(batch) for batch in shown])
+    _ticks(axis, {row["batch"] for row in rows})
+
+
+def _ticks(axis, batches: set[int]) -> None:
+    axis.set_xticks(sorted(batches), [str(batch) for batch in sorted(batches)])
+
+
+def _intervals(axis, rows: list[dict], color) -> None:
+    for row in rows:
+        if row["over"].low is not None:
+            ends = (row["over"].low, row["over"].high)
+            axis.vlines(row["batch"], *ends, color=color, lw=2, alpha=0.5)

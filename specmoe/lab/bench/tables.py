@@ -1,19 +1,29 @@
 """The table of targets: each beside what was measured, and what the floor would allow.
 
-Comes in: the contents of the result files. Goes out: outcomes, and a frame of words. ``run`` prints it, the notebook ``performance`` shows all. Pure functions: nothing is
-measured here. A missing measurement is ``None``, shown as "not measured"."""
+Comes in: the contents of the result files. Goes out: outcomes, and a frame of words. ``run`` prints it, the notebook ``performance`` shows all. Nothing is measured
+here; the bound in bytes was counted (``lab.bound``). A missing measurement is ``None``, shown as "not measured"."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from .cells import SINGLE, SKEWED, TRANSLATE, Measured, achieved, among, bytes_of
+from .. import bound
+from .cells import (
+    SKEWED,
+    TRANSLATE,
+    Measured,
+    achieved,
+    among,
+    auto_over_best,
+    bytes_of,
+    divide,
+)
 from .control import Ratio, words
-from .settings import BATCHES, LOW_BIT_BATCHES, PEER_BATCHES
+from .settings import BATCHES, LINKS, LOW_BIT_BATCHES, PEER_BATCHES
 
 PEERS = (
     ("resident", "memory", "resident", "transformers"),
@@ -25,15 +35,18 @@ PEERS = (
 @dataclass(frozen=True)
 class Outcome:
     """One target. ``found``: what was measured; ``at_least``: whether more is better; ``floor`` and
-    ``note`` are words."""
+    ``note`` are words. ``bound``: what ``found`` would be at the floor; ``each``: what has to hold
+    one by one, where the target is of every batch."""
 
     name: str
     goal: float
     at_least: bool
-    found: Ratio | None
+    found: Ratio | None = None
     floor: str = ""
     note: str = ""
     unit: str = "×"
+    bound: float | None = None
+    each: tuple[Ratio, ...] = ()
 
     @property
     def measured(self) -> float | None:
@@ -41,19 +54,32 @@ class Outcome:
 
     @property
     def met(self) -> bool | None:
-        if self.measured is None:
-            return None
-        return self.measured >= self.goal if self.at_least else self.measured <= self.goal
+        return None if self.measured is None else self._reaches(self.measured)
 
     @property
     def verdict(self) -> str:
-        """No claim where two arms of one method lie as far apart as the measured and the goal."""
+        """The worst of all that has to hold; of a missed one, why. No claim where two arms of one
+        method lie as far apart as the measured and the goal, or where the interval holds the
+        goal."""
         if self.found is None:
             return ""
-        said = "yes" if self.met else "no"
-        if self.found.within(self.goal):
-            said = "within the spread"
-        return f"{said} (old)" if self.found.old else said
+        said = {self.verdict_of(ratio) for ratio in self.each or (self.found,)}
+        worst = next(verdict for verdict in VERDICTS if verdict in said)
+        if worst == "no":
+            missed_too = self.bound is not None and not self._reaches(self.bound)
+            worst = "no: the floor forbids it" if missed_too else "no: not reached"
+        return f"{worst} (old)" if self.found.old else worst
+
+    def verdict_of(self, ratio: Ratio) -> str:
+        """Of one of all that has to hold."""
+        if ratio.within(self.goal):
+            return "within the spread"
+        if ratio.open(self.goal):
+            return "within the interval"
+        return "yes" if self._reaches(ratio.value) else "no"
+
+    def _reaches(self, value: float) -> bool:
+        return value >= self.goal if self.at_least else value <= self.goal
 
     def words(self, value: float) -> str:
         return words(Ratio(value), self.unit)
@@ -65,6 +91,7 @@ SHORT = {TRANSLATE: "translate", SKEWED: "skewed"}
 LINK_NAMES = {"native": "native", "throttled": "0.25 GB/s"}
 OTHERS = {"on_demand": "on-demand", "cached": "best cached"}
 Values = dict[int, Ratio | None]  # by batch
+VERDICTS = ("no", "within the spread", "within the interval", "yes")  # the worst first
 # specmoe over another method: the goal, where, over what, at which batches, what is taken of them
 SPEED_UPS = (
     (6.0, TRANSLATE, "native", "on_demand", BATCHES, max, "best batch"),
@@ -126,22 +153,16 @@ def text(files: dict[str, dict]) -> str:
     return target_frame(targets(files)).to_string(index=False, justify="left")
 
 
-def _of_batches(
-    name: str,
-    goal: float,
-    at_least: bool,
-    values: Values,
-    take: Callable,
-    floor: str = "",
-    unit: str = "×",
-) -> Outcome:
-    """``take`` of the batches that were measured last; the note says which, where there are
-    several, and what is older."""
+def _of_batches(target: Outcome, values: Values, take: Callable) -> Outcome:
+    """``target`` with ``take`` of the batches that were measured last; the note says which, where
+    there are several, and what is older. The worst of them: all of them have to hold."""
     new, old = (_those(values, old=old) for old in (False, True))
     note = f"B = {', '.join(_listed(new))}" if len(values) > 1 and new else ""
     if len(values) > 1 and old:
         note = f"{note}; old: " * bool(note) + f"B = {', '.join(_listed(old))}"
-    return Outcome(name, goal, at_least, _taken(take, new or old), floor, note, unit)
+    last = new or old
+    every = tuple(last.values()) if take is (min if target.at_least else max) else ()
+    return replace(target, found=_taken(take, last), note=note, each=every)
 
 
 def _those(values: Values, old: bool) -> dict[int, Ratio]:
@@ -172,19 +193,15 @@ def _taken(take: Callable, values: dict[int, Ratio]) -> Ratio | None:
 
 def _speed_up(found: Measured, goal, model, link, over, batches, take, which: str) -> Outcome:
     ratios = {batch: found.ratio(model, link, batch, "specmoe", over) for batch in batches}
-    known = _those(ratios, old=False) or _those(ratios, old=True)
-    bound = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in known])
-    floor = f"{bound:.1f}× at specmoe's floor" if bound is not None else ""
+    known = _those_measured(ratios)
+    at_floor = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in known])
     name = f"{SHORT[model]}, {LINK_NAMES[link]}: specmoe / {OTHERS[over]}, {which}"
-    return _of_batches(name, goal, True, ratios, take, floor)
+    target = Outcome(name, goal, True, floor=_at_floor(at_floor), bound=at_floor)
+    return _of_batches(target, ratios, take)
 
 
-def auto_over_best(found: Measured, model: str, link: str, batch: int) -> Ratio | None:
-    """auto over the fastest single method of the same cell."""
-    speeds = {what: found.speed(model, link, batch, what) for what in SINGLE}
-    known = {what: speed for what, speed in speeds.items() if speed is not None}
-    best = max(known, key=known.get) if known else ""
-    return found.ratio(model, link, batch, "auto", best)
+def _at_floor(ratio: float | None) -> str:
+    return f"{ratio:.1f}× at specmoe's floor" if ratio is not None else ""
 
 
 def _auto(found: Measured) -> list[Outcome]:
@@ -193,7 +210,7 @@ def _auto(found: Measured) -> list[Outcome]:
         for link, said in LINK_NAMES.items():
             ratios = {batch: auto_over_best(found, model, link, batch) for batch in BATCHES}
             name = f"{SHORT[model]}, {said}: auto / best single method, every B"
-            rows.append(_of_batches(name, 0.97, True, ratios, min))
+            rows.append(_of_batches(Outcome(name, 0.97, True), ratios, min))
     return rows
 
 
@@ -211,8 +228,12 @@ def _bytes(found: Measured) -> list[Outcome]:
     moved = "translate: bytes per token, specmoe / on-demand, B = 256"
     grown = "translate: growth of bytes, B = 1 to 256, gamma 10, N = 4"
     beside = f"on-demand grows {theirs.value:.1f}×" if theirs else ""
+    of_draft = bound.over_on_demand()
+    least = min(of_draft.values(), default=None)
+    said = ", ".join(f"{over:.2f}× ({length} tokens)" for length, over in of_draft.items())
+    said = f"oracle's draft and Belady's pool: {said}" if said else ""
     return [
-        Outcome(moved, 0.15, False, native, note=further),
+        Outcome(moved, 0.15, False, native, said, further, bound=least),
         Outcome(grown, 9.0, False, ours, note=beside),
     ]
 
@@ -242,7 +263,7 @@ def _shares(found: Measured) -> list[Outcome]:
         other = {batch: _not_arithmetic(found, model, batch) for batch in (64, 256)}
         at_disk, at_link = f"{SHORT[model]}, native: ", f"{SHORT[model]}, 0.25 GB/s: "
         rows += [
-            _of_batches(name, goal, at_least, values, max, unit="")
+            _of_batches(Outcome(name, goal, at_least, unit=""), values, max)
             for name, goal, at_least, values in (
                 (f"{at_disk}waiting for the link, {OF_ALL}", 0.05, False, waits),
                 (f"{at_link}rate of specmoe's reads over the raw rate, best B", 0.90, True, rates),
@@ -287,17 +308,45 @@ def _peers(found: Measured) -> list[Outcome]:
 
 
 def _ours(found: Measured) -> list[Outcome]:
-    """Targets of the last day: specmoe beside everything in memory, and experts in few bits."""
-    rows = []
-    for model in (TRANSLATE, SKEWED):
-        ratios = {b: found.ratio(model, "native", b, "specmoe", "resident") for b in BATCHES[1:]}
-        name = f"{SHORT[model]}, native: specmoe / resident, B >= 4"
-        rows.append(_of_batches(name, 0.9, True, ratios, min))
-    for store, goal in (("int4", 2.5), ("int8", 1.7)):
-        ratios = {
-            b: found.ratio(SKEWED, "throttled", b, store, "bf16", "low_bit")
-            for b in LOW_BIT_BATCHES
-        }
-        name = f"skewed, 0.25 GB/s: store of {store[3:]} bits / of bf16, the same text, specmoe"
-        rows.append(_of_batches(name, goal, True, ratios, min))
-    return rows
+    """Targets of the last days: specmoe beside everything in memory, experts in few bits, a slow
+    link's floor."""
+    return [
+        *(_beside_resident(found, model) for model in (TRANSLATE, SKEWED)),
+        *(_low_bit(found, store, goal) for store, goal in (("int4", 2.5), ("int8", 1.7))),
+        *(_over_floor(found, model) for model in (TRANSLATE, SKEWED)),
+    ]
+
+
+def _beside_resident(found: Measured, model: str) -> Outcome:
+    ratios = {b: found.ratio(model, "native", b, "specmoe", "resident") for b in BATCHES[1:]}
+    bounds = [found.ratio_at_floor(model, "native", b, "resident") for b in _those_measured(ratios)]
+    at_floor = among(min, bounds)
+    name = f"{SHORT[model]}, native: specmoe / resident, B >= 4"
+    target = Outcome(name, 0.9, True, floor=_at_floor(at_floor), bound=at_floor)
+    return _of_batches(target, ratios, min)
+
+
+def _low_bit(found: Measured, store: str, goal: float) -> Outcome:
+    """Its bound: bf16's reads, in fewer bits, and nothing else that takes time."""
+    at = (SKEWED, "throttled")
+    ratios = {b: found.ratio(*at, b, store, "bf16", "low_bit") for b in LOW_BIT_BATCHES}
+    bounds = []
+    for batch in _those_measured(ratios):
+        whole = found.sums(*at, batch, "bf16", "low_bit")
+        link_s = bytes_of(whole) * int(store[3:]) / 16 / LINKS["throttled"]
+        bounds.append(divide(1.0, link_s * found.speed(*at, batch, "bf16", "low_bit")))
+    least = among(min, bounds)
+    name = f"skewed, 0.25 GB/s: store of {store[3:]} bits / of bf16, the same text, specmoe"
+    floor = f"{least:.1f}× if nothing but reads took time" if least else ""
+    return _of_batches(Outcome(name, goal, True, floor=floor, bound=least), ratios, min)
+
+
+def _over_floor(found: Measured, model: str) -> Outcome:
+    ratios = {b: found.over_floor(model, "throttled", b, "specmoe") for b in BATCHES if b <= 64}
+    name = f"{SHORT[model]}, 0.25 GB/s: specmoe's time / its floor, B <= 64"
+    return _of_batches(Outcome(name, 1.05, False), ratios, max)
+
+
+def _those_measured(values: Values) -> dict[int, Ratio]:
+    """By batch what was measured last."""
+    return _those(values, old=False) or _those(values, old=True)
