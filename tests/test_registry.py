@@ -9,7 +9,7 @@ from conftest import PROMPTS, tokens_of
 import specmoe
 from specmoe import registry
 from specmoe.cli import parser
-from specmoe.lab import exercises, replay, sweep
+from specmoe.lab import exercises, replay, simulate, sweep, widgets
 from specmoe.lab.bench.methods import run_bench
 from specmoe.speculate.planner import Planner
 
@@ -224,6 +224,25 @@ def test_a_replay_plays_yours_beside_belady(plugin):
     table = replay.pool_table(requests, 2, ["mine", *replay.REPLAYED])
     misses = table.groupby("policy")["misses"].sum()
     assert misses["mine"] > misses["lru"] >= misses["belady"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in registry.KINDS if kind != "draft"])
+def test_the_knobs_offer_yours_beside_what_is_built_in(kind, plugin, open_engine):
+    engine, built_in = open_engine(), registry.BUILT_IN[kind][0]
+    runs = {
+        name: [simulate.Recording.of(generate(engine, kind, name), engine.info)]
+        for name in (built_in, "mine")
+    }
+    made = widgets.knobs(runs, simulate.preset("laptop"), kind=kind, **{kind: "mine"}).data
+    (knob,) = [one for one in made["settings"] if one["name"] == kind]
+    assert sorted(knob["values"]) == sorted(runs) and knob["start"] == "mine"
+    assert all(one["name"] != "gamma" for one in made["settings"]), "no choice between two runs"
+    rows = [dict(zip(made["columns"], row)) for row in made["rows"]]
+    assert {row[kind] for row in rows} == {*runs}
+    for row in rows:
+        (run,) = runs[row[kind]]
+        per_round = run.num_new_tokens / int(run.rows.sum())
+        assert row["tokens_per_round"] == pytest.approx(per_round, rel=1e-3)
 
 
 def test_the_command_line_runs_a_plugin_first(plugin, tiny, capsys):

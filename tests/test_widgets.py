@@ -477,6 +477,10 @@ def test_the_map_takes_the_frame_of_simulate_winners(recordings):
             "Output is not a recording: make one with Recording.of",
         ),
         (lambda o, r: widgets.knobs([o]), "list holds no rows: give simulate.knob_rows"),
+        (
+            lambda o, r: widgets.knobs({}, simulate.preset("laptop"), kind="draft"),
+            "draft source costs is not simulated here",
+        ),
         (lambda o, r: widgets.winners_map([]), "list holds no rows"),
         (lambda o, r: widgets.round_stepper("trace"), "str holds no trace"),
         (lambda o, r: widgets.pool_replay(o.trace.to_frame().head(0)), "no trace: load the engine"),
@@ -643,11 +647,114 @@ def test_of_a_policy_of_one_s_own_the_size_asked_for_is_kept_whatever_room(
     assert [*made["own"]["left"]] == [made["start"]["kept"]]
 
 
+@pytest.fixture
+def register():
+    """A reader's own part, by name until the test is over."""
+    given = []
+
+    def named(kind, name, part):
+        given.append((kind, name))
+        registry.register(kind, name, part)
+
+    yield named
+    for one in given:
+        registry.forget(*one)
+
+
+def last(layer, counts, num_draft):
+    """A draft set that hardly ever is what was asked for."""
+    return range(len(counts) - num_draft, len(counts))
+
+
+def test_a_draft_set_of_one_s_own_is_played_and_what_it_names_unasked_is_read(output, register):
+    register("draft_set", "last", last)
+    frame, made, unasked = output.trace.to_frame(), traces.pool(output), 0
+    assert made["own"]["names"] == ["last"] == [made["start"]["policy"]]
+    for kept, played in made["own"]["left"].items():
+        for layer, moves in played["last"].items():
+            steps, _ = replay.decoding(replay.layer_requests(frame, layer))
+            resident = set()
+            for now, moved in zip(replay.replay_pool(steps, kept, "last"), moves, strict=True):
+                come = {-1 - expert for expert in moved if expert < 0}
+                assert not come & (resident | now.needed), "it was here"
+                assert now.misses == len(now.needed - resident) + len(come)
+                resident = (resident | now.needed) - set(moved) | come
+                assert resident == now.after == {*last(layer, steps[0].counts, kept)}
+                unasked += len(come)
+    assert unasked
+    figure = figures.pool_replay(output, policy="last")
+    assert widgets.pool_replay(output).png == widgets.base.still(figure[0].figure)
+
+
+def test_of_an_eviction_and_a_draft_set_of_one_name_the_eviction_is_played(
+    output, newest, register
+):
+    alone = traces.pool(output)["own"]
+    register("draft_set", newest, last)
+    assert traces.pool(output)["own"] == alone
+
+
 def test_a_still_picture_has_room_for_all_its_words():
     figure, ax = plt.subplots(figsize=(2, 2), dpi=50)
     ax.text(3, 0.5, "beyond the figure", transform=ax.transAxes)
     png = widgets.base.still(figure)
     assert int.from_bytes(png[16:20], "big") > 200, "the width of the PNG"
+
+
+# ---- parts of one's own ----
+
+
+def nearest(layer, residents, distances):
+    """As ``affinity`` chooses."""
+    return [min(residents, key=lambda resident: float(row[resident])) for row in distances]
+
+
+def highest(layer, residents, distances):
+    return [max(residents)] * len(distances)
+
+
+def test_a_substitute_of_one_s_own_is_replayed_on_what_the_draft_chose(engine, routing, register):
+    """Affinity, written again, stands in as affinity did in the run; another substitute for the same
+    experts, by another resident. The run is the same."""
+    register("substitute", "nearest", nearest)
+    register("substitute", "highest", highest)
+    run = {"max_new_tokens": 10, "gamma": 3, "eos_token_id": [], "prefetch": False}
+    asked = record_routing(engine, PROMPTS[0], substitutes=["nearest", "highest"], **run)
+    assert asked.tokens == routing.tokens
+    of = {step: part.reset_index(drop=True) for step, part in asked.picks.groupby("step")}
+    drafted, own = of["draft"], of["draft:highest"]
+    assert of["draft:nearest"].drop(columns="step").equals(drafted.drop(columns="step"))
+    chosen = ["round", "position", "layer", "choice", "weight", "expert"]
+    assert own[chosen].equals(drafted[chosen]) and set(own["state"]) == {"resident", "substituted"}
+    assert ((own["state"] == "resident") == (drafted["state"] == "resident")).all()
+    assert (own["computed"] >= drafted["computed"]).all()
+    assert (own["computed"] > drafted["computed"]).any()
+
+    widget = widgets.routing_explorer(asked)
+    made = widget.data
+    assert made["own"] == ["highest", "nearest"] and "highest" in widget.about
+    assert made["start"]["step"] == 2 and made["picks"][3] == made["picks"][1] != made["picks"][2]
+    drawn = figures.routing_map(asked, made["start"]["token"], "draft:highest")
+    assert widget.png == widgets.base.still(drawn.figure)
+    assert "highest" in drawn.get_title("left")
+
+
+def test_a_substitute_is_refused_where_nobody_stands_in_or_nobody_knows_it(engine, register):
+    with pytest.raises(OptionError, match="substitute 'highest' is none of yours"):
+        record_routing(engine, PROMPTS[0], 2, substitutes=["highest"])
+    register("substitute", "highest", highest)
+    for run in ({"method": "on_demand"}, {"draft": "low_bit:4"}):
+        with pytest.raises(OptionError, match="nothing stands in for an expert in this run"):
+            record_routing(engine, PROMPTS[0], 4, substitutes=["highest"], **run)
+
+
+def test_the_stepper_names_a_draft_source_of_one_s_own(engine, output, register):
+    register("draft", "again", lambda texts, limits: [t[-1:] * n for t, n in zip(texts, limits)])
+    run = {"max_new_tokens": 6, "method": "specmoe", "gamma": 3, "eos_token_id": []}
+    drafted = engine.generate(PROMPTS[:1], draft="again", **run)
+    assert traces.rounds(output)["draft"] == "resident experts only"
+    assert traces.rounds(drafted)["draft"] == "by again"
+    assert "3 tokens, by again" in words(figures.round_steps(drafted, step=0))
 
 
 # ---- the clock ----

@@ -9,14 +9,15 @@ layer; ordinary runs are not slowed by it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from ..errors import OptionError, UnsupportedModelError
+from ..registry import own, yours
 from .replay import Request
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.output import Output
     from ..offload.experts import RunExperts
+    from ..offload.installed import OffloadedExperts
 
 COLUMNS = ("round", "position", "layer", "choice", "weight", "step", "expert", "computed", "state")
 STATES = ("resident", "prefetched", "fetched", "substituted", "left out")
@@ -35,12 +37,13 @@ class Routing:
     """The recorded picks of one run.
 
     ``picks`` columns: round (-1: prefill); position of the token whose hidden state was routed;
-    layer; choice (0 is the router's first); weight (the router's); step ("target" or "draft");
-    expert that the router named; computed (the expert that ran in its place, the same one or a
-    stand-in; -1: none); state: "resident" (in fast memory when its layer asked), "prefetched" (read
-    ahead of the router), "fetched", or in draft steps "substituted", "left out". Only tokens of the
-    final text are in it: what was rejected is not. Of an encoder-decoder it holds the decoder's
-    tokens and layers; positions are the decoder's, its start token the first.
+    layer; choice (0 is the router's first); weight (the router's); step ("target", "draft", or
+    "draft:NAME": that draft step replayed with a substitute of yours); expert that the router
+    named; computed (the expert that ran in its place, the same one or a stand-in; -1: none); state:
+    "resident" (in fast memory when its layer asked), "prefetched" (read ahead of the router),
+    "fetched", or in draft steps "substituted", "left out". Only tokens of the final text are in it:
+    what was rejected is not. Of an encoder-decoder it holds the decoder's tokens and layers;
+    positions are the decoder's, its start token the first.
     """
 
     output: Output
@@ -74,6 +77,8 @@ class _Step:
     computed: list[list[int]]
     resident: set[int] = field(default_factory=set)
     ahead: set[int] = field(default_factory=set)
+    # what would have run under each substitute that is replayed [T, K]
+    others: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 def record_routing(
@@ -81,17 +86,24 @@ def record_routing(
     prompt: str | list[int],
     max_new_tokens: int = 32,
     method: str = "specmoe",
+    *,
+    substitutes: Sequence[str] = (),
     **options,
 ) -> Routing:
     """Decode one ``prompt`` (text or ids) and record every choice of every router.
 
-    ``options`` are those of ``Engine.generate``. Raises ``OptionError`` for more than one prompt or
-    an engine without a trace, ``UnsupportedModelError`` for a compiled draft.
+    ``options`` are those of ``Engine.generate``. ``substitutes``: names that you registered, which
+    are asked beside the run's own who would stand in for whom; replayed, so what the routers chose
+    and which experts drafted stay the run's. Raises ``OptionError`` for more than one prompt, an
+    engine without a trace, or substitutes of a run without stand-ins; ``UnsupportedModelError`` for
+    a compiled draft.
     """
     _check(engine, prompt)
     steps: list[_Step] = []
-    with engine.experts.watched_by(lambda *seen: steps.append(_observe(*seen))):
+    played = _Played(engine.experts, substitutes)
+    with engine.experts.watched_by(lambda *seen: steps.append(_observe(played, *seen))):
         output = engine.generate([prompt], max_new_tokens=max_new_tokens, method=method, **options)
+    played.check()
     info, first_layer = engine.info, engine.experts.draft_layers.start
     decoding = [step for step in steps if step.layer >= first_layer]
     rows = [row for step in _placed(decoding, output) for row in step]
@@ -131,16 +143,56 @@ def _check(engine: Engine, prompt) -> None:
         )
 
 
-def _observe(experts: RunExperts, layer: int, index: torch.Tensor, weights: torch.Tensor) -> _Step:
+class _Played:
+    """Substitutes of a user's own beside that of a run: who would stand in. They are asked once per
+    round and layer, as the engine asks."""
+
+    def __init__(self, installed: OffloadedExperts, names: Sequence[str]):
+        from ..offload.stand_ins import OwnTable
+
+        self.tables, self.asked = {}, {}
+        for name in names:
+            if name not in yours("substitute"):
+                raise OptionError(
+                    f"substitute {name!r} is none of yours: register it, or run a built-in one with "
+                    "substitute="
+                )
+            self.tables[name] = OwnTable(own("substitute", name), installed.distances)
+
+    def of(self, experts: RunExperts, layer: int, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Name -> the expert that would be computed for each choice of ``index`` [T, K]."""
+        residents = getattr(experts.stand_ins, "residents", None)  # a draft of copies has none
+        if not self.tables or not experts.is_drafting or not residents:
+            return {}
+        key = experts.pool.tier.trace.round, layer
+        if key not in self.asked:
+            tables = self.tables.items()
+            self.asked[key] = {name: table.of(layer, residents[layer]) for name, table in tables}
+        return {name: table[index.cpu()] for name, table in self.asked[key].items()}
+
+    def check(self) -> None:
+        if self.tables and not self.asked:
+            raise OptionError(
+                f"substitutes={[*self.tables]}: nothing stands in for an expert in this run; draft "
+                "with method='specmoe' and draft='resident'"
+            )
+
+
+def _observe(
+    played: _Played, experts: RunExperts, layer: int, index: torch.Tensor, weights: torch.Tensor
+) -> _Step:
     pool, live = experts.pool, experts.live
     # some models hand in their pairs one by one
     rows = index.shape[0] if live is None else len(live)
     ahead = {key.expert for key in pool.tier.speculative if key.layer == layer}
     parts = index, weights.float(), experts.computed(layer, index)
     parts = (part.reshape(rows, -1).tolist() for part in parts)
+    others = played.of(experts, layer, index).items()
+    others = {name: part.reshape(rows, -1).tolist() for name, part in others}
     num_live = rows if live is None else int(live.sum())
     here = pool.resident_experts(layer) - ahead
-    return _Step(pool.tier.trace.phase, pool.tier.trace.round, layer, num_live, *parts, here, ahead)
+    now = pool.tier.trace
+    return _Step(now.phase, now.round, layer, num_live, *parts, here, ahead, others)
 
 
 def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:
@@ -156,13 +208,16 @@ def _placed(steps: list[_Step], output: Output) -> Iterator[list[tuple]]:
         if step.phase == "draft":
             place = drafted[step.round, step.layer]
             drafted[step.round, step.layer] += 1
-            yield _rows(step, "draft", first + place, int(place < len(block.committed)))
+            num = int(place < len(block.committed))
+            yield _rows(step, "draft", first + place, num)
+            for name, computed in step.others.items():
+                yield _rows(replace(step, computed=computed), f"draft:{name}", first + place, num)
         else:
             yield _rows(step, "target", first, len(block.committed))
 
 
 def _rows(step: _Step, name: str, first: int, num_tokens: int) -> list[tuple]:
-    rows, state_of = [], _draft_state if name == "draft" else _target_state
+    rows, state_of = [], _target_state if name == "target" else _draft_state
     for token in range(num_tokens):
         choices = zip(step.index[token], step.computed[token], step.weights[token], strict=True)
         for choice, (expert, ran, weight) in enumerate(choices):

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from ...errors import OptionError, nearest
+from ...registry import KINDS
 from .base import (
     BESIDE,
     FARTHEST,
@@ -29,11 +30,10 @@ from .base import (
     styled,
 )
 
-SETTINGS = ("model", "draft_set", "batch", "gamma", "draft_experts", "fast_memory")
-SETTINGS += ("link_bytes_per_s",)
+SETTINGS = ("model", *KINDS, "batch", "gamma", "draft_experts", "fast_memory", "link_bytes_per_s")
 SETTING_NAMES = {
     "model": "model",
-    "draft_set": "draft set",
+    **{kind: kind.replace("_", " ") for kind in KINDS},
     "batch": "batch (rows)",
     "gamma": f"{GAMMA} (tokens)",
     "draft_experts": "N (experts)",
@@ -56,7 +56,8 @@ def knobs(
     ``rows``: one per method and setting, with ``method``, the columns of ``MEASURES`` and any of
     ``SETTINGS``; a method on which a setting has no bearing leaves it empty (nan). ``settings``:
     the choice, by column (left out: the first value). ``reach``: the lowest and the highest value
-    on each axis by measure, to hold axes still; a wide one makes the axis of speed logarithmic. ``simulated``: False where the rows were measured (those of a
+    on each axis by measure, to hold axes still; a wide one makes the axis of speed logarithmic.
+    ``simulated``: False where the rows were measured (those of a
     bench); the figure says which. ``ax``: three ``Axes``. Returns the three.
     """
     check_rows(rows)
@@ -189,9 +190,10 @@ def setting_words(name: str, value) -> str:
         return f"link {show_number(value / size)} {unit}/s"
     if name == "fast_memory":
         return f"memory {100 * value:.0f} %"
-    short = {"gamma": f"{GAMMA} =", "draft_experts": "N =", "draft_set": "draft set"}
+    short = {"gamma": f"{GAMMA} =", "draft_experts": "N =", "batch": "batch"}
+    short |= {kind: SETTING_NAMES[kind] for kind in KINDS}
     said = f"{value:g}" if isinstance(value, int | float) else f"{value}"
-    return f"{short.get(name, 'batch' if name == 'batch' else '')} {said}".strip()
+    return f"{short.get(name, '')} {said}".strip()
 
 
 # ---- who wins where ----

@@ -44,12 +44,13 @@ def routing_map(
     text uses them.
 
     ``routing``: of ``specmoe.lab.routing.record_routing``; ``token``: the position spelled out at
-    the right (None: the first generated); ``step``: what the "target" computed, or what the "draft"
-    did, with its stand-ins; ``first``, ``num_tokens``: the tokens shown (positions);
-    ``first_layer``: the first layer shown (None: the first recorded). Returns the map's ``Axes``.
+    the right (None: the first generated); ``step``: what the "target" computed, what the "draft"
+    did, with its stand-ins, or "draft:NAME", the same replayed with a substitute of yours;
+    ``first``, ``num_tokens``: the tokens shown (positions); ``first_layer``: the first layer shown
+    (None: the first recorded). Returns the map's ``Axes``.
     """
     check_routing(routing)
-    check_choice("step", step, STEPS)
+    check_choice("step", step, steps_of(routing.picks))
     positions = sorted(routing.picks["position"].unique().tolist())
     token = min(routing.num_prompt_tokens, positions[-1]) if token is None else token
     token = check_number("token", token, positions)
@@ -74,6 +75,11 @@ def check_routing(routing) -> None:
             f"{kind} has no routing per token: make one with "
             "specmoe.lab.routing.record_routing(engine, prompt)"
         )
+
+
+def steps_of(picks: pd.DataFrame) -> list[str]:
+    """``STEPS``, then the draft replayed with substitutes of a user's own, "draft:NAME"."""
+    return [*STEPS, *sorted(set(picks["step"]) - set(STEPS))]
 
 
 def window_start(token: int, first: int | None, num_tokens: int, total: int) -> int:
@@ -204,8 +210,9 @@ def _dress_map(ax: Axes, routing, step: str, shown: range, layers: range) -> Non
     ax.grid(False)
     for edge in range(1, len(layers)):
         ax.axhline(edge * k - 0.5, color="#c0c0c0", lw=1)
-    who = {"target": "the full model", "draft": "the draft"}[step]
-    title = f"Experts by token and layer, as {who} computed"
+    who = {"target": "as the full model computed", "draft": "as the draft computed"}
+    said = who.get(step, f"{step.partition(':')[2]} replayed")
+    title = f"Experts by token and layer, {said}"
     ax.set_title(title, loc="left", fontweight="bold", fontsize=14, pad=12)
 
 
@@ -214,6 +221,7 @@ def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> Non
     ax.axis("off")
     word = words_of(routing.output.tokenizer, routing.tokens)[token]
     lines = [f"token {token}: {word}", f"layer expert weight ({ARROW} draft)"]
+    shown = "draft" if step == "target" else step
     part = routing.picks[routing.picks["position"] == token].drop_duplicates(
         ["layer", "step", "choice"], keep="last"
     )
@@ -221,7 +229,7 @@ def _spell_token(ax: Axes, routing, token: int, step: str, layers: range) -> Non
         here = part[part["layer"] == layer]
         for pick in here[here["step"] == "target"].itertuples():
             head = f"{layer:>2}" if pick.choice == 0 else "  "
-            drafted = here[(here["step"] == "draft") & (here["expert"] == pick.expert)]
+            drafted = here[(here["step"] == shown) & (here["expert"] == pick.expert)]
             lines.append(
                 f"{head} {pick.expert:>3} {pick.weight:.2f} {pick.state}{_draft_words(drafted)}"
             )
@@ -239,7 +247,7 @@ def _map_legend(step: str) -> list[Patch]:
         Patch(fc=colors(1.0), label="expert this text uses most"),
         Patch(fc=colors(0.0), label="... and least"),
     ]
-    if step == "draft":
+    if step != "target":
         blank = {"fc": "white", "ec": "#c0c0c0"}
         return [
             *handles,

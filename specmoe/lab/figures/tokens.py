@@ -35,6 +35,12 @@ SPACE = "\N{OPEN BOX}"
 WIDTH, CHAR, LINE = 11.0, 0.118, 0.36
 
 
+def drafted_by(output) -> str:
+    """Who drafted, in words: the resident experts, or a source by its name."""
+    name = getattr(getattr(output, "stats", None), "draft", None) or "resident"
+    return "resident experts only" if name == "resident" else f"by {name}"
+
+
 def words_of(tokenizer, tokens: Sequence[int], safe=plain) -> list[str]:
     """One visible word per token: spaces and line ends are drawn; without a tokenizer the ids.
     ``safe``: what makes a word safe to draw (None: it is not for matplotlib)."""
@@ -83,7 +89,7 @@ def round_steps(
         va="center",
     )
     _so_far(ax, words_of(tokenizer, sequence[: block.start]))
-    _acts(ax, block, tokenizer, ACTS.index(act))
+    _acts(ax, block, tokenizer, ACTS.index(act), drafted_by(output))
     _reads(ax, fetched_in(frame, block.round), ACTS.index(act))
     return ax
 
@@ -95,7 +101,7 @@ def _so_far(ax: Axes, words: list[str]) -> None:
     ax.text(1.35, 0.72, tail, fontsize=13, fontfamily="monospace", va="center", color=GREY)
 
 
-def _acts(ax: Axes, block, tokenizer, upto: int) -> None:
+def _acts(ax: Axes, block, tokenizer, upto: int, who: str) -> None:
     """Three lines of boxes: drafted, judged, committed."""
     drafted, committed = words_of(tokenizer, block.drafted), words_of(tokenizer, block.committed)
     num = len(drafted)
@@ -104,7 +110,7 @@ def _acts(ax: Axes, block, tokenizer, upto: int) -> None:
         ax,
         1.25,
         "1 draft",
-        f"{_tokens(num)}, resident experts only",
+        plain(f"{_tokens(num)}, {who}"),
         [(w, "#f0f0f0", False) for w in drafted],
         none,
     )

@@ -15,7 +15,7 @@ from ...errors import OptionError
 from .. import replay
 from ..figures import choices as drawn
 from ..figures.base import ORDER
-from ..figures.routing import check_routing, use_ranks
+from ..figures.routing import check_routing, steps_of, use_ranks
 from ..figures.tokens import words_of
 from ..routing import STATES
 
@@ -43,13 +43,14 @@ MOST_WEIGHT = 20
 
 # ---- routing ----
 
-MOST_PICKS = 6_000
+MOST_PICKS = 12_000  # of all steps
 
 
 def routing(recorded, token: int | None = None, num_tokens: int = 18) -> dict:
     """Every choice of every router, by token and layer (``js/routing.js``). Tokens that are spelled
     alike are numbered, so no two have one label. ``token``: the position to begin with (None: the
-    first generated); ``num_tokens``: at most so many in one picture."""
+    first generated); ``num_tokens``: at most so many in one picture. It opens on the draft replayed
+    with a substitute of yours, where one was."""
     check_routing(recorded)
     picks = recorded.picks
     positions = sorted(picks["position"].unique().tolist())
@@ -57,8 +58,9 @@ def routing(recorded, token: int | None = None, num_tokens: int = 18) -> dict:
     token = first_new if token is None else replay.check_number("token", token, positions)
     words = words_of(recorded.output.tokenizer, recorded.tokens, safe=None)[: positions[-1] + 1]
     layers = list(range(recorded.first_layer, recorded.num_layers))
-    layers = layers[: max(1, MOST_PICKS // (len(positions) * recorded.top_k))]
-    drafted = bool((picks["step"] == "draft").any())
+    steps = [step for step in steps_of(picks) if (picks["step"] == step).any()]
+    per_layer = len(positions) * recorded.top_k * max(2, len(steps))
+    layers = layers[: max(1, MOST_PICKS // per_layer)]
     return {
         "words": words,
         "labels": numbered(words),
@@ -68,11 +70,12 @@ def routing(recorded, token: int | None = None, num_tokens: int = 18) -> dict:
         "top_k": recorded.top_k,
         "experts": recorded.num_experts,
         "width": num_tokens,
-        "drafted": drafted,
+        "drafted": "draft" in steps,
+        "own": [step.partition(":")[2] for step in steps[2:]],
         "states": list(STATES),
-        "picks": [_picks(picks, name, layers) for name in ("target", "draft")[: 1 + drafted]],
+        "picks": [_picks(picks, step, layers) for step in steps],
         "ranks": _ranks(picks, layers),
-        "start": {"token": token},
+        "start": {"token": token, "step": 2 if steps[2:] else 0},
     }
 
 

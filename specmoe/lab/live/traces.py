@@ -15,7 +15,7 @@ from ...errors import OptionError, check_choice
 from ...registry import yours
 from .. import replay
 from ..figures.pool import default_kept
-from ..figures.tokens import words_of
+from ..figures.tokens import drafted_by, words_of
 
 # ---- rounds ----
 
@@ -39,6 +39,7 @@ def rounds(output, row: int | None = None, step: int | None = None, tokenizer=No
     layers = sorted(frame.loc[routed & (frame["round"] >= 0), "layer"].unique().tolist())
     return {
         "prompts": [_prompt(output, one, rows[0], tokenizer) for one in rows],
+        "draft": drafted_by(output),
         "memory": memory(frame, layers),
         "layers": layers,
         "experts": int(frame.loc[routed, "expert"].max()) + 1,
@@ -120,8 +121,8 @@ def pool(
     a page: the layer asked for, and as much as there is room for.
 
     ``source``: an output or a trace frame; ``layer`` None: the first; ``num_experts`` None: as many
-    as the trace names; ``policies``: more of ``replay.replayed()``, which are played here, since the
-    page does not know their rules (None: those that somebody registered).
+    as the trace names; ``policies``: more of ``replay.replayed()``, which are played here, since
+    the page does not know their rules (None: evictions and draft sets that somebody registered).
     """
     frame = replay.as_frame(source)
     layers = replay.layers_of(frame)
@@ -153,7 +154,8 @@ def pool(
 
 
 def _more_policies(policies: Sequence[str] | None) -> list[str]:
-    names = yours("eviction") if policies is None else dict.fromkeys(policies)
+    given = [*yours("eviction"), *yours("draft_set")] if policies is None else policies
+    names = dict.fromkeys(given)
     for name in names:
         check_choice("policy", name, replay.replayed())
     names = [name for name in names if name not in replay.REPLAYED]
@@ -166,8 +168,9 @@ def _more_policies(policies: Sequence[str] | None) -> list[str]:
 
 
 def _left(decodes: dict[int, list], names: list[str], kept: int) -> dict[int, dict]:
-    """Experts kept -> policy -> layer -> who leaves after each decoding step; of other sizes than
-    ``kept`` as many as there is room for."""
+    """Experts kept -> policy -> layer -> who leaves after each decoding step, and as -1 - e who
+    comes unasked for (a draft set may do that); of other sizes than ``kept`` as many as there is
+    room for."""
     found, room = {}, MOST_LEFT
     experts = max(len(part[0].counts) for part in decodes.values())
     for size in dict.fromkeys([kept, 2 * kept, max(1, kept // 2), 4 * kept]):
@@ -175,7 +178,7 @@ def _left(decodes: dict[int, list], names: list[str], kept: int) -> dict[int, di
             continue
         played = {
             name: {
-                layer: [sorted((now.before | now.needed) - now.after) for now in held]
+                layer: [_moves(now.before | now.needed, now.after) for now in held]
                 for layer, held in _played(decodes, size, name)
             }
             for name in names
@@ -187,6 +190,10 @@ def _left(decodes: dict[int, list], names: list[str], kept: int) -> dict[int, di
             break
         found[size] = played
     return dict(sorted(found.items()))
+
+
+def _moves(here: frozenset[int], after: frozenset[int]) -> list[int]:
+    return [*sorted(here - after), *(-1 - expert for expert in sorted(after - here))]
 
 
 def _played(decodes: dict[int, list], size: int, name: str) -> list:

@@ -13,17 +13,18 @@ import numpy as np
 import pandas as pd
 
 from ...errors import OptionError, check_choice
-from ...offload.evictions import make_policy
+from ...offload.evictions import OwnSet, make_policy
 from ...offload.policies import Belady, KeepPolicy
-from ...registry import names
+from ...registry import names, own, yours
 from .frames import check_frame, check_number
 
 REPLAYED = ("lru", "lfu", "temporal", "belady")
 
 
 def replayed() -> list[str]:
-    """What can be replayed: ``REPLAYED``, and evictions that somebody registered."""
-    return list(dict.fromkeys([*REPLAYED, *names("eviction")]))
+    """What can be replayed: ``REPLAYED``, evictions, and draft sets that somebody registered; of
+    one name, the eviction."""
+    return list(dict.fromkeys([*REPLAYED, *names("eviction"), *yours("draft_set")]))
 
 
 class Request(NamedTuple):
@@ -44,7 +45,7 @@ class Held(NamedTuple):
     step: int
     round: int
     hits: int
-    misses: int
+    misses: int  # reads: what is needed and not there, and what a draft set names and is not
     needed: frozenset[int]
     before: frozenset[int]  # resident when the router spoke
     after: frozenset[int]  # kept for the next step
@@ -127,9 +128,10 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str | Callab
     starting empty.
 
     The rule is ``offload.policies``'s, as in the engine: whatever is needed is brought, then
-    ``policy`` ("lru", "lfu", "temporal", "belady", or a function as of ``OwnKeep``) chooses what
-    stays. Nothing lingers beyond it, so the engine, whose spare slots may still hold an old expert,
-    can miss less.
+    ``policy`` ("lru", "lfu", "temporal", "belady", another of ``replayed()``, or a function as of
+    ``OwnKeep``) chooses what stays; a draft set may also name what is not here, which is then read
+    and counted as a miss. Nothing lingers beyond it, so the engine, whose spare slots may still
+    hold an old expert, can miss less.
     """
     if not callable(policy):
         check_choice("policy", policy, replayed())
@@ -139,8 +141,10 @@ def replay_pool(requests: Sequence[Request], num_kept: int, policy: str | Callab
     keeper, resident, held = _keeper(requests, num_kept, policy), frozenset(), []
     for step, request in enumerate(requests):
         needed = frozenset(request.needed)
-        kept = frozenset(keeper.keep(0, request.counts, set(resident)) & (needed | resident))
-        hits, misses = len(needed & resident), len(needed - resident)
+        here = needed | resident
+        kept = frozenset(keeper.keep(0, request.counts, set(resident)))
+        kept = kept if isinstance(keeper, OwnSet) else kept & here
+        hits, misses = len(needed & resident), len(needed - resident) + len(kept - here)
         held.append(Held(step, request.round, hits, misses, needed, resident, kept))
         resident = kept
     return held
@@ -152,6 +156,8 @@ def _keeper(requests: Sequence[Request], num_kept: int, policy: str | Callable) 
         return OwnKeep(*size, policy)
     if policy == "belady":
         return Belady(*size, [[request.needed for request in requests]])
+    if policy not in names("eviction") and (part := own("draft_set", policy, *size)):
+        return OwnSet(part, *size)
     return make_policy(policy, *size)
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ...errors import OptionError
+from ...errors import OptionError, check_choice
+from ...registry import KINDS
 from .hardware import Hardware
 from .recording import Recording
 from .replay import simulate
@@ -20,6 +21,7 @@ from .sizes import ModelSize
 
 DRAFTING = ("specmoe", "auto")
 KEEPING = (*DRAFTING, "cached")  # methods whose fast memory follows N
+PLAYS = {"eviction": ("cached",)}  # methods on which a kind of part bears, where not ``DRAFTING``
 
 
 def winners(
@@ -74,28 +76,38 @@ def knob_rows(
     hardware: Hardware,
     links: Iterable[float] | None = None,
     size: ModelSize | None = None,
+    kind: str = "draft_set",
 ) -> pd.DataFrame:
     """One row per recording and link rate: model, method, batch, gamma, draft_experts, draft_set,
     link_bytes_per_s, fetched_bytes_per_token, tokens_per_round, tokens_per_second (simulated). A
-    setting that a method does not have is nan. Where one N was recorded with several sizes of fast
-    memory (``shipped.budgets``), there is fast_memory too: its share of all experts.
+    setting that a method does not have is nan; so is gamma where planners, which decide it, are
+    compared. Where one N was recorded with several sizes of fast memory (``shipped.budgets``),
+    there is fast_memory too: its share of all experts.
 
-    ``recordings``: of any methods; a mapping names the draft set of each group. ``links``: bytes
-    per second (None: a quarter of ``hardware``'s rate to four times it). Raises ``OptionError``
-    without recordings.
+    ``recordings``: of any methods; a mapping names the draft set of each group, or another ``kind``
+    of part, built in or yours (``specmoe.register``), which is a column then. ``links``: bytes per
+    second (None: a quarter of ``hardware``'s rate to four times it). Raises ``OptionError`` without
+    recordings, and for draft sources: draft steps are priced as those of resident experts.
     """
+    check_choice("kind", kind, KINDS)
+    if kind == "draft":
+        raise OptionError(
+            "kind='draft': what a step of another draft source costs is not simulated here; "
+            "specmoe.lab.drafts.map_of_drafts compares sources by counts"
+        )
     groups = recordings if isinstance(recordings, Mapping) else {None: recordings}
     if links is None:
         links = [hardware.link_bytes_per_s * 2.0**power for power in range(-2, 3)]
     machines, rows = [replace(hardware, link_bytes_per_s=link) for link in links], []
-    for draft_set, runs in groups.items():
+    for name, runs in groups.items():
         for run in runs:
             if not isinstance(run, Recording):
                 raise OptionError(
                     f"{type(run).__name__} is not a recording: make one with Recording.of(output, "
                     "engine.info)"
                 )
-            rows += [_row(run, machine, draft_set, size) for machine in machines]
+            part = {kind: name if run.method in PLAYS.get(kind, DRAFTING) else None}
+            rows += [_row(run, machine, part, size) for machine in machines]
     if not rows:
         raise OptionError("there are no recordings: give at least one")
     return _with_memory(pd.DataFrame(rows))
@@ -109,16 +121,17 @@ def _with_memory(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(draft_experts=rows["draft_experts"].mask(rows["method"] == "cached"))
 
 
-def _row(run: Recording, hardware: Hardware, draft_set: str | None, size: ModelSize | None) -> dict:
+def _row(run: Recording, hardware: Hardware, part: dict, size: ModelSize | None) -> dict:
     played = simulate(run, hardware, size)
+    fixed = run.method == "specmoe" and "planner" not in part
     return {
         "model": run.info["name"],
         "method": run.method,
         "batch": run.batch,
-        "gamma": int(run.gammas.max()) if run.method == "specmoe" else np.nan,
+        "gamma": int(run.gammas.max()) if fixed else np.nan,
         "draft_experts": run.info["draft_experts"] if run.method in KEEPING else np.nan,
         "fast_memory": _share(run.info) if run.method in KEEPING else np.nan,
-        "draft_set": draft_set if run.method in DRAFTING else None,
+        **({"draft_set": None} | part),
         "link_bytes_per_s": hardware.link_bytes_per_s,
         "fetched_bytes_per_token": played.fetched_bytes / played.num_new_tokens,
         "tokens_per_round": run.num_new_tokens / int(run.rows.sum()),

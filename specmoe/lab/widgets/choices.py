@@ -16,17 +16,20 @@ from ..simulate.maps import knob_rows
 from .base import Live
 
 
-def knobs(rows, hardware=None, size=None, simulated: bool = True, **settings) -> Live:
-    """Gamma, N, batch, link rate, draft set -> bytes, tokens per round and speed of every method
-    (``figures.knobs``), on axes that hold for all choices.
+def knobs(
+    rows, hardware=None, size=None, simulated: bool = True, kind: str = "draft_set", **settings
+) -> Live:
+    """Gamma, N, batch, link rate, parts by name -> bytes, tokens per round and speed of every
+    method (``figures.knobs``), on axes that hold for all choices.
 
     ``rows``: as ``figures.knobs`` takes them; or recordings (``simulate.Recording``), which are
-    replayed at several link rates on ``hardware`` and at ``size`` (``simulate.knob_rows``). Every
-    setting with more than one value gets a control. ``settings``: where the controls start, by
-    column; ``simulated=False`` where the rows were measured.
+    replayed at several link rates on ``hardware`` and at ``size``; a mapping of them names a part
+    of ``kind``, yours or built in, for each group (``simulate.knob_rows``). Every setting with more
+    than one value gets a control. ``settings``: where the controls start, by column;
+    ``simulated=False`` where the rows were measured.
     """
     if hardware is not None:
-        rows = knob_rows(rows, hardware, size=size)
+        rows = knob_rows(rows, hardware, size=size, kind=kind)
     check_rows(rows)
     reach = {measure: reach_of(rows[measure]) for measure in MEASURES}
     return Live(

@@ -19,14 +19,17 @@ def routing_explorer(routing, token: int | None = None, num_tokens: int = 18) ->
 
     ``routing``: of ``specmoe.lab.routing.record_routing(engine, prompt)``; ``token``: the position
     to begin with (None: the first generated); ``num_tokens``: at most so many in one picture.
-    Where nothing was drafted, nothing offers the draft.
+    Where nothing was drafted, nothing offers the draft. Substitutes of yours that
+    ``record_routing(substitutes=[...])`` replayed are offered by name; it opens on the first.
     """
     made = data.routing(routing, token, num_tokens)
+    start, own = made["start"], made["own"]
+    step = f"draft:{own[0]}" if own else "target"
     return Live(
         "routing",
         made,
-        "experts of one prompt by token and layer",
-        lambda: figures.routing_map(routing, made["start"]["token"], num_tokens=num_tokens),
+        ", with stand-ins by ".join(["experts of one prompt by token and layer", *own]),
+        lambda: figures.routing_map(routing, start["token"], step, num_tokens=num_tokens),
     )
 
 
@@ -34,9 +37,9 @@ def round_stepper(output, row: int | None = None, step: int | None = None, token
     """Step through draft, verify, accept on the text itself, with the experts that move between the
     two memories; its picture is the whole round (``figures.round_steps``).
 
-    It opens on the draft, with the rest still to reveal. ``row``: the prompt to begin with, from 0
-    (None: the first); ``step``: its round, from 0 (None: the first with a rejection). The page
-    counts both from 1.
+    It opens on the draft, whose source it names (yours, too), with the rest still to reveal.
+    ``row``: the prompt to begin with, from 0 (None: the first); ``step``: its round, from 0 (None:
+    the first with a rejection). The page counts both from 1.
     """
     replayed = traces.rounds(output, row, step, tokenizer)
     start = replayed["start"]
@@ -59,9 +62,10 @@ def pool_replay(
     """One layer's requests under LRU, LFU, temporal and Belady, or with the reader choosing what
     leaves (``figures.pool_replay``). ``layer``: the one to begin with (None: the first).
 
-    ``policies``: evictions beside those, built in or registered by ``specmoe.register`` (None: all
-    that were registered; at most three). They are played now, in Python, at up to four sizes of the
-    pool; the page shows what they did and cannot play them on other requests.
+    ``policies``: evictions beside those, built in or registered by ``specmoe.register``, and draft
+    sets that were registered (None: all that were registered; at most three). They are played now,
+    in Python, at up to four sizes of the pool; the page shows what they did and cannot play them on
+    other requests.
     """
     made = traces.pool(source, layer, num_experts, policies)
     start, experts, more = made["start"], made["experts"], made["own"]["names"]

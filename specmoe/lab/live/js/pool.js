@@ -67,8 +67,8 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
     drawLines(all, from, to);
     const rows = all.map(([name, { misses, hits }]) => [POLICIES[name], sum(misses.slice(from, to)), sum(misses), sum(hits)]);
     fill(scores, table(`pool of ${kept.value}, layer ${layer.value}`, ["policy", "misses here", "misses in all", "hits in all"], rows));
-    const best = rows.find(([words]) => words === POLICIES[policy.value]), bound = rows[3], own = OWN.includes(policy.value) ? " Its rule was played in Python when this was made." : "";
-    say(`Layer ${layer.value}, ${count(kept.value, "expert")} kept, steps ${from} to ${to - 1}: ${POLICIES[policy.value]} misses ${best[1]} times here and ${best[2]} in all; the bound misses ${bound[2]}. Replayed, not run: the requests stay what they were.${own}`);
+    const best = rows.find(([words]) => words === POLICIES[policy.value]), bound = rows[3], own = OWN.includes(policy.value) ? " Its rule was played in Python when this was made." : "", unasked = replayed(policy.value).unasked;
+    say(`Layer ${layer.value}, ${count(kept.value, "expert")} kept, steps ${from} to ${to - 1}: ${POLICIES[policy.value]} misses ${best[1]} times here and ${best[2]} in all${unasked ? ` (${count(unasked, "read")} of that before anybody asked)` : ""}; the bound misses ${bound[2]}. Replayed, not run: the requests stay what they were.${own}`);
   }
 
   const X = 46; // room for the words at the left
@@ -189,19 +189,21 @@ LIVE.pool = (root, data, { ready, say, timed }) => {
 };
 
 /** Play `requests` against a pool that keeps `kept` experts after each step, starting empty. `left`:
-    who leaves after each step, where the rule is not of this page. */
+    who leaves after each step (-1 - e: e comes, unasked for), where the rule is not of this page. */
 function poolReplay(requests, experts, kept, policy, left = null) {
-  const keep = left ? null : POOL_RULES[policy](requests, experts), played = { before: [], needed: [], hits: [], misses: [] };
+  const keep = left ? null : POOL_RULES[policy](requests, experts), played = { before: [], needed: [], hits: [], misses: [], unasked: 0 };
   let resident = new Set();
   requests.forEach(({ counts }, t) => {
     const needed = new Set(counts.map(([e]) => e)), hits = [...needed].filter((e) => resident.has(e)).length;
     played.before.push(resident);
     played.needed.push(needed);
     played.hits.push(hits);
-    played.misses.push(needed.size - hits);
-    const candidates = [...new Set([...needed, ...resident])];
-    const ahead = left ? (a, b) => left[t].includes(a) - left[t].includes(b) : keep(counts, t);
-    resident = new Set(candidates.sort((a, b) => ahead(a, b) || a - b).slice(0, left ? candidates.length - left[t].length : kept));
+    const candidates = [...new Set([...needed, ...resident])], come = left ? left[t].filter((e) => e < 0).map((e) => -1 - e) : [];
+    played.misses.push(needed.size - hits + come.length);
+    played.unasked += come.length;
+    const ahead = left ? null : keep(counts, t);
+    resident = new Set(left ? [...candidates.filter((e) => !left[t].includes(e)), ...come]
+      : candidates.sort((a, b) => ahead(a, b) || a - b).slice(0, kept));
   });
   return played;
 }

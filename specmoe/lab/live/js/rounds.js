@@ -9,6 +9,7 @@ LIVE.rounds = (root, data, { ready, say, timed }) => {
     plain: "the full model's own, nothing was drafted",
   };
   const WINDOW = 4; // layers side by side
+  const DRAFT = data.draft ?? "resident experts only";
   const draw = timed(show);
   const prompts = data.prompts.map((prompt, i) => [String(prompt.number), i]);
   const prompt = menu("prompt", prompts, data.start.prompt, () => { offer(); draw(); });
@@ -47,7 +48,7 @@ LIVE.rounds = (root, data, { ready, say, timed }) => {
     const committed = block.committed.map((w, i) => word(w, `sm-${block.kinds[i]}`, block.kinds[i]));
     fill(text,
       el("p", { class: "sm-note" }, "text so far"), el("p", { class: "sm-text" }, soFar),
-      el("h4", {}, now === 0 ? "1 draft: resident experts only" : `2 verify: the full model reads ${count(block.drafted.length + 1, "position")} at once`),
+      el("h4", {}, now === 0 ? `1 draft: ${DRAFT}` : `2 verify: the full model reads ${count(block.drafted.length + 1, "position")} at once`),
       el("p", {}, ...(drafted.length ? drafted : ["nothing was drafted"])),
       el("h4", {}, "3 accept"),
       el("p", {}, ...(now === 2 ? committed : [word("?", "sm-unknown", "not yet revealed")])));
@@ -105,7 +106,7 @@ LIVE.rounds = (root, data, { ready, say, timed }) => {
     const ahead = reads.reads.filter(([, , early]) => early).length, asked = reads.reads.length - ahead;
     const where = `Prompt ${data.prompts[prompt.value].number}, round ${round.value + 1} of ${rounds().length}. `;
     const early = ahead ? `${count(ahead, "expert")} read ahead of the router. ` : "";
-    if (now === 0) return `${where}Draft: ${count(block.drafted.length, "token")}, computed by resident experts alone. ${early || "Nothing is read."}`;
+    if (now === 0) return `${where}Draft: ${count(block.drafted.length, "token")}, ${DRAFT}. ${early || "Nothing is read."}`;
     const blocks = data.batch > 1 ? "for all prompts in flight" : `for all ${count(block.drafted.length + 1, "position")}`;
     const twice = reads.reads.length > new Set(reads.reads.map(([l, e]) => `${l}/${e}`)).size;
     if (now === 1) return `${where}Verify: the full model agrees with ${block.accepted} of ${block.drafted.length}. It reads ${count(asked, "expert")}, ${twice ? "some of them twice" : "each once"}, ${blocks} (${bytes(reads.reads.length * data.record_bytes)} in this round). ${early}`;

@@ -5,8 +5,9 @@ LIVE.routing = (root, data, { ready, say, timed }) => {
   const STATES = { fetched: "fetched", prefetched: "read ahead of the router", resident: "was in fast memory",
     substituted: "a stand-in ran", "left out": "none ran" };
   const draw = timed(show);
-  const steps = data.drafted ? [["the full model", 0], ["the draft, with stand-ins", 1]] : [["the full model", 0]];
-  const step = radios("computed by", steps, 0, draw);
+  const steps = [["the full model", 0], ...(data.drafted ? [["the draft, with stand-ins", 1]] : []),
+    ...(data.own ?? []).map((name, i) => [`the draft, with ${name} (replayed)`, 2 + i])];
+  const step = radios("computed by", steps, data.start.step ?? 0, draw);
   const token = slider("token", range(0, data.positions), data.start.token, draw, (at) => `${at + 1}: ${data.labels[at]}`);
   const room = Math.max(1, Math.floor(16 / data.top_k)); // layers in one picture
   const firsts = range(0, Math.max(1, data.layers.length - room + 1));
@@ -68,7 +69,7 @@ LIVE.routing = (root, data, { ready, say, timed }) => {
       : el("p", {}, `The draft never read token ${at + 1}.`));
     const read = rows.filter((row) => row[3] === STATES.fetched).length;
     say(`Token ${at + 1} of ${data.positions}, ${data.labels[at]}, ${at < data.prompt ? "of the prompt" : "generated"}: ${rows.length
-      ? `${count(rows.length, "choice")} of the routers${step.value ? ` as the draft computed, ${rows.filter((row) => row[3].endsWith("stands in")).length} by a stand-in` : `, ${read} of them read`}` : "the draft never read it"}.`);
+      ? `${count(rows.length, "choice")} of the routers${step.value ? ` as the draft computed, ${rows.filter((row) => row[3].endsWith("stands in")).length} by a stand-in` : `, ${read} of them read`}` : "the draft never read it"}.${step.value > 1 ? " Replayed, not run: its routers chose as in the run." : ""}`);
   }
 
   ready(el("div", { class: "sm-controls" }, token.box, step.box, ...(firsts.length > 1 ? [layer.box] : [])), text, grid, spelled, draw);
