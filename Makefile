@@ -139,7 +139,7 @@ bench-quick: setup ## the same at fewer points, in under 10 minutes, into report
 WHEEL_OUT ?= reports/wheel
 WHEEL_ARGS ?=
 wheel-check: setup ## build the sdist and the wheel, install the wheel elsewhere, do there what the README says
-	@$(BIN)/python -c 'import build, twine' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[release]'
+	@$(BIN)/python -c 'import build, setuptools, twine' 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -e '.[release]'
 	@$(BIN)/python tests/wheel_check.py --out $(WHEEL_OUT) $(WHEEL_ARGS)
 
 # From the pages and the committed notebooks, without a network; a warning or a dead link between pages fails.

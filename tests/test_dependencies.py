@@ -47,6 +47,7 @@ USED_BY = {
     "pytest-timeout": ("pyproject.toml", "timeout = 600"),
     "build": ("tests/wheel_check.py", '"-m", "build"'),
     "twine": ("tests/wheel_check.py", '"-m", "twine"'),
+    "setuptools": ("tests/wheel_check.py", "--no-isolation"),
     "coverage": ("Makefile", "-m coverage run"),
     "ruff": ("Makefile", "/ruff check"),
     "mypy": ("Makefile", "/mypy"),

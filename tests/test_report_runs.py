@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from specmoe.cli import parser as cli
 from specmoe.errors import OptionError
 from specmoe.lab import report
+from specmoe.lab.report import runs
 
 PARAMETERS = """\
 from typing import Optional
@@ -22,6 +23,7 @@ gamma: int = 2
 name: str = "a"
 sizes: list[int] = [1]
 out_dir: Optional[str] = None"""
+MANY = ",".join(map(str, range(501)))
 WORK = """\
 import json, pathlib
 assert gamma != 13, "no <b>luck</b>"
@@ -46,12 +48,14 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_sweep_of_a_report_is_a_folder_for_each_and_a_page_that_names_the_failed_one(
-    folder, capsys
+    folder, capsys, monkeypatch
 ):
     (folder / "given.yaml").write_text("name: from-file\ngamma: 5\n")
     words = ["report", "run", "small", "--parameters", str(folder / "given.yaml"), "--out"]
     words += [str(folder / "out"), "--sweep", "gamma=2,13"]
-    assert cli.main(words) == 1
+    monkeypatch.setattr(runs, "MOST", 1)
+    assert cli.main(words) == 2 and "for 2 runs, more than 1: give" in capsys.readouterr().err
+    assert cli.main([*words, "--yes"]) == 1
     page = folder / "out" / "index.html"
     captured = capsys.readouterr()
     assert captured.out.strip() == str(page) and "1 of 2 runs failed" in captured.err
@@ -75,6 +79,7 @@ def test_a_sweep_of_a_report_is_a_folder_for_each_and_a_page_that_names_the_fail
 
     # again: what is there stays, what failed is tried again
     before = (good / "small.html").stat().st_mtime_ns
+    monkeypatch.setattr(runs, "MOST", 2)
     assert report.run_many("small", {"gamma": ["2", "13"]}, {"name": "from-file"}, folder / "out")
     assert (good / "small.html").stat().st_mtime_ns == before
     with pytest.raises(OptionError, match="exists already"):
@@ -89,6 +94,20 @@ def test_a_sweep_of_a_report_is_a_folder_for_each_and_a_page_that_names_the_fail
         (["run", "small", "--sweep", "gamma=1,x"], "gamma='x' is not a whole number"),
         (["run", "small", "--sweep", "gama=1,2"], "no parameter 'gama'"),
         (["run", "small", "--sweep", "gamma=1", "--against", "x"], "leave --sweep out"),
+        (["run", "small", "--sweep", "gamma="], "is not k=a,b"),
+        (["run", "small", "--sweep", "gamma=2", "--sweep", "gamma=4"], "gamma stands twice"),
+        (["run", "small", "--sweep", "gamma=2", "-p", "gamma=4"], "in -p and in --sweep"),
+        (["run", "small", "--sweep", f"gamma={MANY}"], "501 runs, more than 500: give fewer"),
+        (["run", "small", "--sweep", "gamma=2", "--out", "words.yaml"], "nothing can be written"),
+        (["run", "small", "--yes"], "--yes belongs to --sweep"),
+        (["run", "small", "-p", "gamma=2", "-p", "gamma=4"], "-p gamma stands twice"),
+        (["run", "small", "-p", "gama=4"], "no parameter 'gama': did you mean 'gamma'"),
+        (["run", "small", "-p", "gamma="], "gamma='' is not a whole number"),
+        (["run", "small", "-p", "=4"], "is not K=V"),
+        (["run", "small", "--out", "words.yaml"], "words.yaml, which is a file: name a folder"),
+        (["list", "small"], "list takes no NAME"),
+        (["run", "small", "--parameters", "words.yaml"], "is no file of parameters: write lines"),
+        (["run", "small", "--parameters", "twice.yaml"], "twice.yaml has 'gamma' twice"),
         (["run", "small", "--parameters", "none.yaml"], "there is no file none.yaml"),
         (["index", "none"], "no run of a report in none"),
         (["index", "none", "--sweep", "a=1"], "belong to"),
@@ -96,6 +115,8 @@ def test_a_sweep_of_a_report_is_a_folder_for_each_and_a_page_that_names_the_fail
 )
 def test_what_cannot_be_swept_or_compared_is_one_sentence(folder, capsys, monkeypatch, words, said):
     monkeypatch.chdir(folder)
+    (folder / "words.yaml").write_text("just words\n")
+    (folder / "twice.yaml").write_text("gamma: 2\ngamma: 4\n")
     assert cli.main(["report", *words]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and len(captured.err.strip().splitlines()) == 1

@@ -66,6 +66,7 @@ def test_a_grid_is_every_combination_once_and_what_a_method_does_not_read_is_lef
         ([], "no dict of lists"),
         ({"model": ["m"], "gamma": []}, "no value for gamma"),
         ({"model": ["m"], "gama": [1]}, "unknown option 'gama': did you mean 'gamma'"),
+        ({"model": ["m"], "token": ["hf_secret"]}, "rows would show a token: set HF_TOKEN"),
         ({"gamma": [1]}, "names no model"),
         ({"model": ["m"], "method": ["specmoe"], "gamma": [2, -1]}, "gamma=-1 must be at least 0"),
         ({"model": ["m"], "store": ["dsk"]}, "did you mean 'disk'"),
@@ -92,12 +93,21 @@ def test_a_grid_file_is_read_with_numbers_as_one_writes_them(tmp_path):
     file.write_text("model: [m]\nlink_bytes_per_s: [2.5e8, 1e9]\nrevision: '1e5'\ngamma: [null]\n")
     read = {"model": ["m"], "link_bytes_per_s": [2.5e8, 1e9], "revision": "1e5", "gamma": [None]}
     assert sweeps.read_grid(file) == read
-    for text, said in (("- 1", "no grid"), ("a: [", "cannot be read as YAML")):
+    bad = {
+        "- 1": "no grid",
+        "": "no grid",
+        "just words": "no grid",
+        "a: [": "cannot be read as YAML",
+        "gamma: [2]\nmodel: m\ngamma: [4]": "has 'gamma' twice: write it once",
+    }
+    for text, said in bad.items():
         file.write_text(text)
         with pytest.raises(OptionError, match=said):
             sweeps.read_grid(file)
     with pytest.raises(OptionError, match="there is no file .*none.yaml: name one"):
         sweeps.read_grid(tmp_path / "none.yaml")
+    with pytest.raises(OptionError, match="cannot be read as YAML"):
+        sweeps.read_grid(tmp_path)
 
 
 # ---- rows ----
@@ -135,6 +145,17 @@ def test_the_folder_of_another_sweep_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(OptionError, match="not what a sweep writes"):
         specmoe.sweep({"seed": [1]}, out=tmp_path, run=double)
     assert (tmp_path / "rows.jsonl").read_text() == "mine\nand mine"
+
+
+def test_a_file_for_a_folder_and_what_is_no_executor_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OptionError, match="file, which is a file: name a folder"):
+        specmoe.sweep({"seed": [1]}, out=tmp_path / "file", run=double)
+    assert (tmp_path / "file").read_text() == "mine"
+    for executor in (4, SimpleNamespace(submit=double)):  # a number of workers, a client of dask
+        with pytest.raises(OptionError, match="is none of concurrent.futures: give a Process"):
+            specmoe.sweep({"seed": [1]}, executor, out=tmp_path / "out", run=double)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_sweeps_on_one_file_are_refused(tmp_path):
@@ -211,6 +232,13 @@ def test_a_worker_of_another_version_ends_the_sweep(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="worker tcp://w has specmoe 0.0.1 and this process"):
         cluster.check_workers(client)
 
+    def none(ask):
+        raise ModuleNotFoundError("No module named 'specmoe'")
+
+    client.run = none
+    with pytest.raises(OptionError, match="a worker cannot import specmoe .*: install it there"):
+        cluster.check_workers(client)
+
 
 # ---- dask ----
 
@@ -226,6 +254,27 @@ def test_a_scheduler_that_does_not_answer_is_said_within_ten_seconds():
             with cluster.dask_executor(address):
                 pass
     assert time.monotonic() - began_s < 10 + 5  # said within 10 s; 5 for a busy machine
+
+
+def test_a_host_whose_name_is_looked_up_for_ever_is_not_waited_for(monkeypatch):
+    found, over, ask = [], threading.Event(), socket.getaddrinfo
+
+    def slow(*host, flags=0, **more):
+        if flags & socket.AI_NUMERICHOST:
+            return ask(*host, flags=flags, **more)
+        over.wait(30)
+        found.append(host)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(cluster, "REACHED_WITHIN_S", 0.1)
+    try:
+        with pytest.raises(OptionError, match="scheduler tcp://nowhere.invalid:1 cannot be reach"):
+            with cluster.dask_executor("tcp://nowhere.invalid:1"):
+                pass
+        assert not found
+    finally:
+        over.set()
 
 
 def test_a_worker_of_a_cluster_killed_in_the_middle_costs_no_row(tmp_path):
@@ -276,6 +325,39 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, words, said):
     assert cli.main(["sweep", str(tmp_path / "grid.yaml"), *words]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and len(captured.err.strip().splitlines()) == 1
+
+
+LARGE = f"model: m\nseed: {[*range(501)]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is no grid: write lines such as"),
+        ("model: []", "the grid has no value for model"),
+        ("model: m\nmodel: n", "has 'model' twice"),
+        ("model: m\ngama: 2", "did you mean 'gamma'"),
+        ("model: m\nseed: 2020-01-01", "in the grid is no text, number or flag"),
+        (LARGE, "the grid has 501 runs, more than 500: give fewer values, or say yes (--yes)"),
+    ],
+    ids=["empty", "no value", "twice", "unknown", "a date", "large"],
+)
+def test_what_is_wrong_with_a_grid_is_one_line_of_the_command(tmp_path, capsys, text, said):
+    (tmp_path / "grid.yaml").write_text(text)
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and len(captured.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_yes_is_taken_for_a_large_grid(tmp_path, monkeypatch, capsys):
+    def given(grid, *, yes, **_):
+        raise OptionError(f"{len(grid['seed'])} runs, yes={yes}")
+
+    monkeypatch.setattr(sweeps, "sweep", given)
+    (tmp_path / "grid.yaml").write_text(LARGE)
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--yes"]) == 2
+    assert "501 runs, yes=True" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["sweep"], ["sweep", "-q"], ["-q", "sweep"]], ids=" ".join)

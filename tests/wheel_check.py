@@ -1,8 +1,9 @@
 """``make wheel-check``: build the sdist and, from it, the wheel; compare what they hold with the repository; install
 the wheel into an environment of its own, in another folder, and do there what the README says.
 
-Comes in: this tree. Goes out: one line for each step, and exit code 1 at the first that fails. The new environment
-borrows torch and all else from the Python that runs this; ``--fresh`` downloads what the wheel declares, as CI does.
+Comes in: this tree. Goes out: one line for each step, with its seconds, and exit code 1 at the first that fails. Building
+and the new environment borrow setuptools, torch and all else from the Python that runs this; ``--fresh`` downloads what
+the project and the wheel declare, as CI does.
 """
 
 from __future__ import annotations
@@ -33,11 +34,27 @@ PAGES = ("README.md", "docs/quickstart.md", "docs/guide.md")
 OURS = {
     "specmoe --version": "specmoe ",
     "specmoe models": "tiny-translate",
+    "specmoe completion bash": "complete ",
     "specmoe generate tiny-skewed -p 'sums: 17 + 36' --max-new-tokens 8 --json": '"text": ',
     "specmoe doctor": "torch",
     "specmoe report list": "specmoe/notebooks/report.ipynb",
     f"specmoe report run report --out reports/quick {QUICK}": "reports/quick/report.html",
 }
+REFUSED = {
+    "specmoe bnech tiny-skewed": "did you mean 'bench'?",
+    "specmoe generate tiny-skewed -p x --gama 3": "did you mean --gamma?",
+}
+# Where it lies, and what Tab shows.
+FIND = "import specmoe; assert {'load', 'Engine'} <= {*dir(specmoe)}; print(specmoe.__file__)"
+# What a reader fills in, and what stands there here.
+FILES = {
+    "grid.yaml": "model: tiny-skewed\nmethod: [cached, specmoe]\ndraft_experts: 4\ngamma: 2\n"
+    "max_new_tokens: 4\nnum_prompts: 1\n",
+    "in.jsonl": '{"prompt": "sums: 17 + 36", "max_new_tokens": 8}\n',
+}
+FILLED = {"MODEL": "tiny-skewed", "DIR": "records", "GRID.yaml": "grid.yaml", "COMMAND": "sweep"}
+# The report runs for a minute and more; tests/test_report_choosing.py runs it on a small grid.
+ELSEWHERE = {"specmoe report run best_settings -p model=DIR"}
 
 
 def pages() -> str:
@@ -45,9 +62,15 @@ def pages() -> str:
 
 
 def commands_in(text: str) -> list[str]:
-    """What stands in backquotes and can be typed as it is: nothing in capitals is to be filled in."""
-    commands = re.findall(r"`(specmoe [^`]+)`", text)
-    return [one for one in dict.fromkeys(commands) if not re.search("[A-Z]{3}", one)]
+    """What stands in backquotes, each once, as the pages have it."""
+    return list(dict.fromkeys(re.findall(r"`(specmoe [^`]+)`", text)))
+
+
+def typed(command: str) -> str:
+    """``command`` with what a reader fills in."""
+    for name, value in FILLED.items():
+        command = re.sub(rf"\b{name}\b", lambda _: value, command)
+    return command
 
 
 def examples_in(text: str) -> list[str]:
@@ -58,16 +81,18 @@ class Failed(Exception):
     pass
 
 
-def run(words: list[str], **how) -> str:
+def run(words: list[str], code: int = 0, **how) -> str:
+    """What a program says that ends with ``code``."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=1800, **how)
-    if done.returncode:
+    if done.returncode != code:
         raise Failed(f"{shlex.join(words)} ended with {done.returncode}: {done.stderr[-1500:]}")
-    return done.stdout
+    return done.stderr if code else done.stdout
 
 
-def build(folder: Path) -> tuple[Path, Path]:
+def build(folder: Path, fresh: bool) -> tuple[Path, Path]:
     source = built.copied(folder / "source")
-    run([sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source)])
+    how = [] if fresh else ["--no-isolation"]
+    run([sys.executable, "-m", "build", *how, "--outdir", str(folder / "dist"), str(source)])
     (sdist,), (wheel,) = (list((folder / "dist").glob(kind)) for kind in ("*.tar.gz", "*.whl"))
     run([sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel)])
     return sdist, wheel
@@ -84,7 +109,7 @@ def compare(sdist: Path, wheel: Path) -> None:
 
 def install(wheel: Path, folder: Path, fresh: bool) -> Path:
     """The environment's folder of programs."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=fresh)  # else pip is borrowed, too
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     if fresh:
         run([*pip, f"{wheel}[notebooks]"])
@@ -111,29 +136,40 @@ def environment(programs: Path, home: Path) -> dict[str, str]:
 def use(programs: Path, folder: Path) -> None:
     """Everything that the README and the guide say of an installed specmoe, in ``folder``."""
     folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
     where = {"cwd": folder, "env": environment(programs, folder)}
     python = str(programs / "python")
-    found = run([python, "-c", "import specmoe; print(specmoe.__file__)"], **where).strip()
-    if not Path(found).is_relative_to(programs.parent):
+    found = step("import specmoe", partial(run, [python, "-c", FIND], **where))
+    if not Path(found.strip()).is_relative_to(programs.parent):
         raise Failed(f"specmoe is {found}, not the one that was installed")
     for number, example in enumerate(examples_in(pages()), 1):
         step(f"example {number}", partial(run, [python, "-c", example], **where))
-    for command in (*OURS, *commands_in(pages())):
-        step(command, partial(said, command, where))
-    if not list(folder.glob("reports/quick/metrics.json")):
-        raise Failed("the report left no metrics.json")
+    for command, words in REFUSED.items():
+        step(command, partial(said, command, words, where, 2))
+    for command in dict.fromkeys([*OURS, *commands_in(pages())]):
+        if command not in ELSEWHERE:
+            step(command, partial(said, typed(command), OURS.get(command, ""), where))
+    for left in ("reports/quick/metrics.json", "out.jsonl", "records", "sweeps/*/rows.jsonl"):
+        if not list(folder.glob(left)):
+            raise Failed(f"the commands left no {left}")
 
 
-def said(command: str, where: dict) -> None:
-    output = run(shlex.split(command), **where)
-    if OURS.get(command, "") not in output or not output.strip():
+def said(command: str, words: str, where: dict, code: int = 0) -> None:
+    copies = Path(where["env"]["SPECMOE_CACHE"])
+    names = [path.name for path in sorted(copies.glob("tiny*"))]
+    command = command.replace("NAME", names[0] if names else "none")  # of a packed copy
+    output = run(shlex.split(command), code, **where)
+    if words not in output or not output.strip():
         raise Failed(f"{command} said {output[:500]!r}")
 
 
 def step(name: str, call):
+    """Its name before it runs: where it hangs, one sees which."""
     began_s = time.monotonic()
+    print(f"{name} ", end="", flush=True)
     result = call()
-    print(f"{time.monotonic() - began_s:6.1f} s  {name}", flush=True)
+    print(f"- {time.monotonic() - began_s:.1f} s", flush=True)
     return result
 
 
@@ -141,21 +177,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for the wheel and the sdist")
     parser.add_argument("--fresh", action="store_true", help="download what the wheel declares")
-    given = parser.parse_args()
+    given, began_s = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            sdist, wheel = step("sdist and wheel build", lambda: build(folder))
+            sdist, wheel = step("sdist and wheel build", lambda: build(folder, given.fresh))
             step("they hold what they should", lambda: compare(sdist, wheel))
             programs = step(
                 "the wheel installs", lambda: install(wheel, folder / "venv", given.fresh)
             )
             use(programs, folder / "elsewhere")
         except Failed as failure:
-            print(f"wheel-check: {failure}", file=sys.stderr)
+            print(f"\nwheel-check: {failure}", file=sys.stderr)
             return 1
         if given.out:
             shutil.copytree(folder / "dist", given.out, dirs_exist_ok=True)
+    print(f"all of it: {time.monotonic() - began_s:.0f} s")
     return 0
 
 

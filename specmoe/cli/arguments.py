@@ -178,6 +178,7 @@ def report(parser: ArgumentParser) -> None:
     add("name NAME", named, nargs="?", default=None)
     add("--parameters FILE.yaml", "parameters by name, for run; -p comes after")
     add("--sweep K=A,B", "one run for each value, for run", action="append")
+    add("--yes", "yes, that many runs are meant", bool)
     add("-p --parameter K=V", "a parameter, for run", action="append")
     add("--out DIR", "where the report goes (reports/NAME-TIME), for run")
     add("--overwrite", "replace a report that is there, for run", bool)

@@ -97,19 +97,21 @@ def cache(args: Namespace) -> int:
     return 0
 
 
-RUN_ONLY = {"parameter", "parameters", "sweep", "out", "overwrite", "against"}
+RUN_ONLY = {"parameter", "parameters", "sweep", "out", "overwrite", "against", "yes"}
 
 
 def report(args: Namespace) -> int:
     if args.action != "run" and RUN_ONLY & set(vars(args)):
         raise OptionError(
-            "-p, --parameters, --sweep, --out, --overwrite and --against belong to "
+            "-p, --parameters, --sweep, --yes, --out, --overwrite and --against belong to "
             f"`specmoe report run`, not to {args.action}"
         )
     if args.action in ("params", "run") and args.name is None:
         raise OptionError(
             f"`specmoe report {args.action}` needs the NAME of a report: see `specmoe report list`"
         )
+    if args.action == "list" and args.name is not None:
+        raise OptionError(f"list takes no NAME: `specmoe report params {args.name}` shows one")
     from ..lab import report as reports
 
     if args.action == "list":
@@ -137,26 +139,36 @@ def report(args: Namespace) -> int:
 
 def _run_report(args: Namespace, reports) -> Path:
     given = vars(args)
-    parameters: dict = {}
+    typed = _parameters(given.get("parameter", []))
+    parameters: dict = typed
     if "parameters" in given:
-        from ..lab.sweep import read_grid
+        from ..lab.sweep.grid import read_names
 
-        parameters |= read_grid(args.parameters)
-    parameters |= _parameters(given.get("parameter", []))
+        parameters = read_names(args.parameters, "file of parameters", "gamma: 5") | typed
     out, overwrite = given.get("out"), given.get("overwrite", False)
     if "sweep" not in given:
+        if "yes" in given:
+            raise OptionError("--yes belongs to --sweep: leave it out")
         how = {"against": given.get("against"), "progress": not printing.quiet()}
         return reports.run_report(args.name, parameters, out, overwrite=overwrite, **how)
     if "against" in given:
         raise OptionError("--against compares one run: leave --sweep out")
-    return reports.run_many(args.name, reports.swept(args.sweep), parameters, out, overwrite)
+    varied = reports.swept(args.sweep)
+    if both := sorted(typed.keys() & varied.keys()):
+        raise OptionError(f"{both[0]} stands in -p and in --sweep: leave one out")
+    return reports.run_many(args.name, varied, parameters, out, overwrite, "yes" in given)
 
 
 def _parameters(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
     for pair in given:
-        if not pair.partition("=")[1] or not pair.partition("=")[0].strip():
+        name, is_pair, value = pair.partition("=")
+        if not is_pair or not name.strip():
             raise OptionError(f"-p {pair!r} is not K=V, e.g. -p gamma=5")
-    return {name.strip(): value for name, _, value in (pair.partition("=") for pair in given)}
+        if name.strip() in found:
+            raise OptionError(f"-p {name.strip()} stands twice: write it once")
+        found[name.strip()] = value
+    return found
 
 
 def _parameters_text(found: dict) -> str:

@@ -24,7 +24,10 @@ def check_folder(name: Any) -> Path:
     """The folder, made where it is missing, once a file could be written into it: asked before
     minutes are spent on what could not be kept."""
     folder = path_of(name, "a folder")
-    with door(f"nothing can be written into the folder {folder}", REMEDY, OptionError):
+    said = f"nothing can be written into the folder {folder}"
+    with door(said, REMEDY, OptionError):
+        if folder.is_file():
+            raise OptionError(f"{said}, which is a file: name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"specmoe")

@@ -114,8 +114,6 @@ def _kept_when_it_fails(running: Path) -> Iterator[Path]:
 
 
 def _check_free(folder: Path, outputs: list[Path], overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"{folder} is a file: name a folder for the report")
     taken = [path for path in outputs if path.exists()]
     for path in taken if not overwrite else []:
         if path.name.endswith(RUNNING):

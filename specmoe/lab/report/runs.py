@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 
 from ...errors import OptionError, SpecMoEError, path_of
 from ...shipped import need_path, package_path
+from ..sweep.grid import MOST
 from ..writing import write_whole
 from .about import ENV
 from .parameters import Report
@@ -31,12 +33,14 @@ def run_many(
     parameters: Mapping[str, Any] | None = None,
     out_dir: str | Path | None = None,
     overwrite: bool = False,
+    yes: bool = False,
 ) -> Path:
     """Run the report ``name`` once for every combination of ``varied`` (parameter -> values) into
     ``out_dir/01`` ... (default ``reports/NAME-sweep``), and return the path of the index.
 
     Every value is checked before the first run. A run that fails does not end the others. Called
-    again, runs that are there with the same settings are not repeated.
+    again, runs that are there with the same settings are not repeated. ``yes``: more than ``MOST``
+    runs are meant.
     """
     from .run import run_report
 
@@ -44,6 +48,11 @@ def run_many(
     empty = [key for key, values in varied.items() if not values]
     if empty or not varied:
         raise OptionError(f"--sweep {empty[0] if empty else ''} has no value: write --sweep k=a,b")
+    count = math.prod(map(len, varied.values()))
+    if count > MOST and not yes:
+        raise OptionError(
+            f"--sweep asks for {count} runs, more than {MOST}: give fewer values, or say yes (--yes)"
+        )
     sets = [
         {**(parameters or {}), **dict(zip(varied, chosen))}
         for chosen in itertools.product(*varied.values())
@@ -158,6 +167,8 @@ def swept(given: list[str]) -> dict[str, list[str]]:
         key, is_pair, values = pair.partition("=")
         if not is_pair or not key.strip() or not values.strip():
             raise OptionError(f"--sweep {shlex.quote(pair)} is not k=a,b, e.g. --sweep gamma=2,4,8")
+        if key.strip() in found:
+            raise OptionError(f"--sweep {key.strip()} stands twice: write it once, k=a,b")
         found[key.strip()] = [value for value in _split(values) if value]
     return found
 

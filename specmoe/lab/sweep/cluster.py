@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from threading import Thread
 
 import specmoe
 
@@ -57,19 +58,31 @@ def _client(distributed, scheduler: str | None, workers: int | None) -> Iterator
         "start one (`dask scheduler`), and give the address that it prints",
         OptionError,
     ):
-        # a client would wait for ever for one that takes the connection and is silent
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(asyncio.run, _knock(scheduler)).result()
+        _knock(scheduler)
         client = distributed.Client(scheduler, timeout=REACHED_WITHIN_S)
     with client:
         yield client
 
 
-async def _knock(scheduler: str) -> None:
+def _knock(scheduler: str) -> None:
+    """A client would wait for ever for one that takes the connection and is silent; and for the
+    name of a host that is being looked up asyncio waits however long that takes, so the thread is
+    left alone."""
     from distributed.comm import connect
 
-    comm = await asyncio.wait_for(connect(scheduler, timeout=REACHED_WITHIN_S), REACHED_WITHIN_S)
-    await comm.close()
+    async def knock() -> None:
+        reached = connect(scheduler, timeout=REACHED_WITHIN_S)
+        await (await asyncio.wait_for(reached, REACHED_WITHIN_S)).close()
+
+    def ask() -> None:
+        try:
+            answer.set_result(asyncio.run(knock()))
+        except BaseException as failure:
+            answer.set_exception(failure)
+
+    answer: Future = Future()
+    Thread(target=ask, daemon=True).start()
+    answer.result(REACHED_WITHIN_S + 1)
 
 
 def check_workers(client) -> None:

@@ -20,10 +20,10 @@ from ...options import GenerateOptions, LoadOptions, from_kwargs
 from ...registry import plug_in
 
 MOST = 500  # runs, unless the caller says yes
-LOAD = tuple(field.name for field in fields(LoadOptions))
 # What is no plain value, or is a matter of jobs, is not swept over.
 NOT_SWEPT = {"logits_processor", "stopping_criteria", "settings", "own", "streamer", "progress"}
 NOT_SWEPT |= {"first_prompt", "num_return_sequences"}
+LOAD = tuple(field.name for field in fields(LoadOptions) if field.name != "token")
 GENERATE = tuple(field.name for field in fields(GenerateOptions) if field.name not in NOT_SWEPT)
 COUNTS = ("num_prompts", "repeats")
 # ``plugin``: a file that names parts of your own, which every worker runs (``registry.plug_in``)
@@ -41,25 +41,38 @@ READ_BY = {
 
 def read_grid(file: str | os.PathLike) -> dict[str, Any]:
     """The grid in a YAML file (JSON is YAML): ``model: [tiny-skewed]``, ``gamma: [2, 4]``, ..."""
+    return read_names(file, "grid", "gamma: [2, 4, 8]")
+
+
+def read_names(file: str | os.PathLike, what: str, example: str) -> dict[str, Any]:
+    """Values by name in a YAML file; ``OptionError`` where it is no ``what``."""
     found = read_yaml(file)
     if not isinstance(found, dict):
-        raise OptionError(f"{file} is no grid: write lines such as `gamma: [2, 4, 8]`")
+        raise OptionError(f"{file} is no {what}: write lines such as `{example}`")
     return found
 
 
 def read_yaml(file: str | os.PathLike) -> Any:
-    """What a YAML file says; 1e6 is a number in it, as in YAML 1.2."""
+    """What a YAML file says; 1e6 is a number in it, as in YAML 1.2, and no name stands twice."""
     import yaml
 
+    path = path_of(file)
+
     class Loader(yaml.SafeLoader):
-        """PyYAML's own, with numbers such as 2.5e8, which YAML 1.1 takes for texts."""
+        """PyYAML's own, with numbers such as 2.5e8, which YAML 1.1 takes for texts; of a name that
+        stands twice PyYAML would keep the last."""
+
+        def construct_mapping(self, node, deep=False):
+            names = [str(name.value) for name, _ in node.value]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise OptionError(f"{path} has {twice!r:.80} twice: write it once")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
         list("-+.0123456789"),
     )
-    path = path_of(file)
     if not path.exists():
         raise OptionError(f"there is no file {path}: name one that holds YAML")
     with door(f"{path} cannot be read as YAML", "correct the file", OptionError):
@@ -101,6 +114,8 @@ def _values(grid: Any, known: Sequence[str] | None) -> dict[str, list]:
         raise OptionError("the grid is empty: give at least a model, such as model: [tiny-skewed]")
     values = {}
     for name, given in grid.items():
+        if name == "token" and known is not None:
+            raise OptionError("rows would show a token: set HF_TOKEN where the runs are made")
         if known is not None and name not in known:
             raise OptionError(f"the grid names an unknown option {name!r}: {nearest(name, known)}")
         values[name] = list(given) if isinstance(given, list | tuple) else [given]

@@ -84,6 +84,11 @@ def sweep(
     from .grid import read_grid
 
     grid = read_grid(grid) if isinstance(grid, str | Path) else grid
+    if not isinstance(executor, Executor | None):
+        raise OptionError(
+            f"executor={executor!r:.80} is none of concurrent.futures: give a ProcessPoolExecutor, "
+            "or of a dask client its get_executor(pure=False)"
+        )
     settings = settings_of(grid, yes, OPTIONS if run is measure else None)
     folder = Path("sweeps") / key_of(dict.fromkeys(settings, 0)) if out is None else out
     rows = Rows(folder, settings.keys())
