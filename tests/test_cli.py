@@ -241,7 +241,10 @@ def test_every_option_of_python_has_a_flag():
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("", "docs/", "notebooks/", "tutorials/", "specmoe/lab/bench/")
 PAGES = sorted(
-    path for folder in FOLDERS for kind in ("md", "ipynb") for path in ROOT.glob(f"{folder}*.{kind}")
+    path
+    for folder in FOLDERS
+    for kind in ("md", "ipynb")
+    for path in ROOT.glob(f"{folder}*.{kind}")
 )
 PAGES.remove(ROOT / "docs" / "log.md")  # a diary, true of its day
 

@@ -69,7 +69,7 @@ def commands_in(text: str) -> list[str]:
 def typed(command: str) -> str:
     """``command`` with what a reader fills in."""
     for name, value in FILLED.items():
-        command = re.sub(rf"\b{name}\b", lambda _: value, command)
+        command = re.sub(rf"\b{name}\b", value, command)
     return command
 
 
