@@ -150,7 +150,7 @@ docs: setup ## the docs site, in reports/docs
 	@echo $(DOCS_OUT)/index.html
 
 # Of the core (above the wall), by its own quick tests; pyproject.toml has the floor.
-COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py)
+COVERAGE_TESTS := $(addprefix tests/test_,options.py pool.py eviction.py store.py round.py sampling.py planner.py kv_cache.py sources.py gguf.py)
 coverage: setup ## lines of the core that its quick tests run, against a floor
 	@OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider -m 'not slow and not long' $(COVERAGE_TESTS)
 	@$(BIN)/python -m coverage report

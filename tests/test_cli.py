@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
@@ -236,41 +235,6 @@ def test_every_option_of_python_has_a_flag():
     assert fields <= {action.dest for action in by_name["generate"]._actions}
     load_fields = {f.name for f in dataclasses.fields(LoadOptions)} - python_only
     assert load_fields <= {action.dest for action in by_name["bench"]._actions}
-
-
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("", "docs/", "notebooks/", "tutorials/", "specmoe/lab/bench/")
-PAGES = sorted(
-    path
-    for folder in FOLDERS
-    for kind in ("md", "ipynb")
-    for path in ROOT.glob(f"{folder}*.{kind}")
-)
-PAGES.remove(ROOT / "docs" / "log.md")  # a diary, true of its day
-
-
-def named_on(page: Path) -> tuple[list[list[str]], set[str]]:
-    """The commands that a page names, in words, and the modules that it starts with ``-m``."""
-    text = page.read_text(encoding="utf-8").replace('\\"', "'")
-    lines = re.findall(r"`specmoe ([a-z][^`]*)`|^specmoe ([a-z][^$\n]*)", text, re.M)
-    return ["".join(one).split() for one in lines], set(re.findall(r"-m specmoe\.([\w.]*\w)", text))
-
-
-def test_no_page_names_a_command_an_option_or_a_module_that_is_not_there():
-    _, by_name = cli.build_parser()
-    commands, modules = [], set()
-    for page in PAGES:
-        found, started = named_on(page)
-        commands += found
-        modules |= started
-    assert len(commands) > 25 and len(modules) > 10
-    for command, *words in commands:
-        assert command in COMMANDS, command
-        options = {word.partition("=")[0] for word in words if word.startswith("-")}
-        assert options <= set(by_name[command]._option_string_actions), (command, words)
-    for name in modules:
-        place = ROOT / "specmoe" / name.replace(".", "/")
-        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), name
 
 
 def test_it_also_runs_as_a_module():
