@@ -83,6 +83,9 @@ def test_the_page_shows_what_was_counted():
 
 
 def test_what_the_page_says_in_words():
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for length, over in bound.over_on_demand().items():
+        assert f"{over:.2f} with drafts of {length}" in page.replace("of on-demand's bytes ", "")
     rows = bound.shipped().set_index(["method", "model", "batch"])["over_oracle"]
     met = rows["specmoe"][rows["specmoe"] <= 1.5]
     assert set(met.index) == {(m, b) for m in ("tiny-skewed", "tiny-translate") for b in (16, 64)}

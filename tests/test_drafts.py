@@ -122,10 +122,7 @@ def test_the_page_says_the_seconds_of_the_file():
     )
     assert f"they are at {ssd[copies]:.2f} and {ssd[residents]:.2f} times no draft" in said
     assert f"the same copies are at {ssd['tiny-balanced', 'low_bit:4', 2, 16]:.2f} times" in said
-    without = table[~table["simulated"].map(lambda each: isinstance(each, dict))]
-    assert set(without["model"]) == {"tiny-translate"} and set(without["batch"]) == {16}
-    families = set(without["source"].str.partition(":")[0])
-    assert families == {"merged", "ngram", "layer_skip"}, "and the page says so"
+    assert table["simulated"].map(lambda each: isinstance(each, dict)).all(), "seconds of all"
     alone = draft_seconds.speeds(table).query("batch == 1").groupby("source")["speed"].max()
     assert f"at most {alone.drop('oracle').max():.2f} times no draft" in said
     assert f"brings at most {alone['oracle']:.2f} times" in said
