@@ -731,7 +731,9 @@ def test_pools_by_the_clock_stand_beside_the_default_and_the_fastest_of_the_othe
     said = pairs.pool_words(files)
     assert "`decayed` is at 1.05 (1.05 to 1.05) of `lfu` on tiny-skewed with 16 rows" in said
     assert said.endswith("surely ahead in 1 of 1, surely behind in 0.")
-    assert pairs.pool_words({}) == "" and pairs.pool_frame({}).empty
+    page = pairs.with_clock("- one\n- By the clock, it\n  was so.\n- two\n", files)
+    assert " ".join(page.split()) == f"- one - {said} - two" and len(page.splitlines()) > 3
+    assert "nothing has been measured" in pairs.pool_words({}) and pairs.pool_frame({}).empty
 
 
 def test_one_model_in_three_stores_holds_the_same_numbers():

@@ -41,7 +41,11 @@ def test_what_the_page_says_of_the_table(shipped):
 
 
 def test_the_page_says_what_the_clock_says():
-    assert pairs.pool_words(results.read_all()) in " ".join(PAGE.read_text("utf-8").split())
+    page, files = PAGE.read_text("utf-8"), results.read_all()
+    assert pairs.with_clock(page, files) == page, "run: python -m specmoe.lab.bench.page"
+    assert pairs.pool_words(files) in " ".join(page.split())
+    old = page.replace(pairs.CLOCK, f"{pairs.CLOCK} it is\n  otherwise")
+    assert pairs.with_clock(old, files) == page != old
 
 
 def test_what_the_page_says_of_the_engine():

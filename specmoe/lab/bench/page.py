@@ -1,5 +1,6 @@
 """What the notebook ``performance`` shows, from the result files; ``python -m
-specmoe.lab.bench.page`` executes it and writes ``docs/performance.md`` from it.
+specmoe.lab.bench.page`` executes it and writes ``docs/performance.md`` from it, and the sentence of docs/pools.md that the
+clock says.
 
 Comes in: the contents of ``specmoe/lab/bench/results/*.json``, or of another folder that ``run``
 wrote. Goes out: frames of words, and the sentence that says what was measured where, when and at
@@ -13,11 +14,14 @@ import statistics
 import pandas as pd
 
 from ..entry import leave
-from ..markdown import write_page
+from ..markdown import DOCS, write_page
 from ..words import show_bytes
+from ..writing import write_whole
+from . import pairs
 from .cells import SKEWED, TRANSLATE, Measured, cell_rows, newest_code
 from .control import words
 from .pictures import LINK_WORDS
+from .results import read_all
 from .settings import AGAIN, BATCHES, LINKS, PEER_BATCHES
 from .tables import HEADLINES, PEERS, Outcome, targets
 
@@ -262,6 +266,8 @@ def gpu_frames(content: dict) -> dict[str, pd.DataFrame]:
 
 def main() -> int:
     print(write_page("performance", "performance.md"))
+    pools = DOCS / "pools.md"
+    print(write_whole(pools, pairs.with_clock(pools.read_text(encoding="utf-8"), read_all())))
     return 0
 
 

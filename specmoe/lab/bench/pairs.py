@@ -7,7 +7,9 @@ sentences. Nothing is measured here.
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
@@ -23,6 +25,7 @@ MODELS = (TRANSLATE, SKEWED)
 GOAL = 0.97  # of auto over the best single method
 OVER = {"best cached": "cached", "on-demand": "on_demand", "resident": "resident"}
 DEFAULT, OURS = "temporal", "decayed"  # evictions
+CLOCK = "By the clock"  # a sentence of docs/pools.md begins so
 
 
 def pair_frame(files: dict[str, dict]) -> pd.DataFrame:
@@ -100,13 +103,20 @@ def pool_words(files: dict[str, dict]) -> str:
             ratios.append(ratio)
             said.append(f"{_plain(ratio)} of `{best}` on {model} with {batch} rows")
     if not said:
-        return ""
+        return f"{CLOCK}, nothing has been measured yet."
     ahead, behind = _sides(ratios, 1.0)
     return (
-        f"By the clock, in turn, experts of 3 MiB on a disk as it is, `{OURS}` is at "
+        f"{CLOCK}, in turn, experts of 3 MiB on a disk as it is, `{OURS}` is at "
         f"{', at '.join(said)}, in each case the fastest of the other four: surely ahead in {ahead} "
         f"of {len(said)}, surely behind in {behind}."
     )
+
+
+def with_clock(page: str, files: dict[str, dict]) -> str:
+    """docs/pools.md with today's ``pool_words``."""
+    whole = {"break_on_hyphens": False, "break_long_words": False}
+    said = textwrap.fill(f"- {pool_words(files)}", 118, subsequent_indent="  ", **whole)
+    return re.sub(rf"(?m)^- {CLOCK}.*\n(?:  .*\n)*", lambda _: f"{said}\n", page)
 
 
 def _sides(ratios: Iterable[Ratio], goal: float) -> tuple[int, int]:
