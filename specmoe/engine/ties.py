@@ -1,4 +1,4 @@
-"""What is no error: two numbers of 16 bits that only rounding tells apart, and the token that hangs
+"""What is no error: two numbers of 16 bits that only rounding tells apart, and the token that depends
 on them.
 
 Comes in: two logits; or transformers' own model, which has read a text, and the token that it

@@ -82,9 +82,9 @@ class RunExperts:
 
     @contextmanager
     def drafting(self) -> Iterator[bool]:
-        """Within, forward passes are the draft's: resident experts only; reads may begin, and none
-        is waited for. The draft set is what every layer keeps; what a fixed or own set names and is
-        not here is fetched first.
+        """Within, forward passes are the draft's: resident experts only; reads may begin. The
+        draft set is what every layer keeps; what a fixed or own set names and is not here is fetched
+        first.
         False: a layer has no draft expert yet."""
         if not self._choose_residents():
             yield False

@@ -107,7 +107,7 @@ def decode(batch: Batch) -> Iterator[Round]:
     while batch.rows:
         batch.trace.round, began_s = len(batch.rounds), time.perf_counter()
         before = batch.experts.pool.counts.copy()
-        drafted = draft(batch)  # with resident experts; it waits for no read
+        drafted = draft(batch)  # computes resident experts only
         ahead, drafted_s = batch.experts.pool.counts.copy(), time.perf_counter() - began_s
         logits = verify(batch, drafted)  # each missing expert is asked for once
         accepted, num_new = accept(batch, drafted, logits)
