@@ -1,5 +1,5 @@
-"""What is no error: two numbers of 16 bits that only rounding tells apart, and the token that depends
-on them.
+"""What is no error: two numbers of 16 bits that only rounding tells apart, and the token that
+depends on them.
 
 Comes in: two logits; or transformers' own model, which has read a text, and the token that it
 likes less. Goes out: whether rounding alone decides, and where. ``exactness`` asks this of every

@@ -83,8 +83,8 @@ class RunExperts:
     @contextmanager
     def drafting(self) -> Iterator[bool]:
         """Within, forward passes are the draft's: resident experts only; reads may begin. The
-        draft set is what every layer keeps; what a fixed or own set names and is not here is fetched
-        first.
+        draft set is what every layer keeps; what a fixed or own set names and is not here is
+        fetched first.
         False: a layer has no draft expert yet."""
         if not self._choose_residents():
             yield False
