@@ -107,7 +107,7 @@ SPEED_UPS = (
     (4.0, TRANSLATE, "throttled", "cached", BATCHES[3:], min, "B >= 64"),
     (2.5, SKEWED, "throttled", "cached", BATCHES[3:], min, "B >= 64"),
 )
-# What the page opens with: two ratios to be glad of, two that are not reached, one of bytes.
+# What the page opens with: two ratios over on-demand, bytes, the best pool, a peer.
 HEADLINES = (
     "translate, native: specmoe / on-demand, best batch",
     "translate, 0.25 GB/s: specmoe / on-demand, B = 256",
