@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from specmoe.checkpoint import pack
 from specmoe.lab import figures, report
 
 NEW = ("best_settings", "hot_experts")
@@ -41,6 +42,17 @@ def test_the_best_of_each_memory_is_what_read_least_and_the_fastest_stands_besid
     _, _, four, eight = report.say_best(table).splitlines()
     assert "| `specmoe`, gamma 6 | 1.95 KiB | 0.50 | `cached` | 30" in four
     assert "| `cached` | 1000 B | 1.00 | `specmoe`, gamma 2 | 50" in eight
+
+
+def test_only_experts_that_are_smaller_are_widened(tmp_path, tiny):
+    """A model of one's own has larger ones, and the report ran into a refusal."""
+    assert report.to_widen("tiny-skewed", "256KiB") == "256KiB"
+    assert report.to_widen("tiny-skewed", "1KiB") is None
+    assert report.to_widen("tiny-skewed", None) is None
+    own = tiny("mixtral")
+    assert report.to_widen(str(own), "1MiB") == "1MiB"
+    pack(own, tmp_path / "packed")
+    assert report.to_widen(str(tmp_path / "packed"), "1MiB") is None
 
 
 def test_the_map_of_settings_has_a_panel_for_each_batch_and_a_point_for_each_run(table):

@@ -53,7 +53,7 @@ FILES = {
     "in.jsonl": '{"prompt": "sums: 17 + 36", "max_new_tokens": 8}\n',
 }
 FILLED = {"MODEL": "tiny-skewed", "DIR": "records", "GRID.yaml": "grid.yaml", "COMMAND": "sweep"}
-# The report runs for a minute and more; tests/test_report_choosing.py runs it on a small grid.
+# The report runs for most of a minute; tests/test_report_choosing.py runs it on a small grid.
 ELSEWHERE = {"specmoe report run best_settings -p model=DIR"}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...shipped import notebooks_dir
 from ..writing import save_metrics
 from .against import changes, check_against, count_changes, say_change
-from .choosing import best_of, hot_by_prompt, hot_experts, say_best
+from .choosing import best_of, hot_by_prompt, hot_experts, say_best, to_widen
 from .page import external_loads, offline_html
 from .parameters import list_reports, report_parameters, typed_parameters
 from .progress import teller

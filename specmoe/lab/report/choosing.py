@@ -12,10 +12,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...options import parse_bytes
 from ..words import markdown_rows, show_bytes, show_number
 
 BYTES, SPEED = "fetched_bytes_per_token", "tokens_per_second"
 HEAD = "batch, N, reads least, bytes per token, of `cached`, fastest here, tokens/s".split(", ")
+
+
+def to_widen(model: str, expert_bytes: str | None) -> str | None:
+    """``expert_bytes`` where the experts of ``model`` are smaller and can be widened, else None."""
+    from ...checkpoint import resolve
+    from ...checkpoint.files import open_checkpoint
+    from ...checkpoint.plan import plan_experts
+    from ...checkpoint.rest import packed_plan
+
+    wanted = parse_bytes("expert_bytes", expert_bytes)
+    if wanted is None or packed_plan(
+        folder := resolve(model)
+    ):  # packed experts stay as wide as they are
+        return None
+    layout = plan_experts(open_checkpoint(folder)).layout
+    return None if layout.is_low_bit or layout.payload_bytes >= wanted else expert_bytes
 
 
 def best_of(part: pd.DataFrame) -> dict[str, Any]:
