@@ -24,6 +24,7 @@ from specmoe.lab.bench import (
     gpu_numbers,
     low_bit,
     offload,
+    outcomes,
     page,
     pairs,
     parts,
@@ -500,7 +501,7 @@ def files_of(*rows: dict) -> dict:
     return files
 
 
-def outcome(files: dict, words: str) -> tables.Outcome:
+def outcome(files: dict, words: str) -> outcomes.Outcome:
     [found] = [each for each in tables.targets(files) if words in each.name]
     return found
 
@@ -531,7 +532,7 @@ def test_an_interval_is_students():
 def test_nothing_is_claimed_inside_the_spread_of_two_arms_of_one_method():
     wobble = (0.9, 1.0, 1.1)
 
-    def of(speed: float, again: float) -> tables.Outcome:
+    def of(speed: float, again: float) -> outcomes.Outcome:
         rows = [
             row(what, 256, value * part, slice=turn)
             for turn, part in enumerate(wobble)
@@ -555,7 +556,7 @@ def test_nothing_is_claimed_inside_the_spread_of_two_arms_of_one_method():
     ]
     found = of(520.0, 1.05)
     assert found.found.spread == pytest.approx(1.05)
-    shown = tables.target_frame([found]).iloc[0]
+    shown = outcomes.target_frame([found]).iloc[0]
     assert (shown["met"], shown["A/A"]) == ("within the spread", "± 5.0%")
     assert shown["measured"] == "5.20× (5.20 to 5.20)"
 
@@ -652,12 +653,12 @@ def test_a_target_of_every_batch_is_met_where_each_of_them_surely_is():
 
     def of(*ratios: control.Ratio) -> str:
         values = dict(enumerate(ratios))
-        return tables._of_batches(tables.Outcome("", 0.97, True), values, min).verdict
+        return outcomes.of_batches(outcomes.Outcome("", 0.97, True), values, min).verdict
 
     assert of(sure) == "yes" and of(sure, wide) == "within the interval"
     assert of(sure, wide, apart) == "within the spread"
     assert of(apart, sure, missed, wide) == "no: not reached"
-    best = tables._of_batches(tables.Outcome("", 0.97, True), {1: missed, 4: sure}, max)
+    best = outcomes.of_batches(outcomes.Outcome("", 0.97, True), {1: missed, 4: sure}, max)
     assert best.verdict == "yes", "of the best batch one is enough"
 
 
@@ -688,7 +689,7 @@ def test_a_link_that_was_set_is_the_floors_whatever_the_disk_did_at_the_probe():
 
 
 def test_the_row_of_bytes_has_the_oracles_and_beladys(monkeypatch):
-    def of(least: float) -> tables.Outcome:
+    def of(least: float) -> outcomes.Outcome:
         monkeypatch.setattr(tables.bound, "over_on_demand", lambda: {10: 0.2, 32: least})
         rows = [row("on_demand", 256, 100.0), row("specmoe", 256, 300.0, fetched_bytes=6e7)]
         return outcome(files_of(*rows), "translate: bytes per token, specmoe / on-demand")
@@ -790,7 +791,7 @@ def test_shares_and_what_was_not_measured():
     assert outcome(files, "translate, native: drafting").measured == pytest.approx(0.15)
     missing = outcome(files, "tracing on / off")
     assert missing.measured is None
-    assert list(tables.target_frame([missing])["measured"]) == ["not measured"]
+    assert list(outcomes.target_frame([missing])["measured"]) == ["not measured"]
     assert "not measured" in tables.text(files) and "not measured" in tables.text({})
 
 
@@ -863,7 +864,7 @@ def test_a_number_that_changes_in_the_results_changes_the_page():
     name = "translate, native: specmoe / on-demand, B = 256"
 
     def shown() -> list:
-        frame = tables.target_frame(tables.targets(files))
+        frame = outcomes.target_frame(tables.targets(files))
         return frame[frame["what"] == name][["measured", "met"]].values.tolist()
 
     assert shown() == [["6.05×", "yes"]]
@@ -878,7 +879,7 @@ def test_another_machine_has_its_own_numbers(tmp_path):
         json.dumps(there["translate-native"]), encoding="utf-8"
     )
     [files] = results.read_elsewhere(tmp_path)
-    assert "4.04×" in list(tables.target_frame(tables.targets(files))["measured"])
+    assert "4.04×" in list(outcomes.target_frame(tables.targets(files))["measured"])
 
 
 def test_the_page_says_how_far_slices_of_one_method_lie_apart():

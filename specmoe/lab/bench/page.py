@@ -20,10 +20,11 @@ from ..writing import write_whole
 from . import pairs
 from .cells import SKEWED, TRANSLATE, Measured, cell_rows, newest_code
 from .control import words
+from .outcomes import Outcome
 from .pictures import LINK_WORDS
 from .results import read_all
 from .settings import AGAIN, BATCHES, LINKS, PEER_BATCHES
-from .tables import HEADLINES, PEERS, Outcome, targets
+from .tables import HEADLINES, PEERS, targets
 
 
 def headlines(files: dict[str, dict]) -> list[Outcome]:

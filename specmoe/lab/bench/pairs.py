@@ -18,8 +18,9 @@ import pandas as pd
 
 from .cells import SKEWED, TRANSLATE, Measured, auto_over_best, best_single, bytes_of, share_of
 from .control import Ratio, words
+from .outcomes import Outcome
 from .settings import BATCHES, EVICTIONS, LINKS, POOL_BATCHES
-from .tables import LINK_NAMES, Outcome
+from .tables import LINK_NAMES
 
 MODELS = (TRANSLATE, SKEWED)
 GOAL = 0.97  # of auto over the best single method

@@ -1,15 +1,13 @@
 """The table of targets: each beside what was measured, and what the floor would allow.
 
-Comes in: the contents of the result files. Goes out: outcomes, and a frame of words. ``run`` prints it, the notebook ``performance`` shows all. Nothing is measured
-here; the bound in bytes was counted (``lab.bound``). A missing measurement is ``None``, shown as "not measured"."""
+Comes in: the contents of the result files. Goes out: outcomes, and a frame of words. ``run`` prints
+it, the notebook ``performance`` shows all. Nothing is measured here; the bound in bytes was counted
+(``lab.bound``). A missing measurement is ``None``, shown as "not measured".
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-
-import pandas as pd
 
 from .. import bound
 from .cells import (
@@ -22,7 +20,8 @@ from .cells import (
     bytes_of,
     divide,
 )
-from .control import Ratio, words
+from .control import Ratio
+from .outcomes import Outcome, of_batches, target_frame, those_measured
 from .settings import BATCHES, LINKS, LOW_BIT_BATCHES, PEER_BATCHES
 
 PEERS = (
@@ -32,66 +31,11 @@ PEERS = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One target. ``found``: what was measured; ``at_least``: whether more is better; ``floor`` and
-    ``note`` are words. ``bound``: what ``found`` would be at the floor; ``each``: what has to hold
-    one by one, where the target is of every batch."""
-
-    name: str
-    goal: float
-    at_least: bool
-    found: Ratio | None = None
-    floor: str = ""
-    note: str = ""
-    unit: str = "×"
-    bound: float | None = None
-    each: tuple[Ratio, ...] = ()
-
-    @property
-    def measured(self) -> float | None:
-        return self.found.value if self.found else None
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.measured is None else self._reaches(self.measured)
-
-    @property
-    def verdict(self) -> str:
-        """The worst of all that has to hold; of a missed one, why. No claim where two arms of one
-        method lie as far apart as the measured and the goal, or where the interval holds the
-        goal."""
-        if self.found is None:
-            return ""
-        said = {self.verdict_of(ratio) for ratio in self.each or (self.found,)}
-        worst = next(verdict for verdict in VERDICTS if verdict in said)
-        if worst == "no":
-            missed_too = self.bound is not None and not self._reaches(self.bound)
-            worst = "no: the floor forbids it" if missed_too else "no: not reached"
-        return f"{worst} (old)" if self.found.old else worst
-
-    def verdict_of(self, ratio: Ratio) -> str:
-        """Of one of all that has to hold."""
-        if ratio.within(self.goal):
-            return "within the spread"
-        if ratio.open(self.goal):
-            return "within the interval"
-        return "yes" if self._reaches(ratio.value) else "no"
-
-    def _reaches(self, value: float) -> bool:
-        return value >= self.goal if self.at_least else value <= self.goal
-
-    def words(self, value: float) -> str:
-        return words(Ratio(value), self.unit)
-
-
 # ---- the targets ----
 
 SHORT = {TRANSLATE: "translate", SKEWED: "skewed"}
 LINK_NAMES = {"native": "native", "throttled": "0.25 GB/s"}
 OTHERS = {"on_demand": "on-demand", "cached": "best cached"}
-Values = dict[int, Ratio | None]  # by batch
-VERDICTS = ("no", "within the spread", "within the interval", "yes")  # the worst first
 # specmoe over another method: the goal, where, over what, at which batches, what is taken of them
 SPEED_UPS = (
     (6.0, TRANSLATE, "native", "on_demand", BATCHES, max, "best batch"),
@@ -130,74 +74,18 @@ def targets(files: dict[str, dict]) -> list[Outcome]:
     ]
 
 
-def target_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
-    """Target, measured, whether it was met, the floor, and the single values behind it, in
-    words."""
-    rows = [
-        {
-            "what": one.name,
-            "target": f"{'≥' if one.at_least else '≤'} {one.words(one.goal)}",
-            "measured": words(one.found, one.unit) if one.found else "not measured",
-            "met": one.verdict,
-            "A/A": f"± {one.found.spread - 1:.1%}" if one.found and one.found.spread else "",
-            "what the floor would allow": one.floor,
-            "by batch": one.note,
-        }
-        for one in outcomes
-    ]
-    return pd.DataFrame(rows)
-
-
 def text(files: dict[str, dict]) -> str:
     """The targets for a terminal."""
     return target_frame(targets(files)).to_string(index=False, justify="left")
 
 
-def _of_batches(target: Outcome, values: Values, take: Callable) -> Outcome:
-    """``target`` with ``take`` of the batches that were measured last; the note says which, where
-    there are several, and what is older. The worst of them: all of them have to hold."""
-    new, old = (_those(values, old=old) for old in (False, True))
-    note = f"B = {', '.join(_listed(new))}" if len(values) > 1 and new else ""
-    if len(values) > 1 and old:
-        note = f"{note}; old: " * bool(note) + f"B = {', '.join(_listed(old))}"
-    last = new or old
-    every = tuple(last.values()) if take is (min if target.at_least else max) else ()
-    return replace(target, found=_taken(take, last), note=note, each=every)
-
-
-def _those(values: Values, old: bool) -> dict[int, Ratio]:
-    return {b: ratio for b, ratio in values.items() if ratio is not None and ratio.old == old}
-
-
-def _listed(values: dict[int, Ratio]) -> list[str]:
-    return [f"{batch}: {words(ratio).replace('×', '')}" for batch, ratio in values.items()]
-
-
-def _taken(take: Callable, values: dict[int, Ratio]) -> Ratio | None:
-    """The least or the greatest as it is; of a mean, the mean of the ends and the widest spread."""
-    if not values:
-        return None
-    if take is not statistics.mean:
-        return take(values.values(), key=lambda ratio: ratio.value)
-
-    def mean(name: str) -> float | None:
-        ends = [getattr(ratio, name) for ratio in values.values()]
-        return None if None in ends else statistics.mean(ends)
-
-    spread = among(max, [ratio.spread for ratio in values.values()])
-    old = any(ratio.old for ratio in values.values())
-    return Ratio(
-        statistics.mean(r.value for r in values.values()), mean("low"), mean("high"), spread, old
-    )
-
-
 def _speed_up(found: Measured, goal, model, link, over, batches, take, which: str) -> Outcome:
     ratios = {batch: found.ratio(model, link, batch, "specmoe", over) for batch in batches}
-    known = _those_measured(ratios)
+    known = those_measured(ratios)
     at_floor = among(take, [found.ratio_at_floor(model, link, batch, over) for batch in known])
     name = f"{SHORT[model]}, {LINK_NAMES[link]}: specmoe / {OTHERS[over]}, {which}"
     target = Outcome(name, goal, True, floor=_at_floor(at_floor), bound=at_floor)
-    return _of_batches(target, ratios, take)
+    return of_batches(target, ratios, take)
 
 
 def _at_floor(ratio: float | None) -> str:
@@ -210,7 +98,7 @@ def _auto(found: Measured) -> list[Outcome]:
         for link, said in LINK_NAMES.items():
             ratios = {batch: auto_over_best(found, model, link, batch) for batch in BATCHES}
             name = f"{SHORT[model]}, {said}: auto / best single method, every B"
-            rows.append(_of_batches(Outcome(name, 0.97, True), ratios, min))
+            rows.append(of_batches(Outcome(name, 0.97, True), ratios, min))
     return rows
 
 
@@ -263,7 +151,7 @@ def _shares(found: Measured) -> list[Outcome]:
         other = {batch: _not_arithmetic(found, model, batch) for batch in (64, 256)}
         at_disk, at_link = f"{SHORT[model]}, native: ", f"{SHORT[model]}, 0.25 GB/s: "
         rows += [
-            _of_batches(Outcome(name, goal, at_least, unit=""), values, max)
+            of_batches(Outcome(name, goal, at_least, unit=""), values, max)
             for name, goal, at_least, values in (
                 (f"{at_disk}waiting for the link, {OF_ALL}", 0.05, False, waits),
                 (f"{at_link}rate of specmoe's reads over the raw rate, best B", 0.90, True, rates),
@@ -319,11 +207,11 @@ def _ours(found: Measured) -> list[Outcome]:
 
 def _beside_resident(found: Measured, model: str) -> Outcome:
     ratios = {b: found.ratio(model, "native", b, "specmoe", "resident") for b in BATCHES[1:]}
-    bounds = [found.ratio_at_floor(model, "native", b, "resident") for b in _those_measured(ratios)]
+    bounds = [found.ratio_at_floor(model, "native", b, "resident") for b in those_measured(ratios)]
     at_floor = among(min, bounds)
     name = f"{SHORT[model]}, native: specmoe / resident, B >= 4"
     target = Outcome(name, 0.9, True, floor=_at_floor(at_floor), bound=at_floor)
-    return _of_batches(target, ratios, min)
+    return of_batches(target, ratios, min)
 
 
 def _low_bit(found: Measured, store: str, goal: float) -> Outcome:
@@ -331,22 +219,17 @@ def _low_bit(found: Measured, store: str, goal: float) -> Outcome:
     at = (SKEWED, "throttled")
     ratios = {b: found.ratio(*at, b, store, "bf16", "low_bit") for b in LOW_BIT_BATCHES}
     bounds = []
-    for batch in _those_measured(ratios):
+    for batch in those_measured(ratios):
         whole = found.sums(*at, batch, "bf16", "low_bit")
         link_s = bytes_of(whole) * int(store[3:]) / 16 / LINKS["throttled"]
         bounds.append(divide(1.0, link_s * found.speed(*at, batch, "bf16", "low_bit")))
     least = among(min, bounds)
     name = f"skewed, 0.25 GB/s: store of {store[3:]} bits / of bf16, the same text, specmoe"
     floor = f"{least:.1f}× if nothing but reads took time" if least else ""
-    return _of_batches(Outcome(name, goal, True, floor=floor, bound=least), ratios, min)
+    return of_batches(Outcome(name, goal, True, floor=floor, bound=least), ratios, min)
 
 
 def _over_floor(found: Measured, model: str) -> Outcome:
     ratios = {b: found.over_floor(model, "throttled", b, "specmoe") for b in BATCHES if b <= 64}
     name = f"{SHORT[model]}, 0.25 GB/s: specmoe's time / its floor, B <= 64"
-    return _of_batches(Outcome(name, 1.05, False), ratios, max)
-
-
-def _those_measured(values: Values) -> dict[int, Ratio]:
-    """By batch what was measured last."""
-    return _those(values, old=False) or _those(values, old=True)
+    return of_batches(Outcome(name, 1.05, False), ratios, max)

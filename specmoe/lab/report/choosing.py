@@ -27,9 +27,10 @@ def to_widen(model: str, expert_bytes: str | None) -> str | None:
     from ...checkpoint.rest import packed_plan
 
     wanted = parse_bytes("expert_bytes", expert_bytes)
-    if wanted is None or packed_plan(
-        folder := resolve(model)
-    ):  # packed experts stay as wide as they are
+    if wanted is None:
+        return None
+    folder = resolve(model)
+    if packed_plan(folder):  # packed experts stay as wide as they are
         return None
     layout = plan_experts(open_checkpoint(folder)).layout
     return None if layout.is_low_bit or layout.payload_bytes >= wanted else expert_bytes
