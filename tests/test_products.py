@@ -62,6 +62,12 @@ WEIGHTS = {
     "mxfp4": ("mxfp4", [whole(torch.uint8, 0, 256, ROWS, 64, 16), exponents(ROWS, 64)], ()),
     "fp4": ("fp4", [whole(torch.int8, -128, 127, ROWS, 1024), exponents(ROWS, 64)], (1, 32)),
     "int4": ("int4", [words(ROWS, 256), floats(ROWS, 16).bfloat16()], (1, 128, 4, COLUMNS)),
+    # a group that begins in one piece of columns and ends in the next
+    "int4, odd groups": (
+        "int4",
+        [words(ROWS, 240), floats(ROWS, 20).bfloat16()],
+        (1, 96, 4, 1920),
+    ),
     "int4, cut": ("int4", [words(ROWS, 257), floats(ROWS, 1)], (1, 2050 - 2, 4, 2050 - 2)),
     "int8": ("int8", [words(ROWS, 512), floats(ROWS, 16).bfloat16()], (1, 128, 8, COLUMNS)),
 }
