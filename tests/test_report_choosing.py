@@ -13,6 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from tiny_architectures import make_checkpoint
+from tiny_low_bit import int4, make_low_bit
 
 from specmoe.checkpoint import pack
 from specmoe.lab import figures, report
@@ -53,6 +56,10 @@ def test_only_experts_that_are_smaller_are_widened(tmp_path, tiny):
     assert report.to_widen(str(own), "1MiB") == "1MiB"
     pack(own, tmp_path / "packed")
     assert report.to_widen(str(tmp_path / "packed"), "1MiB") is None
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 96}  # whole groups
+    plain = make_checkpoint("qwen3_moe", tmp_path / "plain", torch.bfloat16, **sizes)
+    few_bits = make_low_bit(plain, tmp_path / "few bits", int4)
+    assert report.to_widen(str(few_bits), "1MiB") is None
 
 
 def test_the_map_of_settings_has_a_panel_for_each_batch_and_a_point_for_each_run(table):
