@@ -106,6 +106,26 @@ def test_disk_rates_are_of_a_temporary_file_that_is_removed(tmp_path):
     assert set(threading.enumerate()) <= before
 
 
+def test_raw_reads_take_each_record_once_and_in_order(tmp_path, monkeypatch):
+    """A file read again comes faster from some disks: the rate would be nobody's."""
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_bytes(bytes(5 * 8192 + 100))
+    places, read = [], probes.RawFile.read
+
+    def watched(self, offset, num_bytes):
+        places.append((os.readlink(f"/proc/self/fd/{self.file}"), offset))
+        return read(self, offset, num_bytes)
+
+    monkeypatch.setattr(probes.RawFile, "read", watched)
+    assert probes.raw_reads_rate(files, 5000, 7 * 8192, num_readers=1) > 0
+    assert places == sorted(set(places)) and len(places) == 7
+    assert {offset % 8192 for _, offset in places} == {0}
+    places.clear()
+    probes.raw_reads_rate(files, 5000, 100 * 8192, num_readers=4)
+    assert len(set(places)) == len(places) == 10, "all there are, and none of them twice"
+
+
 def test_records_are_rounded_up_to_whole_pages(tmp_path):
     assert probes.disk_rates(tmp_path, 2**20, 5000, 0.01, readers=(1,))["record_bytes"] == 8192
 

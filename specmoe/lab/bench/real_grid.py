@@ -39,8 +39,6 @@ PEERS = ("llama", "accelerate")
 # and is nobody's best.
 FIXED = "specmoe_4"
 BATCHES, SHARES, REPEATS = (1, 16, 4), (50, 12, 25, 100), 2
-# accelerate's speed depends on no share: it moves every expert in every step
-SHARE_OF_ACCELERATE = SHARES[0]
 SECONDS, WARM_UP_S = 10.0, 3.0
 MOST_S = 420.0  # of one cell
 SPARE_DISK = 2**31
@@ -73,15 +71,10 @@ def cells(
     batches=BATCHES, shares=SHARES, what=(*OURS, FIXED, *PEERS), repeats=REPEATS
 ) -> list[Run]:
     """In the order in which they are measured: the most telling first; methods in turn."""
-    found = [
+    return [
         Run("olmoe-1b-7b", name, batch, f"{share}%", prompt_set=turn, part=PART)
         for turn, (share, batch, name) in turns(list(product(shares, batches, what)), repeats)
     ]
-    return [cell for cell in found if cell.method != "accelerate" or _of_accelerate(cell)]
-
-
-def _of_accelerate(cell: Run) -> bool:
-    return cell.prompt_set == 0 and share_of(cell) == SHARE_OF_ACCELERATE / 100
 
 
 def share_of(cell: Run) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 
@@ -18,7 +19,7 @@ from ..simulate.real_models import known_models
 from ..simulate.sizes import ModelSize
 from ..words import show_bytes
 from .cells import divide
-from .real_grid import BATCHES, FIXED, OURS, PEERS, SHARE_OF_ACCELERATE, SHARES
+from .real_grid import BATCHES, FIXED, OURS, PEERS, SHARES
 
 MODEL = "olmoe-1b-7b"
 NAMES = {"llama": "llama.cpp", "accelerate": "accelerate (8 of 16 layers)"}
@@ -26,7 +27,7 @@ NAMES |= {FIXED: "(specmoe, gamma 4)"}
 PLANNED = {"on_demand": "on_demand", "cached": "cached", FIXED: "specmoe"}
 MISSING = "not measured"
 # over llama.cpp wherever at most half fits; over it at one cell; over accelerate by batch
-OVER_LLAMA, OVER_LLAMA_AT, OVER_ACCELERATE = 1.0, (12, 16, 3.0), {1: 20.0, 4: 10.0, 16: 6.0}
+OVER_LLAMA, OVER_LLAMA_AT, OVER_ACCELERATE = 1.0, {(12, 16): 3.0}, {1: 20.0, 4: 10.0, 16: 6.0}
 
 
 def rows_of(content: dict, share: int, batch: int, what: str) -> list[dict]:
@@ -40,9 +41,7 @@ def rows_of(content: dict, share: int, batch: int, what: str) -> list[dict]:
 
 
 def speed(content: dict, share: int, batch: int, what: str) -> float | None:
-    """The median of a cell's repeats. accelerate moves all experts in each step: its speed at one
-    share stands for all."""
-    share = SHARE_OF_ACCELERATE if what == "accelerate" else share
+    """The median of a cell's repeats."""
     found = [row["tokens_per_second"] for row in rows_of(content, share, batch, what)]
     return statistics.median(found) if found else None
 
@@ -81,20 +80,34 @@ def _times(ours: float | None, peer: float | None) -> str:
     return f"{ratio:.2f}×" if ratio else ""
 
 
+def bytes_frame(content: dict) -> pd.DataFrame:
+    """Gigabytes from the disk per token, a row as in ``speed_frame``: nobody is faster than these."""
+    return pd.DataFrame(
+        {
+            "experts in fast memory": f"{share} %",
+            "B": batch,
+            **{NAMES.get(what, what): _gigabytes(rows_of(content, share, batch, what)) for what in (*OURS, *PEERS)},
+        }
+        for share, batch in product(sorted(SHARES, reverse=True), sorted(BATCHES))
+        if any(speed(content, share, batch, what) for what in (*OURS, "llama"))
+    )  # fmt: skip
+
+
+def _gigabytes(rows: list[dict]) -> str:
+    found = [row["fetched_bytes"] / row["num_new_tokens"] for row in rows if "fetched_bytes" in row]
+    return f"{statistics.median(found) / 1e9:.3f}" if found else MISSING
+
+
 def goals(content: dict) -> pd.DataFrame:
     """The goals of real size, and what was measured of them."""
-    rows = []
-    for share in (s for s in sorted(SHARES, reverse=True) if s <= 50):
-        for batch in sorted(BATCHES):
-            at = OVER_LLAMA_AT
-            goal = at[2] if (share, batch) == at[:2] else OVER_LLAMA
-            rows.append(_goal(content, share, batch, "llama", goal))
-    share = SHARE_OF_ACCELERATE
-    rows += [_goal(content, share, b, "accelerate", goal) for b, goal in OVER_ACCELERATE.items()]
-    return pd.DataFrame(row for row in rows if row)
+    cells = [(s, b) for s in sorted(SHARES, reverse=True) if s <= 50 for b in sorted(BATCHES)]
+    over_llama = dict.fromkeys(cells, OVER_LLAMA) | OVER_LLAMA_AT
+    rows = [_goal(content, *cell, "llama", over_llama[cell]) for cell in cells]
+    rows += [_goal(content, *cell, "accelerate", OVER_ACCELERATE[cell[1]]) for cell in cells]
+    return pd.DataFrame(rows)
 
 
-def _goal(content: dict, share: int, batch: int, peer: str, goal: float) -> dict | None:
+def _goal(content: dict, share: int, batch: int, peer: str, goal: float) -> dict:
     ours = max((speed(content, share, batch, what) or 0.0 for what in OURS), default=0.0)
     ratio = divide(ours, speed(content, share, batch, peer))
     return {
@@ -142,10 +155,7 @@ def _rounds(content: dict) -> str:
 
 
 def _cells() -> list[tuple[int, int, str]]:
-    every = [
-        (share, b, what) for share in SHARES for b in BATCHES for what in (*OURS, FIXED, *PEERS)
-    ]
-    return [c for c in every if c[2] != "accelerate" or c[0] == SHARE_OF_ACCELERATE]
+    return list(product(SHARES, BATCHES, (*OURS, FIXED, *PEERS)))
 
 
 def _absent(content: dict) -> str:

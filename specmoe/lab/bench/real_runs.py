@@ -75,11 +75,30 @@ def accelerate_run(job: dict, group: Group) -> dict:
         some = prompts(job["vocab_size"])[: job["batch"]]
         drop = (lambda: None) if held else (lambda: drop_page_cache(Path(offloaded)))
         drop_page_cache(Path(offloaded))
-        # the first step, a prefill, warms up; its seconds are left out
-        tokens, seconds = peer(some, NEW_TOKENS, drop, most_s=job["seconds"])
+        read = []
+
+        def each_step() -> None:
+            read.append(disk_bytes())
+            drop()
+
+        # the first step, a prefill, warms up; its seconds and bytes are left out
+        tokens, seconds = peer(some, NEW_TOKENS, each_step, most_s=job["seconds"])
     how = HELD_BY if held else "its files dropped from the page cache after every step"
-    found = {"num_new_tokens": tokens, "seconds": seconds, "load_s": load_s, "held_by": how}
-    return found | {"layers": ACCELERATE_LAYERS}
+    return {
+        "num_new_tokens": tokens,
+        "seconds": seconds,
+        "fetched_bytes": read[-1] - read[0],
+        "load_s": load_s,
+        "held_by": how,
+        "layers": ACCELERATE_LAYERS,
+    }
+
+
+def disk_bytes() -> int:
+    """What this process has had read from a disk so far: of a mapped file only the pages that it
+    touched and that were not in memory."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def _first_layers(folder: Path, short: Path) -> Path:
@@ -108,17 +127,19 @@ def llama_run(job: dict, group: Group) -> dict:
     rows = list(range(job["batch"]))
     llama.decode(rows * PROMPT_TOKENS, draw(job["batch"] * PROMPT_TOKENS))
     prefill_s = time.perf_counter() - began_s
-    steps, most = [], NEW_TOKENS * 8
+    steps, read, most = [], [disk_bytes()], NEW_TOKENS * 8
     while len(steps) < most and (
         sum(_warm(steps, job)) < job["seconds"] or len(_warm(steps, job)) < LEAST_STEPS
     ):
         step_s = time.perf_counter()
         llama.decode(rows, draw(job["batch"]))
         steps.append(time.perf_counter() - step_s)
+        read.append(disk_bytes())
     counted = _warm(steps, job)
     return {
         "num_new_tokens": len(counted) * job["batch"],
         "seconds": sum(counted),
+        "fetched_bytes": read[-1] - read[-1 - len(counted)],
         "steps_s": steps,
         "load_s": load_s,
         "prefill_s": prefill_s,

@@ -25,7 +25,7 @@ from ...checkpoint.formats import WIDEN
 from ...checkpoint.rest import packed_plan
 from ...errors import OptionError
 from ...model import native
-from ..machine.probes import link_rates, memory_read_rate
+from ..machine.probes import memory_read_rate, raw_reads_rate
 from . import results
 
 FAST_MEMORY = 3 * 2**30
@@ -160,9 +160,10 @@ def methods(folder: Path, tokens: int) -> dict:
         floors = {"memory": [], "disk": []}
         for _ in range(REPEATS):
             floors["memory"].append(memory_read_rate())
-            floors["disk"].append(disk_rate(folder, engine.info["expert_bytes"]))
-            for name, found in rows.items():
-                found.append(decode(engine, name, tokens if name == "cached" else 6))
+            rows["cached"].append(decode(engine, "cached", tokens))
+            run, rate = beside_raw_reads(folder, engine, "on_demand", 6)
+            rows["on_demand"].append(run)
+            floors["disk"].append(rate)
         return _against_floors(engine, rows, floors)
 
 
@@ -188,11 +189,19 @@ def _against_floors(engine, rows: dict[str, list[dict]], floors: dict[str, list[
     return found
 
 
-def disk_rate(folder: Path, record_bytes: int) -> float:
-    """Bytes per second of raw direct reads of records by as many readers as the engine has."""
-    shard = sorted(folder.glob("*.safetensors"))[0]
-    rates = link_rates(shard, record_bytes, 1.5, readers=[READERS])
-    return rates["random_bytes_per_s"][str(READERS)]
+def beside_raw_reads(
+    folder: Path, engine, method: str, tokens: int, prompt=PROMPT[:4]
+) -> tuple[dict, float]:
+    """A run, and the rate of raw reads of as many bytes right before and right after it: a disk's
+    rate changes by half within seconds."""
+    record_bytes = engine.info["expert_bytes"]
+    run = decode(engine, method, tokens, prompt)  # says how many bytes; its seconds do not count
+    num_bytes = run["prefill_bytes"] + run["fetched_bytes"]
+    shards = sorted(folder.glob("*.safetensors"))
+    before = raw_reads_rate(shards, record_bytes, num_bytes, READERS)
+    run = decode(engine, method, tokens, prompt)
+    after = raw_reads_rate(shards, record_bytes, num_bytes, READERS)
+    return run | {"raw_bytes_per_s": [before, after]}, 2 / (1 / before + 1 / after)
 
 
 def first_token(folder: Path, tokens: int) -> dict:
@@ -230,15 +239,20 @@ def in_process() -> None:
 
 
 def prefill(folder: Path, tokens: int) -> dict:
-    """32 tokens of a prompt against the time that the records it reads take by themselves."""
+    """32 tokens of a prompt against the time that the records it reads take by themselves, right
+    before and right after."""
     with opened(folder) as engine:
-        runs, rates = [], []
-        for _ in range(REPEATS):
-            rates.append(disk_rate(folder, engine.info["expert_bytes"]))
-            runs.append(decode(engine, "cached", 1, PROMPT))
-    reads_s = median(run["prefill_bytes"] for run in runs) / median(rates)
-    seconds = median(run["prefill_s"] for run in runs)
-    return {"seconds": seconds, "reads_s": reads_s, "over": seconds / reads_s, "runs": runs}
+        found = [beside_raw_reads(folder, engine, "cached", 1, PROMPT) for _ in range(REPEATS)]
+    runs = [run for run, _ in found]
+    reads_s = [run["prefill_bytes"] / rate for run, rate in found]
+    return {
+        "seconds": median(run["prefill_s"] for run in runs),
+        "reads_s": median(reads_s),
+        "over": median(run["prefill_s"] / raw_s for run, raw_s in zip(runs, reads_s, strict=True)),
+        # of a pass of raw reads over the one before: what the disk does by itself
+        "raw_over_raw": [before / after for before, after in (r["raw_bytes_per_s"] for r in runs)],
+        "runs": runs,
+    }
 
 
 def beside(folder: Path, tokens: int) -> dict:

@@ -155,6 +155,31 @@ def _read_until(
     return num_reads, reader.how
 
 
+def raw_reads_rate(files: list[Path], record_bytes: int, num_bytes: int, num_readers: int) -> float:
+    """Bytes per second of ``num_readers`` threads that read so many bytes, in records anywhere in
+    ``files``, each once, in the order in which they lie."""
+    record_bytes = -(-record_bytes // PAGE_BYTES) * PAGE_BYTES
+    places = [
+        (file, index * record_bytes)
+        for file in files
+        for index in range(os.path.getsize(file) // record_bytes)
+    ]
+    number = max(1, min(len(places), num_bytes // record_bytes))
+    chosen = iter(sorted(random.sample(places, number)))  # threads may share a list's iterator
+
+    def serve(_) -> int:
+        opened = {file: RawFile(file, record_bytes) for file in files}
+        done_bytes = sum(opened[file].read(at, record_bytes) for file, at in chosen)
+        for file in opened.values():
+            file.close()
+        return done_bytes
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(num_readers) as readers:
+        done_bytes = sum(readers.map(serve, range(num_readers)))
+    return done_bytes / (time.perf_counter() - began_s)
+
+
 # Arithmetic and copies
 
 
