@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections import namedtuple
@@ -144,7 +145,7 @@ def test_ours_come_first_and_set_the_peers_limit():
         turn = [c for c in cells if (c.regime, c.batch, c.prompt_set) == (f"{share}%", batch, 0)]
         names = [cell.method for cell in turn]
         assert names[: len(real_grid.OURS)] == list(real_grid.OURS)
-        assert "llama" in names and ("accelerate" in names) == (share == 50)
+        assert set(real_grid.PEERS) < set(names)
     rows = {
         "a": {"link": "50%", "batch": 1, "what": "cached", "resident_bytes": 100},
         "b": {"link": "50%", "batch": 1, "what": "auto", "resident_bytes": 200},
@@ -242,6 +243,35 @@ def test_a_cell_of_ours_counts_tokens_and_bytes(small, tmp_path):
     assert row["num_new_tokens"] == 2 * row["num_rounds"] and row["resident_bytes"] is None
 
 
+@pytest.mark.long
+def test_a_cell_of_accelerate_counts_what_it_reads_after_its_prefill(small, tmp_path, monkeypatch):
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=2)
+    numbers = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(real_runs, "disk_bytes", lambda: next(numbers))
+    job = {"what": "accelerate", "batch": 2, "folder": str(folder), "seconds": 30.0}
+    job |= {"room": str(tmp_path), "limit_bytes": None, "vocab_size": 320}
+    row = real_runs.accelerate_run(job, namedtuple("Group", "there")(False))
+    assert row["num_new_tokens"] == 2 * (real_runs.NEW_TOKENS - 1)
+    assert row["fetched_bytes"] == 1000 * (real_runs.NEW_TOKENS - 1)
+    assert "dropped from the page cache" in row["held_by"]
+
+
+def test_bytes_that_come_around_the_page_cache_are_counted(tmp_path):
+    from specmoe.lab.machine.probes import RawFile
+
+    file, before = tmp_path / "file", real_runs.disk_bytes()
+    with file.open("wb") as opened:
+        opened.write(bytes(2**16))
+        opened.flush()
+        os.fsync(opened.fileno())
+    reader = RawFile(file, 2**16)
+    if reader.how != "direct":
+        pytest.skip("this folder cannot be read directly")
+    reader.read(0, 2**16)
+    reader.close()
+    assert real_runs.disk_bytes() >= before + 2**16
+
+
 # ---- the page, and the plan beside the run
 
 
@@ -252,8 +282,10 @@ def row_of(share, batch, what, speed, turn=0, **more):
 
 
 def test_the_page_shows_medians_and_the_rows_where_a_peer_wins():
-    rows = row_of(50, 1, "cached", 1.0) | row_of(50, 1, "cached", 3.0, 1)
-    rows |= row_of(50, 1, "llama", 4.0, limit_bytes=2**30) | row_of(50, 1, "accelerate", 0.05)
+    rows, read = row_of(50, 1, "cached", 1.0), {"fetched_bytes": 10**9, "num_new_tokens": 4}
+    rows |= row_of(50, 1, "cached", 3.0, 1)
+    rows |= row_of(50, 1, "llama", 4.0, limit_bytes=2**30, **read)
+    rows |= row_of(50, 1, "accelerate", 0.05)
     rows |= row_of(12, 16, "specmoe_4", 9.0) | row_of(12, 16, "cached", 2.0)
     rows |= row_of(12, 16, "llama", 0.5)
     content = {"rows": rows}
@@ -264,6 +296,9 @@ def test_the_page_shows_medians_and_the_rows_where_a_peer_wins():
     assert shown["on_demand"] == "not measured"
     # a round of right drafts is shown, and is nobody's best
     assert frame.loc["12 %", 16]["best of ours / llama.cpp"] == "4.00×"
+    moved = real_page.bytes_frame(content).set_index(["experts in fast memory", "B"])
+    assert moved.loc["50 %", 1]["llama.cpp"] == "0.250"
+    assert moved.loc["12 %", 16]["cached"] == "not measured"
     goals = real_page.goals(content).set_index("what")
     assert goals.loc["best of ours / llama.cpp, 50 %, B = 1"].tolist() == ["≥ 1×", "0.50×", "no"]
     assert goals.loc["best of ours / llama.cpp, 12 %, B = 16"].tolist() == ["≥ 3×", "4.00×", "yes"]
