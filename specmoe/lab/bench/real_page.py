@@ -18,7 +18,7 @@ from ..simulate.hardware import Hardware
 from ..simulate.real_models import known_models
 from ..simulate.sizes import ModelSize
 from ..words import show_bytes
-from .cells import divide
+from .cells import among, divide
 from .real_grid import BATCHES, FIXED, OURS, PEERS, SHARES
 
 MODEL = "olmoe-1b-7b"
@@ -109,13 +109,24 @@ def goals(content: dict) -> pd.DataFrame:
 
 def _goal(content: dict, share: int, batch: int, peer: str, goal: float) -> dict:
     ours = max((speed(content, share, batch, what) or 0.0 for what in OURS), default=0.0)
-    ratio = divide(ours, speed(content, share, batch, peer))
+    theirs = speed(content, share, batch, peer)
+    ratio, most = divide(ours, theirs), divide(most_by_reads(content, share, batch), theirs)
     return {
         "what": f"best of ours / {NAMES[peer]}, {share} %, B = {batch}",
         "goal": f"≥ {goal:g}×",
         "measured": f"{ratio:.2f}×" if ratio else MISSING,
         "met": {True: "yes", False: "no"}[ratio >= goal] if ratio else "",
+        "our fewest bytes would allow": f"{most:.1f}×" if most else "",
     }
+
+
+def most_by_reads(content: dict, share: int, batch: int) -> float | None:
+    """Tokens per second of whichever of ours reads least, were it nothing but reads, at the highest
+    rate at which any process read the disk."""
+    every = [row for row in content.get("rows", {}).values() if row.get("fetched_bytes")]
+    rate = among(max, (row["fetched_bytes"] / row["seconds"] for row in every))
+    ours = [row for what in OURS for row in rows_of(content, share, batch, what) if row in every]
+    return divide(rate, among(min, (r["fetched_bytes"] / r["num_new_tokens"] for r in ours)))
 
 
 def words(content: dict) -> str:
