@@ -19,6 +19,7 @@ from specmoe.errors import OptionError
 from specmoe.lab.bench import (
     real,
     real_checkpoint,
+    real_goals,
     real_grid,
     real_page,
     real_runs,
@@ -299,7 +300,7 @@ def test_the_page_shows_medians_and_the_rows_where_a_peer_wins():
     moved = real_page.bytes_frame(content).set_index(["experts in fast memory", "B"])
     assert moved.loc["50 %", 1]["llama.cpp"] == "0.250"
     assert moved.loc["12 %", 16]["cached"] == "not measured"
-    goals = real_page.goals(content).drop(columns="our fewest bytes would allow").set_index("what")
+    goals = real_goals.goals(content).drop(columns="our fewest bytes would allow").set_index("what")
     assert goals.loc["best of ours / llama.cpp, 50 %, B = 1"].tolist() == ["≥ 1×", "0.50×", "no"]
     assert goals.loc["best of ours / llama.cpp, 12 %, B = 16"].tolist() == ["≥ 3×", "4.00×", "yes"]
     assert goals.loc["best of ours / accelerate (8 of 16 layers), 50 %, B = 1"]["met"] == "yes"
@@ -315,11 +316,28 @@ def test_a_goal_says_what_the_bytes_would_allow():
     rows = row_of(50, 1, "cached", 1.0, **read)
     rows |= row_of(50, 1, "auto", 0.5, **read | {"fetched_bytes": 4 * 10**9})
     rows |= row_of(50, 1, "accelerate", 0.5, **read | {"num_new_tokens": 1})
-    goals = real_page.goals({"rows": rows}).set_index("what")
+    goals = real_goals.goals({"rows": rows}).set_index("what")
     found = goals.loc["best of ours / accelerate (8 of 16 layers), 50 %, B = 1"]
     # 2 GB/s by 1 GB a token, over half a token a second
     assert found.tolist() == ["≥ 20×", "2.00×", "no", "4.0×"]
     assert goals.loc["best of ours / llama.cpp, 50 %, B = 1"].iloc[-1] == ""
+
+
+def test_goals_against_floors_are_of_what_was_measured():
+    rows = {
+        "prefill": {"over": 1.25},
+        "first_token": {"over_bytes": 410 * 2**20, "since_load_s": 9.0},
+    }
+    rows["beside"] = {"took_s": 60.0, "cached": {"times": 2.0}, "specmoe": {"times": 2.6}}
+    found = real_goals.floor_goals(rows).set_index("what")["met"]
+    assert {name: verdict for name, verdict in found.items() if verdict} == {
+        "a prompt of 32 tokens: time / raw reads": "yes",
+        "most memory beyond trunk and budget": "no",
+        "first token, distances unknown": "yes",
+        "cached, a core taken by others: time / time alone": "yes",
+        "specmoe, the same": "no",
+    }
+    assert (real_goals.floor_goals({})["measured"] == "not measured").all()
 
 
 def test_the_page_says_what_nobody_measured():

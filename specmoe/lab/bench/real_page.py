@@ -18,7 +18,7 @@ from ..simulate.hardware import Hardware
 from ..simulate.real_models import known_models
 from ..simulate.sizes import ModelSize
 from ..words import show_bytes
-from .cells import among, divide
+from .cells import divide
 from .real_grid import BATCHES, FIXED, OURS, PEERS, SHARES
 
 MODEL = "olmoe-1b-7b"
@@ -26,8 +26,6 @@ NAMES = {"llama": "llama.cpp", "accelerate": "accelerate (8 of 16 layers)"}
 NAMES |= {FIXED: "(specmoe, gamma 4)"}
 PLANNED = {"on_demand": "on_demand", "cached": "cached", FIXED: "specmoe"}
 MISSING = "not measured"
-# over llama.cpp wherever at most half fits; over it at one cell; over accelerate by batch
-OVER_LLAMA, OVER_LLAMA_AT, OVER_ACCELERATE = 1.0, {(12, 16): 3.0}, {1: 20.0, 4: 10.0, 16: 6.0}
 
 
 def rows_of(content: dict, share: int, batch: int, what: str) -> list[dict]:
@@ -96,37 +94,6 @@ def bytes_frame(content: dict) -> pd.DataFrame:
 def _gigabytes(rows: list[dict]) -> str:
     found = [row["fetched_bytes"] / row["num_new_tokens"] for row in rows if "fetched_bytes" in row]
     return f"{statistics.median(found) / 1e9:.3f}" if found else MISSING
-
-
-def goals(content: dict) -> pd.DataFrame:
-    """The goals of real size, and what was measured of them."""
-    cells = [(s, b) for s in sorted(SHARES, reverse=True) if s <= 50 for b in sorted(BATCHES)]
-    over_llama = dict.fromkeys(cells, OVER_LLAMA) | OVER_LLAMA_AT
-    rows = [_goal(content, *cell, "llama", over_llama[cell]) for cell in cells]
-    rows += [_goal(content, *cell, "accelerate", OVER_ACCELERATE[cell[1]]) for cell in cells]
-    return pd.DataFrame(rows)
-
-
-def _goal(content: dict, share: int, batch: int, peer: str, goal: float) -> dict:
-    ours = max((speed(content, share, batch, what) or 0.0 for what in OURS), default=0.0)
-    theirs = speed(content, share, batch, peer)
-    ratio, most = divide(ours, theirs), divide(most_by_reads(content, share, batch), theirs)
-    return {
-        "what": f"best of ours / {NAMES[peer]}, {share} %, B = {batch}",
-        "goal": f"≥ {goal:g}×",
-        "measured": f"{ratio:.2f}×" if ratio else MISSING,
-        "met": {True: "yes", False: "no"}[ratio >= goal] if ratio else "",
-        "our fewest bytes would allow": f"{most:.1f}×" if most else "",
-    }
-
-
-def most_by_reads(content: dict, share: int, batch: int) -> float | None:
-    """Tokens per second of whichever of ours reads least, were it nothing but reads, at the highest
-    rate at which any process read the disk."""
-    every = [row for row in content.get("rows", {}).values() if row.get("fetched_bytes")]
-    rate = among(max, (row["fetched_bytes"] / row["seconds"] for row in every))
-    ours = [row for what in OURS for row in rows_of(content, share, batch, what) if row in every]
-    return divide(rate, among(min, (r["fetched_bytes"] / r["num_new_tokens"] for r in ours)))
 
 
 def words(content: dict) -> str:
