@@ -188,7 +188,9 @@ def weights(small, tmp_path, monkeypatch):
         return Done(0, json.dumps(row | {"resident_bytes": 10**6}) + "\n", "")
 
     monkeypatch.setattr(subprocess, "run", answer)
-    monkeypatch.setattr(real_grid, "machine_rates", lambda *_: {"threads": 1})
+    monkeypatch.setattr(
+        real_grid, "machine_rates", lambda *_: {"threads": 1, "link_bytes_per_s": 1e6}
+    )
     return place, asked
 
 
@@ -203,6 +205,7 @@ def test_it_says_what_it_needs_goes_on_and_keeps_what_failed(weights, tmp_path, 
     assert asked[-1]["limit_bytes"] == int(1.1 * 10**6)
     size = place.size
     assert asked[0]["fast_memory"] == size.experts_bytes // 2 + 2 * size.expert_bytes
+    assert asked[0]["warm_up_s"] == 3.0 + asked[0]["fast_memory"] / 1e6, "the pool is filled once"
     file = json.loads((tmp_path / "real.json").read_text())
     assert file["rows"]["olmoe-1b-7b/50%/1/cached/0"]["tokens_per_second"] == 2.0
     assert "MemoryError: too little" in file["rows"]["olmoe-1b-7b/50%/1/specmoe/0"]["failed"]

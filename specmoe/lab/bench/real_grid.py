@@ -204,7 +204,7 @@ def measure(place: Place, cell: Run, file: results.ResultFile) -> dict:
     """One cell in its process, beside what the machine could do right before and after it."""
     ours, size = cell.method not in PEERS, place.size
     limit = None if ours else limit_bytes(file.rows, cell, size)
-    rates = machine_rates(place, size.expert_bytes)
+    rates, memory = machine_rates(place, size.expert_bytes), fast_memory(size, share_of(cell))
     with tempfile.TemporaryDirectory(prefix="specmoe-real-") as folder:
         job = {
             "what": cell.method,
@@ -213,9 +213,10 @@ def measure(place: Place, cell: Run, file: results.ResultFile) -> dict:
             "gguf": str(place.gguf),
             "room": str(place.folder),
             "vocab_size": place.config["vocab_size"],
-            "fast_memory": fast_memory(size, share_of(cell)),
+            "fast_memory": memory,
             "seconds": SECONDS,
-            "warm_up_s": WARM_UP_S,
+            # until a pool is as full as it gets
+            "warm_up_s": WARM_UP_S + memory / rates["link_bytes_per_s"],
             "threads": rates["threads"],
             "limit_bytes": limit,
             "group": f"specmoe-real-{os.getpid()}",
