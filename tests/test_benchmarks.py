@@ -882,15 +882,6 @@ def test_another_machine_has_its_own_numbers(tmp_path):
     assert "4.04×" in list(outcomes.target_frame(tables.targets(files))["measured"])
 
 
-def test_the_page_says_how_far_slices_of_one_method_lie_apart():
-    same = [row("specmoe", 256, speed, slice=number) for number, speed in enumerate((100.0, 110.0))]
-    other = [row("auto", 256, speed, slice=number) for number, speed in enumerate((100.0, 130.0))]
-    assert page.spread_words([*same, *other, row("cached", 256, 9.0)]).startswith(
-        "Slices of one method in one cell lie 20% apart in the median and 30% at most"
-    )
-    assert page.spread_words([row("cached", 256, 9.0), row("cached", 64, 12.0)]) == ""
-
-
 def test_the_page_says_on_which_gpu_what_ran():
     written = (DOCS / "performance.md").read_text(encoding="utf-8")
     found = results.read_all()["gpu"]

@@ -10,6 +10,7 @@ which commit. The prose is in the notebook.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 
 import pandas as pd
 
@@ -43,8 +44,10 @@ def machine_words(files: dict[str, dict]) -> str:
     new = [row for row in rows if row.get("code") == newest]
     latest = next(c for c in timed if any(row in new for row in c["rows"].values()))
     machine, length = latest["machine"], latest["length"]
-    slices = slices_of(new).values()
-    fewest, most = min(map(len, slices), default=0), max(map(len, slices), default=0)
+    slices = Counter(
+        (row["part"], row["batch"], row["what"]) for row in new if "tokens_per_second" in row
+    ).values()
+    fewest, most = min(slices, default=0), max(slices, default=0)
     number = str(most) if fewest == most else f"{fewest} to {most}"
     memory = machine.get("memory", {}).get("total_bytes", 0) / 2**30
     return (
@@ -55,7 +58,7 @@ def machine_words(files: dict[str, dict]) -> str:
         f" {machine.get('transformers')}, Python {machine.get('python')}; code at "
         f"{', '.join(sorted({row['commit'] for row in new}))}. Slices of"
         f" {length['slice_s']:g} s, {number} for each method, methods in turn. "
-        f"{control_words(files) or spread_words(new)} {_old_words(rows, new)}"
+        f"{control_words(files)} {_old_words(rows, new)}"
     ).rstrip()
 
 
@@ -88,31 +91,6 @@ def control_words(files: dict[str, dict]) -> str:
         f"each cell (A/A): the interval of its two arms reaches {statistics.median(known):.1%} from 1 in "
         f"the median and {max(known):.1%} at most, and where measured and target lie closer than "
         "that in their cell, nothing is claimed."
-    )
-
-
-def slices_of(rows: list[dict]) -> dict[tuple, list[float]]:
-    """(part, batch, method) -> tokens/s of each slice."""
-    speeds: dict[tuple, list[float]] = {}
-    for row in rows:
-        if "tokens_per_second" in row:
-            speeds.setdefault((row["part"], row["batch"], row["what"]), []).append(
-                row["tokens_per_second"]
-            )
-    return speeds
-
-
-def spread_words(rows: list[dict]) -> str:
-    """How far slices of the same method lie apart: a ratio closer to 1 than that says nothing."""
-    spreads = [
-        max(speeds) / min(speeds) - 1 for speeds in slices_of(rows).values() if len(speeds) > 1
-    ]
-    if not spreads:
-        return ""
-    return (
-        f"Slices of one method in one cell lie {statistics.median(spreads):.0%} apart in the "
-        "median and"
-        f" {max(spreads):.0%} at most: that is how far to trust a single ratio."
     )
 
 
