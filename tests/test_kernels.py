@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +168,9 @@ def test_what_is_not_large_or_few_is_widened_whole(large, monkeypatch):
     kernel.calibrate(module, record, 16)
     most = kernels.MOST_STORED
     assert kernel.reads_stored(most) and not kernel.reads_stored(most + 1)
+    low = copy.copy(kernel)
+    low.layout, most = SimpleNamespace(is_low_bit=True), kernels.MOST_STORED_LOW
+    assert low.reads_stored(most) and not low.reads_stored(most + 1)
     assert not ExpertKernel(LARGE, torch.bfloat16).may_read_stored, "nothing is to be widened"
     assert not ExpertKernel(LARGE, torch.float64).may_read_stored
     monkeypatch.setattr(kernels, "LEAST_STORED", LARGE.elements + 1)

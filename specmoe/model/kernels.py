@@ -41,6 +41,9 @@ LEAST_SLICED = 2**17
 LEAST_STORED = 2**21
 # The same of weights in low bits, which take far longer to widen than to read.
 LEAST_STORED_LOW = 2**17
+# Their rows: up to here C, which widens some values once for 64 rows, is faster than torch, which
+# widens all of them first.
+MOST_STORED_LOW = 256
 MOST_SHAPES = 64  # distinct shapes that are compiled before torch gives up and runs plainly
 
 
@@ -182,7 +185,8 @@ class ExpertKernel:
     def reads_stored(self, num_rows: int = 1) -> bool:
         """Whether so few rows are multiplied with the weights of a large expert as they are stored:
         nothing is gained by keeping wide ones."""
-        return self.stored is not None and num_rows <= MOST_STORED
+        most = MOST_STORED_LOW if self.layout.is_low_bit else MOST_STORED
+        return self.stored is not None and num_rows <= most
 
     def _in_dtype(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record's weights in the model's dtype: as they are, or widened in the scratch."""

@@ -68,29 +68,35 @@ static inline float to_bfloat16(float value) {
 
 /* ---- one value of a format ---- */
 
+/* ``yes`` where ``mask`` is all ones, ``no`` where it is 0: a choice that is made for many at once. */
+static inline uint32_t either(uint32_t mask, uint32_t yes, uint32_t no) {
+    return (yes & mask) | (no & ~mask);
+}
+
 static inline float e4m3(uint32_t byte) {
-    float normal = as_float(((byte & 0x7f) << 20) + (120u << 23));
-    float small = (float)(int32_t)(byte & 7) * 0x1p-9f;
-    uint32_t bits = as_bits(byte & 0x78 ? normal : small);
-    bits = (byte & 0x7f) == 0x7f ? 0x7fc00000u : bits;
+    uint32_t size = byte & 0x7f, normal = (size << 20) + (120u << 23);
+    uint32_t small = as_bits((float)(int32_t)(byte & 7) * 0x1p-9f);
+    uint32_t bits = either(-(uint32_t)(size < 8), small, normal);
+    bits = either(-(uint32_t)(size == 0x7f), 0x7fc00000u, bits);
     return as_float(bits | (byte & 0x80) << 24);
 }
 
 static inline float e5m2(uint32_t byte) {
-    float normal = as_float(((byte & 0x7f) << 21) + (112u << 23));
-    float small = (float)(int32_t)(byte & 3) * 0x1p-16f;
-    uint32_t bits = as_bits(byte & 0x7c ? normal : small);
-    bits = (byte & 0x7c) == 0x7c ? 0x7f800000u | (byte & 3) << 21 : bits;
+    uint32_t size = byte & 0x7f, normal = (size << 21) + (112u << 23);
+    uint32_t small = as_bits((float)(int32_t)(byte & 3) * 0x1p-16f);
+    uint32_t bits = either(-(uint32_t)(size < 4), small, normal);
+    bits = either(-(uint32_t)(size > 0x7b), 0x7f800000u | (byte & 3) << 21, bits);
     return as_float(bits | (byte & 0x80) << 24);
 }
 
-static inline float e2m1(uint32_t half) {
-    float normal = as_float(((half & 7) << 22) + (126u << 23));
-    float small = (float)(int32_t)(half & 1) * 0.5f;
-    return as_float(as_bits(half & 6 ? normal : small) | (half & 8) << 28);
+/* Twice its value, a whole number: 0 1 2 3 4 6 8 12, and their negatives. */
+static inline int8_t e2m1(uint8_t half) {
+    uint8_t low = half & 3, three = low & low >> 1;
+    uint8_t size = (half & 7) + ((low + 2 * three) & -(half >> 2 & 1)), sign = -(half >> 3);
+    return (int8_t)((size ^ sign) - sign);
 }
 
-static inline float int4(uint32_t half) { return (float)((int32_t)half - 8); }
+static inline int8_t int4(uint8_t half) { return (int8_t)(half - 8); }
 
 static inline float int8(uint32_t byte) { return (float)((int32_t)byte - 128); }
 
@@ -128,15 +134,17 @@ enum { STEP = 32 };
         RUNS(NAME##_some, from + at + i)                                                        \
     }
 
-/* Both halves of a byte side by side, the low one first, then one loop over all: written in turns
- * they would keep the compiler from taking many at once. */
-#define HALVES(NAME, VALUE)                                                                     \
+/* Both halves of a byte side by side, the low one first, then whole numbers, then one loop over all:
+ * written in turns they would keep the compiler from taking many at once. */
+#define HALVES(NAME, WHOLE, UNIT)                                                               \
     static inline __attribute__((always_inline)) void NAME##_some(                              \
         const uint8_t *from, float scale, long count, float *restrict out) {                    \
         uint16_t pairs[STEP / 2];                                                               \
+        int8_t whole[STEP];                                                                     \
         for (long i = 0; i < count / 2; i++) pairs[i] = (from[i] | from[i] << 4) & 0x0f0f;      \
         const uint8_t *half = (const uint8_t *)pairs;                                           \
-        for (long i = 0; i < count; i++) out[i] = VALUE(half[i]) * scale;                       \
+        for (long i = 0; i < count; i++) whole[i] = WHOLE(half[i]);                             \
+        for (long i = 0; i < count; i++) out[i] = (float)whole[i] * UNIT * scale;               \
     }                                                                                           \
     static void NAME(const Weight *w, long row, long first, long count, float *restrict into) { \
         const uint8_t *from = w->values + row * w->width + first / 2;                           \
@@ -146,8 +154,8 @@ enum { STEP = 32 };
 BYTES(widen_e4m3, e4m3)
 BYTES(widen_e5m2, e5m2)
 BYTES(widen_int8, int8)
-HALVES(widen_e2m1, e2m1)
-HALVES(widen_int4, int4)
+HALVES(widen_e2m1, e2m1, 0.5f)
+HALVES(widen_int4, int4, 1.0f)
 
 /* Blocks of ggml. No product with an integer here is ever rounded, so that it does not matter whether
  * the compiler joins it with what is added. */
