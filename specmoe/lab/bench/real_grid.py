@@ -257,6 +257,7 @@ def machine_rates(place: Place, record_bytes: int, seconds: float = 0.4) -> dict
     shards = sorted(place.checkpoint.glob("*.safetensors"))
     return {
         "link_bytes_per_s": probes.raw_reads_rate(shards, record_bytes, PROBED_BYTES, READERS),
+        "probed_bytes": PROBED_BYTES,
         "memory_bytes_per_s": 2 * probes.memory_copy_rate(seconds)["bytes_per_s"],
         "flop_per_s": probes.compute_rates(seconds)["fp32_flop_per_s"],
         "threads": torch.get_num_threads(),

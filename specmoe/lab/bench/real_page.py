@@ -186,10 +186,12 @@ def _size(content: dict) -> ModelSize:
 
 
 def ratios(content: dict) -> list[dict]:
-    """Plan over run of every row of ours that can be planned: bytes per token and speed."""
+    """Plan over run of every row of ours that can be planned: bytes per token and speed. Where the
+    link was probed for less than a second the plan would be of another link than the run's."""
     found = []
     for key, row in content.get("rows", {}).items():
-        if row["what"] in PLANNED and "tokens_per_second" in row:
+        known = "tokens_per_second" in row and row["rates"].get("probed_bytes")
+        if row["what"] in PLANNED and known:
             plan, ran = planned(content, row), row["fetched_bytes"] / row["num_new_tokens"]
             found.append(
                 {
