@@ -22,7 +22,7 @@ from pathlib import Path
 from ...offload.transfers import give_back_memory
 from ...shipped import package_path
 from .runs import Run
-from .settings import EXPERT_BYTES, TOKENS, Length
+from .settings import AGAIN, EXPERT_BYTES, TOKENS, Length
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 SPARE = 1.1
@@ -43,7 +43,7 @@ def measure_offload(place, run: Run, length: Length, rows: dict[str, dict]) -> d
             "folder": folder,
             "group": f"specmoe-bench-{os.getpid()}",
         }
-        if run.method == "specmoe":
+        if run.method.removesuffix(AGAIN) == "specmoe":
             return _until_it_lives(
                 {**job, "what": "specmoe", "texts": place.texts(run.model), "spare": SPARE},
                 "spare",

@@ -56,7 +56,8 @@ def _goal(content: dict, share: int, batch: int, peer: str, goal: float) -> dict
 def most_by_reads(content: dict, share: int, batch: int) -> float | None:
     """Tokens per second of whichever of ours reads least, were it nothing but reads, at the highest
     rate at which any process read the disk."""
-    every = [row for row in content.get("rows", {}).values() if row.get("fetched_bytes")]
+    rows = content.get("rows", {}).values()
+    every = [row for row in rows if row.get("fetched_bytes") and row.get("seconds")]
     rate = among(max, (row["fetched_bytes"] / row["seconds"] for row in every))
     ours = [row for what in OURS for row in rows_of(content, share, batch, what) if row in every]
     return divide(rate, among(min, (r["fetched_bytes"] / r["num_new_tokens"] for r in ours)))
