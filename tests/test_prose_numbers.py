@@ -120,9 +120,12 @@ def seconds_of_a_round(num: int) -> float:
 
 
 def peer_memory() -> str:
+    """With one row."""
     rows = results.read_all()["offload"]["rows"].values()
-    sizes = [row["limit_bytes"] / 1e9 for row in rows if row.get("limit_bytes")]
-    return " to ".join(sorted({f"{size:.1f}" for size in (min(sizes), max(sizes))})) + " GB"
+    [size] = {
+        row["limit_bytes"] for row in rows if row["batch"] == 1 and row["what"] == "accelerate"
+    }
+    return f"{size / 1e9:.1f} GB"
 
 
 def of_record(name: str, key: str):
