@@ -252,6 +252,8 @@ def test_bytes_that_come_around_the_page_cache_are_counted(tmp_path):
     from specmoe.lab.machine.probes import RawFile
 
     file, before = tmp_path / "file", real_runs.disk_bytes()
+    if before is None:
+        pytest.skip("this system does not say what it read")
     with file.open("wb") as opened:
         opened.write(bytes(2**16))
         opened.flush()
@@ -365,6 +367,18 @@ def test_the_plan_is_within_a_fifth_of_what_the_committed_run_measured():
         if abs(row["planned"] / row["measured"] - 1) > 0.2
     }
     assert off == OFF
+
+
+def test_no_format_is_slower_as_stored_than_widened_first():
+    """Of the committed run: a decoder that the compiler takes one value at a time is."""
+    found = results.read_object(results.FOLDER / "real_speed.json")["rows"]["formats"]
+    speeds = found["weights_per_s"]
+    assert set(speeds) == {"mxfp4", "fp8", "int4"}
+    assert all(row["stored"] > 2 * row["widened"] for row in speeds.values()), speeds
+
+
+def test_what_a_system_does_not_count_is_no_number():
+    assert real_runs.fetched(None, None) == {} and real_runs.fetched(3, 8) == {"fetched_bytes": 5}
 
 
 def test_the_parts_promise_no_more_than_the_rates_alone():

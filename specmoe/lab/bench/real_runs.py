@@ -87,18 +87,25 @@ def accelerate_run(job: dict, group: Group) -> dict:
     return {
         "num_new_tokens": tokens,
         "seconds": seconds,
-        "fetched_bytes": read[-1] - read[0],
         "load_s": load_s,
         "held_by": how,
         "layers": ACCELERATE_LAYERS,
+        **fetched(read[0], read[-1]),
     }
 
 
-def disk_bytes() -> int:
+def disk_bytes() -> int | None:
     """What this process has had read from a disk so far: of a mapped file only the pages that it
-    touched and that were not in memory."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    touched and that were not in memory; None where no system says."""
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        return None
+    lines = counters.read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def fetched(before: int | None, after: int | None) -> dict:
+    return {} if before is None else {"fetched_bytes": after - before}
 
 
 def _first_layers(folder: Path, short: Path) -> Path:
@@ -139,8 +146,8 @@ def llama_run(job: dict, group: Group) -> dict:
     return {
         "num_new_tokens": len(counted) * job["batch"],
         "seconds": sum(counted),
-        "fetched_bytes": read[-1] - read[-1 - len(counted)],
         "steps_s": steps,
+        **fetched(read[-1 - len(counted)], read[-1]),
         "load_s": load_s,
         "prefill_s": prefill_s,
         "held_by": HELD_BY if held else "nothing",
