@@ -369,3 +369,17 @@ def test_a_model_computes_the_same_with_its_layers_in_bf16(
     torch.testing.assert_close(narrow, wide, atol=1e-4, rtol=1e-4)
     assert after["trunk_weights"] == before["trunk_weights"]
     assert before["trunk_bytes"] == 4 * before["trunk_weights"] > 1.5 * after["trunk_bytes"]
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_every_byte_of_fp8_is_what_torch_makes_of_it(dtype):
+    """Those that are no number and those that are infinite, too."""
+    every = torch.zeros(256, 8, dtype=torch.uint8)
+    every[:, 0] = torch.arange(256)
+    values, scales = every.view(dtype), torch.ones(1, 1)
+    x, y = torch.zeros(1, 8), torch.empty(1, 256)
+    x[0, 0] = 1
+    made = native.native("fp8", (256, 8), [values, scales], (256, 8))
+    made.product(x, [values.data_ptr(), scales.data_ptr()], y)
+    torch.testing.assert_close(y[0], values[:, 0].float(), rtol=0, atol=0, equal_nan=True)

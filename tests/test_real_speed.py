@@ -319,13 +319,13 @@ def test_a_goal_says_what_the_bytes_would_allow():
 def test_goals_against_floors_are_of_what_was_measured():
     rows = {
         "prefill": {"over": 1.25},
-        "first_token": {"over_bytes": 410 * 2**20, "since_load_s": 9.0},
+        "first_token": {"over_bytes": 390 * 2**20, "since_load_s": 9.0},
     }
     rows["beside"] = {"took_s": 60.0, "cached": {"times": 2.0}, "specmoe": {"times": 2.6}}
     found = real_goals.floor_goals(rows).set_index("what")["met"]
     assert {name: verdict for name, verdict in found.items() if verdict} == {
         "a prompt of 32 tokens: time / raw reads": "yes",
-        "most memory beyond trunk and budget": "no",
+        "most memory beyond trunk and budget": "yes",
         "first token, distances unknown": "yes",
         "cached, a core taken by others: time / time alone": "yes",
         "specmoe, the same": "no",
@@ -397,7 +397,7 @@ def test_accelerate_gets_the_first_layers_alone(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
         real_runs, "placements", lambda model: placed.append(found(model)) or placed[0]
     )
-    numbers = itertools.count(0, 1000)
+    numbers = itertools.count(7000, 1000)
     monkeypatch.setattr(real_runs, "disk_bytes", lambda: next(numbers))
     row = real_runs.accelerate_run(job, namedtuple("Group", "there")(False))
     # after the prefill
