@@ -32,8 +32,9 @@ from specmoe.checkpoint.identity import stamp_of
 from specmoe.cli.copies import entries
 from specmoe.errors import CheckpointError, StoreError
 from specmoe.offload import affinity, shards
+from specmoe.offload.slots import Slots
 from specmoe.offload.store import open_store
-from specmoe.offload.transfers import ExpertKey, aligned_bytes
+from specmoe.offload.transfers import ExpertKey, Read, allocate_slots
 
 in_place = partial(open_experts, store="checkpoint")
 
@@ -41,7 +42,16 @@ ARCHITECTURES = ["mixtral", "qwen2_moe", "gpt_oss", "granitemoe"]
 SHARD = "model.safetensors"
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "blocks")
+
+
+@pytest.fixture(params=["large", "any"], ids="straight-{}".format)
+def blocks(request, monkeypatch):
+    """Which extents are read right into the slot: large ones, as for a user, or all that can be."""
+    if request.param == "any":
+        monkeypatch.setattr(in_place_file, "LEAST_SHIFTED", 0)
+        monkeypatch.setattr(shards, "LEAST_STRAIGHT", 0)
+    return request.param
 
 
 @pytest.fixture
@@ -63,8 +73,9 @@ def decoded(folder, store, **options):
 
 def record(store, key, read=None):
     """The parts of one record as ``store`` reads it, without what lies between them."""
-    buffer = aligned_bytes(store.record_bytes)
-    store.submit(ExpertKey(*key), buffer).wait()
+    slots, key = Slots(allocate_slots(1, store)), ExpertKey(*key)
+    buffer = slots.buffer(0, store.begin_of(key))
+    store.submit(key, buffer).wait()
     return {name: part.clone() for name, part in store.layout.views(buffer).items()}
 
 
@@ -138,9 +149,9 @@ def test_an_expert_may_lie_in_several_shards(tiny, tmp_path):
     assert decoded(tmp_path / "split", "checkpoint")[0] == decoded(tiny("mixtral"), "disk")[0]
 
 
-def write_apart(folder, tensors, shift: int = 0) -> None:
+def write_apart(folder, tensors, shift: int = 0, to: int = 1) -> None:
     """One shard whose experts' tensors of one name lie together, so none beside its siblings, from
-    a byte on that no block begins with."""
+    a byte on that no block begins with, a multiple of ``to``."""
     body, header, at = bytearray(), {"__metadata__": {"shift": "x" * shift}}, 0
     for name in sorted(tensors, key=lambda name: (name.split(".")[-2], name)):
         raw = tensors[name].contiguous().view(torch.uint8).numpy().tobytes()
@@ -148,6 +159,7 @@ def write_apart(folder, tensors, shift: int = 0) -> None:
         header[name]["data_offsets"] = [at, at + len(raw)]
         body, at = body + raw, at + len(raw)
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % to)
     (folder / SHARD).write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
@@ -172,6 +184,27 @@ def test_blocks_around_a_record_cost_at_most_one_percent(wide, tmp_path, shift):
     assert 1 <= store.info()["read_amplification"] <= 1.01
     store.close()
     with_copy.close()
+
+
+@pytest.mark.parametrize(("shift", "to"), [(0, 8), (8, 8), (4088, 8), (0, 1), (4, 1)])
+def test_a_large_record_is_not_copied_but_for_the_ends_of_its_tensors(wide, tmp_path, shift, to):
+    """As safetensors writes headers. Of others numbers may begin at any byte: those are copied."""
+    folder = shutil.copytree(wide, tmp_path / "m")
+    write_apart(folder, load_file(wide / SHARD), shift, to)
+    store, key = open_store("checkpoint", in_place(folder)), ExpertKey(1, 7)
+    slots, reader = Slots(allocate_slots(2, store)), store._make_reader()
+    buffer = slots.buffer(1, store.begin_of(key))
+    store._copy(Read(key, buffer), reader)
+    runs = store.packed.runs(*key)
+    if store.how == "direct" and to == shards.ALIGNED:
+        by_way = sum(bool(block.any()) for block in reader[0].split(store._block))
+        assert by_way <= 2 * len(runs) and slots.memory[0].sum() == 0
+    for extent in (extent for run in runs for extent in run):
+        with open(extent.file, "rb") as stream:
+            stream.seek(extent.start)
+            expected = stream.read(extent.num_bytes)
+        assert bytes(buffer[extent.begin : extent.begin + extent.num_bytes].numpy()) == expected
+    store.close()
 
 
 def flip(placed, key):
@@ -386,9 +419,9 @@ def test_a_record_altered_while_it_is_read_for_the_first_time_is_noticed(
     placed, read = in_place(folder), shards.CheckpointStore._read
     store = open_store("checkpoint", placed)
 
-    def written_meanwhile(self, run, bounce):
+    def written_meanwhile(self, *how):
         flip(placed, (1, 3))
-        return read(self, run, bounce)
+        return read(self, *how)
 
     monkeypatch.setattr(shards.CheckpointStore, "_read", written_meanwhile)
     with pytest.raises(StoreError, match="altered after it was loaded"):

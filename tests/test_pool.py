@@ -54,6 +54,9 @@ class FakeStore:
         self.hastened = []
         self.num_cancelled = 0
 
+    def begin_of(self, key):
+        return 0
+
     def bytes_of(self, key):
         return self.record_bytes
 

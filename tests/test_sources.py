@@ -192,7 +192,7 @@ def test_more_bits_are_accepted_more_and_hold_more(open_engine):
 def test_copies_are_made_in_one_pass_over_the_store_and_kept_for_the_next_run(open_engine, plain):
     engine = open_engine(**ROOM)
     engine.generate([[1]], method="cached", max_new_tokens=1)
-    everything = 2 * 8 * engine.memory.record_bytes
+    everything = 2 * 8 * engine.memory.slot_bytes
     reads = [generate(engine, "ngram+low_bit:4").stats.draft_read_bytes for _ in range(2)]
     assert reads == [everything, 0]
     for between in ("low_bit:3", "resident"):  # both lie, or read, where the copies were

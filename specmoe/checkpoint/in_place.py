@@ -27,6 +27,9 @@ from .plan import ExpertPlan
 
 # A disk reads whole blocks: of 512 bytes, or of these.
 LARGEST_BLOCK = 4096
+# Bytes of a record from which on a slot has room for it to begin anywhere in a block, so that it
+# can be read right into it.
+LEAST_SHIFTED = 2**20
 SAMPLES = 8  # layers, and experts of each, that are asked how they lie
 
 
@@ -68,6 +71,10 @@ class InPlaceExperts:
     @property
     def layout(self) -> ExpertLayout:
         return self.plan.layout
+
+    @property
+    def slack_bytes(self) -> int:
+        return slack_bytes(self.layout.record_bytes)
 
     @property
     def checksums(self) -> dict[str, list[int] | None]:
@@ -134,6 +141,11 @@ class _Records:
                     view = memoryview(content)[first - begin : last - begin]
                     read_into(file, start + first - at, view)
         return bytes(content)
+
+
+def slack_bytes(record_bytes: int) -> int:
+    """Of a slot, beside its record."""
+    return LARGEST_BLOCK if record_bytes >= LEAST_SHIFTED else 0
 
 
 def placed(plan: ExpertPlan) -> InPlaceExperts:

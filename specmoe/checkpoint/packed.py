@@ -45,6 +45,8 @@ class PackedExperts:
     checksums: tuple[tuple[int, ...], ...]
     source: dict[str, Any]
     widened_from: int | None
+    # of a slot, beside the record
+    slack_bytes = 0
 
     @property
     def data_file(self) -> Path:

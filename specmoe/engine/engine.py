@@ -273,7 +273,8 @@ def _memory(
 ) -> MemoryPlan:
     scratch_bytes = ExpertKernel.scratch_bytes(packed.layout, experts.model.dtype)
     shape = len(experts.draft_layers), packed.num_experts
-    return plan_memory(packed.layout.record_bytes, scratch_bytes, shape, options)
+    slot_bytes = packed.layout.record_bytes + packed.slack_bytes
+    return plan_memory(slot_bytes, scratch_bytes, shape, options)
 
 
 def _store(packed: checkpoint.PackedExperts, options: LoadOptions) -> ExpertStore:

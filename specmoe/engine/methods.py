@@ -111,7 +111,7 @@ def _speculative(options, memory: MemoryPlan, packed: PackedExperts, hotness, le
 
 def source_slots(source: DraftSource, memory: MemoryPlan) -> int:
     """The slots whose place a draft source takes."""
-    return -(-source.num_bytes // memory.record_bytes)
+    return -(-source.num_bytes // memory.slot_bytes)
 
 
 def _beside(source: DraftSource, memory: MemoryPlan) -> MemoryPlan:
@@ -122,7 +122,7 @@ def _beside(source: DraftSource, memory: MemoryPlan) -> MemoryPlan:
         return memory
     left = memory.num_slots - taken
     if left < 2:
-        needed = (taken + 2) * memory.record_bytes + memory.scratch_bytes
+        needed = (taken + 2) * memory.slot_bytes + memory.scratch_bytes
         raise FastMemoryError(
             f"draft={source.name!r} holds {source.num_bytes} bytes of fast memory, which has "
             f"{memory.used_bytes}: load with fast_memory={needed} or more"

@@ -147,7 +147,7 @@ def opened(model: str) -> Iterator[Engine]:
     """The model with the fast memory of ``PER_LAYER``."""
     with load(model, store="memory") as engine:
         memory = engine.memory
-        room = PER_LAYER[model] * memory.num_layers * memory.record_bytes
+        room = PER_LAYER[model] * memory.num_layers * memory.slot_bytes
     with load(model, store="memory", fast_memory=room) as engine:
         yield engine
 

@@ -116,7 +116,7 @@ def _counts(record: Recording, hardware: Hardware, size: ModelSize) -> dict:
 def count_model(model: str, batch: int, name: str, link: float | None) -> list[dict]:
     """``count`` with held-out prompts and the fast memory of ``bound.PER_LAYER``."""
     with load(model, store="memory") as engine:
-        room = PER_LAYER[model] * engine.memory.num_layers * engine.memory.record_bytes
+        room = PER_LAYER[model] * engine.memory.num_layers * engine.memory.slot_bytes
     with load(model, store="memory", fast_memory=room) as engine:
         return count(engine, prompts_for(engine, NUM_PROMPTS[batch], SEED), batch, name, link)
 

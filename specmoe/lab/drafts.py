@@ -86,7 +86,7 @@ def _fast_memory(model: str) -> int:
     with load(model, store="memory") as engine:
         memory = engine.memory
         experts = memory.num_layers * engine.info["experts"]
-    return int(SHARE * experts) * memory.record_bytes + memory.scratch_bytes
+    return int(SHARE * experts) * memory.slot_bytes + memory.scratch_bytes
 
 
 def _row(engine: Engine, model: str, source, prompts: list, batch: int, options: dict) -> dict:
@@ -96,7 +96,7 @@ def _row(engine: Engine, model: str, source, prompts: list, batch: int, options:
     run |= {"max_new_tokens": NEW_TOKENS, "batch_size": batch, **options}
     output = engine.generate(prompts, **run)
     stats, memory = output.stats, engine.memory
-    layer_bytes = memory.num_layers * memory.record_bytes
+    layer_bytes = memory.num_layers * memory.slot_bytes
     stands_on_residents = "resident" in name or name == "layer_skip"
     held = stats.draft_bytes + stands_on_residents * memory.draft_experts * layer_bytes
     return {
@@ -117,7 +117,7 @@ def _row(engine: Engine, model: str, source, prompts: list, batch: int, options:
 def _simulated(output, engine: Engine, source: str, held: int) -> dict | None:
     """What ``draft_seconds.seconds`` makes of the run; ``held``: bytes that the draft stands on."""
     info, memory = engine.info, engine.memory
-    all_bytes = memory.num_layers * info["experts"] * memory.record_bytes
+    all_bytes = memory.num_layers * info["experts"] * memory.slot_bytes
     shares = draft_seconds.shares_of(output.trace.to_frame(), info["experts"])
     steps = draft_seconds.steps_of(source, memory.draft_experts, held / all_bytes, shares)
     return steps and draft_seconds.seconds(Recording.of(output, info), steps)

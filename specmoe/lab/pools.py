@@ -130,14 +130,14 @@ def in_the_engine(model: str, batch: int, kept: int, names: Sequence[str]) -> li
     with load(model, store="memory", draft_experts=1) as engine:
         memory = engine.memory
     slots = kept * memory.num_layers + memory.num_readers
-    room = {"fast_memory": slots * memory.record_bytes + memory.scratch_bytes, "draft_experts": 1}
+    room = {"fast_memory": slots * memory.slot_bytes + memory.scratch_bytes, "draft_experts": 1}
     rows = []
     with load(model, store="memory", trace=False, **room) as engine:
         prompts = prompts_for(engine, BATCHES[batch], SEED)
         run = {"method": "cached", "batch_size": batch, "max_new_tokens": NEW_TOKENS}
         for name in names:
             stats = engine.generate(prompts, eviction=name, **run).stats
-            fetched = stats.fetched_bytes_per_token / memory.record_bytes
+            fetched = stats.fetched_bytes_per_token / engine.info["record_bytes"]
             point = {"model": model, "batch": batch, "kept": kept, "eviction": name}
             rows.append(point | {"fetched_per_token": fetched})
     return rows

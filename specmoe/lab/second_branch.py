@@ -104,7 +104,7 @@ def _price(frame: pd.DataFrame) -> tuple[float, float]:
 def count_model(model: str, batch: int) -> dict:
     """``count`` with held-out prompts and the fast memory of ``bound.PER_LAYER``."""
     with load(model, store="memory") as engine:
-        room = PER_LAYER[model] * engine.memory.num_layers * engine.memory.record_bytes
+        room = PER_LAYER[model] * engine.memory.num_layers * engine.memory.slot_bytes
     with load(model, store="memory", fast_memory=room) as engine:
         return count(engine, prompts_for(engine, NUM_PROMPTS, SEED), batch)
 

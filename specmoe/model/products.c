@@ -20,7 +20,7 @@
 
 /* STRIDE: rows of the buffer that began a page apart would fall into the same lines of the cache */
 enum { LANES = 8, TILE = 4, BLOCK = 256, STRIDE = BLOCK + 16, MOST_ROWS = 64, CHUNK = 1 << 17 };
-enum { LINE = 64, MOST_THREADS = 64, SLAB = 512, DEEP = 4 };
+enum { LINE = 64, MOST_THREADS = 64, SLAB = 512, DEEP = 4, NARROW = 4, FEW = 8 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
@@ -277,44 +277,54 @@ static inline lanes lanes_of(const uint16_t *bfloat16) {
     return (lanes)(__builtin_convertvector(*(const halves *)bfloat16, words) << 16);
 }
 
+/* The rows of a tile are far apart, and memory gives less when it is read in turns: the next tile is
+ * asked for meanwhile, into the second cache, in the order in which it lies. */
+static inline __attribute__((always_inline)) void ask(const void *from, long count) {
+    for (long at = 0; at < count; at += LINE) __builtin_prefetch((const char *)from + at, 0, 2);
+}
+
 static inline __attribute__((always_inline)) void multiply_bf16(
-    const float *x, const float *y, const uint16_t *w, long columns, long count, lanes *sums,
-    int both) {
+    const float *x, const uint16_t *w, long columns, long count, lanes (*sums)[TILE], int rows) {
     for (long i = 0; i < count; i += LANES)
         for (int k = 0; k < TILE; k++) {
             lanes wide = lanes_of(w + k * columns + i);
-            sums[k] += *(const lanes *)(x + i) * wide;
-            if (both) sums[TILE + k] += *(const lanes *)(y + i) * wide;
+            for (int row = 0; row < rows; row++)
+                sums[row][k] += *(const lanes *)(x + row * columns + i) * wide;
         }
 }
 
-/* A whole tile for one row, or for two, never in a buffer: the memory is the limit, and what is
+/* A whole tile for NARROW rows or fewer, never in a buffer: the memory is the limit, and what is
  * saved is felt. */
 static inline __attribute__((always_inline)) void narrow_tile(const Product *p, long first,
-                                                              int both) {
+                                                              int rows) {
     enum { STEP = LINE / 2 };
     long columns = p->weight->columns, at = 0;
-    const float *x = p->x, *y = x + columns;
     const uint16_t *w = (const uint16_t *)(p->weight->values + first * p->weight->width);
-    lanes sums[2 * TILE] = {};
+    lanes sums[NARROW][TILE] = {};
     for (; at + STEP <= columns; at += STEP) {
-        for (int k = 0; k < TILE; k++) __builtin_prefetch(w + (TILE + k) * columns + at);
-        multiply_bf16(x + at, y + at, w + at, columns, STEP, sums, both);
+        ask(w + TILE * (columns + at), TILE * LINE);
+        multiply_bf16(p->x + at, w + at, columns, STEP, sums, rows);
     }
-    multiply_bf16(x + at, y + at, w + at, columns, columns - at, sums, both);
-    for (int k = 0; k < TILE; k++) {
-        float *out = p->y + (first + k) * p->step;
-        out[0] = sum_of(sums[k]);
-        if (both) out[p->stride] = sum_of(sums[TILE + k]);
+    multiply_bf16(p->x + at, w + at, columns, columns - at, sums, rows);
+    for (int row = 0; row < rows; row++)
+        for (int k = 0; k < TILE; k++)
+            p->y[row * p->stride + (first + k) * p->step] = sum_of(sums[row][k]);
+}
+
+/* With a number of rows that the compiler knows, or the sums were in memory. */
+static void narrow(const Product *p, long first) {
+    switch (p->num_rows) {
+        case 1: narrow_tile(p, first, 1); break;
+        case 2: narrow_tile(p, first, 2); break;
+        case 3: narrow_tile(p, first, 3); break;
+        case NARROW: narrow_tile(p, first, NARROW);
     }
 }
 
 static void tile(const Product *p, long first) {
-    if (p->widen == widen_bf16 && p->num_rows <= 2 && first + TILE <= p->weight->rows) {
-        if (p->num_rows == 1)
-            narrow_tile(p, first, 0);
-        else
-            narrow_tile(p, first, 1);
+    int is_bf16 = p->widen == widen_bf16;
+    if (is_bf16 && p->num_rows <= NARROW && first + TILE <= p->weight->rows) {
+        narrow(p, first);
         return;
     }
     float wide[TILE * STRIDE] __attribute__((aligned(64)));
@@ -323,21 +333,22 @@ static void tile(const Product *p, long first) {
     high = high < TILE ? high : TILE;
     memset(sums, 0, sizeof(lanes) * TILE * p->num_rows);
     if (high < TILE) memset(wide, 0, sizeof wide);
-    /* A row is left after each block, and the processor does not guess where it goes on: ask for
-     * the same bytes of the next tile. */
-    long width = p->weight->width, block = BLOCK * width / columns;
+    /* With many rows not the memory is the limit: then what is wanted next goes to the first cache. */
+    int in_order = is_bf16 && p->num_rows <= FEW;
+    long width = p->weight->width, block = BLOCK * width / columns, at = 0;
     const uint8_t *next = p->weight->values + (first + TILE) * width;
-    for (long column = 0; column < columns; column += BLOCK) {
+    for (long column = 0; column < columns; column += BLOCK, at += block) {
         long count = columns - column < BLOCK ? columns - column : BLOCK;
+        if (in_order) ask(next + TILE * at, TILE * block);
         for (long i = 0; i < high; i++) {
-            for (long at = 0; at < block; at += LINE) __builtin_prefetch(next + i * width + at);
+            for (long line = at; !in_order && line < at + block; line += LINE)
+                __builtin_prefetch(next + i * width + line);
             p->widen(p->weight, first + i, column, count, wide + i * STRIDE);
         }
         for (long row = 0; row < p->num_rows; row += 2) {
             const float *x = p->x + row * columns + column;
             multiply(x, x + columns, wide, count, sums + row * TILE, row + 1 < p->num_rows);
         }
-        next += block;
     }
     for (long row = 0; row < p->num_rows; row++)
         for (long i = 0; i < high; i++)

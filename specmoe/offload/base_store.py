@@ -40,6 +40,7 @@ class ExpertStore:
         self.packed = packed
         self.layout = packed.layout
         self.record_bytes = packed.layout.record_bytes
+        self.slot_bytes = self.record_bytes + packed.slack_bytes
         self.device = torch.device(device)
         self.link = Link(link_bytes_per_s)
         self.num_readers = num_readers
@@ -60,6 +61,10 @@ class ExpertStore:
     def bytes_of(self, key: ExpertKey) -> int:
         """Of its record; ``record_bytes`` are those of the largest."""
         return self.layout.of_layer(key.layer).record_bytes
+
+    def begin_of(self, key: ExpertKey) -> int:
+        """Where in a slot its record is best read to."""
+        return 0
 
     def cancel(self, read: Read) -> bool:
         """Take back a read nobody started; True when it will not happen."""

@@ -1,6 +1,6 @@
 """How many expert slots a byte budget gives, and how many experts per layer may draft.
 
-Comes in: the size of a record and the user's ``fast_memory`` and ``draft_experts``. Goes out: a
+Comes in: the size of a slot and the user's ``fast_memory`` and ``draft_experts``. Goes out: a
 ``MemoryPlan`` that every method but ``resident`` shares. Everything that holds expert bytes counts:
 resident experts, read buffers, prefetched experts, and the scratch in which one expert is widened
 for the arithmetic.
@@ -21,7 +21,7 @@ class MemoryPlan:
 
     fast_memory_bytes: int  # what was asked for, or what N needs
     scratch_bytes: int
-    record_bytes: int
+    slot_bytes: int
     num_slots: int
     draft_experts: int  # N
     num_layers: int  # MoE layers that keep experts (an encoder's do not)
@@ -30,7 +30,7 @@ class MemoryPlan:
     @property
     def used_bytes(self) -> int:
         """Bytes that are really held."""
-        return self.num_slots * self.record_bytes + self.scratch_bytes
+        return self.num_slots * self.slot_bytes + self.scratch_bytes
 
     @property
     def cached_experts(self) -> int:
@@ -41,7 +41,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    record_bytes: int, scratch_bytes: int, shape: tuple[int, int], options: LoadOptions
+    slot_bytes: int, scratch_bytes: int, shape: tuple[int, int], options: LoadOptions
 ) -> MemoryPlan:
     """Slots and N from what the user gave, for ``shape`` (MoE layers that keep experts, experts of
     each); ``FastMemoryError`` says how much would be needed."""
@@ -55,17 +55,17 @@ def plan_memory(
         num_draft = num_draft or max(1, min(4, num_experts // 2))
         num_slots = num_layers * num_draft + max(num_readers, num_layers * num_draft // 2)
     else:
-        num_slots = max(0, (fast_memory - scratch_bytes) // record_bytes)
+        num_slots = max(0, (fast_memory - scratch_bytes) // slot_bytes)
         num_draft = num_draft or max(1, min(num_experts // 2, num_slots // (2 * num_layers)))
     num_slots = min(num_slots, num_layers * num_experts + num_readers)
     needed = min_slots(num_layers, num_draft)
     if num_slots < needed:
         raise FastMemoryError(
-            f"fast_memory={fast_memory} holds {num_slots} experts of {record_bytes} bytes beside "
+            f"fast_memory={fast_memory} holds {num_slots} experts of {slot_bytes} bytes beside "
             f"{scratch_bytes} bytes of scratch; {num_draft} draft experts in each of {num_layers} "
             f"MoE layers and one to read into need at least "
-            f"{needed * record_bytes + scratch_bytes} bytes"
+            f"{needed * slot_bytes + scratch_bytes} bytes"
         )
-    asked = fast_memory or num_slots * record_bytes + scratch_bytes
-    sizes = asked, scratch_bytes, record_bytes
+    asked = fast_memory or num_slots * slot_bytes + scratch_bytes
+    sizes = asked, scratch_bytes, slot_bytes
     return MemoryPlan(*sizes, num_slots, num_draft, num_layers, num_readers)

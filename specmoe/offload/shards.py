@@ -1,8 +1,10 @@
 """The slow tier without a copy: records are put together from the published shards.
 
 Comes in: ``InPlaceExperts`` (``checkpoint.in_place``). Goes out: as of every store, ``Read``
-tickets that fill buffers. Direct I/O asks for whole blocks, so each run of extents is read with
-the blocks that enclose it into a reader's own buffer, and copied from there.
+tickets that fill buffers. Direct I/O asks for whole blocks, of the disk and of memory. So each run
+of extents is read with the blocks that enclose it: those that are an extent's own right into the
+slot, where the record begins where in a block its bytes begin in the file; the rest into a reader's
+own buffer, and copied from there.
 
 Nothing says what the bytes of a published file ought to be. So the files must be those that were
 opened, by their stamps; what was read is hashed, and compared where a stamp proves nothing, and the
@@ -26,7 +28,10 @@ from .transfers import ExpertKey, Read, aligned_bytes, memory_of
 
 BLOCKS = (512, 4096)  # what a disk may ask to read at once
 # Bytes that are read at once: each reader has memory of its own for as many.
-PIECE = 2**22
+PIECE = 2**24
+# Bytes of an extent from which on its own blocks are read right into the slot.
+LEAST_STRAIGHT = 2**16
+ALIGNED = 8  # to this a record in memory begins whatever the file: no element is larger
 
 
 class CheckpointStore(ExpertStore):
@@ -50,6 +55,7 @@ class CheckpointStore(ExpertStore):
         self._block = _block_of(next(iter(self._files.values()))) if self.how == "direct" else 1
         self._sums: dict[ExpertKey, int] = {}
         self._stamps: dict[ExpertKey, tuple | None] = {}
+        self._begins: dict[ExpertKey, int] = {}
         self.read_bytes = self.asked_bytes = 0
         self._counting = threading.Lock()
         super().__init__(packed, device, link_bytes_per_s, num_readers)
@@ -63,18 +69,35 @@ class CheckpointStore(ExpertStore):
         lane = CudaLane(self.device, num_bytes) if self.device.type == "cuda" else None
         return (aligned_bytes(num_bytes) if lane is None else lane.bounce), lane
 
+    def begin_of(self, key: ExpertKey) -> int:
+        """That the blocks of its largest extent are blocks of memory, too."""
+        if self.slot_bytes == self.record_bytes:
+            return 0
+        if key not in self._begins:
+            extents = (extent for run in self.packed.runs(*key) for extent in run)
+            largest = max(extents, key=lambda extent: extent.num_bytes)
+            begin = (largest.start - largest.begin) % self._block
+            self._begins[key] = 0 if begin % ALIGNED else begin
+        return self._begins[key]
+
     def _copy(self, read: Read, reader) -> None:
         (bounce, lane), key = reader, read.key
         runs = self.packed.runs(*key)
         stamp = self._stamp(key, runs)
         must_hash = stamp is None or self._stamps.get(key) != stamp
+        address = read.buffer.data_ptr() if lane is None else None
+        into, memory = memory_of(read.buffer) if lane is None else None, memory_of(bounce)
         crc = 0
         for run in _pieces(runs):
-            before = self._read(run, bounce)
-            for extent in run:
-                at = extent.start - before
-                source = bounce[at : at + extent.num_bytes]
-                target = read.buffer[extent.begin : extent.begin + extent.num_bytes]
+            own = [self._own_blocks(extent, address) for extent in run]
+            before = self._read(run, own, memory, into)
+            for extent, blocks in zip(run, own, strict=True):
+                if blocks is not None:
+                    found = _between(extent, blocks, memory, before, into)
+                    crc = self.checksum.of(found, crc) if must_hash else crc
+                    continue
+                source = bounce[extent.start - before :][: extent.num_bytes]
+                target = read.buffer[extent.begin :][: extent.num_bytes]
                 if lane is not None:
                     crc = self.checksum.of(memory_of(source), crc) if must_hash else crc
                     lane.copy(target, source, read.after)
@@ -124,14 +147,33 @@ class CheckpointStore(ExpertStore):
             "checkpoint again"
         )
 
-    def _read(self, run: list[Extent], bounce) -> int:
-        """Fill ``bounce`` with the blocks around ``run``; returns where in the file they begin."""
+    def _own_blocks(self, extent: Extent, address: int | None) -> tuple[int, int] | None:
+        """From where to where in its file the blocks of ``extent`` can be read right into the
+        record, which begins at ``address`` of host memory: they are blocks there, too."""
+        if address is None or extent.num_bytes < LEAST_STRAIGHT:
+            return None
+        end, block = extent.start + extent.num_bytes, self._block
+        first, last = -(-extent.start // block) * block, end // block * block
+        are_blocks = (address + extent.begin - extent.start) % block == 0
+        return (first, last) if are_blocks and last > first else None
+
+    def _read(self, run: list[Extent], own: list, memory, into) -> int:
+        """Read the blocks around ``run``, those of ``own`` into the record, the others into
+        ``memory``; returns where in the file they begin."""
         file, block = self._files[run[0].file], self._block
-        begin = run[0].start // block * block
+        begin = at = run[0].start // block * block
         end = run[-1].start + run[-1].num_bytes
-        memory, filled = memory_of(bounce)[: -(-(end - begin) // block) * block], 0
+        parts = []
+        for extent, blocks in zip(run, own, strict=True):
+            if blocks is not None:
+                first, last = blocks
+                to = extent.begin - extent.start
+                parts += [memory[at - begin : first - begin], into[first + to : last + to]]
+                at = last
+        parts.append(memory[at - begin : -(-(end - begin) // block) * block])
+        filled = 0
         while filled < end - begin:
-            num_bytes = os.preadv(file, [memory[filled:]], begin + filled)
+            num_bytes = os.preadv(file, _after(filled, parts), begin + filled)
             if num_bytes == 0:
                 raise StoreError(f"{run[0].file} was cut short: download the checkpoint again")
             filled += num_bytes
@@ -161,6 +203,25 @@ def _pieces(runs: list[list[Extent]]) -> Iterator[list[Extent]]:
                 room -= size
         if piece:
             yield piece
+
+
+def _between(extent: Extent, blocks: tuple[int, int], memory, before: int, into) -> memoryview:
+    """``extent`` in its record, of which ``blocks`` are there and the ends in ``memory``, which
+    begins at ``before`` of the file."""
+    begin, end, to = extent.start, extent.start + extent.num_bytes, extent.begin - extent.start
+    for first, last in ((begin, blocks[0]), (blocks[1], end)):
+        into[first + to : last + to] = memory[first - before : last - before]
+    return into[begin + to : end + to]
+
+
+def _after(filled: int, parts: list[memoryview]) -> list[memoryview]:
+    """What is left of ``parts`` when so many bytes are."""
+    left = []
+    for part in parts:
+        if filled < len(part):
+            left.append(part[filled:])
+        filled = max(0, filled - len(part))
+    return left
 
 
 def _close(files: list[int], kept: KeptSums) -> None:

@@ -1,7 +1,7 @@
 """The memory of the fast tier: a fixed number of slots, one record each, and which of them are
 free.
 
-Comes in: a uint8 tensor ``[slots, record_bytes]``. Goes out: slot numbers, buffers to read into,
+Comes in: a uint8 tensor ``[slots, slot_bytes]``. Goes out: slot numbers, buffers to read into,
 records. ``offload.pool`` calls this; whose record lies where is its business.
 """
 
@@ -11,15 +11,16 @@ import torch
 
 
 class Slots:
-    """State: the free slots, and on a GPU each slot's last use, for which a copy into it has to
-    wait. ``poison``: freed slots are filled with NaN in every floating-point format, so that a
-    stale read cannot go unnoticed (for tests)."""
+    """State: the free slots, where in its slot each record begins, and on a GPU each
+    slot's last use, for which a copy into it has to wait. ``poison``: freed slots are filled with
+    NaN in every floating-point format, so that a stale read cannot go unnoticed (for tests)."""
 
     def __init__(self, memory: torch.Tensor, poison: bool = False):
         self.memory = memory
         self.num_bytes = memory.nbytes
         self.poison = poison
         self.free = list(range(len(memory)))[::-1]
+        self._begins = [0] * len(memory)
         # CUDA events
         self.last_use: list = [None] * len(memory)
         if poison:
@@ -29,8 +30,14 @@ class Slots:
         return len(self.memory)
 
     def __getitem__(self, slot: int) -> torch.Tensor:
-        """The slot's bytes, uint8 ``[record_bytes]``."""
-        return self.memory[slot]
+        """The slot's bytes from where its record begins, uint8."""
+        begin = self._begins[slot]
+        return self.memory[slot, begin:] if begin else self.memory[slot]
+
+    def buffer(self, slot: int, begin: int) -> torch.Tensor:
+        """Where to read a record that is to begin at ``begin`` of the slot."""
+        self._begins[slot] = begin
+        return self[slot]
 
     def take(self) -> int | None:
         """A free slot, or None."""

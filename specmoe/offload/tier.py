@@ -49,7 +49,8 @@ class FastTier:
     def load(self, key: ExpertKey, priority: int) -> None:
         """Start reading ``key`` into a free slot."""
         slot = self.slots.take()
-        read = self.store.submit(key, self.slots[slot], priority, after=self.slots.last_use[slot])
+        buffer = self.slots.buffer(slot, self.store.begin_of(key))
+        read = self.store.submit(key, buffer, priority, after=self.slots.last_use[slot])
         self.loading[key] = Loading(slot, read, priority == PREFETCH)
         self.counts.num_fetches += 1
         self.counts.fetched_bytes += self.store.bytes_of(key)

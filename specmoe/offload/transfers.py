@@ -67,15 +67,15 @@ def _page_locked(num_bytes: int) -> torch.Tensor:
 # readers write from threads of their own, which are not in a caller's inference mode
 @torch.inference_mode(False)
 def allocate_slots(num_slots: int, store) -> torch.Tensor:
-    """The fast tier's memory, uint8 ``[num_slots, record_bytes]`` on the store's device,
+    """The fast tier's memory, uint8 ``[num_slots, slot_bytes]`` on the store's device,
     page-aligned on the CPU."""
     if store.device.type == "cpu":
-        return aligned_bytes(num_slots * store.record_bytes).view(num_slots, store.record_bytes)
+        return aligned_bytes(num_slots * store.slot_bytes).view(num_slots, store.slot_bytes)
     try:
-        return torch.empty(num_slots, store.record_bytes, dtype=torch.uint8, device=store.device)
+        return torch.empty(num_slots, store.slot_bytes, dtype=torch.uint8, device=store.device)
     except torch.cuda.OutOfMemoryError as failure:
         raise FastMemoryError(
-            f"{num_slots * store.record_bytes} bytes for experts do not fit on {store.device}: "
+            f"{num_slots * store.slot_bytes} bytes for experts do not fit on {store.device}: "
             f"lower fast_memory or draft_experts ({failure})"
         ) from None
 

@@ -21,10 +21,11 @@ PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to th
 
 class RawFile:
     """One reader of a file, around the page cache; ``how`` says which way: "direct" or "page cache
-    dropped"."""
+    dropped". ``buffer``: of another file that the same reader reads."""
 
-    def __init__(self, path: str | os.PathLike, block_bytes: int):
-        self.buffer = mmap.mmap(-1, block_bytes)  # page-aligned, as direct I/O needs it
+    def __init__(self, path: str | os.PathLike, block_bytes: int, buffer: mmap.mmap | None = None):
+        # page-aligned, as direct I/O needs it
+        self.buffer = mmap.mmap(-1, block_bytes) if buffer is None else buffer
         self.memory = memoryview(self.buffer)
         self.file, self.how = self._open_direct(path)
         if self.file is None:
@@ -168,7 +169,8 @@ def raw_reads_rate(files: list[Path], record_bytes: int, num_bytes: int, num_rea
     chosen = iter(sorted(random.sample(places, number)))  # threads may share a list's iterator
 
     def serve(_) -> int:
-        opened = {file: RawFile(file, record_bytes) for file in files}
+        buffer = mmap.mmap(-1, record_bytes)
+        opened = {file: RawFile(file, record_bytes, buffer) for file in files}
         done_bytes = sum(opened[file].read(at, record_bytes) for file, at in chosen)
         for file in opened.values():
             file.close()

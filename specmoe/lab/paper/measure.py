@@ -130,7 +130,7 @@ def load_engine(path: str, run: Run):
         return loaded
     memory, num_experts = loaded.memory, loaded.info["experts"]
     slots = tenth(num_experts) * memory.num_layers + memory.num_readers
-    size = max(slots * memory.record_bytes + memory.scratch_bytes, memory.used_bytes)
+    size = max(slots * memory.slot_bytes + memory.scratch_bytes, memory.used_bytes)
     loaded.close()
     return engine.load(
         path, **options | {"draft_experts": memory.draft_experts, "fast_memory": size}

@@ -34,7 +34,7 @@ def load(model: str, draft_experts: int) -> Engine:
     with load_engine(model, **options) as probe:
         memory = probe.memory
     slots = min_slots(memory.num_layers, draft_experts)
-    fast_memory = slots * memory.record_bytes + memory.scratch_bytes
+    fast_memory = slots * memory.slot_bytes + memory.scratch_bytes
     return load_engine(model, fast_memory=fast_memory, **options)
 
 

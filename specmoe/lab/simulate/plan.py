@@ -193,10 +193,12 @@ def _scratch_bytes(size: ModelSize, layout) -> int:
 
 def _slots(size: ModelSize, record_bytes: int, budget: int, scratch_bytes: int):
     """The engine's own plan; where its default N asks too much, ``FastMemoryError`` says so."""
+    from ...checkpoint.in_place import slack_bytes
     from ...offload.budget import plan_memory
 
     shape, options = (size.num_layers, size.num_experts), LoadOptions(fast_memory=budget)
-    return plan_memory(record_bytes, scratch_bytes, shape, options)
+    slot_bytes = record_bytes + slack_bytes(record_bytes)
+    return plan_memory(slot_bytes, scratch_bytes, shape, options)
 
 
 # The model

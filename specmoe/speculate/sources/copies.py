@@ -62,8 +62,9 @@ class Copies(Resident):
         waiting, under_way = deque(keys), deque()
         while waiting or under_way:
             while waiting and slots.free and len(under_way) < store.num_readers:
-                slot = slots.take()
-                under_way.append((slot, store.submit(waiting.popleft(), slots[slot])))
+                slot, key = slots.take(), waiting.popleft()
+                buffer = slots.buffer(slot, store.begin_of(key))
+                under_way.append((slot, store.submit(key, buffer)))
             slot, read = under_way.popleft()
             read.wait()
             self.read_bytes += store.bytes_of(read.key)
