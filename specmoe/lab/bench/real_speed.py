@@ -169,8 +169,10 @@ def methods(folder: Path, tokens: int) -> dict:
 
 def resident(folder: Path, tokens: int) -> dict:
     with opened(folder) as engine:
-        floors = {"memory": [memory_read_rate()]}
-        rows = {"resident": [decode(engine, "resident", tokens)]}
+        rows, floors = {"resident": []}, {"memory": []}
+        for _ in range(REPEATS):
+            floors["memory"].append(memory_read_rate())
+            rows["resident"].append(decode(engine, "resident", tokens))
         return _against_floors(engine, rows, floors)
 
 

@@ -14,9 +14,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+LEAST_HUGE = 2**21  # bytes of a large page
 PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to this
+
+
+def _pages(num_bytes: int) -> mmap.mmap:
+    """Memory as direct I/O needs it, whole pages, large ones where there are some, as those that
+    experts are read into: a disk is asked for less at a time where many small ones are to be
+    filled."""
+    alone = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    pages = mmap.mmap(-1, num_bytes, **alone)
+    if num_bytes >= LEAST_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 class RawFile:
@@ -24,8 +38,7 @@ class RawFile:
     dropped". ``buffer``: of another file that the same reader reads."""
 
     def __init__(self, path: str | os.PathLike, block_bytes: int, buffer: mmap.mmap | None = None):
-        # page-aligned, as direct I/O needs it
-        self.buffer = mmap.mmap(-1, block_bytes) if buffer is None else buffer
+        self.buffer = _pages(block_bytes) if buffer is None else buffer
         self.memory = memoryview(self.buffer)
         self.file, self.how = self._open_direct(path)
         if self.file is None:
@@ -169,7 +182,7 @@ def raw_reads_rate(files: list[Path], record_bytes: int, num_bytes: int, num_rea
     chosen = iter(sorted(random.sample(places, number)))  # threads may share a list's iterator
 
     def serve(_) -> int:
-        buffer = mmap.mmap(-1, record_bytes)
+        buffer = _pages(record_bytes)
         opened = {file: RawFile(file, record_bytes, buffer) for file in files}
         done_bytes = sum(opened[file].read(at, record_bytes) for file, at in chosen)
         for file in opened.values():
