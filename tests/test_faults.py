@@ -158,7 +158,7 @@ def full(*_, **__):
 class OnGpu:
     """What ``allocate_slots`` asks of a store."""
 
-    device, record_bytes = torch.device("cuda"), 2**20
+    device, slot_bytes = torch.device("cuda"), 2**20
 
 
 def no_room(num_slots: int, _store):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sizes
 from sizes import BUDGETS, CORE, LARGEST, files, late_attributes, too_large, totals
 
-# Today's sizes, in lines. They may only be lowered. (The package's was raised once, by 120: what is asked at real size, and the bytes
-# that others read there, stand on a page now.)
-CEILINGS = {"core": 14317, "an evening": 8604, "the method": 2411, "the package": 46931}
+# Today's sizes, in lines. They may only be lowered. (Raised twice: the package's by 120, as what is asked at real size, and the bytes
+# that others read there, stand on a page now; all by 8 to 113 for records that are read right into their slots.)
+CEILINGS = {"core": 14408, "an evening": 8681, "the method": 2419, "the package": 47044}
 # Today's exceptions to LARGEST, and attributes that are set late. They may only become fewer.
 MOST_TOO_LARGE, MOST_LATE = 0, 0
 

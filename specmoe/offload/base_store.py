@@ -119,15 +119,10 @@ class ExpertStore:
             self._copy(read, reader)
             self.link.wait_until(crossed_s)
         except Exception as failure:  # handed to whoever waits for the record
-            error = self._explain(read.key, failure)
+            error = _explained(failure, f"{read.key} from {self.packed.data_file}")
         read.ended_s = time.perf_counter()
         read.seconds = read.ended_s - began_s
         self._queue.done(read, error)
-
-    def _explain(self, key: ExpertKey, failure: Exception) -> StoreError:
-        if isinstance(failure, StoreError):
-            return failure
-        return StoreError(f"cannot read {key} from {self.packed.data_file}: {failure}")
 
     def check(self, key: ExpertKey, memory, stamp) -> None:
         """Compare a record with its checksum the first time it is read, and again whenever
@@ -149,6 +144,12 @@ class ExpertStore:
 
     def _release(self) -> None:
         pass
+
+
+def _explained(failure: Exception, what: str) -> StoreError:
+    if isinstance(failure, StoreError):
+        return failure
+    return StoreError(f"cannot read {what}: {failure}")
 
 
 class CudaLane:

@@ -187,10 +187,12 @@ def _size(content: dict) -> ModelSize:
 
 def ratios(content: dict) -> list[dict]:
     """Plan over run of every row of ours that can be planned: bytes per token and speed. Where the
-    link was probed for less than a second the plan would be of another link than the run's."""
+    link was probed for less than a second the plan would be of another link than the run's, and
+    where the engine's parts were timed in other code, of another engine."""
     found = []
     for key, row in content.get("rows", {}).items():
         known = "tokens_per_second" in row and row["rates"].get("probed_bytes")
+        known = known and row.get("code") == content.get("parts_code", row.get("code"))
         if row["what"] in PLANNED and known:
             plan, ran = planned(content, row), row["fetched_bytes"] / row["num_new_tokens"]
             found.append(
