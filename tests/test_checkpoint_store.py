@@ -553,3 +553,16 @@ def test_where_the_cache_cannot_be_used_experts_are_read_in_place_all_the_same(
         with pytest.raises(StoreError) as refusal:
             specmoe.load(wide, store="disk")
         assert "\n" not in str(refusal.value)
+
+
+def test_a_disk_may_give_less_at_once_than_was_asked_for(folder, tmp_path, monkeypatch):
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: whole(file, [parts[0][:1024]], at))
+    assert_same_records(folder, tmp_path / "packed")
+
+
+def test_what_a_slot_holds_beside_its_record_counts(wide):
+    with specmoe.load(wide, store="checkpoint", fast_memory="24MiB") as engine:
+        memory, held = engine.memory, engine.slots.nbytes
+        assert held == memory.num_slots * memory.slot_bytes > memory.num_slots * 3 * 2**19
+        assert held + memory.scratch_bytes == memory.used_bytes <= 24 * 2**20
