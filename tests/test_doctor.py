@@ -3,11 +3,14 @@ asserted."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -302,3 +305,20 @@ def test_values_are_shown_with_the_unit_of_their_name(name, value, shown):
 def test_the_table_has_a_line_for_every_value():
     found = {"a": 1, "b": {"c": "x", "d": [{"e": True}]}}
     assert doctor.to_table(found).splitlines() == ["a        1", "b.c      x", "b.d.0.e  yes"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no system that says")
+def test_what_a_probe_reads_into_has_large_pages_as_the_slots_have(tmp_path):
+    """Into small ones a disk is asked for less at a time, and its rate would be another."""
+    file = tmp_path / "f"
+    file.write_bytes(bytes(2**22))
+    reader = probes.RawFile(file, 2**22)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(reader.buffer))
+    is_its, flags = False, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_its = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_its and line.startswith("VmFlags"):
+            flags = line
+    reader.close()
+    assert "hg" in flags.split() or not Path("/sys/kernel/mm/transparent_hugepage").exists()
