@@ -232,7 +232,7 @@ class FakeCuda:
         for module in (base_store, checksum, direct, shards, store, transfers):
             if hasattr(module, "memory_of"):
                 patch.setattr(module, "memory_of", of_host(transfers.memory_of))
-        patch.setattr(native.Pieces, "product", of_host(native.Pieces.product))
+        patch.setattr(native.Pieces, "products", of_host(native.Pieces.products))
         patch.setattr(checksum.Checksum, "copied", of_host(checksum.Checksum.copied))
         patch.setattr(stored, "product", of_host(stored.product))
 

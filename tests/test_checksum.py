@@ -11,7 +11,7 @@ import torch
 
 from specmoe.offload import checksum
 from specmoe.offload.checksum import LEAST, Checksum
-from specmoe.offload.transfers import LEAST_HUGE, aligned_bytes, memory_of
+from specmoe.offload.transfers import LEAST_LARGE, aligned_bytes, memory_of
 
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 79, 80, 127, 128, 129, 200, 16383, 16384, 16385, 50_000]
 
@@ -63,9 +63,9 @@ def test_for_small_records_nothing_is_compiled(monkeypatch):
 
 
 def test_large_memory_is_written_and_read_as_any_other():
-    memory = aligned_bytes(LEAST_HUGE + 5)
+    memory = aligned_bytes(LEAST_LARGE + 5)
     memory[-1] = 7
-    assert len(memory) == LEAST_HUGE + 5 and memory[0] == 0 and memory[-1] == 7
+    assert len(memory) == LEAST_LARGE + 5 and memory[0] == 0 and memory[-1] == 7
     assert memory.data_ptr() % 4096 == 0
 
 
@@ -73,9 +73,9 @@ def test_large_memory_may_have_large_pages():
     switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not switch.exists() or "[never]" in switch.read_text():
         pytest.skip("no large pages here")
-    memory = aligned_bytes(LEAST_HUGE)
+    memory = aligned_bytes(LEAST_LARGE)
     lines = Path("/proc/self/smaps").read_text().splitlines()
-    inside, found = memory.data_ptr() + LEAST_HUGE // 2, []
+    inside, found = memory.data_ptr() + LEAST_LARGE // 2, []
     for line in lines:
         if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
             first, last = (int(number, 16) for number in line.split()[0].split("-"))

@@ -13,7 +13,7 @@ from torch import nn
 from specmoe.checkpoint import ExpertLayout
 from specmoe.model import kernels
 from specmoe.model.kernels import ExpertKernel, expert_forward
-from specmoe.model.stored import multiplies_stored
+from specmoe.model.stored import StoredExpert, multiplies_stored
 
 WIDTH, HIDDEN = 12, 20
 
@@ -151,6 +151,31 @@ def test_few_rows_of_a_large_expert_are_multiplied_as_it_is_stored(num_rows, lar
     torch.testing.assert_close(kernel.target(module, record, x), expected, atol=1e-3, rtol=1e-4)
     # no clock decides how it drafts, and it drafts with the same numbers
     assert torch.equal(kernel.draft(module, record, x), kernel.target(module, record, x))
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_several_large_experts_at_once_are_what_each_is_alone(large):
+    kernel, module, record, _ = large
+    kernel.calibrate(module, record, 16)
+    records, counts = [torch.zeros_like(record) for _ in range(3)], [1, 5, kernels.MOST_STORED]
+    for one in records:
+        for view in kernel.layout.views(one).values():
+            view.normal_()
+    x = torch.randn(sum(counts), 16)
+    alone = [kernel.target(module, one, rows) for one, rows in zip(records, x.split(counts))]
+    assert torch.equal(kernel.several(module, records, counts, x), torch.cat(alone))
+    assert kernel.takes_several(counts) and not kernel.takes_several([1, kernels.MOST_STORED + 1])
+    assert not kernel.takes_several([kernels.MOST_ROWS // 16] * 17)
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_what_several_experts_add_goes_to_the_rows_of_each():
+    layout = ExpertLayout.of({"down_proj": (8, 8), "down_proj_bias": (8,)}, torch.bfloat16)
+    records = [torch.zeros(layout.record_bytes, dtype=torch.uint8) for _ in range(3)]
+    for number, record in enumerate(records):
+        layout.views(record)["down_proj_bias"].fill_(number)
+    weights = StoredExpert(layout, transposed=False).weights(records, [2, 0, 1])
+    assert weights["down_proj_bias"][:, 0].tolist() == [0, 0, 2]
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -423,10 +423,10 @@ def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(
     held, copies = [], []
     real, copy = transfers.aligned_bytes, ExpertKernel.upcast_copy
 
-    def noted(num_bytes, pin=False):
+    def noted(num_bytes, pin=False, large=False):
         alive = [each for each in held + copies if each() is not None]
         assert not alive, "the memory of the run before is still there"
-        pages = real(num_bytes, pin)
+        pages = real(num_bytes, pin, large)
         held.append(weakref.ref(pages.untyped_storage()))
         return pages
 

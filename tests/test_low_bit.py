@@ -194,6 +194,26 @@ def test_experts_of_real_size_are_multiplied_as_they_are_stored(
 
 
 @pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("method", ["specmoe", "resident", "on_demand"])
+def test_experts_that_are_here_together_are_computed_together(
+    low_bit, plain_tokens, method, monkeypatch
+):
+    """Else nothing but the clock would notice that they are not."""
+    monkeypatch.setattr(kernels, "LEAST_STORED_LOW", 0)
+    numbers, real = [], kernels.ExpertKernel.several
+
+    def noted(kernel, module, records, counts, x):
+        numbers.append(len(records))
+        return real(kernel, module, records, counts, x)
+
+    monkeypatch.setattr(kernels.ExpertKernel, "several", noted)
+    with specmoe.load(low_bit("mxfp4 gpt_oss")) as engine:
+        options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": []}
+        output = engine.generate(PROMPTS, method=method, **options)
+    assert max(numbers) > 1 and tokens_of(output) == plain_tokens("mxfp4 gpt_oss")
+
+
+@pytest.mark.usefixtures("c_compiler")
 def test_biases_beside_weights_that_are_multiplied_as_they_are_stored(tmp_path, monkeypatch):
     """In bf16, where no format says what a bias is."""
     folder = make_checkpoint("gpt_oss", tmp_path, torch.bfloat16, **sizes_of("gpt_oss"))

@@ -93,7 +93,7 @@ def test_what_a_gpu_refuses_the_fake_refuses_too(cuda):
     with pytest.raises(AssertionError, match="memory of the GPU"):
         transfers.memory_of(there)
     with pytest.raises(AssertionError, match="memory of the GPU"):
-        StoredMatrix(1, specmoe.model.native.Pieces([]), 0).product(there[None])
+        StoredMatrix(1, specmoe.model.native.Pieces([]), [0], [1]).product(there[None])
 
 
 # ---- whole engines

@@ -146,6 +146,26 @@ def test_every_byte_of_fp8_is_what_torch_says():
 
 
 @pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("turned", [False, True])
+def test_several_matrices_are_multiplied_with_the_rows_of_each(turned):
+    """With more rows than are done at once, with none, and into rows that lie apart."""
+    counts, sides = [1, 70, 0, 3], (528, 296) if turned else (301, 2048)
+    weights = [floats(*sides).bfloat16() * (number + 1) for number in range(len(counts))]
+    made = native.native("plain", sides, weights, (), turned)
+    x, y = floats(sum(counts), made.columns), torch.zeros(sum(counts), made.out + 5)
+    addresses = [weight.data_ptr() for weight in weights]
+    native.Pieces([made.piece((0,))]).products(addresses, counts, x, y)
+    alone = torch.empty(sum(counts), made.out)
+    for address, rows, into in zip(addresses, x.split(counts), alone.split(counts)):
+        made.product(rows, [address], into)
+    assert torch.equal(y[:, : made.out], alone) and not y[:, made.out :].any()
+    whole = torch.cat(
+        [rows @ (w if turned else w.T).float() for rows, w in zip(x.split(counts), weights)]
+    )
+    torch.testing.assert_close(alone, whole, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("c_compiler")
 def test_products_of_several_python_threads_do_not_mix(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x = floats(3, COLUMNS)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -179,8 +180,23 @@ class ExpertKernel:
         """``x`` [n, D] in the model's dtype -> [n, D], exact-friendly."""
         # not len(x), which asks whether it is being traced
         if self.reads_stored(x.shape[0]):
-            return self.run(module, self.stored.weights(record), x)
+            return self.several(module, [record], x.shape[:1], x)
         return self.run(module, self._in_dtype(record), x)
+
+    def several(
+        self,
+        module: nn.Module,
+        records: Sequence[torch.Tensor],
+        counts: Sequence[int],
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        """``target`` of experts whose weights are multiplied as they are stored, one call for all:
+        the first ``counts[0]`` of the rows ``x`` [n, D] are the first record's -> [n, D]."""
+        return self.run(module, self.stored.weights(records, counts), x)
+
+    def takes_several(self, counts: Sequence[int]) -> bool:
+        """Whether ``several`` computes experts with so many rows each."""
+        return self.reads_stored(max(counts, default=0)) and sum(counts) <= MOST_ROWS
 
     def reads_stored(self, num_rows: int = 1) -> bool:
         """Whether so few rows are multiplied with the weights of a large expert as they are stored:

@@ -72,6 +72,21 @@ class Piece(ctypes.Structure):
     ]
 
 
+class Job(ctypes.Structure):
+    """As in ``products.c``."""
+
+    _fields_ = [
+        ("pieces", ctypes.POINTER(Piece)),
+        ("number", ctypes.c_int64),
+        ("record", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("y", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
+    ]
+
+
 class Native:
     """A weight ``[out, in]`` in a format that ``products.c`` reads: all but where it lies."""
 
@@ -89,7 +104,7 @@ class Native:
     def product(self, x: torch.Tensor, addresses: Sequence[int], y: torch.Tensor) -> None:
         """``y`` [n, out] (any strides) = ``x`` [n, in], contiguous, times the weight whose values
         and scales lie at ``addresses``."""
-        Pieces([self.piece(addresses, step=y.stride(1))]).product(0, x, y)
+        Pieces([self.piece(addresses, step=y.stride(1))]).products([0], [x.shape[0]], x, y)
 
 
 class Pieces:
@@ -99,18 +114,18 @@ class Pieces:
         self._number = len(pieces)
         self._pieces = (Piece * len(pieces))(*pieces)
 
-    def product(self, address: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """``y`` = ``x`` [n, in], contiguous, times the matrix in the record at ``address``."""
-        library().specmoe_product(
-            self._pieces,
-            self._number,
-            address,
-            x.data_ptr(),
-            x.shape[0],
-            y.data_ptr(),
-            y.stride(0),
-            num_threads(),
-        )
+    def products(
+        self, addresses: Sequence[int], counts: Sequence[int], x: torch.Tensor, y: torch.Tensor
+    ) -> None:
+        """``y`` = ``x`` [n, in], contiguous, times the matrix in the records at ``addresses``: of
+        the rows the first ``counts[0]`` with that in the first, and so on."""
+        jobs, rows, row = (Job * len(counts))(), x.data_ptr(), y.data_ptr()
+        row_bytes, stride = x.shape[1] * x.element_size(), y.stride(0)
+        for job, address, count in zip(jobs, addresses, counts):
+            job.pieces, job.number, job.record = self._pieces, self._number, address
+            job.x, job.rows, job.y, job.stride = rows, count, row, stride
+            rows, row = rows + count * row_bytes, row + count * stride * y.element_size()
+        library().specmoe_products(jobs, len(counts), num_threads())
 
 
 _own = threading.local()
@@ -173,9 +188,8 @@ def library() -> ctypes.CDLL | None:
         logger.warning(what, _first_line(failure))
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    found.specmoe_product.restype = None
-    found.specmoe_product.argtypes = [ctypes.POINTER(Piece), number, pointer, pointer, size]
-    found.specmoe_product.argtypes += [pointer, size, number]
+    found.specmoe_products.restype = None
+    found.specmoe_products.argtypes = [ctypes.POINTER(Job), number, number]
     found.specmoe_sum.restype = ctypes.c_uint32
     found.specmoe_sum.argtypes = [pointer, pointer, size, ctypes.c_uint32]
     return found

@@ -397,14 +397,18 @@ static void slab(const Product *p, long first) {
 
 /* ---- a matrix ---- */
 
+/* Rows and the matrix that they are multiplied with, as native.py lays it down: rows of x [rows,
+ * columns] with the ``pieces`` of ``record``, output o of row r into y[r * stride + o]; how many
+ * chunks that makes is written here. */
 typedef struct {
     const Piece *pieces;
+    int64_t number;
     const uint8_t *record;
     const float *x;
-    long num_rows;
+    int64_t rows;
     float *y;
-    long stride;
-} Matrix;
+    int64_t stride, chunks;
+} Job;
 
 /* Outputs of a piece that a thread takes at once. */
 static long high_of(const Piece *piece) {
@@ -418,22 +422,24 @@ static long chunks_of(const Piece *piece) {
     return (piece->rows + high - 1) / high;
 }
 
-static void do_chunk(const Matrix *m, long chunk) {
-    const Piece *piece = m->pieces;
+/* Its outputs of some rows after the other: the weights lie in the second cache then. */
+static void do_chunk(const Job *job, long chunk) {
+    for (; chunk >= job->chunks; job++) chunk -= job->chunks;
+    const Piece *piece = job->pieces;
     for (; chunk >= chunks_of(piece); piece++) chunk -= chunks_of(piece);
-    Weight w = {m->record + piece->values, m->record + piece->scales,
+    Weight w = {job->record + piece->values, job->record + piece->scales,
                 piece->rows,  piece->columns, piece->high,    piece->wide,
                 piece->grid,  piece->kind,    piece->rounded, piece->width};
     int turned = piece->format == TURNED;
-    Product p = {&w, turned ? NULL : WIDEN[piece->format], m->x, m->num_rows,
-                 m->y + piece->first, m->stride, piece->step};
-    long high = high_of(piece), first = chunk * high;
-    if (turned) {
-        slab(&p, first);
-        return;
+    long high = high_of(piece), begin = chunk * high;
+    long end = begin + high < w.rows ? begin + high : w.rows;
+    for (long row = 0; row < job->rows; row += MOST_ROWS) {
+        long rows = job->rows - row < MOST_ROWS ? job->rows - row : MOST_ROWS;
+        Product p = {&w, turned ? NULL : WIDEN[piece->format], job->x + row * w.columns, rows,
+                     job->y + row * job->stride + piece->first, job->stride, piece->step};
+        if (turned) slab(&p, begin);
+        for (long first = begin; first < end && !turned; first += TILE) tile(&p, first);
     }
-    long last = first + high < w.rows ? first + high : w.rows;
-    for (; first < last; first += TILE) tile(&p, first);
 }
 
 /* ---- threads ---- */
@@ -442,7 +448,7 @@ static struct {
     pthread_mutex_t calls, lock; /* one product at a time; what follows */
     pthread_cond_t begun, ended;
     int num_helpers, asleep;
-    const Matrix *matrix;
+    const Job *jobs;
     atomic_int core;      /* of the caller; -1: not known */
     atomic_long number;   /* of the product: it changes when one begins */
     atomic_long next;     /* chunks of it that were taken, and whose: number << 32 | chunks */
@@ -461,7 +467,7 @@ static void work(long number) {
         do {
             if (taken >> 32 != number || (taken & 0xffffffff) >= pool.num_chunks) return;
         } while (!atomic_compare_exchange_weak(&pool.next, &taken, taken + 1));
-        do_chunk(pool.matrix, taken & 0xffffffff);
+        do_chunk(pool.jobs, taken & 0xffffffff);
         if (atomic_fetch_sub(&pool.left, 1) == 1) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.ended);
@@ -538,9 +544,9 @@ static void need_helpers(int wanted) {
     }
 }
 
-static void in_parallel(const Matrix *m, long num_chunks, int num_threads) {
+static void in_parallel(const Job *jobs, long num_chunks, int num_threads) {
     if (num_threads < 2 || num_chunks < 2) {
-        for (long i = 0; i < num_chunks; i++) do_chunk(m, i);
+        for (long i = 0; i < num_chunks; i++) do_chunk(jobs, i);
         return;
     }
     pthread_mutex_lock(&pool.calls);
@@ -549,7 +555,7 @@ static void in_parallel(const Matrix *m, long num_chunks, int num_threads) {
     long number = (atomic_load(&pool.number) + 1) & 0x3fffffff;
     /* nobody may take what was left of the last product */
     atomic_store(&pool.next, -1);
-    pool.matrix = m, pool.num_chunks = num_chunks;
+    pool.jobs = jobs, pool.num_chunks = num_chunks;
     atomic_store(&pool.core, sched_getcpu());
     atomic_store(&pool.left, num_chunks);
     atomic_store(&pool.next, number << 32);
@@ -567,15 +573,13 @@ static void in_parallel(const Matrix *m, long num_chunks, int num_threads) {
 
 /* ---- what Python calls ---- */
 
-/* x float32 [num_rows, columns] -> y float32, output o of row r at y[r * stride + o]; the matrix is
- * the ``pieces`` of ``record``. Columns are a multiple of 8, and outputs of what lies turned. */
-void specmoe_product(const Piece *pieces, int num_pieces, const void *record, const float *x,
-                     long num_rows, float *y, long stride, int num_threads) {
-    long num_chunks = 0, columns = pieces->columns;
-    for (int i = 0; i < num_pieces; i++) num_chunks += chunks_of(pieces + i);
-    for (long row = 0; row < num_rows; row += MOST_ROWS) {
-        long rows = num_rows - row < MOST_ROWS ? num_rows - row : MOST_ROWS;
-        Matrix m = {pieces, record, x + row * columns, rows, y + row * stride, stride};
-        in_parallel(&m, num_chunks, num_threads);
+/* All of the ``jobs``, which write beside each other. Columns are a multiple of 8, and outputs of what
+ * lies turned. */
+void specmoe_products(Job *jobs, int num_jobs, int num_threads) {
+    long num_chunks = 0;
+    for (Job *job = jobs; job < jobs + num_jobs; num_chunks += job++->chunks) {
+        job->chunks = 0;
+        for (int i = 0; i < job->number; i++) job->chunks += chunks_of(job->pieces + i);
     }
+    in_parallel(jobs, num_chunks, num_threads);
 }

@@ -29,16 +29,18 @@ BLOCK_ELEMENTS = 2**20
 
 
 class StoredMatrix(NamedTuple):
-    """A matrix [out, in] in a record that begins at ``address``."""
+    """A matrix [out, in] in the records that begin at ``addresses``; of the rows that it is
+    multiplied with each has its ``counts``."""
 
     num_outputs: int
     pieces: Pieces
-    address: int
+    addresses: Sequence[int]
+    counts: Sequence[int]
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, in] -> [n, out]."""
         x, y = x.contiguous(), x.new_empty(x.shape[0], self.num_outputs)
-        self.pieces.product(self.address, x, y)
+        self.pieces.products(self.addresses, self.counts, x, y)
         return y
 
 
@@ -74,14 +76,26 @@ class StoredExpert:
         offsets = layout.offsets()
         return made and made.piece([offsets[index] for index in weight.parts], first, step)
 
-    def weights(self, record: torch.Tensor) -> dict[str, StoredMatrix | torch.Tensor]:
-        """The parameters of the expert in ``record``, by name."""
-        address = record.data_ptr()
-        found = {
-            name: StoredMatrix(self.outputs[name], pieces, address)
+    def weights(
+        self, records: Sequence[torch.Tensor], counts: Sequence[int]
+    ) -> dict[str, StoredMatrix | torch.Tensor]:
+        """The parameters of the experts in ``records`` by name, for rows of which each has its
+        ``counts``, one expert's after the other's; vectors [n, ...], or of one expert as they are.
+        """
+        addresses = [record.data_ptr() for record in records]
+        found: dict[str, StoredMatrix | torch.Tensor] = {
+            name: StoredMatrix(self.outputs[name], pieces, addresses, counts)
             for name, pieces in self.matrices.items()
         }
-        return found | self._vectors(record) if len(found) < len(self.layout.names) else found
+        if len(found) == len(self.layout.names):
+            return found
+        vectors = [self._vectors(record) for record in records]
+        if len(records) == 1:
+            return found | vectors[0]
+        for name in vectors[0]:
+            each = torch.stack([one[name] for one in vectors])
+            found[name] = each.repeat_interleave(torch.tensor(counts), 0)
+        return found
 
     def _vectors(self, record: torch.Tensor) -> dict[str, torch.Tensor]:
         layout = self.layout
@@ -167,7 +181,8 @@ def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``x`` [n, in] float32 with a bf16 ``weight`` [out, in] -> [n, out]."""
     if x.shape[0] <= MOST_ROWS and (pieces := _pieces(weight.shape, library())) is not None:
-        return StoredMatrix(weight.shape[0], pieces, weight.data_ptr()).product(x)
+        rows = x.shape[:1]
+        return StoredMatrix(weight.shape[0], pieces, [weight.data_ptr()], rows).product(x)
     step = max(1, BLOCK_ELEMENTS // weight.shape[1])
     blocks = [F.linear(x, rows.to(x.dtype)) for rows in weight.split(step)]
     return torch.cat(blocks, 1)

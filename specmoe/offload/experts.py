@@ -11,9 +11,10 @@ computed, and a stand-in replaces what is not there. ``decoder`` runs the model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,11 +147,11 @@ class RunExperts:
         mapped = self.stand_ins.of(layer, index)
         mapped, weights = merge_duplicates(mapped, weights, self.installed.num_experts)
         groups = group_by_expert(mapped, self.installed.num_experts, self.live)
-        records = (
-            (expert, self.stand_ins.record(self.pool, ExpertKey(layer, expert)))
+        records = {
+            expert: self.stand_ins.record(self.pool, ExpertKey(layer, expert))
             for expert in groups.slices
-        )
-        return self._compute(layer, hidden, weights, groups, records)
+        }
+        return self._compute(layer, hidden, weights, groups, [records])
 
     def computed(self, layer: int, index: torch.Tensor) -> torch.Tensor:
         """The expert that is computed for each choice of ``index`` [T, K]; E for none."""
@@ -162,19 +163,41 @@ class RunExperts:
         hidden: torch.Tensor,
         weights: torch.Tensor,
         groups: Groups,
-        records: Iterator[tuple[int, torch.Tensor]],
+        records: Iterable[dict[int, torch.Tensor]],
     ) -> torch.Tensor:
         """Every pair's output into its own row, then one weighted sum: the result cannot depend on
         arrival order."""
         num_tokens, top_k = weights.shape
         inputs = hidden.index_select(0, groups.order // top_k)  # [P, D], each expert's together
         outputs = torch.empty_like(inputs)
-        for expert, record in records:
-            place = groups.slices[expert]
-            outputs[place] = self._one_expert(ExpertKey(layer, expert), record, inputs[place])
+        for some in self._at_once(layer, groups, records):
+            rows = _rows([groups.slices[expert] for expert in some])
+            outputs[rows] = self._some_experts(layer, some, groups, inputs[rows])
         pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1])  # [T * K, D]
         pairs.index_copy_(0, groups.order, outputs)
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
+
+    def _at_once(
+        self, layer: int, groups: Groups, records: Iterable[dict[int, torch.Tensor]]
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """The same records: as they came where the kernel takes several, else one by one."""
+        kernel = self.kernel.of_layer(layer)
+        own = self.is_drafting and not isinstance(self.stand_ins, StandIns)
+        for some in records:
+            if not own and kernel.takes_several([groups.counts[expert] for expert in some]):
+                yield some
+            else:
+                yield from ({expert: record} for expert, record in some.items())
+
+    def _some_experts(
+        self, layer: int, some: dict[int, torch.Tensor], groups: Groups, x: torch.Tensor
+    ) -> torch.Tensor:
+        """``x`` [n, D], one expert's rows after the other's, through ``some`` experts -> [n, D]."""
+        if len(some) == 1:
+            [(expert, record)] = some.items()
+            return self._one_expert(ExpertKey(layer, expert), record, x)
+        kernel, counts = self.kernel.of_layer(layer), [groups.counts[expert] for expert in some]
+        return kernel.several(self.installed.modules[layer], list(some.values()), counts, x)
 
     def _one_expert(self, key: ExpertKey, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         kernel, module = self.kernel.of_layer(key.layer), self.installed.modules[key.layer]
@@ -215,3 +238,10 @@ class RunExperts:
             hidden = hidden[self.live.repeat_interleave(len(hidden) // len(self.live))]
         for expert in installed.routers.ask(layer + 1, hidden, top_k) if len(hidden) else ():
             self.pool.prefetch(ExpertKey(layer + 1, expert))
+
+
+def _rows(places: list[slice]) -> slice | list[int]:
+    """The rows of ``places``: one slice where they follow each other."""
+    if all(one.stop == other.start for one, other in pairwise(places)):
+        return slice(places[0].start, places[-1].stop)
+    return [row for place in places for row in range(place.start, place.stop)]

@@ -81,7 +81,7 @@ class ResidentPool:
 
     def resident_experts(self, layer: int) -> set[int]:
         """Experts of ``layer`` that can be computed right now."""
-        return {key.expert for key in self.tier.resident if key.layer == layer}
+        return set(self.tier.here[layer])
 
     def check_integrity(self) -> None:
         """``AssertionError`` if a slot is lost, doubled, or a protected expert is missing."""
@@ -97,9 +97,9 @@ class ResidentPool:
 
     def request(
         self, layer: int, experts: Iterable[int], keep: set[int], later: Iterable[ExpertKey] = ()
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Start reading what is missing of ``experts`` now; returns an iterator of (expert,
-        record), hits first, then misses as they arrive. A record is valid until the next one is
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """Start reading what is missing of ``experts`` now; returns an iterator of experts and
+        their records, hits first, then misses as they arrive. Records are valid until the next are
         taken. From here on exactly ``keep`` is protected in ``layer``. ``later``: experts of later
         layers, to be prefetched as soon as nothing of this one waits for a slot."""
         assert len(keep) <= self.policy.num_kept, f"{len(keep)} experts to keep"
@@ -107,7 +107,7 @@ class ResidentPool:
         keys = [ExpertKey(layer, expert) for expert in experts]
         if self.mode is PoolMode.RESIDENT and all(key in tier.resident for key in keys):
             self._count(keys, [])  # there is no more to keep books of
-            return ((key.expert, tier.record(key)) for key in keys)
+            return (some for some in [{key.expert: tier.record(key) for key in keys}])
         self._give_up_speculative(layer, keys)
         hits = [key for key in keys if key in tier.resident and key not in tier.speculative]
         misses = [key for key in keys if key not in set(hits)]
@@ -180,17 +180,16 @@ class ResidentPool:
         tier.collect_finished()
         if tier.slots.free:
             return True
-        evictable = filter(self._is_evictable, tier.resident)
+        # inline, as it is asked of every resident expert, for every read
+        kept, in_use = self.kept, self.current.in_use
+        unkept = [key for key in tier.resident if key[1] not in kept[key[0]]]
+        evictable = (key for key in unkept if key not in in_use and key not in tier.speculative)
         least = min(evictable, key=self.policy.priority, default=None)
         if least is not None and self._may_replace(key, least, for_prefetch):
             tier.evict(least)
         elif least is None and not for_prefetch and not self.current.in_transit:
             self._evict_speculative()
         return bool(tier.slots.free)
-
-    def _is_evictable(self, key: ExpertKey) -> bool:
-        taken = key in self.current.in_use or key in self.tier.speculative
-        return not taken and key.expert not in self.kept[key.layer]
 
     def _may_replace(self, key: ExpertKey, victim: ExpertKey, for_prefetch: bool) -> bool:
         """At once when ``key`` will be worth more once computed: then ``victim`` would go

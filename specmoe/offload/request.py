@@ -1,7 +1,7 @@
 """One layer's request under way: records of the experts in use, in the order in which they come.
 
-Comes in: the pool, hits, misses that somebody read ahead, misses to be read. Goes out: (expert,
-record), each once. ``pool`` makes one per layer and step.
+Comes in: the pool, hits, misses that somebody read ahead, misses to be read. Goes out: experts and
+their records, each once, some at a time. ``pool`` makes one per layer and step.
 """
 
 from __future__ import annotations
@@ -41,21 +41,30 @@ class Request:
         self.later = iter(later)
         self.next_later = next(self.later, None)
 
-    def arrivals(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Hits first, then misses as they arrive. A record is valid until the next one is taken."""
+    def arrivals(self) -> Iterator[dict[int, torch.Tensor]]:
+        """Hits first and at once, then misses as they arrive: a wave of synchronous reads at once,
+        others one by one, so that the clock has no say in what is computed together. Records are
+        valid until the next are taken."""
         tier = self.tier
         try:
-            for key in self.hits + [key for key in self.ahead if key in tier.resident]:
-                yield key.expert, tier.record(key)
-                self._computed(key)
+            if self.hits:
+                yield from self._given(self.hits)
+            for key in [key for key in self.ahead if key in tier.resident]:
+                yield from self._given([key])
             while self.in_use or self.queue:
                 self.start_reads()
                 assert self.in_use, "no slot can be freed for an expert"
-                for key in self._next_arrivals():
-                    yield key.expert, tier.record(key)
-                    self._computed(key)
+                arrived = self._next_arrivals()
+                for keys in [arrived] if self.pool.is_synchronous else [[key] for key in arrived]:
+                    yield from self._given(keys)
         finally:
             self.end()
+
+    def _given(self, keys: list[ExpertKey]) -> Iterator[dict[int, torch.Tensor]]:
+        """The records of ``keys``, which have been computed when the next are asked for."""
+        yield {key.expert: self.tier.record(key) for key in keys}
+        for key in keys:
+            self._computed(key)
 
     def end(self) -> None:
         """Nothing is protected for this request any more."""

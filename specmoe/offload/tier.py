@@ -6,6 +6,7 @@ and events of every byte that moved.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,9 @@ class Loading(NamedTuple):
 
 
 class FastTier:
-    """State: ``resident`` experts and their slots, least recently used first; reads that are
-    ``loading``; of both, those that are ``speculative``: prefetched, and not asked for yet."""
+    """State: ``resident`` experts and their slots, least recently used first; of each layer those
+    that are ``here``, the same once more; reads that are ``loading``; of both, those that are
+    ``speculative``: prefetched, and not asked for yet."""
 
     def __init__(self, store: ExpertStore, slots: Slots, trace: Trace):
         self.store = store
@@ -35,6 +37,7 @@ class FastTier:
         self.trace = trace
         self.counts = PoolCounts()
         self.resident: dict[ExpertKey, int] = {}
+        self.here: defaultdict[int, set[int]] = defaultdict(set)
         self.loading: dict[ExpertKey, Loading] = {}
         self.speculative: set[ExpertKey] = set()
 
@@ -65,6 +68,7 @@ class FastTier:
         self.loading[key].read.wait()
         loading = self.loading.pop(key)
         self.resident[key] = loading.slot
+        self.here[key.layer].add(key.expert)
         self._note(key, loading)
 
     def collect_finished(self) -> None:
@@ -91,6 +95,7 @@ class FastTier:
 
     def evict(self, key: ExpertKey) -> None:
         self.slots.give_back(self.resident.pop(key), was_filled=True)
+        self.here[key.layer].discard(key.expert)
         self.speculative.discard(key)
         self.trace.add("evict", key.layer, key.expert)
 
@@ -121,5 +126,7 @@ class FastTier:
         filling = [loading.slot for loading in self.loading.values()]
         used = [*self.resident.values(), *filling, *self.slots.free]
         assert sorted(used) == list(range(len(self.slots))), f"slots lost or used twice: {used}"
+        here = {ExpertKey(layer, expert) for layer in self.here for expert in self.here[layer]}
+        assert here == self.resident.keys(), "what is here is not what is resident"
         assert not self.resident.keys() & self.loading.keys(), "both resident and loading"
         assert all(self.holds(key) for key in self.speculative), "a prefetch is lost"

@@ -7,8 +7,6 @@ filled. ``offload.store`` makes and serves the tickets; ``offload.pool`` waits f
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +17,10 @@ from typing import NamedTuple
 import torch
 
 from ..errors import FastMemoryError, OptionError, StoreError
+from .direct import PAGE, pages
 
-# Bytes from which on pages are large: fewer to ask for, and to find the address of.
-LEAST_HUGE = 2**26
-PAGE = 4096  # what direct I/O reads whole, into memory that begins with one
+# Bytes of memory from which on its pages are large: fewer to ask for, and to find the address of.
+LEAST_LARGE = 2**26
 STALL_S = 120.0  # a read that takes longer is reported, not waited for
 
 
@@ -36,18 +34,14 @@ class ExpertKey(NamedTuple):
         return f"expert {self.expert} of MoE layer {self.layer}"
 
 
-def aligned_bytes(num_bytes: int, pin: bool = False) -> torch.Tensor:
-    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it; ``pin`` page-locks it
-    for CUDA copies, ``FastMemoryError`` where the system gives no such memory."""
+def aligned_bytes(num_bytes: int, pin: bool = False, large: bool = False) -> torch.Tensor:
+    """A page-aligned uint8 tensor ``[num_bytes]``, as direct I/O needs it, from ``LEAST_LARGE`` on
+    and if ``large`` in large pages; ``pin`` page-locks it for CUDA copies, ``FastMemoryError``
+    where the system gives no such memory."""
     if pin:
         return _page_locked(num_bytes)
-    # what is shared with another process gets no large pages
-    alone = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    pages = mmap.mmap(-1, max(num_bytes, 1), **alone)
-    if num_bytes >= LEAST_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)[:num_bytes]
+    found = pages(num_bytes, large or num_bytes >= LEAST_LARGE)
+    return torch.frombuffer(found, dtype=torch.uint8)[:num_bytes]
 
 
 def _page_locked(num_bytes: int) -> torch.Tensor:
@@ -70,7 +64,8 @@ def allocate_slots(num_slots: int, store) -> torch.Tensor:
     """The fast tier's memory, uint8 ``[num_slots, slot_bytes]`` on the store's device,
     page-aligned on the CPU."""
     if store.device.type == "cpu":
-        return aligned_bytes(num_slots * store.slot_bytes).view(num_slots, store.slot_bytes)
+        memory = aligned_bytes(num_slots * store.slot_bytes, large=True)
+        return memory.view(num_slots, store.slot_bytes)
     try:
         return torch.empty(num_slots, store.slot_bytes, dtype=torch.uint8, device=store.device)
     except torch.cuda.OutOfMemoryError as failure:

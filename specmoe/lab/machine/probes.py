@@ -6,7 +6,6 @@ them, and turns a failure of one into a line of its report.
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 import shutil
@@ -14,54 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
-LEAST_HUGE = 2**21  # bytes of a large page
-PAGE_BYTES = 4096  # direct I/O wants offsets, lengths and buffers aligned to this
-
-
-def _pages(num_bytes: int) -> mmap.mmap:
-    """Memory as direct I/O needs it, whole pages, large ones where there are some, as those that
-    experts are read into: a disk is asked for less at a time where many small ones are to be
-    filled."""
-    alone = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    pages = mmap.mmap(-1, num_bytes, **alone)
-    if num_bytes >= LEAST_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages
+from ...errors import StoreError
+from ...offload.direct import PAGE, open_around_page_cache, pages
 
 
 class RawFile:
     """One reader of a file, around the page cache; ``how`` says which way: "direct" or "page cache
     dropped". ``buffer``: of another file that the same reader reads."""
 
-    def __init__(self, path: str | os.PathLike, block_bytes: int, buffer: mmap.mmap | None = None):
-        self.buffer = _pages(block_bytes) if buffer is None else buffer
+    def __init__(self, path: str | os.PathLike, block_bytes: int, buffer=None):
+        self.buffer = pages(block_bytes) if buffer is None else buffer
         self.memory = memoryview(self.buffer)
-        self.file, self.how = self._open_direct(path)
-        if self.file is None:
-            self.file, self.how = self._open_dropping(path)
-
-    def _open_direct(self, path) -> tuple[int | None, str]:
-        if not hasattr(os, "O_DIRECT"):
-            return None, ""
         try:
-            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        except OSError:
-            return None, ""
-        try:
-            os.preadv(file, [self.memory[:PAGE_BYTES]], 0)
-        except OSError:  # tmpfs and some network file systems open, but do not read
-            os.close(file)
-            return None, ""
-        return file, "direct"
-
-    @staticmethod
-    def _open_dropping(path) -> tuple[int, str]:
-        how = "page cache dropped" if hasattr(os, "posix_fadvise") else "through the page cache"
-        return os.open(path, os.O_RDONLY), how
+            self.file, self.how = open_around_page_cache(path)
+        except StoreError:  # no way here
+            self.file, self.how = os.open(path, os.O_RDONLY), "through the page cache"
 
     def read(self, offset: int, num_bytes: int) -> int:
         """Read ``num_bytes`` at ``offset`` into the buffer; returns how many came."""
@@ -99,12 +67,12 @@ def link_rates(path: str | os.PathLike, record_bytes: int, seconds: float, reade
     places a record at a time by 1, 2, 4 and 8 readers (``seconds`` each); the latency of one
     page."""
     file_bytes = os.path.getsize(path)
-    record_bytes = min(-(-record_bytes // PAGE_BYTES) * PAGE_BYTES, file_bytes)
+    record_bytes = min(-(-record_bytes // PAGE) * PAGE, file_bytes)
     rates = {
         str(n): _random_rate(path, file_bytes, record_bytes, seconds, n)["bytes_per_s"]
         for n in readers
     }
-    page = _random_rate(path, file_bytes, PAGE_BYTES, seconds / 3, 1)
+    page = _random_rate(path, file_bytes, PAGE, seconds / 3, 1)
     return {
         "reads": page["how"],
         "sequential_bytes_per_s": _sequential_rate(path, file_bytes, seconds),
@@ -172,7 +140,7 @@ def _read_until(
 def raw_reads_rate(files: list[Path], record_bytes: int, num_bytes: int, num_readers: int) -> float:
     """Bytes per second of ``num_readers`` threads that read so many bytes, in records anywhere in
     ``files``, each once, in the order in which they lie."""
-    record_bytes = -(-record_bytes // PAGE_BYTES) * PAGE_BYTES
+    record_bytes = -(-record_bytes // PAGE) * PAGE
     places = [
         (file, index * record_bytes)
         for file in files
@@ -182,7 +150,7 @@ def raw_reads_rate(files: list[Path], record_bytes: int, num_bytes: int, num_rea
     chosen = iter(sorted(random.sample(places, number)))  # threads may share a list's iterator
 
     def serve(_) -> int:
-        buffer = _pages(record_bytes)
+        buffer = pages(record_bytes)
         opened = {file: RawFile(file, record_bytes, buffer) for file in files}
         done_bytes = sum(opened[file].read(at, record_bytes) for file, at in chosen)
         for file in opened.values():
