@@ -448,6 +448,33 @@ def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(
     assert len(held) == 3 and copies and done.stats.peak_fast_expert_bytes > 0
 
 
+@pytest.mark.parametrize("draft", ["resident", "low_bit:4"])
+def test_what_an_engine_held_is_free_once_it_is_closed(draft, tiny, monkeypatch):
+    """Whoever loads the next one has to have room, though runs of the last are still in hand and
+    nobody collects garbage."""
+    held, real = [], transfers.aligned_bytes
+
+    def noted(*sizes, **how):
+        pages = real(*sizes, **how)
+        held.append(weakref.ref(pages.untyped_storage()))
+        return pages
+
+    gc.disable()
+    try:
+        with specmoe.load(tiny("mixtral"), dtype="float32", fast_memory=2**21) as engine:
+            monkeypatch.setattr(transfers, "aligned_bytes", noted)
+            engine.slots = transfers.allocate_slots(len(engine.slots), engine.store)
+            runs = []
+            for _ in range(2):
+                with engine.start(PROMPTS, method="specmoe", draft=draft, max_new_tokens=8) as run:
+                    next(run)
+                runs.append(run)
+            assert held[0]() is not None
+        assert held[0]() is None and runs
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("prefetch", [True, False])
 def test_a_round_says_what_was_read_for_it_and_what_of_that_before_it_was_verified(prefetch):
     with specmoe.load("tiny-skewed", store="memory", draft_experts=4) as engine:

@@ -87,10 +87,7 @@ def held(engine, method: Method, trace: Trace) -> Iterator[RunExperts]:
         engine.decoder.free()
         slots, memory = _fast_memory(engine, method)
         pool = _new_pool(engine, method, slots, trace)
-        ends = [pool.reset_reads, engine.decoder.free]
-        if method.num_slots is not None:
-            ends.append(pool.tier.slots.let_go)
-        with _ending(*ends):
+        with _ending(pool.reset_reads, engine.decoder.free, pool.tier.slots.let_go):
             with engine.experts.running(pool, pool.policy, method.drafting) as experts:
                 with method.source.running(experts, memory):
                     _preload(experts, method)

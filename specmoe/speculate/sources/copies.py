@@ -54,7 +54,10 @@ class Copies(Resident):
             installed.copied = self.key
             self.made_s = time.perf_counter() - began_s
         experts.stand_ins = self
-        yield
+        try:
+            yield
+        finally:  # the engine's memory goes when the engine is closed
+            self.copies = self.copies.new_empty(len(self.copies), 0)
 
     def records(self, experts, keys: list[ExpertKey]) -> Iterator[tuple[ExpertKey, torch.Tensor]]:
         """Each of ``keys`` from the store, read into the pool's free slots."""
