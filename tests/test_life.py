@@ -7,6 +7,7 @@ import _thread
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -446,6 +447,26 @@ def test_what_a_resident_run_held_is_free_before_the_next_one_asks_for_as_much(
         finally:
             gc.enable()
     assert len(held) == 3 and copies and done.stats.peak_fast_expert_bytes > 0
+
+
+LEFT_OPEN = """
+import time, specmoe
+from specmoe.offload.store import DiskStore
+
+class Memory:
+    def __del__(self):
+        time.sleep(0.3)  # by now Python is going, if nobody waits
+        print("freed", flush=True)
+
+DiskStore._make_reader = lambda store: Memory()
+engine = specmoe.load("tiny-skewed", num_readers=3)
+"""
+
+
+def test_readers_of_an_engine_that_nobody_closed_end_before_python_does():
+    """Else they free tensors when it is going, and the process aborts."""
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("freed"), done.stderr) == (0, 3, "")
 
 
 @pytest.mark.parametrize("draft", ["resident", "low_bit:4"])

@@ -10,6 +10,7 @@ An interrupt may end a caller anywhere, so the lock is taken as a plain ``thread
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
 import os
@@ -23,6 +24,8 @@ from .transfers import Read
 
 # Priorities: what compute waits for goes first.
 DEMAND, PREFETCH = 0, 1
+# What the end of the process waits for threads whose engine nobody closed.
+EXIT_S = 2.0
 
 
 class ReadQueue:
@@ -47,6 +50,7 @@ class ReadQueue:
         of its own. ``serve`` is a method of a store, which is held only while it serves. Readers
         are made here: where one cannot be, the caller hears of it, and no read waits for it."""
         readers = [make_reader() for _ in range(number)]
+        _started.add(self)
         self._num_serving = number
         for index, reader in enumerate(readers):
             thread = threading.Thread(
@@ -195,3 +199,16 @@ def _serve_all(queue: ReadQueue, serve: weakref.WeakMethod, reader: object) -> N
             del work, read
     finally:
         queue.ended()
+
+
+_started: weakref.WeakSet[ReadQueue] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that ended later would free tensors when Python is going already, and abort the
+    process."""
+    for queue in list(_started):
+        queue.close()
+    for queue in list(_started):
+        queue.join(EXIT_S)

@@ -51,8 +51,8 @@ class Slots:
             self.memory[slot].fill_(0xFF)
 
     def let_go(self) -> None:
-        """Nobody reads a record any more: memory, which may be the whole model, must not wait for the
-        garbage collector, or the next run or engine finds no room."""
+        """Nobody reads a record any more: memory, which may be the whole model, must not wait for
+        the garbage collector, or the next run or engine finds no room."""
         self.memory = self.memory.new_empty(len(self.memory), 0)
 
     def mark_used(self, slot: int) -> None:
