@@ -166,6 +166,7 @@ def test_several_large_experts_at_once_are_what_each_is_alone(large):
     assert torch.equal(kernel.several(module, records, counts, x), torch.cat(alone))
     assert kernel.takes_several(counts) and not kernel.takes_several([1, kernels.MOST_STORED + 1])
     assert not kernel.takes_several([kernels.MOST_ROWS // 16] * 17)
+    assert not kernel.takes_several([]) and not kernel.takes_several([5])
 
 
 @pytest.mark.usefixtures("c_compiler")

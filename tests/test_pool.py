@@ -357,6 +357,14 @@ def test_an_asynchronous_pool_reads_everything_it_has_slots_for_at_once():
     assert len(list(each(arrivals))) == 5
 
 
+def test_a_claimed_prefetch_is_a_miss_where_everything_is_resident_too():
+    pool = make_pool(8, num_kept=0, mode=PoolMode.RESIDENT)
+    assert pool.prefetch(ExpertKey(0, 3))
+    consume(pool, 1, range(3))
+    assert consume(pool, 0, [3]) == [3]
+    assert (pool.counts.num_hits, pool.counts.prefetch_used) == (0, 1)
+
+
 def test_a_claimed_prefetch_is_a_miss_that_moves_no_second_byte():
     pool = make_pool(8)
     assert pool.prefetch(ExpertKey(1, 3))

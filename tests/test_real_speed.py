@@ -351,7 +351,7 @@ def test_the_page_says_what_nobody_measured():
 
 COMMITTED = results.read_all()["real"]
 # Cells whose speed the plan misses by more than a fifth, and by what factor; each is named on the page.
-OFF: dict[str, float] = {"olmoe-1b-7b/50%/16/cached/0": 1.29}
+OFF: dict[str, float] = {"olmoe-1b-7b/100%/1/cached/0": 1.2}
 
 
 def test_the_plan_is_within_a_fifth_of_what_the_committed_run_measured():

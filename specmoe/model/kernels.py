@@ -196,7 +196,7 @@ class ExpertKernel:
 
     def takes_several(self, counts: Sequence[int]) -> bool:
         """Whether ``several`` computes experts with so many rows each."""
-        return self.reads_stored(max(counts, default=0)) and sum(counts) <= MOST_ROWS
+        return len(counts) > 1 and self.reads_stored(max(counts)) and sum(counts) <= MOST_ROWS
 
     def reads_stored(self, num_rows: int = 1) -> bool:
         """Whether so few rows are multiplied with the weights of a large expert as they are stored:

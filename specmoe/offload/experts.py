@@ -166,38 +166,24 @@ class RunExperts:
         records: Iterable[dict[int, torch.Tensor]],
     ) -> torch.Tensor:
         """Every pair's output into its own row, then one weighted sum: the result cannot depend on
-        arrival order."""
+        arrival order. Records that came together are computed together where the kernel can."""
         num_tokens, top_k = weights.shape
+        kernel, module = self.kernel.of_layer(layer), self.installed.modules[layer]
+        own = self.is_drafting and not isinstance(self.stand_ins, StandIns)
         inputs = hidden.index_select(0, groups.order // top_k)  # [P, D], each expert's together
         outputs = torch.empty_like(inputs)
-        for some in self._at_once(layer, groups, records):
-            rows = _rows([groups.slices[expert] for expert in some])
-            outputs[rows] = self._some_experts(layer, some, groups, inputs[rows])
+        for some in records:
+            counts = [groups.counts[expert] for expert in some]
+            if not own and kernel.takes_several(counts):
+                rows = _rows([groups.slices[expert] for expert in some])
+                outputs[rows] = kernel.several(module, list(some.values()), counts, inputs[rows])
+                continue
+            for expert, record in some.items():
+                place = groups.slices[expert]
+                outputs[place] = self._one_expert(ExpertKey(layer, expert), record, inputs[place])
         pairs = hidden.new_zeros(num_tokens * top_k, hidden.shape[1])  # [T * K, D]
         pairs.index_copy_(0, groups.order, outputs)
         return (pairs.view(num_tokens, top_k, -1) * weights[..., None]).sum(dim=1)  # [T, D]
-
-    def _at_once(
-        self, layer: int, groups: Groups, records: Iterable[dict[int, torch.Tensor]]
-    ) -> Iterator[dict[int, torch.Tensor]]:
-        """The same records: as they came where the kernel takes several, else one by one."""
-        kernel = self.kernel.of_layer(layer)
-        own = self.is_drafting and not isinstance(self.stand_ins, StandIns)
-        for some in records:
-            if not own and kernel.takes_several([groups.counts[expert] for expert in some]):
-                yield some
-            else:
-                yield from ({expert: record} for expert, record in some.items())
-
-    def _some_experts(
-        self, layer: int, some: dict[int, torch.Tensor], groups: Groups, x: torch.Tensor
-    ) -> torch.Tensor:
-        """``x`` [n, D], one expert's rows after the other's, through ``some`` experts -> [n, D]."""
-        if len(some) == 1:
-            [(expert, record)] = some.items()
-            return self._one_expert(ExpertKey(layer, expert), record, x)
-        kernel, counts = self.kernel.of_layer(layer), [groups.counts[expert] for expert in some]
-        return kernel.several(self.installed.modules[layer], list(some.values()), counts, x)
 
     def _one_expert(self, key: ExpertKey, record: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         kernel, module = self.kernel.of_layer(key.layer), self.installed.modules[key.layer]

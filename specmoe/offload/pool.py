@@ -105,7 +105,8 @@ class ResidentPool:
         assert len(keep) <= self.policy.num_kept, f"{len(keep)} experts to keep"
         tier, self.kept[layer] = self.tier, set(keep)
         keys = [ExpertKey(layer, expert) for expert in experts]
-        if self.mode is PoolMode.RESIDENT and all(key in tier.resident for key in keys):
+        are_here = not tier.speculative and all(key in tier.resident for key in keys)
+        if self.mode is PoolMode.RESIDENT and are_here:
             self._count(keys, [])  # there is no more to keep books of
             return (some for some in [{key.expert: tier.record(key) for key in keys}])
         self._give_up_speculative(layer, keys)
