@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import specmoe
 from specmoe.checkpoint.model import WITH_IMAGES, auto_class
 from specmoe.errors import SpecMoEError
-from specmoe.model.decoder import UNCUT_SCORES
+from specmoe.model.decoder import STATES_SINCE, UNCUT_SCORES
 from specmoe.model.kv_cache import MIXERS
 
 # What a field is made, wherever a config has it. Windows are narrower than the prompts; experts'
@@ -289,15 +289,16 @@ def decoded(engine, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, **options) ->
     return [sequence.tolist() for sequence in output.sequences]
 
 
-def judge(kind: str) -> Verdict:
-    """Make ``kind`` tiny, and compare."""
+def judge(kind: str, device: str = "cpu") -> Verdict:
+    """Make ``kind`` tiny, and compare: specmoe on ``device``, transformers on the CPU."""
     with tempfile.TemporaryDirectory() as name:
         try:
             folder = write_tiny(kind, Path(name))
         except Exception as error:  # whatever transformers says of its own model
             return Verdict(kind, "not configurable", sentence(error))
         try:
-            with specmoe.load(folder, dtype=torch.float64, draft_experts=3) as engine:
+            options = {"dtype": torch.float64, "draft_experts": 3, "device": device}
+            with specmoe.load(folder, **options) as engine:
                 return Verdict(kind, *compare(engine, folder))
         except SpecMoEError as refusal:
             return Verdict(
@@ -322,7 +323,7 @@ def compare(engine, folder: Path) -> tuple[str, str]:
     options |= {"output_logits": True, "return_dict_in_generate": True}
     text = model.generate(torch.tensor(PROMPTS[:1]), **options)
     found = engine.next_logits(text.sequences[0, :-1].tolist())
-    if not torch.allclose(found.float(), text.logits[1][0], rtol=0, atol=1e-5):
+    if not torch.allclose(found.float().cpu(), text.logits[1][0], rtol=0, atol=1e-5):
         wrong.append("logits")
     return ("WRONG" if wrong else "exact"), ", ".join(wrong)
 
@@ -337,6 +338,7 @@ def sentence(error: Exception) -> str:
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 WORDS = ("exact", "refused", "not configurable")
 VERSION = transformers.__version__
+OLDER = ("5.2.0", "5.8.0", "5.12.0", "5.17.0", "5.20.0", "5.21.0", "5.22.0", "5.23.0")
 # Outside the registry, brought into it by ``specmoe.checkpoint.adapters``; each has an exactness
 # test of its own.
 ADAPTED = {
@@ -357,8 +359,11 @@ and `specmoe` (gamma 4, three draft experts).
 - **refused**: `specmoe.load` raises `UnsupportedModelError` with this sentence.
 - **not configurable**: transformers itself does not build or run it as a causal language model.
 
-{counts}; no architecture gives other tokens. Ropes whose frequencies follow the length (`dynamic`) are refused below
-transformers 5.24.0 in every architecture: they were found exact there, and wrong in 5.2.0.
+{counts}; no architecture gives other tokens, nor does one with transformers {older}
+(`tests/test_families.py`, part of `make test-long`).
+
+Layers with a recurrent state are refused below transformers {states_since}. Ropes whose frequencies follow the length (`dynamic`)
+are refused below transformers 5.24.0 in every architecture: they were found exact there, and wrong in 5.2.0.
 
 | Architecture | Verdict | Why |
 |---|---|---|
@@ -402,7 +407,16 @@ def page(verdicts: list[Verdict]) -> str:
         f"| `{row.kind}` | {row.word} | {row.why.replace('|', '/')} |"
         for row in sorted(rows, key=lambda r: r.kind)
     ]
-    return HEAD.format(version=VERSION, counts=counts) + "\n".join(lines) + "\n"
+    return (
+        HEAD.format(
+            version=VERSION,
+            counts=counts,
+            older=f"{', '.join(OLDER[:-1])} and {OLDER[-1]}",
+            states_since=STATES_SINCE,
+        )
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def read_page() -> dict[str, str]:
@@ -431,8 +445,11 @@ def page_version() -> str:
 def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    # With names: only these are judged, the others stay as the page has them.
+    # With names: only these are judged, the others stay as the page has them. ``--tell`` writes
+    # nothing.
     verdicts = {kind: row for kind, row in page_rows().items() if kind in architectures()}
+    if sys.argv[1:] == ["--tell"]:
+        return print(*map(judge, architectures()), sep="\n")
     for kind in sys.argv[1:] or architectures():
         verdicts[kind] = judge(kind)
         print(verdicts[kind], flush=True)

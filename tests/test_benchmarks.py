@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+from pathlib import Path
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -943,10 +944,47 @@ def test_the_gpu_script_leaves_out_what_it_has_no_time_for(tmp_path, monkeypatch
     for part in ("correctness", "compiled", "low_bit", "speed"):
         monkeypatch.setattr(gpu, part, lambda *_: {})
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path), "--minutes", "0"]) == 0
-    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == [
-        "all of tiny-translate",
-        "all of tiny-balanced",
-    ]
+    left_out = json.loads((tmp_path / "gpu.json").read_text())["left_out"]
+    assert left_out == list(gpu.parts_of(gpu.SMALL))
+
+
+def test_what_the_gpu_script_found_stays_whatever_the_next_part_does(tmp_path, monkeypatch):
+    """Each part has the folder to itself; a library that was compiled there is a file, and stays."""
+    out, seen = tmp_path / "out", []
+
+    def makes_a_folder(found, *_):
+        place = Path(os.environ["SPECMOE_CACHE"])
+        seen.append(sorted(child.name for child in place.iterdir()))
+        (place / "packed").mkdir()
+        (place / "library.so").touch()
+        return {"rows": [], "copies": {"share": 1.0}, "plain_step_s": 3.0, "compiled_step_s": 1.0}
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "speed", makes_a_folder)
+    monkeypatch.setattr(
+        gpu, "correctness", lambda *_: [{"dtype": "float32", "same": 3, "prompts": 4}]
+    )
+    monkeypatch.setattr(gpu, "low_bit", lambda *_: {})
+    monkeypatch.setattr(gpu, "compiled", ended)
+    call = ["--device", "cpu", "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(call)
+    assert seen == [[], ["library.so"]]
+    found = json.loads((out / "gpu.json").read_text())
+    assert set(gpu.parts_of(gpu.SMALL)) - set(found) == {"compiled"}
+    monkeypatch.setattr(gpu, "compiled", makes_a_folder)
+    monkeypatch.setattr(gpu, "correctness", ended)  # is not asked for again
+    assert gpu.main([*call, "--parts", "compiled"]) == 0
+    again = json.loads((out / "gpu.json").read_text())
+    assert again["correctness"] == found["correctness"]
+    measured = {row["name"]: row["measured"] for row in again["targets"]}
+    assert measured["plain / compiled draft step"] == 3
+    assert measured["prompts with the CPU's fp32 tokens, every method"] == 0.75
+    monkeypatch.setattr(gpu, "code_digest", lambda: "another")
+    assert gpu.main([*call, "--parts", "compiled"]) == 0
+    assert "correctness" not in json.loads((out / "gpu.json").read_text())
 
 
 def test_a_part_of_the_gpu_script_that_fails_is_told_and_the_next_runs(tmp_path, monkeypatch):

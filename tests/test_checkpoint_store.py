@@ -557,7 +557,9 @@ def test_where_the_cache_cannot_be_used_experts_are_read_in_place_all_the_same(
 
 def test_a_disk_may_give_less_at_once_than_was_asked_for(folder, tmp_path, monkeypatch):
     whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, parts, at: whole(file, [memoryview(parts[0])[:1024]], at))
+    monkeypatch.setattr(
+        os, "preadv", lambda file, parts, at: whole(file, [memoryview(parts[0])[:1024]], at)
+    )
     assert_same_records(folder, tmp_path / "packed")
 
 

@@ -4,7 +4,10 @@ alone, or a refusal."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import models_table
 import pytest
@@ -20,6 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import specmoe
 from specmoe.checkpoint.adapters.rotary import DYNAMIC_SINCE
 from specmoe.checkpoint.adapters.switch import OLDEST_TRANSFORMERS
+from specmoe.model.decoder import STATES_SINCE
 
 # ---- every architecture of the installed transformers ----
 
@@ -57,6 +61,24 @@ def test_the_page_of_models_says_what_runs(kind):
 @pytest.mark.parametrize("kind", [kind for kind in architectures() if kind not in QUICK])
 def test_the_page_of_models_says_what_runs_for_all_others(kind):
     judged(kind)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", models_table.OLDER)
+def test_no_architecture_gives_other_tokens_with_an_older_transformers(tmp_path, version):
+    """What the package may be installed with. Arguments are renamed and swallowed in silence."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path)]
+    if subprocess.run([*pip, f"transformers=={version}"]).returncode:
+        pytest.skip(f"transformers {version} cannot be installed here")
+    told = subprocess.run(
+        [sys.executable, models_table.__file__, "--tell"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr[-2000:]
+    words = re.findall(r"word='([^']+)'", told.stdout)
+    assert words.count("exact") >= 19 and set(words) <= set(models_table.WORDS), told.stdout
 
 
 def test_the_page_of_models_names_every_architecture_of_the_registry():
@@ -438,6 +460,7 @@ def test_an_indexer_of_the_fewest_heads_is_exact_and_of_fewer_is_refused(tmp_pat
         specmoe.load(indexed(tmp_path / "7", heads=7), draft_experts=3)
 
 
-def test_the_page_of_models_says_from_which_version_dynamic_rope_is_exact():
+def test_the_page_of_models_says_from_which_versions_what_is_exact():
     page = models_table.PAGE.read_text("utf-8")
-    assert re.search(rf"`dynamic`\) are refused below\s+transformers {DYNAMIC_SINCE} ", page)
+    assert re.search(rf"`dynamic`\)\s+are refused below\s+transformers {DYNAMIC_SINCE} ", page)
+    assert f"are refused below transformers {STATES_SINCE}." in page

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROMPTS, tokens_of
+from fake_gpu import FakeCuda, Mode
 from safetensors.torch import load_file, save_file
 from tiny_architectures import make_checkpoint
 from tiny_gguf import TRIED as GGUF
@@ -115,13 +116,14 @@ def reference(low_bit, tmp_path_factory):
 
 def widened(packed, layer: int, expert: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     made = packed.layout.empty(dtype)
-    content = packed.data_file.read_bytes()
-    start = packed.offset(layer, expert)
-    record = torch.frombuffer(
-        bytearray(content[start : start + packed.layout.record_bytes]), dtype=torch.uint8
-    )
-    packed.layout.of_layer(layer).widen(record, made)
+    packed.layout.of_layer(layer).widen(record_of(packed, layer, expert), made)
     return made
+
+
+def record_of(packed, layer: int, expert: int) -> torch.Tensor:
+    start = packed.offset(layer, expert)
+    content = packed.data_file.read_bytes()[start : start + packed.layout.record_bytes]
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def differences(packed, model: PreTrainedModel) -> list[str]:
@@ -380,6 +382,24 @@ def test_experts_that_are_stacked_in_the_file_are_cut_out_of_it(own, plain_token
         assert engine.info["expert_dtype"] == "fp8"
         output = engine.generate(PROMPTS, max_new_tokens=NEW_TOKENS, eos_token_id=[])
     assert tokens_of(output) == plain_tokens("fp8 qwen3_moe")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_gpu_widens_a_weight_at_once(low_bit, name, monkeypatch):
+    """Hundreds of small pieces took it twenty times as long as their copy."""
+    monkeypatch.setattr(layout, "PIECE_ELEMENTS", 1500)
+    packed, asked = pack(low_bit(name)), []
+    want = widened(packed, 0, 1, torch.float32)
+    for kind, widen in layout.WIDEN.items():
+        noted = lambda *parts, widen=widen: asked.append(1) or widen(*parts)  # noqa: E731
+        monkeypatch.setitem(layout.WIDEN, kind, noted)
+    found = FakeCuda()
+    found.install(monkeypatch)
+    with Mode():
+        made = packed.layout.empty(torch.float32, "cuda")
+        packed.layout.widen(record_of(packed, 0, 1).to("cuda"), made)
+    assert len(asked) == len(packed.layout.weights) < len(packed.layout.pieces)
+    assert all(torch.equal(made[name].cpu(), weight) for name, weight in want.items())
 
 
 @pytest.mark.parametrize("name", FORMATS)

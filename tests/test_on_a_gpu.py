@@ -1,5 +1,6 @@
 """``device="cuda"`` where there is no GPU: whole engines on ``fake_gpu``, whose tensors lie in host
-memory but refuse what a GPU would, and the stores on streams that note what they are asked."""
+memory but refuse what a GPU would, and the stores on streams that note what they are asked. What
+is marked ``gpu`` runs on a real one, where one is."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -7,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from fake_gpu import CUDA, FakeCuda, Mode, OnGpu, is_pinned
-from models_table import write_tiny
+from models_table import WORDS, architectures, judge, write_tiny
 from tiny_architectures import make_checkpoint
 from tiny_gguf import as_kind, make_gguf
 from tiny_low_bit import fp8, int4, make_low_bit, mxfp4
@@ -228,3 +229,36 @@ def test_without_page_locked_memory_loading_says_so_at_once(models, cuda, store,
     monkeypatch.setattr(torch, "empty", none_left)
     with pytest.raises(FastMemoryError, match="cannot be page-locked.*out of memory"):
         specmoe.load(str(models("mixtral")), device="cuda", store=store, draft_experts=2)
+
+
+# ---- a real one, where one is
+
+
+REAL = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+def on_a_gpu(test):
+    for mark in REAL:
+        test = mark(test)
+    return test
+
+
+@on_a_gpu
+@pytest.mark.parametrize("store", ["memory", "disk", "checkpoint"])
+@pytest.mark.parametrize("name", ["mixtral", *LOW_BIT, "gguf"])
+def test_a_real_gpu_gives_the_cpus_tokens(models, name, store):
+    """In float64: no sum's order decides."""
+    if name == "gguf":
+        pytest.importorskip("gguf")
+    ways = (SPECMOE, {"method": "on_demand"}, {"method": "cached"}, {"method": "overlapped"})
+    options = {"store": store, "dtype": "float64", "ways": ways}
+    assert tokens(models(name), "cuda", **options) == tokens(models(name), "cpu", **options)
+
+
+@on_a_gpu
+@pytest.mark.long
+@pytest.mark.parametrize("kind", architectures())
+def test_a_real_gpu_gives_the_tokens_of_generate(kind):
+    verdict = judge(kind, "cuda")
+    print(verdict)
+    assert verdict.word in WORDS

@@ -6,10 +6,12 @@ from __future__ import annotations
 import models_table
 import pytest
 import torch
+import transformers
 from models_table import decoded, plain, reference, write_tiny
 from torch import nn
 
 import specmoe
+from specmoe.errors import UnsupportedModelError
 from specmoe.model.kv_cache import MIXERS
 from specmoe.model.recurrent import Mixer, StateCache, appended
 from specmoe.speculate.sampling import Sampler
@@ -239,6 +241,45 @@ def test_a_state_is_a_copy_and_a_row_without_one_begins_with_zeros():
     assert appended({}, {}, 3) == {}
     assert appended({}, state, 2)["recurrent", 0].tolist() == [[0, 0], [0, 0], [1, 1]]
     assert appended(state, {}, 1)["recurrent", 0].tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+def test_a_layer_is_given_its_state_under_the_name_that_it_knows(name):
+    """transformers renames it, and swallows the names that it does not know."""
+
+    class Named(Running):
+        pass
+
+    scope = {"run": Running.forward}
+    exec(
+        f"def forward(self, hidden_states, {name}=None, **_): return run(self, hidden_states, {name})",
+        scope,
+    )
+    Named.forward = scope["forward"]
+    texts = torch.randn(2, 4, 2, dtype=torch.float64)
+    mixer = Mixer(Named())
+    mixer.begin({})
+    torch.testing.assert_close(mixer(texts), torch.stack([alone(text) for text in texts]))
+
+
+def test_a_layer_whose_name_for_its_state_nobody_knows_is_refused():
+    class Renamed(nn.Module):
+        def forward(self, hidden_states, memory=None, **_):
+            return hidden_states
+
+    with pytest.raises(
+        UnsupportedModelError, match="Renamed.forward .* takes no cache .* another version"
+    ):
+        Mixer(Renamed())
+
+
+def test_a_transformers_that_asks_its_cache_otherwise_is_refused(tmp_path, monkeypatch):
+    folder = write_tiny("qwen3_next", tmp_path)
+    monkeypatch.delattr(transformers.Cache, "get_conv_state")
+    with pytest.raises(
+        UnsupportedModelError, match="qwen3_next has recurrent layers.* 5.21 or newer"
+    ):
+        specmoe.load(folder)
 
 
 def test_every_recurrent_layer_of_the_list_is_one_of_its_model():

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 
 import torch
+import transformers
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import FastMemoryError, UnsupportedModelError
@@ -39,10 +41,21 @@ MIXERS = {
 }
 
 
-def kv_argument(model) -> str:
-    """What ``model.forward`` calls its KV cache: transformers 5.24 renamed the argument, and warns
-    at the old name."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+# transformers 5.24 says ``cache`` and warns at the older names.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_argument(forward: Callable) -> str:
+    """What ``forward`` calls its cache, which transformers renames. A name that it does not know may
+    be swallowed (``**kwargs``): then nothing would be kept, and the tokens would be others."""
+    known = inspect.signature(forward).parameters
+    for name in CACHE_NAMES:
+        if name in known:
+            return name
+    raise UnsupportedModelError(
+        f"{forward.__qualname__} of transformers {transformers.__version__} takes no cache under a "
+        f"name that specmoe knows ({', '.join(CACHE_NAMES)}): use another version of transformers"
+    )
 
 
 class Places:

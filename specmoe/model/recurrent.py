@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .decoder import CausalDecoder, Passes, logger
-from .kv_cache import MIXERS, UNMASKED
+from .kv_cache import MIXERS, UNMASKED, cache_argument
 
 State = dict[tuple[str, int], torch.Tensor]  # ("conv" or "recurrent", number) -> [B, ...]
 
@@ -79,6 +79,7 @@ class Mixer:
 
     def __init__(self, module: nn.Module):
         self.compute = module.forward
+        self.cache_argument = cache_argument(module.forward)
         # asked for by a signature that it shares with attention, and not used
         has_ropes = "position_embeddings" in signature(module.forward).parameters
         self.unused = {"position_embeddings": None} if has_ropes else {}
@@ -104,7 +105,8 @@ class Mixer:
 
     def _run(self, hidden_states: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         cache = StateCache(state)
-        output = self.compute(hidden_states, cache=cache, attention_mask=None, **self.unused)
+        given = {self.cache_argument: cache, "attention_mask": None, **self.unused}
+        output = self.compute(hidden_states, **given)
         self.returns_pair = isinstance(output, tuple)
         return output[0] if self.returns_pair else output, cache.state
 

@@ -1,5 +1,5 @@
 """``python -m specmoe.lab.bench.gpu``: the methods with experts in pinned host memory and the rest
-on a GPU, in under 12 minutes.
+on a GPU, in two calls of under 10 minutes (``--parts``).
 
 Comes in: nothing but this repository; it needs torch, transformers, numpy. Goes out:
 ``results/gpu.json``, which the notebook ``performance`` shows. Without a GPU it runs small on the
@@ -7,13 +7,13 @@ CPU, which is how the tests run it.
 
 1. correctness: the CPU's tokens in fp32 against the device's with TF32 off, every method; first
    divergences in bf16
-2. copies: the store's rate against the raw pinned rate, records of the size that follows
-3. methods at B = 1 ... 256, experts widened to NLLB-MoE's size (tiny-translate) and Mixtral's
-   (tiny-balanced)
-4. draft steps through ``compile=True`` and ``compile="reduce-overhead"`` against plain ones
-5. low-bit records (``gpu_low_bit``), beside bf16: moved as they are stored, widened there
+2. low bits (``gpu_low_bit``), beside bf16: records moved as they are stored, widened there
+3. speed: the store's rate against the raw pinned rate; methods at B = 1 ... 256, experts widened to
+   NLLB-MoE's size (tiny-translate) and Mixtral's (tiny-balanced)
+4. compiled: draft steps through ``compile=True`` and ``"reduce-overhead"`` against plain ones
 
-What there is no time for is left out and listed; the most telling cells come first.
+What there is no time for is left out and listed. Parts that are not asked for stay in the file, if
+the same code found them on the same device.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,14 +36,15 @@ import transformers
 import specmoe
 
 from ..entry import leave
-from ..writing import check_folder, write_whole
+from ..writing import check_folder, read_object, write_whole
 from .gpu_low_bit import low_bit
 from .gpu_numbers import targets
 from .gpu_parts import Found, Scale, compiled, correctness, speed
-from .results import FOLDER
+from .results import FOLDER, code_digest
 from .workplace import Workplace
 
 MIB = 2**20
+PART_S = 30  # a part that has less is not begun
 LARGE = Scale(
     batches=(256, 1, 64, 16),  # in the order in which they run
     # NLLB-MoE's and Mixtral's, in bf16
@@ -85,6 +87,7 @@ def about(device: torch.device) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "specmoe": specmoe.__version__,
+        "code": code_digest(),
         "python": platform.python_version(),
     }
 
@@ -97,59 +100,81 @@ def roomy_folder() -> str | None:
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > needed else None
 
 
-def run(scale: Scale, device: torch.device, minutes: float, folder: str | None) -> dict:
-    """All parts, in the packed experts' own folder, which is removed at the end."""
-    place = Workplace(scale.num_prompts, device)
-    found = Found(device, time.monotonic() + 60 * minutes, place)
+def parts_of(scale: Scale) -> dict[str, tuple]:
+    """Name of a part -> its function, its arguments; the most telling first."""
+    speeds = {f"speed {model}": (speed, scale, model) for model in scale.experts}
+    return {
+        "correctness": (correctness, scale),
+        "low bits": (low_bit, scale),
+        **speeds,
+        "compiled": (compiled, scale),
+    }
+
+
+def run(found: Found, parts: dict[str, tuple], folder: str | None, save: Callable) -> None:
+    """One part after the other, in the packed experts' own folder, which is removed at the end;
+    ``save`` is called after each, so that nothing found is lost."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     before = os.environ.get("SPECMOE_CACHE")
     with tempfile.TemporaryDirectory(prefix="specmoe-gpu-", dir=folder) as packed:
         os.environ["SPECMOE_CACHE"] = packed
         try:
-            found.add("correctness", correctness, scale)
-            found.add("compiled", compiled, scale)
-            found.add("low bits", low_bit, scale)
-            for model in scale.experts:
-                if found.has_time(f"all of {model}", 4 * scale.slice_s):
-                    found.add(f"speed {model}", speed, scale, model)
-                for child in Path(packed).iterdir():  # room for the next model's
-                    shutil.rmtree(child)
+            for name, (part, *arguments) in parts.items():
+                if found.has_time(name, PART_S):
+                    found.add(name, part, *arguments)
+                    save()
+                for made in filter(Path.is_dir, Path(packed).iterdir()):  # room for the next part
+                    shutil.rmtree(made)
         finally:
             os.environ.pop("SPECMOE_CACHE")
             if before is not None:
                 os.environ["SPECMOE_CACHE"] = before
-    content = {
-        "about": about(device),
-        **found.content,
-        "failed": found.failed,
-        "left_out": found.left_out,
-    }
-    return content | {"targets": targets(content)}
+
+
+def kept(file: Path, here: dict, parts: dict[str, tuple]) -> dict:
+    """What ``file`` has of other parts, if the same code found it on the same device."""
+    content = read_object(file)
+    same = all(content.get("about", {}).get(name) == here[name] for name in ("name", "code"))
+    return {name: value for name, value in content.items() if same and name not in parts}
 
 
 def main(arguments: list[str] | None = None) -> int:
+    names = list(parts_of(LARGE))
     parser = argparse.ArgumentParser(
         prog="python -m specmoe.lab.bench.gpu", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="as in the tests; always so on a CPU")
     parser.add_argument(
-        "--minutes", type=float, default=11.0, help="what does not fit is left out, and listed"
+        "--minutes", type=float, default=9.5, help="what does not fit is left out, and listed"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="the others stay as they are"
     )
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    device, file = torch.device(options.device), options.out / "gpu.json"
     small = options.small or device.type == "cpu"
+    scale, here = SMALL if small else LARGE, about(device)
     check_folder(options.out)
-    content = run(
-        SMALL if small else LARGE, device, options.minutes, None if small else roomy_folder()
-    )
-    write_whole(options.out / "gpu.json", json.dumps(content, indent=0, default=str) + "\n")
-    for row in content["targets"]:
+    parts = {name: part for name, part in parts_of(scale).items() if name in options.parts}
+    before = kept(file, here, parts)
+    place = Workplace(scale.num_prompts, device)
+    found = Found(device, time.monotonic() + 60 * options.minutes, place)
+
+    def save() -> dict:
+        whole = before | found.content
+        whole |= {"about": here, "failed": found.failed, "left_out": found.left_out}
+        whole |= {"targets": targets(whole)}
+        write_whole(file, json.dumps(whole, indent=0, default=str) + "\n")
+        return whole
+
+    run(found, parts, None if small else roomy_folder(), save)
+    for row in save()["targets"]:
         print(f"{row['name']}: {row['measured']} (target {row['goal']}, met: {row['met']})")
-    for sentence in content["failed"]:
+    for sentence in found.failed:
         print("failed:", sentence, file=sys.stderr)
-    return 1 if content["failed"] else 0
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":
