@@ -7,9 +7,9 @@ import itertools
 import json
 import math
 import os
-from pathlib import Path
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
