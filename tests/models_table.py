@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import specmoe
 from specmoe.checkpoint.model import WITH_IMAGES, auto_class
 from specmoe.errors import SpecMoEError
-from specmoe.model.decoder import STATES_SINCE, UNCUT_SCORES
-from specmoe.model.kv_cache import MIXERS
+from specmoe.model.decoder import UNCUT_SCORES
+from specmoe.model.kv_cache import MIXERS, STATES_SINCE
 
 # What a field is made, wherever a config has it. Windows are narrower than the prompts; experts'
 # widths differ from D.

@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import specmoe
 from specmoe.checkpoint.adapters.rotary import DYNAMIC_SINCE
 from specmoe.checkpoint.adapters.switch import OLDEST_TRANSFORMERS
-from specmoe.model.decoder import STATES_SINCE
+from specmoe.model.kv_cache import STATES_SINCE
 
 # ---- every architecture of the installed transformers ----
 

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import specmoe
 from specmoe import UnsupportedModelError
 from specmoe.engine.run import held
-from specmoe.model.decoder import check_rollback
-from specmoe.model.kv_cache import RaggedKVCache, attention_windows
+from specmoe.model.kv_cache import RaggedKVCache, attention_windows, check_rollback
 
 
 def states(value: float, rows: int, tokens: int) -> torch.Tensor:

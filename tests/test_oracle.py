@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 import specmoe
 from specmoe.checkpoint import expert_modules
-from specmoe.engine import exactness
+from specmoe.engine import exactness, ties
 from specmoe.engine.exactness import (
     Divergence,
     ExactReport,
@@ -104,8 +104,10 @@ def test_a_tie_is_two_ulp_of_a_sixteen_bit_logit_and_nothing_else():
 PROMPT = [5, 6, 7]
 
 
-def with_weights(folder: Path, change) -> exactness.TransformersReference:
-    """transformers' model in bfloat16, of the checkpoint whose tensors ``change(name, tensor)``
+def with_weights(
+    folder: Path, change, dtype: torch.dtype = torch.bfloat16
+) -> exactness.TransformersReference:
+    """transformers' model in ``dtype``, of the checkpoint whose tensors ``change(name, tensor)``
     gives."""
     shard = next(folder.glob("*.safetensors"))
     tensors = {name: change(name, tensor) for name, tensor in load_file(shard).items()}
@@ -115,7 +117,7 @@ def with_weights(folder: Path, change) -> exactness.TransformersReference:
             is_translation=False,
             model=SimpleNamespace(
                 name_or_path=folder,
-                dtype=torch.bfloat16,
+                dtype=dtype,
                 config=AutoConfig.from_pretrained(folder),
             ),
             tokenizer=None,
@@ -208,6 +210,44 @@ def test_a_router_gives_its_close_choices_and_one_with_groups_gives_none():
     found = list(close_choices(3, logits, index, torch.bfloat16))
     assert [choice[1:] for choice in found] == [(3, 0, 1, 2)]
     assert not list(close_choices(3, logits, torch.tensor([[0, 3], [0, 2]]), torch.bfloat16))
+
+
+# ---- ties of float32
+
+
+def test_in_float32_a_tie_is_a_gap_that_the_order_of_sums_makes():
+    assert ties.is_rounded([3e-6, 1e-6]) and ties.is_rounded([1e-6, -1e-7])
+    assert ties.is_rounded([0.0, 0.0])
+    assert not ties.is_rounded([3e-6, 1.6e-6]) and not ties.is_rounded([1e-6, 1e-6])
+
+
+@pytest.mark.parametrize("step", [0, 2**-10])
+def test_in_float32_two_logits_of_one_size_are_a_tie_and_two_sizes_are_none(folder, step):
+    """Each logit is one product, which has no order: the same on every processor."""
+
+    def one_product(name, tensor):
+        if name != "lm_head.weight":
+            return tensor.float()
+        head = torch.zeros(tensor.shape)
+        head[3, 0], head[4, 0] = 8, 8 - 8 * step
+        head[5], head[6] = -head[3], -head[4]
+        return head
+
+    reference = with_weights(folder, one_product, torch.float32)
+    first = int(reference.logits(PROMPT, len(PROMPT)).argmax())
+    assert first in (3, 5)
+    found = judged(reference, first, first + 1)
+    assert found.is_tie == (step == 0)
+    assert found.why == (
+        "tie in float32: the order of sums puts them 0 to 0 apart" if not step else ""
+    )
+    assert not judged(reference, first, 9).is_tie
+
+
+def test_in_float64_nothing_is_a_tie(folder):
+    reference = with_weights(folder, lambda name, tensor: tensor.double(), torch.float64)
+    order = reference.logits(PROMPT, len(PROMPT)).sort(descending=True).indices.tolist()
+    assert not judged(reference, order[0], order[1]).is_tie
 
 
 def test_the_report_tells_exact_from_ties_from_differs():

@@ -258,6 +258,10 @@ def test_even_use_misses_what_does_not_fit():
         counts = even_counts(SIZE, 0.25, batch=batch)
         assert counts.pass_experts * 2 == pytest.approx(needed)
         assert counts.pool_reads == pytest.approx(0.75 * counts.pass_experts)
+        assert counts.round_reads == pytest.approx(0.875 * counts.round_experts)
+        for share in (0.95, 1.0):  # half an expert of a layer is missing, none
+            most = even_counts(SIZE, share, batch=batch)
+            assert most.round_reads == pytest.approx((1 - share) * most.round_experts)
     rows = rows_of(plan("olmoe-1b-7b", "3GiB", "laptop", like="even"))
     share = plan("olmoe-1b-7b", "3GiB", "laptop").share
     ratio = rows["cached", 1].link_bytes / rows["on_demand", 1].link_bytes

@@ -31,6 +31,7 @@ FOREIGN = {
     "_eos_token_tensor": "transformers: what its logits processors read",
     "_get_logits_processor": "transformers: the processors of a generation config",
     "_relative_position_bucket": "transformers: T5's, which Switch Transformers inherit",
+    "_make_wrapper_subclass": "torch: a tensor that stands for another",
     "_specmoe_forward": "our mark on transformers' modules, set and taken away in one file",
 }
 ASKS_BY_NAME = ("getattr", "setattr", "hasattr", "delattr")

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import models_table
 import pytest
 import torch
 from conftest import PROMPTS
 from tiny_architectures import make_checkpoint
+from tiny_families import CONFIGS, make_family
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM
 
 import specmoe
 from specmoe.checkpoint import model as checkpoint_model
@@ -362,7 +366,7 @@ def test_layers_kept_in_bf16_compute_in_float32(num_rows, monkeypatch):
     bias = model["head"].bias.data
     stored.keep_stored(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert model["head"].weight.data_ptr() == model["embed"].weight.data_ptr()
+    assert model["head"].stored.data_ptr() == model["embed"].stored.data_ptr()
     tokens = torch.arange(num_rows).view(1, -1) % 50
     x = model["embed"](tokens)
     assert torch.equal(x, F.embedding(tokens, wide.float()))
@@ -389,6 +393,57 @@ def test_a_model_computes_the_same_with_its_layers_in_bf16(
     torch.testing.assert_close(narrow, wide, atol=1e-4, rtol=1e-4)
     assert after["trunk_weights"] == before["trunk_weights"]
     assert before["trunk_bytes"] == 4 * before["trunk_weights"] > 1.5 * after["trunk_bytes"]
+
+
+def bf16_checkpoint(kind: str, folder: Path) -> Path:
+    if kind not in CONFIGS:
+        return models_table.write_tiny(kind, folder, torch.bfloat16)
+    made = make_family(kind, folder / "wide")
+    AutoModelForSeq2SeqLM.from_pretrained(made, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+# Their code casts what a layer gets to the dtype of its weight: of the head, of an indexer, of the
+# last layer of a dense block. The last has experts before any parameter that is not kept.
+ODD = ("hy_v4", "axk2", "nllb-moe", "switch_transformers", "solar_open")
+OTHERS = [kind for kind in models_table.architectures() if kind not in ODD]
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize(
+    "kind", [*ODD, *(pytest.param(kind, marks=pytest.mark.long) for kind in OTHERS)]
+)
+def test_no_model_computes_in_the_dtype_of_a_kept_layer(kind, monkeypatch, tmp_path):
+    try:
+        folder, found = bf16_checkpoint(kind, tmp_path), []
+    except Exception as error:
+        pytest.skip(f"transformers does not build {kind}: {error}")
+    text = models_table.PROMPTS[3]
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(checkpoint_model, "LEAST_STORED", least)
+        try:
+            with specmoe.load(folder, draft_experts=2) as engine:
+                source = {"source": text} if engine.is_translation else {}
+                found.append(engine.next_logits([2] if source else text, **source))
+                kept = any(isinstance(m, stored.Stored) for m in engine.model.modules())
+                assert kept == (least == 0)
+        except specmoe.UnsupportedModelError as refusal:
+            pytest.skip(str(refusal))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("c_compiler")
+def test_who_asks_a_kept_layer_for_its_weight_sees_what_it_computes_with():
+    narrow = torch.randn(16, 8, generator=random()).bfloat16()
+    model = nn.ModuleDict({"head": nn.Linear(8, 16, bias=False)})
+    model["head"].weight.data = narrow
+    stored.keep_stored(model)
+    weight = model["head"].weight
+    assert (weight.dtype, weight.shape, weight.device) == (torch.float32, (16, 8), narrow.device)
+    assert weight.stored.data_ptr() == narrow.data_ptr(), "no copy for a question"
+    assert torch.equal(weight[3], narrow[3].float()) and torch.equal(weight + 0, narrow.float())
+    x = floats(2, 8)
+    assert torch.equal(F.linear(x, weight=weight), F.linear(x, narrow.float()))
 
 
 @pytest.mark.usefixtures("c_compiler")

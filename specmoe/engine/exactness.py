@@ -24,7 +24,7 @@ from transformers.utils import is_accelerate_available
 
 from ..checkpoint.gguf_file import config_of
 from ..checkpoint.gguf_header import files_of, read_gguf
-from .ties import is_tie, tie_before
+from .ties import SIXTEEN_BITS, is_tie, tie_before, tie_of_sums
 
 METHODS = ("on_demand", "overlapped", "cached", "specmoe", "resident")
 # NllbMoeExperts.forward takes one-hot of a mask that is one-hot already, so other experts run than
@@ -38,7 +38,7 @@ class Divergence:
     """The first token where a method left the reference, and the reference's logits of its own
     token and of the method's.
 
-    ``is_tie``: in bfloat16 or float16 rounding alone decides, since the two logits are within 2
+    ``is_tie``: rounding alone decides, since in bfloat16 or float16 the two logits are within 2
     ulp, or for what ``why`` says.
     """
 
@@ -124,9 +124,9 @@ class TransformersReference:
         # taken away too.
         self.model.generation_config = self.settings
 
-    def _run(self, prompt: list[int], source: list[int] | None, new_tokens: int):
-        ids = torch.tensor([source or prompt], device=self.model.device)
-        own = torch.tensor([prompt], device=ids.device)
+    def _run(self, prompt: list[int], source: list[int] | None, new_tokens: int, copies: int = 1):
+        ids = torch.tensor([source or prompt] * copies, device=self.model.device)
+        own = torch.tensor([prompt] * copies, device=ids.device)
         start = {} if source is None else {"decoder_input_ids": own}
         return self.model.generate(
             ids,
@@ -153,15 +153,18 @@ class TransformersReference:
             own, steps = self._run(tokens, source, 1), 0
         return own.scores[steps][0]
 
-    def why_not(self, tokens: list[int], pair: dict[int, float]) -> str:
+    def why_not(self, tokens: list[int], source: list[int] | None, pair: dict[int, float]) -> str:
         """Why the token of ``pair`` with the smaller logit may stand after ``tokens`` all the same,
         "" if nothing proves it."""
-        return tie_before(
-            self.model,
-            lambda: self._run(tokens, None, 1).scores[0][0],
-            min(pair, key=pair.get),
-            self.dtype,
-        )
+
+        def read(copies: int = 1) -> torch.Tensor:
+            return self._run(tokens, source, 1, copies).scores[0][0]
+
+        if self.dtype == torch.float32:
+            return tie_of_sums(self.model, read, pair)
+        if source is not None or self.dtype not in SIXTEEN_BITS:
+            return ""
+        return tie_before(self.model, read, min(pair, key=pair.get), self.dtype)
 
 
 def _of_folder(auto: type, path: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -276,7 +279,7 @@ def first_divergence(reference, at: tuple, expected: list[int], got: list[int]) 
     # Two wrong tokens may be as good as each other.
     ties = [is_tie(max(pair), other, reference.dtype) for other in (*pair, float(logits.max()))]
     found = Divergence(method, prompt, position, *tokens, pair, all(ties))
-    if found.is_tie or source is not None or not isinstance(reference, TransformersReference):
+    if found.is_tie or not isinstance(reference, TransformersReference):
         return found
-    why = reference.why_not(expected[:position], dict(zip(tokens, pair, strict=True)))
+    why = reference.why_not(expected[:position], source, dict(zip(tokens, pair, strict=True)))
     return dataclasses.replace(found, is_tie=bool(why), why=why)

@@ -1,10 +1,10 @@
-"""What is no error: two numbers of 16 bits that only rounding tells apart, and the token that
-depends on them.
+"""What is no error: two numbers that only rounding tells apart, and the token that depends on them.
 
 Comes in: two logits; or transformers' own model, which has read a text, and the token that it
 likes less. Goes out: whether rounding alone decides, and where. ``exactness`` asks this of every
-divergence. Each proof is made of the reference's own numbers: its logits, those of its routers, and
-its logits after one token of one layer went to the expert that its router almost chose.
+divergence. Each proof is made of the reference's own numbers: in 16 bits its logits, those of its
+routers, and its logits after one token of one layer went to the expert that its router almost
+chose; in float32 its logits with other sums of the same numbers.
 
     T tokens, K top_k, E experts
 """
@@ -12,17 +12,21 @@ its logits after one token of one layer went to the expert that its router almos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..checkpoint import expert_modules
 from ..offload.routers import logits_of, router_of
 
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 TIE_ULPS = 2
+# Rows that read a text together: products of other shapes add in another order.
+COPIES = (1, 2, 8)
 # Each costs a forward pass over the text; what is not proved by then counts as an error.
 MOST_TRIED = 100
 
@@ -30,10 +34,45 @@ MOST_TRIED = 100
 def is_tie(first: float, second: float, dtype: torch.dtype) -> bool:
     """Whether two logits of a 16-bit model lie within 2 ulp, the steps of ``dtype`` at their
     size."""
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in SIXTEEN_BITS:
         return False
     size = max(abs(first), abs(second))
     return math.isfinite(size) and abs(first - second) <= TIE_ULPS * ulp(size, dtype)
+
+
+def is_rounded(gaps: Sequence[float]) -> bool:
+    """Whether the order of sums moves two logits as far as they are apart: ``gaps`` between them,
+    each of other sums of the same numbers."""
+    return max(gaps) - min(gaps) >= min(map(abs, gaps))
+
+
+def tie_of_sums(
+    model: PreTrainedModel, read: Callable[[int], torch.Tensor], pair: dict[int, float]
+) -> str:
+    """Why the tokens of ``pair``, with the float32 logits that they have where the text was made
+    token by token, are as good as each other: "" where nothing says so. ``read`` gives the logits
+    [V] when the model reads the text in one go, beside so many copies of it; both its own and the
+    plain attention do."""
+    (first, own), (second, other) = pair.items()
+    gaps = [own - other]
+    for attention in (model.config._attn_implementation, "eager"):
+        with _attention(model, attention):
+            for copies in COPIES:
+                logits = read(copies)
+                gaps.append(float(logits[first] - logits[second]))
+    if not is_rounded(gaps):
+        return ""
+    return f"tie in float32: the order of sums puts them {min(gaps):.2g} to {max(gaps):.2g} apart"
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def ulp(value: float, dtype: torch.dtype) -> float:

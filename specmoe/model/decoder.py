@@ -17,13 +17,12 @@ from functools import partial
 
 import torch
 import torch.fx.experimental._config  # noqa: F401 (an attribute of its package only once imported)
-import transformers
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoint.adapters import position_modules, rope_switch
 from ..errors import OptionError, SpecMoEError, UnsupportedModelError
 from .kernels import MOST_SHAPES
-from .kv_cache import MIXERS, RaggedKVCache, attention_windows, cache_argument
+from .kv_cache import RaggedKVCache, attention_windows, cache_argument, check_rollback
 from .native import torch_rests
 from .stored import MOST_ROWS
 
@@ -31,8 +30,6 @@ logger = logging.getLogger("specmoe")
 
 # Found exact with 8, 16 and 32 random heads, found wrong with 1, 2 and 4.
 FEWEST_INDEX_HEADS = 8
-# The version whose caches are first asked for states by the names of ``recurrent.StateCache``.
-STATES_SINCE = "5.21"
 # Their indexer adds scores as they are, without a cut at zero.
 UNCUT_SCORES = ("minimax_m3_vl_text",)
 
@@ -266,26 +263,6 @@ def tell_positions(
     for module in modules:
         module.positions = positions
         module.lengths = positions + 1 if lengths is None else lengths.to(positions.device)
-
-
-def check_rollback(model: PreTrainedModel) -> None:
-    """Refuse models whose state cannot be rolled back to an earlier token."""
-    if model.config.get_text_config(decoder=True).model_type in MIXERS:
-        return check_states(model.config.model_type)
-    if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
-        raise UnsupportedModelError(
-            f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when "
-            "drafted tokens are rejected; use a model with attention layers only"
-        )
-
-
-def check_states(kind: str) -> None:
-    """Refuse recurrent layers of a transformers that asks its cache otherwise than ours answers."""
-    if not hasattr(Cache, "get_conv_state"):
-        raise UnsupportedModelError(
-            f"{kind} has recurrent layers, whose state specmoe rolls back with transformers "
-            f"{STATES_SINCE} or newer, and this is {transformers.__version__}: pip install -U transformers"
-        )
 
 
 def check_indexer(config) -> None:

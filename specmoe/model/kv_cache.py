@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import FastMemoryError, UnsupportedModelError
@@ -41,13 +42,15 @@ MIXERS = {
 }
 
 
+# The version whose caches are first asked for states by the names of ``recurrent.StateCache``.
+STATES_SINCE = "5.21"
 # transformers 5.24 says ``cache`` and warns at the older names.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_argument(forward: Callable) -> str:
-    """What ``forward`` calls its cache, which transformers renames. A name that it does not know may
-    be swallowed (``**kwargs``): then nothing would be kept, and the tokens would be others."""
+    """What ``forward`` calls its cache, which transformers renames. A name that it does not know
+    may be swallowed (``**kwargs``): nothing would be kept, and the tokens would be others."""
     known = inspect.signature(forward).parameters
     for name in CACHE_NAMES:
         if name in known:
@@ -56,6 +59,27 @@ def cache_argument(forward: Callable) -> str:
         f"{forward.__qualname__} of transformers {transformers.__version__} takes no cache under a "
         f"name that specmoe knows ({', '.join(CACHE_NAMES)}): use another version of transformers"
     )
+
+
+def check_rollback(model: PreTrainedModel) -> None:
+    """Refuse models whose state cannot be rolled back to an earlier token."""
+    if model.config.get_text_config(decoder=True).model_type in MIXERS:
+        return check_states(model.config.model_type)
+    if getattr(model, "_is_stateful", False) or getattr(model.config, "is_hybrid", False):
+        raise UnsupportedModelError(
+            f"{model.config.model_type} keeps recurrent state, which cannot be rolled back when "
+            "drafted tokens are rejected; use a model with attention layers only"
+        )
+
+
+def check_states(kind: str) -> None:
+    """Refuse recurrent layers of a transformers that asks its cache otherwise than ours answers."""
+    if not hasattr(Cache, "get_conv_state"):
+        raise UnsupportedModelError(
+            f"{kind} has recurrent layers, whose state specmoe rolls back with transformers "
+            f"{STATES_SINCE} or newer, and this is {transformers.__version__}: pip install -U "
+            "transformers"
+        )
 
 
 class Places:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
 
 from ..checkpoint import ExpertLayout
 from ..checkpoint.layout import Part, Weight
@@ -124,22 +126,44 @@ def _weights(layout: ExpertLayout) -> Sequence[Weight]:
 # ---- the model's own layers ----
 
 
-class StoredLinear(nn.Linear):
-    """A layer whose weight, a buffer, is narrower than what it computes with."""
+class Wide(torch.Tensor):
+    """``stored`` for whoever asks a layer for its weight: float32, as the model computes, since
+    some cast what they multiply to the weight's dtype. Only computing with it makes a wide copy."""
 
+    @staticmethod
+    def __new__(cls, stored: torch.Tensor):
+        shape, device = stored.shape, stored.device
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=device)
+
+    def __init__(self, stored: torch.Tensor):
+        self.stored = stored
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda one: one.stored.float(), (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+class Stored:
+    """A layer whose weight, the buffer ``stored``, is bf16 while it computes in float32."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return Wide(self.stored)
+
+
+class StoredLinear(Stored, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out] in the dtype of ``x``."""
-        if x.dtype == self.weight.dtype:
-            return F.linear(x, self.weight, self.bias)
-        y = product(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        """[..., in] -> [..., out], float32."""
+        if self.stored.dtype != torch.bfloat16:  # a router that was widened by its own code
+            return F.linear(x, self.stored, self.bias)
+        y = product(x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
-class StoredEmbedding(nn.Embedding):
-    """Rows of a table that is narrower than the model."""
-
+class StoredEmbedding(Stored, nn.Embedding):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return super().forward(tokens).float()
+        return F.embedding(tokens, self.stored, self.padding_idx).float()
 
 
 STORED = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}
@@ -156,10 +180,14 @@ def keep_stored(model: nn.Module) -> None:
             if name == "weight" and type(module) in STORED and library() is not None:
                 module.__class__ = STORED[type(module)]
                 delattr(module, name)
-                module.register_buffer(name, weight.data)
+                module.register_buffer("stored", weight.data)
             else:
                 # in place, as another layer may share it
                 weight.data = weight.data.float()
+    for each in model.modules():
+        if isinstance(each, PreTrainedModel):
+            # Its device is that of its first parameter, which may be an expert's now, on none.
+            each.register_parameter("placed", nn.Parameter(torch.empty(0), requires_grad=False))
 
 
 def multiplies_stored(model: nn.Module, kernel) -> bool:
@@ -173,7 +201,7 @@ def multiplies_stored(model: nn.Module, kernel) -> bool:
 
 def trunk_weights(model: nn.Module) -> list[torch.Tensor]:
     """All weights of ``model`` beside its experts; a tied one once."""
-    kept = [module.weight for module in model.modules() if type(module) in STORED.values()]
+    kept = [module.stored for module in model.modules() if isinstance(module, Stored)]
     weights = [weight for weight in (*model.parameters(), *kept) if not weight.is_meta]
     return list({weight.data_ptr(): weight for weight in weights}.values())
 

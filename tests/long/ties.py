@@ -2,6 +2,10 @@
 and are those ties?
 
     python tests/long/ties.py --out tests/long/results/ties.jsonl --seconds 600
+    python tests/long/ties.py --out tests/long/results/products.jsonl --products
+
+The second is in float32, with every product of few rows made by the kernels that real sizes have;
+these small models would not use them. They add in an order of their own.
 
 Each chunk of prompts is one line of the file; a later call goes on where the last one stopped.
 Within a chunk every method runs in one batch and is compared with ``on_demand`` in one batch; every
@@ -18,7 +22,9 @@ import time
 from pathlib import Path
 
 import specmoe
+from specmoe.checkpoint import model as opened
 from specmoe.engine.exactness import TransformersReference, choose_reference, first_divergence
+from specmoe.model import kernels
 from specmoe.tiny.texts.data import held_out_prompts
 from specmoe.tiny.texts.translate_data import held_out_pairs
 
@@ -32,7 +38,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--models", nargs="+", choices=PROMPTS, default=list(PROMPTS))
+    parser.add_argument("--products", action="store_true", help="float32, kernels of real sizes")
     options = parser.parse_args()
+    if options.products:
+        kernels.LEAST_STORED = opened.LEAST_STORED = 0
+    dtype = "float32" if options.products else "bfloat16"
     until = time.monotonic() + options.seconds
     done = {(row["model"], row["first"]) for row in lines_of(options.out)}
     for model in options.models:
@@ -40,7 +50,7 @@ def main() -> None:
         missing = [first for first in range(0, num, CHUNK) if (model, first) not in done]
         if not missing or time.monotonic() > until:
             continue
-        with specmoe.load(model, dtype="bfloat16", store="memory") as engine:
+        with specmoe.load(model, dtype=dtype, store="memory") as engine:
             prompts, reference = (
                 prompts_of(engine, model, num),
                 choose_reference(engine, eos_token_id=[]),
