@@ -281,9 +281,24 @@ def test_a_chunk_of_the_long_run_compares_every_method_and_judges_what_differs()
     assert sums["divergences"] == sums["proved_ties"] + sums["others"] == len(row["divergences"])
 
 
+def found_in(name: str) -> list[dict]:
+    rows = Path(__file__).parent / "long" / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+def test_the_page_says_what_the_long_run_in_float32_found():
+    found = found_in("products")
+    page = " ".join((Path(__file__).parents[1] / "docs" / "testing.md").read_text().split())
+    prompts, tokens = (sum(row[key] for row in found) for key in ("prompts", "tokens"))
+    divergences = sum(len(row["divergences"]) for row in found)
+    said = (
+        f"over the same {prompts:,} prompts ({tokens} tokens, 2026-11-27) {divergences} divergences"
+    )
+    assert said in page
+
+
 def test_the_page_says_what_the_long_run_found():
-    rows = Path(__file__).parent / "long" / "results" / "ties.jsonl"
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    found = found_in("ties")
     page = " ".join((Path(__file__).parents[1] / "docs" / "testing.md").read_text().split())
     divergences = [d for row in found for d in row["divergences"]]
     kinds = Counter(
