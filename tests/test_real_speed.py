@@ -349,6 +349,17 @@ def test_the_page_says_what_nobody_measured():
     assert "make bench-real" in real_page.words({})
 
 
+def test_the_page_says_which_cells_are_of_another_hour():
+    rows = row_of(50, 1, "cached", 1.0) | row_of(50, 1, "specmoe", 1.0)
+    rows |= row_of(12, 1, "cached", 1.0, measured="2026-11-26T09:00")
+    rows |= row_of(12, 1, "llama", 1.0, measured="2026-11-26T09:55")
+    assert real_page._apart({"rows": rows}) == ""
+    rows |= row_of(12, 1, "specmoe_4", 1.0, measured="2026-11-26T10:05")
+    rows |= row_of(50, 1, "on_demand", 1.0, measured="2026-11-25T22:55")
+    said = real_page._apart({"rows": rows})
+    assert said.endswith("another disk's rate: on_demand and specmoe, gamma 4. "), said
+
+
 COMMITTED = results.read_all()["real"]
 # Cells whose speed the plan misses by more than a fifth, and by what factor; each is named on the page.
 OFF: dict[str, float] = {"olmoe-1b-7b/100%/1/cached/0": 1.2}

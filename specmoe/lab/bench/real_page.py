@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import product
 
 import pandas as pd
@@ -26,6 +27,7 @@ NAMES = {"llama": "llama.cpp", "accelerate": "accelerate (8 of 16 layers)"}
 NAMES |= {FIXED: "(specmoe, gamma 4)"}
 PLANNED = {"on_demand": "on_demand", "cached": "cached", FIXED: "specmoe"}
 MISSING = "not measured"
+AN_HOUR = timedelta(hours=1)
 
 
 def rows_of(content: dict, share: int, batch: int, what: str) -> list[dict]:
@@ -115,7 +117,7 @@ def words(content: dict) -> str:
         f"{peer}. {model['num_layers']} layers of {model['num_experts']} experts of "
         f"{show_bytes(model['expert_bytes'])}, {show_bytes(model['experts_bytes'])} in all, top-"
         f"{model['top_k']}. Runs of each cell, a process each: {number}; the median stands here. "
-        f"{_rounds(content)}{_absent(content)}"
+        f"{_rounds(content)}{_apart(content)}{_absent(content)}"
     )
 
 
@@ -130,6 +132,22 @@ def _rounds(content: dict) -> str:
     }
     said = ", ".join(f"{tokens:.1f} ({cell})" for cell, tokens in gave.items())
     return f"Tokens of a row in a round of specmoe: {said}. " if gave else ""
+
+
+def _apart(content: dict) -> str:
+    """Whose cells are of another hour than ``cached`` beside them: the disk changes within one."""
+    found = []
+    for share, batch, what in _cells():
+        each = [rows_of(content, share, batch, name) for name in (what, "cached")]
+        first, beside = (min((row["measured"] for row in rows), default=None) for rows in each)
+        if first and beside and abs(_moment(first) - _moment(beside)) > AN_HOUR:
+            found.append(NAMES.get(what, what).strip("()"))
+    names = " and ".join(dict.fromkeys(found))
+    said = f"Of another hour than the cells beside them, and of another disk's rate: {names}. "
+    return said if found else ""
+
+
+_moment = datetime.fromisoformat
 
 
 def _cells() -> list[tuple[int, int, str]]:
