@@ -216,7 +216,7 @@ def test_a_router_gives_its_close_choices_and_one_with_groups_gives_none():
 
 
 def test_in_float32_a_tie_is_a_gap_that_the_order_of_sums_makes():
-    assert ties.is_rounded([3e-6, 1e-6]) and ties.is_rounded([1e-6, -1e-7])
+    assert ties.is_rounded([3e-6, 1e-6]) and ties.is_rounded([1e-6, 0.0])
     assert ties.is_rounded([0.0, 0.0])
     assert not ties.is_rounded([3e-6, 1.6e-6]) and not ties.is_rounded([1e-6, 1e-6])
 
@@ -239,9 +239,28 @@ def test_in_float32_two_logits_of_one_size_are_a_tie_and_two_sizes_are_none(fold
     found = judged(reference, first, first + 1)
     assert found.is_tie == (step == 0)
     assert found.why == (
-        "tie in float32: the order of sums puts them 0 to 0 apart" if not step else ""
+        "tie in float32: the order of sums puts it 0 to 0 below the first" if not step else ""
     )
     assert not judged(reference, first, 9).is_tie
+    assert not judged(reference, 9, 10).is_tie, "both are wrong"
+
+
+def test_the_judge_of_float32_reads_the_text_in_other_ways_and_changes_nothing(folder):
+    reference = with_weights(folder, lambda name, tensor: tensor.float(), torch.float32)
+    before, ways = reference.model.config._attn_implementation, []
+    logits = reference.logits(PROMPT, len(PROMPT))
+    token = int(logits.argsort()[-2])
+
+    def read(copies):
+        ways.append((reference.model.config._attn_implementation, copies))
+        lifted = logits.clone()
+        lifted[token] += 2 * (logits.max() - logits[token]) if copies == 8 else 0
+        return lifted
+
+    said = ties.tie_of_sums(reference.model, read, token, logits)
+    assert ways == [(name, copies) for name in (before, "eager") for copies in (1, 2, 8)]
+    assert said.startswith("tie in float32: the order of sums puts it 0 to ")
+    assert reference.model.config._attn_implementation == before != "eager"
 
 
 def test_in_float64_nothing_is_a_tie(folder):

@@ -357,6 +357,15 @@ def test_an_asynchronous_pool_reads_everything_it_has_slots_for_at_once():
     assert len(list(each(arrivals))) == 5
 
 
+def test_reads_that_have_arrived_together_are_computed_one_by_one():
+    """Else the clock would say which are multiplied in one call."""
+    pool = make_pool(8, num_kept=0)
+    arrivals = pool.request(0, range(5), set())
+    for read in list(pool.tier.store.under_way):
+        pool.tier.store.arrive(read)
+    assert [len(some) for some in arrivals] == [1] * 5
+
+
 def test_a_claimed_prefetch_is_a_miss_where_everything_is_resident_too():
     pool = make_pool(8, num_kept=0, mode=PoolMode.RESIDENT)
     assert pool.prefetch(ExpertKey(0, 3))

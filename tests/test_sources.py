@@ -12,6 +12,7 @@ from tiny_families import make_family
 
 import specmoe
 from specmoe import registry
+from specmoe.model import kernels
 from specmoe.speculate import sources
 from specmoe.speculate.block import Drafted
 from specmoe.speculate.loop import Sequence
@@ -187,6 +188,16 @@ def test_more_bits_are_accepted_more_and_hold_more(open_engine):
     assert found[0].acceptance_rate < found[1].acceptance_rate
     assert found[1].acceptance_rate > 0.9 and found[0].draft_bytes < found[1].draft_bytes
     assert all(s.peak_fast_expert_bytes <= engine.memory.used_bytes for s in found)
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("least", [1 << 60, 0])
+def test_copies_compute_as_copies_where_experts_are_multiplied_as_stored(least, monkeypatch):
+    """What lies in a slot is a copy then, and no record."""
+    monkeypatch.setattr(kernels, "LEAST_STORED", least)
+    with specmoe.load("tiny-skewed", fast_memory="32MiB") as engine:
+        stats = generate(engine, "low_bit:8").stats
+    assert stats.acceptance_rate > 0.9
 
 
 def test_copies_are_made_in_one_pass_over_the_store_and_kept_for_the_next_run(open_engine, plain):

@@ -153,18 +153,20 @@ class TransformersReference:
             own, steps = self._run(tokens, source, 1), 0
         return own.scores[steps][0]
 
-    def why_not(self, tokens: list[int], source: list[int] | None, pair: dict[int, float]) -> str:
-        """Why the token of ``pair`` with the smaller logit may stand after ``tokens`` all the same,
-        "" if nothing proves it."""
+    def why_not(
+        self, tokens: list[int], source: list[int] | None, token: int, logits: torch.Tensor
+    ) -> str:
+        """Why ``token``, which is not the first of ``logits`` [V], may stand after ``tokens`` all
+        the same, "" if nothing proves it."""
 
         def read(copies: int = 1) -> torch.Tensor:
             return self._run(tokens, source, 1, copies).scores[0][0]
 
         if self.dtype == torch.float32:
-            return tie_of_sums(self.model, read, pair)
+            return tie_of_sums(self.model, read, token, logits)
         if source is not None or self.dtype not in SIXTEEN_BITS:
             return ""
-        return tie_before(self.model, read, min(pair, key=pair.get), self.dtype)
+        return tie_before(self.model, read, token, self.dtype)
 
 
 def _of_folder(auto: type, path: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -281,5 +283,6 @@ def first_divergence(reference, at: tuple, expected: list[int], got: list[int]) 
     found = Divergence(method, prompt, position, *tokens, pair, all(ties))
     if found.is_tie or not isinstance(reference, TransformersReference):
         return found
-    why = reference.why_not(expected[:position], source, dict(zip(tokens, pair, strict=True)))
+    less_liked = min(tokens, key=lambda token: float(logits[token]))
+    why = reference.why_not(expected[:position], source, less_liked, logits)
     return dataclasses.replace(found, is_tie=bool(why), why=why)

@@ -43,26 +43,27 @@ def is_tie(first: float, second: float, dtype: torch.dtype) -> bool:
 def is_rounded(gaps: Sequence[float]) -> bool:
     """Whether the order of sums moves two logits as far as they are apart: ``gaps`` between them,
     each of other sums of the same numbers."""
-    return max(gaps) - min(gaps) >= min(map(abs, gaps))
+    return max(gaps) - min(gaps) >= min(gaps)
 
 
 def tie_of_sums(
-    model: PreTrainedModel, read: Callable[[int], torch.Tensor], pair: dict[int, float]
+    model: PreTrainedModel, read: Callable[[int], torch.Tensor], token: int, logits: torch.Tensor
 ) -> str:
-    """Why the tokens of ``pair``, with the float32 logits that they have where the text was made
-    token by token, are as good as each other: "" where nothing says so. ``read`` gives the logits
-    [V] when the model reads the text in one go, beside so many copies of it; both its own and the
-    plain attention do."""
-    (first, own), (second, other) = pair.items()
-    gaps = [own - other]
+    """Why ``token``, whose float32 logit is not the first of ``logits`` [V], made token by token,
+    is as good as the first: "" where nothing says so. ``read`` gives them when the model reads the
+    text in one go, beside so many copies of it; with its own attention and with the plain one."""
+    gaps = [_below_first(token, logits)]
     for attention in (model.config._attn_implementation, "eager"):
         with _attention(model, attention):
-            for copies in COPIES:
-                logits = read(copies)
-                gaps.append(float(logits[first] - logits[second]))
+            gaps += [_below_first(token, read(copies)) for copies in COPIES]
     if not is_rounded(gaps):
         return ""
-    return f"tie in float32: the order of sums puts them {min(gaps):.2g} to {max(gaps):.2g} apart"
+    least, most = min(gaps), max(gaps)
+    return f"tie in float32: the order of sums puts it {least:.2g} to {most:.2g} below the first"
+
+
+def _below_first(token: int, logits: torch.Tensor) -> float:
+    return float(logits.max() - logits[token])
 
 
 @contextmanager
