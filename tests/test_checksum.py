@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from specmoe.offload import checksum
+from specmoe.offload import checksum, transfers
 from specmoe.offload.checksum import LEAST, Checksum
+from specmoe.offload.direct import pages
 from specmoe.offload.transfers import LEAST_LARGE, aligned_bytes, memory_of
 
 LENGTHS = [1, 15, 16, 17, 63, 64, 65, 79, 80, 127, 128, 129, 200, 16383, 16384, 16385, 50_000]
@@ -67,6 +69,17 @@ def test_large_memory_is_written_and_read_as_any_other():
     memory[-1] = 7
     assert len(memory) == LEAST_LARGE + 5 and memory[0] == 0 and memory[-1] == 7
     assert memory.data_ptr() % 4096 == 0
+
+
+def test_slots_have_large_pages_however_few_they_are(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        transfers, "pages", lambda num_bytes, large: asked.append(large) or pages(num_bytes)
+    )
+    store = SimpleNamespace(device=torch.device("cpu"), slot_bytes=4096)
+    transfers.allocate_slots(3, store)
+    transfers.aligned_bytes(4096)
+    assert asked == [True, False]
 
 
 def test_large_memory_may_have_large_pages():

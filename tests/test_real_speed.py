@@ -8,13 +8,16 @@ import os
 import shutil
 import subprocess
 from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import specmoe
+from specmoe.checkpoint import model as checkpoint_model
 from specmoe.checkpoint.packing import pack
 from specmoe.errors import OptionError
 from specmoe.lab.bench import (
@@ -82,6 +85,54 @@ def test_the_first_token_of_a_packed_folder_counts_its_distances(small, tmp_path
     assert kept.read_bytes() == before, "made anew, by the process that was timed"
     assert row["since_load_s"] == row["load_s"] + row["first_s"] > 0
     assert 0 < row["trunk_bytes"] < row["peak_bytes"]
+
+
+@pytest.mark.usefixtures("c_compiler")
+@pytest.mark.parametrize("least", [1 << 60, 0])
+def test_a_token_touches_all_but_the_input_embeddings_and_experts_left_out(
+    small, tmp_path, least, monkeypatch
+):
+    monkeypatch.setattr(checkpoint_model, "LEAST_STORED", least)
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=1)
+    with specmoe.load(folder) as engine:
+        info, table = engine.info, engine.model.get_input_embeddings()
+        kept = hasattr(table, "stored")
+        assert kept == (least == 0)
+        unread = table.weight.numel() * (2 if kept else 4)
+        experts = info["layers"] * info["top_k"] * info["expert_bytes"]
+        assert real_speed.touched_bytes(engine) == info["trunk_bytes"] - unread + experts
+
+
+def test_shares_of_the_floor_by_hand(monkeypatch):
+    """200 bytes touched at 100 a second, 100 of experts read at 50 a second."""
+    monkeypatch.setattr(real_speed, "touched_bytes", lambda engine: 200)
+    engine = SimpleNamespace(info={"layers": 2, "top_k": 1, "expert_bytes": 50})
+    run = {"token_s": 8.0, "wait_s": 4.0, "tokens": 3, "fetched_bytes": 900}
+    rows = {name: [run] for name in ("on_demand", "cached")}
+    found = real_speed._against_floors(engine, rows, {"memory": [100.0], "disk": [50.0]})
+    # it computes nothing while it reads: 2 s and then 2 s
+    assert found["on_demand"] | {"runs": 0} == {
+        "token_s": 8.0,
+        "share_of_floor": 0.25,
+        "share_without_waits": 0.5,
+        "most": 0.5,
+        "runs": 0,
+    }
+    # each token waits for 300 bytes
+    assert found["cached"]["most"] == pytest.approx(2 / 6)
+
+
+def test_tokens_with_all_experts_here_are_those_that_read_nothing(small, tmp_path, monkeypatch):
+    folder = real_checkpoint.make_checkpoint(tmp_path / "made", layers=1)
+    steps = [(5, 9.0), (1, 8.0), (0, 1.0), (2, 7.0), (0, 2.0), (0, 6.0)]
+    run = [SimpleNamespace(num_reads=reads, verify_s=seconds) for reads, seconds in steps]
+    engine = SimpleNamespace(start=lambda *_, **__: nullcontext(iter(run)))
+    monkeypatch.setattr(real_speed, "opened", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(real_speed, "memory_read_rate", lambda: 1.0)
+    monkeypatch.setattr(real_speed, "REPEATS", 1)
+    monkeypatch.setattr(real_speed, "_against_floors", lambda engine, rows, floors: rows)
+    [found] = real_speed.all_here(folder, 2)["cached"]
+    assert (found["token_s"], found["tokens"]) == (1.5, 2)
 
 
 def test_the_gguf_holds_the_same_weights(small, tmp_path):

@@ -125,7 +125,9 @@ def touched_bytes(engine) -> int:
     """Of weights, for one token through the whole model: all but the input embeddings (when they
     are not tied) and the experts that its routers leave out."""
     info, model = engine.info, engine.model
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    # as they lie in memory
+    embeddings, head = (getattr(layer, "stored", layer.weight) for layer in layers)
     unread = 0 if embeddings.data_ptr() == head.data_ptr() else embeddings.nbytes
     experts = info["layers"] * info["top_k"] * info["expert_bytes"]
     return info["trunk_bytes"] - unread + experts
