@@ -444,6 +444,10 @@ def test_who_asks_a_kept_layer_for_its_weight_sees_what_it_computes_with():
     assert torch.equal(weight[3], narrow[3].float()) and torch.equal(weight + 0, narrow.float())
     x = floats(2, 8)
     assert torch.equal(F.linear(x, weight=weight), F.linear(x, narrow.float()))
+    with pytest.raises(RuntimeError, match="dtype"):
+        model["head"](x.bfloat16())
+    model["head"].to(torch.float32)  # as routers do with themselves
+    assert torch.equal(model["head"](x), F.linear(x, narrow.float()))
 
 
 @pytest.mark.usefixtures("c_compiler")

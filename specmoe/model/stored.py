@@ -155,8 +155,8 @@ class Stored:
 class StoredLinear(Stored, nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], float32."""
-        if self.stored.dtype != torch.bfloat16:  # a router that was widened by its own code
-            return F.linear(x, self.stored, self.bias)
+        if (x.dtype, self.stored.dtype) != (torch.float32, torch.bfloat16):
+            return F.linear(x, self.weight, self.bias)  # widened by its model; or torch refuses
         y = product(x.reshape(-1, x.shape[-1]), self.stored).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
