@@ -236,7 +236,10 @@ def test_in_float32_two_logits_of_one_size_are_a_tie_and_two_sizes_are_none(fold
     reference = with_weights(folder, one_product, torch.float32)
     first = int(reference.logits(PROMPT, len(PROMPT)).argmax())
     assert first in (3, 5)
+    run, rows = reference._run, set()
+    reference._run = lambda *a: (made := run(*a)) and rows.add(len(made.sequences)) or made
     found = judged(reference, first, first + 1)
+    assert rows == {1, 2, 8}
     assert found.is_tie == (step == 0)
     assert found.why == (
         "tie in float32: the order of sums puts it 0 to 0 below the first" if not step else ""
