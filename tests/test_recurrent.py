@@ -81,6 +81,15 @@ def test_every_method_gives_each_row_what_it_gets_alone_through_refills(hybrid, 
 
 
 @each_hybrid
+def test_each_row_alone_one_after_the_other(hybrid):
+    """A prompt of one token, which has no prefill, begins where nobody is left."""
+    engine, _, want = hybrid
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": [], "batch_size": 1}
+    output = engine.generate(PROMPTS, method="specmoe", gamma=3, **options)
+    assert [sequence.tolist() for sequence in output.sequences] == want
+
+
+@each_hybrid
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
 @torch.no_grad()
 def test_what_is_sampled_is_sampled_from_the_logits_of_the_text_before_it(
@@ -241,6 +250,8 @@ def test_a_state_is_a_copy_and_a_row_without_one_begins_with_zeros():
     assert appended({}, {}, 3) == {}
     assert appended({}, state, 2)["recurrent", 0].tolist() == [[0, 0], [0, 0], [1, 1]]
     assert appended(state, {}, 1)["recurrent", 0].tolist() == [[1, 1], [0, 0]]
+    nobody = {("recurrent", 0): torch.ones(0, 2)}  # all rows have left
+    assert appended(nobody, {}, 0)["recurrent", 0].tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])

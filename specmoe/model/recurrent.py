@@ -154,10 +154,9 @@ def chosen(rows: torch.Tensor, yes: State, no: State) -> State:
 def appended(state: State, row: State, num_rows: int) -> State:
     """``row`` after the ``num_rows`` rows of ``state``; who has none begins with zeros."""
     made = {}
-    for key in {**state, **row}:
-        like = row[key] if key in row else state[key][:1]
-        rows = state.get(key, like.new_zeros(num_rows, *like.shape[1:]))
-        made[key] = torch.cat([rows, row.get(key, torch.zeros_like(like))])
+    for key, like in {**state, **row}.items():
+        before, new = like.new_zeros(num_rows, *like.shape[1:]), like.new_zeros(1, *like.shape[1:])
+        made[key] = torch.cat([state.get(key, before), row.get(key, new)])
     return made
 
 
