@@ -184,7 +184,8 @@ PROMPTS = [
     [20, 21, 22],
     [1, 2, 3, 4, 5, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69],
 ]
-NEW_TOKENS, METHODS = 14, {"on_demand": {}, "specmoe": {"gamma": 4}}
+NEW_TOKENS = 14
+METHODS = {"on_demand": {}, "overlapped": {}, "specmoe": {"gamma": 4}}
 
 
 @dataclass(frozen=True)
@@ -283,9 +284,8 @@ def plain(model: PreTrainedModel, prompts=PROMPTS, new_tokens: int = NEW_TOKENS)
 
 
 def decoded(engine, prompts=PROMPTS, new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
-    output = engine.generate(
-        prompts, max_new_tokens=new_tokens, eos_token_id=[], batch_size=4, **options
-    )
+    given = {"max_new_tokens": new_tokens, "eos_token_id": [], "batch_size": 4, **options}
+    output = engine.generate(prompts, **given)
     return [sequence.tolist() for sequence in output.sequences]
 
 
@@ -351,8 +351,8 @@ HEAD = """# Models
 Written by `python tests/models_table.py` with transformers {version}; `tests/test_families.py` compares it with what runs.
 
 The list: every architecture that goes through transformers' experts registry. Each was made tiny, with random weights and
-with windows and indexers narrower than the prompts, and decoded in float64: four ragged prompts at once, methods `on_demand`
-and `specmoe` (gamma 4, three draft experts).
+with windows and indexers narrower than the prompts, and decoded in float64: four ragged prompts at once, methods `on_demand`,
+`overlapped` and `specmoe` (gamma 4, three draft experts).
 
 - **exact**: the tokens are those of transformers' own `generate` for each prompt alone, and the logits of a second token agree within 1e-5.
 - **exact, by an adapter**: not in the registry; the named file of tests compares tokens and logits, with a model of its own.

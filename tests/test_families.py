@@ -63,6 +63,35 @@ def test_the_page_of_models_says_what_runs_for_all_others(kind):
     judged(kind)
 
 
+# One row at a time (a prompt of one token begins where nobody is left), few, and all at once.
+WAYS = [
+    {"batch_size": 1, "gamma": 2},
+    {"batch_size": 7, "gamma": 7},
+    {"batch_size": 3, "method": "cached"},
+    {"batch_size": 3, "method": "overlapped"},
+    {"batch_size": 2, "method": "auto"},
+    {"batch_size": 7, "method": "resident"},
+    *({"draft": draft} for draft in ("layer_skip", "merged:2", "low_bit:4", "ngram:1+resident")),
+    *({"substitute": name} for name in ("affinity", "router", "random", "drop", "no_experts")),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", architectures())
+def test_every_way_to_decode_gives_the_tokens_of_generate(kind, tmp_path):
+    prompts = [*models_table.PROMPTS, [9, 8], [4], [4]]
+    try:
+        folder = write_tiny(kind, tmp_path)
+        want = plain(reference(folder), prompts, 11)
+        engine = specmoe.load(folder, dtype=torch.float64, draft_experts=3, fast_memory="4MiB")
+    except Exception as error:
+        pytest.skip(f"refused, or transformers does not run it: {error}")
+    with engine:
+        for way in WAYS:
+            got = decoded(engine, prompts, 11, **{"method": "specmoe", "batch_size": 2} | way)
+            assert got == want, way
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("version", models_table.OLDER)
 def test_no_architecture_gives_other_tokens_with_an_older_transformers(tmp_path, version):

@@ -12,6 +12,7 @@ from tiny_families import make_family
 
 import specmoe
 from specmoe import registry
+from specmoe.errors import UnsupportedModelError
 from specmoe.model import kernels
 from specmoe.speculate import sources
 from specmoe.speculate.block import Drafted
@@ -250,6 +251,17 @@ def test_clusters_bring_what_is_used_near_to_its_own():
 
 def test_all_experts_merged_with_themselves_draft_what_the_target_says(open_engine):
     assert generate(open_engine(fast_memory="2MiB"), "merged:8").stats.acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize("kind", ["glm_moe_dsa", "mistral_large4"])
+def test_a_skipped_layer_hands_on_what_an_indexer_chose(kind, tmp_path):
+    with specmoe.load(write_tiny(kind, tmp_path), dtype="float64", draft_experts=3) as engine:
+        want = tokens_of(generate(engine, "resident"))
+        output = generate(engine, "layer_skip")
+        assert tokens_of(output) == want and output.stats.num_plain_rounds < output.stats.num_rounds
+        with pytest.raises(UnsupportedModelError, match="layer 0 hands more than hidden states"):
+            generate(engine, "layer_skip:0")
+        assert tokens_of(generate(engine, "resident")) == want, "all layers run again"
 
 
 def test_layers_that_are_skipped_do_not_run_and_come_back(open_engine, plain):

@@ -31,6 +31,15 @@ class Routers:
         self.modules = [router_of(model, name) for name in names]
         self.given = [given_by(model, *each) for each in zip(names, self.modules)]
         self.logits: list[torch.Tensor | None] = [None] * len(self.modules)
+        # most take rows [T, D], or those too; AFMoE's takes blocks [B, T, D] only
+        self.takes_blocks = False
+        first = next(filter(None, self.modules), None)
+        self.hook = first and first.register_forward_pre_hook(self._first_call)
+
+    def _first_call(self, router: nn.Module, args: tuple) -> None:
+        """How the model itself calls its routers."""
+        self.takes_blocks = bool(args) and args[0].dim() == 3
+        self.hook.remove()
 
     def require(self, what: str) -> None:
         """``UnsupportedModelError`` where ``what`` needs scores that the model hides."""
@@ -57,7 +66,8 @@ class Routers:
 
     def ask(self, layer: int, hidden: torch.Tensor, top_k: int) -> list[int]:
         """The experts that the router of ``layer`` would choose for ``hidden`` [T, D]."""
-        logits = logits_of(self.modules[layer](hidden, **self.given[layer]), self.num_experts)
+        block = hidden[None] if self.takes_blocks else hidden
+        logits = logits_of(self.modules[layer](block, **self.given[layer]), self.num_experts)
         return logits.topk(top_k, dim=-1).indices.unique().tolist()
 
     def among(

@@ -16,19 +16,29 @@ from .resident import Resident
 
 
 class Skippable:
-    """Stands in for ``module.forward``. ``gives_tuple``: how the layer answers, once seen."""
+    """Stands in for ``module.forward``. ``answers``: of how many values the layer's tuple is, 0 for
+    hidden states alone; None until it has run."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, number: int):
         self.compute = module.forward
+        self.number = number
         self.skips = False
-        self.gives_tuple: bool | None = None
+        self.answers: int | None = None
         module.forward = self
 
     def __call__(self, hidden_states: torch.Tensor, *args, **kwargs):
+        # Layers with an indexer also hand on which tokens it chose, by this name.
+        handed = [hidden_states, *(kwargs[name] for name in kwargs if name.startswith("prev_"))]
         if self.skips:
-            return (hidden_states,) if self.gives_tuple else hidden_states
+            return tuple(handed[: self.answers]) if self.answers else hidden_states
         output = self.compute(hidden_states, *args, **kwargs)
-        self.gives_tuple = isinstance(output, tuple)
+        self.answers = len(output) if isinstance(output, tuple) else 0
+        if self.answers > 1 and (len(handed) < self.answers or handed[1] is None):
+            raise UnsupportedModelError(
+                f"draft='layer_skip': layer {self.number} hands more than hidden states to the "
+                "next, which no layer before it has: skip others ('layer_skip:3,5') or draft "
+                "otherwise"
+            )
         return output
 
 
@@ -55,7 +65,7 @@ class LayerSkip(Resident):
             raise OptionError(
                 f"draft={self.name!r}: layers are 0..{len(found) - 1}, and one must be left"
             )
-        self.layers = [Skippable(found[number]) for number in numbers]
+        self.layers = [Skippable(found[number], number) for number in numbers]
         try:
             yield
         finally:
@@ -64,7 +74,7 @@ class LayerSkip(Resident):
 
     @contextmanager
     def drafting(self, batch):
-        if any(layer.gives_tuple is None for layer in self.layers):
+        if any(layer.answers is None for layer in self.layers):
             yield False  # no full pass has run yet
             return
         with super().drafting(batch) as can_draft:
