@@ -196,17 +196,22 @@ def gpu_words(content: dict) -> str:
     about = content.get("about", {})
     if about.get("device") != "cuda":
         return "No GPU has run this code yet: `python -m specmoe.lab.bench.gpu` does, where one is."
-    exact = [row for row in content["correctness"] if row["dtype"] == "float32"]
-    parted = [row for row in content["correctness"] if row["dtype"] != "float32"]
+    tokens = content.get("correctness", [])
+    exact = [row for row in tokens if row["dtype"] == "float32"]
+    parted = [row for row in tokens if row["dtype"] != "float32"]
     same, prompts = (sum(row[name] for row in exact) for name in ("same", "prompts"))
     left, all_parted = (sum(row[name] for row in parted) for name in ("same", "prompts"))
+    said = "Tokens were not compared."
+    if tokens:
+        said = (
+            f"Tokens against those of the CPU in fp32: {same} of {prompts} prompts the same in fp32 "
+            f"(TF32 off), all methods together; in bf16 {left} of {all_parted}."
+        )
     return (
         f"Measured {about['date'][:10]} on one {about['name']}, torch {about['torch']}, transformers "
         f"{about['transformers']}: one window of 2 s for each cell, not repeated, so there is no "
         "interval, and small differences mean nothing. Experts lie in pinned host memory and are "
-        "padded with zeros to the size of the paper's models; the rest is on the GPU, in bf16.\n\n"
-        f"Tokens against those of the CPU in fp32: {same} of {prompts} prompts the same in fp32 "
-        f"(TF32 off), all methods together; in bf16 {left} of {all_parted}."
+        f"padded with zeros to the size of the paper's models; the rest is on the GPU, in bf16.\n\n{said}"
     )
 
 
